@@ -1,7 +1,8 @@
 """Every error that sdengine raises on purpose.
 
-One base class and one class per reason a caller would act on differently. A message says what was expected, what was
-got, and the way out; `SdengineError.from_parts` composes exactly that, so that messages read alike everywhere.
+One base class and one class per reason a caller would act on differently. A message says what was
+expected, what was got, and the way out; `SdengineError.from_parts` composes exactly that, so that
+messages read alike everywhere.
 """
 
 from __future__ import annotations

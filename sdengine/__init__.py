@@ -1,0 +1,36 @@
+"""sdengine: low-latency generation with lossless speculative decoding over dynamic token trees.
+
+Names are loaded when they are first used, so that `import sdengine` and the errors cost no import
+of torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "CompletionOutput": "sdengine.core.outputs",
+    "EngineConfig": "sdengine.core.config",
+    "RequestMetrics": "sdengine.core.outputs",
+    "RequestOutput": "sdengine.core.outputs",
+    "SamplingParams": "sdengine.core.sampling_params",
+    "SpeculationConfig": "sdengine.core.config",
+    "SpeculationStats": "sdengine.core.outputs",
+}
+
+__all__ = ["__version__", *_EXPORTS]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_EXPORTS[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_EXPORTS])

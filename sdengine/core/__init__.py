@@ -1,0 +1,3 @@
+"""Core data: configurations, parameters, outputs. Knows errors and kernels' data, and nothing
+above itself.
+"""

@@ -1,0 +1,130 @@
+"""Checks of single arguments: what a number, a flag or a list must be before it enters a
+configuration.
+
+Each check returns the value in its plain Python type (a NumPy integer becomes `int`) or raises the
+given error class with the argument's name, what was expected and what came. `bool` is never taken
+for a number, nor a string for a list.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+from collections.abc import Iterable
+
+from sdengine.errors import SdengineError
+
+__all__ = [
+    "INT64_MAX",
+    "INT64_MIN",
+    "check_bool",
+    "check_choice",
+    "check_float",
+    "check_int",
+    "check_int_list",
+    "shown",
+]
+
+INT64_MIN = -(2**63)
+INT64_MAX = 2**63 - 1
+MAX_SHOWN_CHARS = 80
+
+
+def shown(value: object) -> str:
+    """Return a short text of any value and its type, for error messages."""
+    text = repr(value)
+    if len(text) > MAX_SHOWN_CHARS:
+        text = text[: MAX_SHOWN_CHARS - 3] + "..."
+    return f"{text} ({type(value).__name__})"
+
+
+def check_int(
+    error: type[SdengineError],
+    name: str,
+    value: object,
+    low: int,
+    high: int = INT64_MAX,
+    way_out: str = "",
+) -> int:
+    """Return `value` as an int of [low, high].
+
+    Raises:
+        error: it is no integer (bool and float are none) or out of range.
+    """
+    expected = f"{name} to be an integer >= {low}"
+    if high != INT64_MAX:
+        expected = f"{name} to be an integer from {low} to {high}"
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise error.from_parts(expected, shown(value), way_out)
+    number = operator.index(value)
+    if not low <= number <= high:
+        raise error.from_parts(expected, str(number), way_out)
+    return number
+
+
+def check_float(
+    error: type[SdengineError],
+    name: str,
+    value: object,
+    low: float,
+    high: float = math.inf,
+    *,
+    low_is_open: bool = False,
+) -> float:
+    """Return `value` as a finite float of [low, high], or of (low, high] when `low_is_open`.
+
+    Raises:
+        error: it is no real number, is NaN or infinite, or out of range.
+    """
+    bound = f"{'>' if low_is_open else '>='} {low:g}"
+    if high != math.inf:
+        bound += f" and <= {high:g}"
+    expected = f"{name} to be a finite number {bound}"
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise error.from_parts(expected, shown(value))
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    is_below = number <= low if low_is_open else number < low
+    if not math.isfinite(number) or is_below or number > high:
+        raise error.from_parts(expected, repr(number))
+    return number
+
+
+def check_bool(error: type[SdengineError], name: str, value: object) -> bool:
+    """Return `value`, which must be True or False itself.
+
+    Raises:
+        error: anything else, truthy or not.
+    """
+    if not isinstance(value, bool):
+        raise error.from_parts(f"{name} to be True or False", shown(value))
+    return value
+
+
+def check_choice(
+    error: type[SdengineError], name: str, value: object, choices: tuple[str, ...]
+) -> str:
+    """Return `value`, which must be one of the strings `choices`.
+
+    Raises:
+        error: anything else; the message lists the choices.
+    """
+    if not isinstance(value, str) or value not in choices:
+        raise error.from_parts(f"{name} to be one of {', '.join(choices)}", shown(value))
+    return value
+
+
+def check_int_list(
+    error: type[SdengineError], name: str, value: object, low: int, high: int
+) -> tuple[int, ...]:
+    """Return a list of ints as a tuple, every item in [low, high].
+
+    Raises:
+        error: it is a string, no iterable, or an item is no integer of the range.
+    """
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise error.from_parts(f"{name} to be a list of integers", shown(value))
+    return tuple(check_int(error, f"{name}[{i}]", item, low, high) for i, item in enumerate(value))

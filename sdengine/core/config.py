@@ -1,0 +1,329 @@
+"""The engine's settings, validated once, here; nothing changes them after construction.
+
+`SpeculationConfig` says how trees are drafted and verified, `EngineConfig` everything else. They
+know no model: what depends on the checkpoint (context length, vocabulary) is checked where the
+checkpoint is opened.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import KW_ONLY, dataclass, field, replace
+from pathlib import Path
+
+from sdengine.core.argument import (
+    INT64_MAX,
+    INT64_MIN,
+    check_bool,
+    check_choice,
+    check_float,
+    check_int,
+    check_int_list,
+    shown,
+)
+from sdengine.errors import ConfigError
+
+__all__ = [
+    "BACKENDS",
+    "DTYPES",
+    "METHODS",
+    "VERIFIERS",
+    "EngineConfig",
+    "SpeculationConfig",
+]
+
+METHODS = ("dyspec", "chain", "kary", "sampled", "ngram")
+VERIFIERS = ("coupled", "rejection")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+BACKENDS = ("reference", "cpu", "triton", "cuda")
+
+MAX_TREE_NODES = 1024
+MAX_TREE_DEPTH = 256
+MAX_CHILDREN = 32
+MAX_NGRAM = 32
+DEFAULT_BRANCHING = (4, 2, 2, 1)
+SPECULATION_WORDS = ("auto", "off", *METHODS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeculationConfig:
+    """How draft tokens are proposed and verified.
+
+    Args:
+        method: "dyspec" grows the tree of highest expected acceptance; "chain" one token per depth;
+            "kary" a static tree of the most likely tokens; "sampled" a static tree of tokens
+            sampled without replacement; all four with a draft model. "ngram" needs none: it
+            continues earlier occurrences of the last tokens.
+        verifier: "coupled" gives the same text for the same seed as plain decoding; "rejection" is
+            recursive rejection sampling without replacement: the same law, another text.
+        max_nodes: most draft tokens per sequence and step, the root not counted.
+        max_depth: most draft tokens along one path.
+        max_children: most children of one node.
+        branching: children per node at depth 1, 2, ... of "kary" and "sampled"; an int k means k at
+            every depth that fits max_nodes. None takes (4, 2, 2, 1) as far as it fits. Kept as a
+            tuple; empty for the other methods.
+        adaptive: choose the budget per step, zero included, from measured costs and expected gain;
+            False always drafts max_nodes.
+        max_batch_nodes: most draft tokens of a step over all sequences; None leaves it to the
+            budget controller.
+        draft_temperature: temperature of the draft model; None follows each request's own, which
+            accepts most.
+        calibrate: fit acceptance estimates online; False trusts the draft model's probabilities.
+        min_ngram: shortest run of tokens that "ngram" looks up.
+        max_ngram: longest run of tokens that "ngram" looks up.
+
+    Raises:
+        ConfigError: an argument is of the wrong type, out of range, or contradicts another; the
+            message names it.
+    """
+
+    method: str = "dyspec"
+    verifier: str = "coupled"
+    max_nodes: int = 64
+    max_depth: int = 8
+    max_children: int = 16
+    branching: int | Iterable[int] | None = None
+    adaptive: bool = True
+    max_batch_nodes: int | None = None
+    draft_temperature: float | None = None
+    calibrate: bool = True
+    min_ngram: int = 2
+    max_ngram: int = 5
+
+    def __post_init__(self) -> None:
+        error = ConfigError
+        check_choice(error, "method", self.method, METHODS)
+        check_choice(error, "verifier", self.verifier, VERIFIERS)
+        for name, high in (
+            ("max_nodes", MAX_TREE_NODES),
+            ("max_depth", MAX_TREE_DEPTH),
+            ("max_children", MAX_CHILDREN),
+            ("min_ngram", MAX_NGRAM),
+            ("max_ngram", MAX_NGRAM),
+        ):
+            way_out = "speculation=None decodes plainly" if name == "max_nodes" else ""
+            self._set(name, check_int(error, name, getattr(self, name), 1, high, way_out))
+        for name in ("adaptive", "calibrate"):
+            check_bool(error, name, getattr(self, name))
+        if self.min_ngram > self.max_ngram:
+            raise error.from_parts(
+                f"min_ngram <= max_ngram = {self.max_ngram}", str(self.min_ngram)
+            )
+        if self.max_batch_nodes is not None:
+            self._set(
+                "max_batch_nodes", check_int(error, "max_batch_nodes", self.max_batch_nodes, 1)
+            )
+        if self.draft_temperature is not None:
+            temperature = check_float(error, "draft_temperature", self.draft_temperature, 0.0)
+            self._set("draft_temperature", temperature)
+        self._set("branching", self._checked_branching())
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    @property
+    def needs_draft_model(self) -> bool:
+        """Whether the method cannot work without a draft model."""
+        return self.method != "ngram"
+
+    @property
+    def level_widths(self) -> tuple[int, ...]:
+        """Children per node at depth 1, 2, ... of the static methods; empty for dynamic trees and
+        n-grams.
+        """
+        assert isinstance(self.branching, tuple)
+        return (
+            (1,) * min(self.max_depth, self.max_nodes) if self.method == "chain" else self.branching
+        )
+
+    def _checked_branching(self) -> tuple[int, ...]:
+        if self.method not in ("kary", "sampled"):
+            if self.branching not in (None, ()):
+                raise ConfigError.from_parts(
+                    f'no branching with method "{self.method}"',
+                    shown(self.branching),
+                    'it belongs to "kary" and "sampled"',
+                )
+            return ()
+        limit = self.max_children
+        if self.branching is None:
+            return self._fitting(tuple(min(k, limit) for k in DEFAULT_BRANCHING))
+        if isinstance(self.branching, int):
+            k = check_int(ConfigError, "branching", self.branching, 1, limit)
+            return self._fitting((k,) * self.max_depth)
+        widths = check_int_list(ConfigError, "branching", self.branching, 1, limit)
+        if not widths or self._fitting(widths) != widths:
+            raise ConfigError.from_parts(
+                f"branching of 1 to max_depth = {self.max_depth} levels that together hold at most "
+                f"max_nodes = {self.max_nodes} nodes",
+                f"{list(widths)} with {_num_nodes(widths)} nodes",
+                "raise max_nodes or max_depth, or branch less",
+            )
+        return widths
+
+    def _fitting(self, widths: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the longest prefix of `widths` within max_depth and max_nodes, at least one level
+        of it.
+        """
+        widths = widths[: self.max_depth]
+        while len(widths) > 1 and _num_nodes(widths) > self.max_nodes:
+            widths = widths[:-1]
+        return (min(widths[0], self.max_nodes), *widths[1:]) if widths else widths
+
+
+def _num_nodes(widths: tuple[int, ...]) -> int:
+    total, level = 0, 1
+    for width in widths:
+        level *= width
+        total += level
+    return total
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Settings of one engine.
+
+    Args:
+        model: a directory in Hugging Face format, or the name of a bundled pair.
+        draft: directory of the draft model; None takes the bundled pair's, or none.
+        device: "auto", "cpu", "cuda" or "cuda:<index>".
+        dtype: of weights and KV cache: "auto", "float32", "bfloat16" or "float16".
+        speculation: a SpeculationConfig, the name of a method, None (or "off") for plain decoding,
+            or "auto": "dyspec" when there is a draft model, else "ngram". Kept as
+            SpeculationConfig, None or "auto".
+        max_num_seqs: most sequences that run at once.
+        max_model_len: most tokens of a sequence, prompt included; None takes the checkpoint's.
+        num_kv_blocks: blocks of the KV cache; None derives it from max_num_seqs and max_model_len,
+            or from free memory.
+        block_size: tokens per KV block, a power of two from 8 to 256.
+        max_num_batched_tokens: most rows of one forward; longer prompts are prefilled in chunks of
+            at most so many.
+        enable_prefix_caching: reuse KV blocks between requests whose prompts begin alike.
+        num_threads: CPU threads; None takes the number of physical cores this process may use.
+        seed: 64-bit integer from which requests without a seed get theirs.
+        backend: one backend for every op, or a map from op to backend; None chooses per op.
+
+    Raises:
+        ConfigError: an argument is of the wrong type, out of range, or contradicts another; the
+            message names it.
+    """
+
+    model: str | os.PathLike[str]
+    draft: str | os.PathLike[str] | None = None
+    _: KW_ONLY
+    device: str = "auto"
+    dtype: str = "auto"
+    speculation: SpeculationConfig | str | None = "auto"
+    max_num_seqs: int = 8
+    max_model_len: int | None = None
+    num_kv_blocks: int | None = None
+    block_size: int = 64
+    max_num_batched_tokens: int = 512
+    enable_prefix_caching: bool = True
+    num_threads: int | None = None
+    seed: int = 0
+    backend: str | Mapping[str, str] | None = field(default=None, hash=False)
+
+    def __post_init__(self) -> None:
+        error = ConfigError
+        self._set("model", _checked_path("model", self.model))
+        if self.draft is not None:
+            self._set("draft", _checked_path("draft", self.draft))
+        if not isinstance(self.device, str) or not re.fullmatch(
+            r"auto|cpu|cuda(:\d+)?", self.device
+        ):
+            raise error.from_parts(
+                'device to be "auto", "cpu", "cuda" or "cuda:0"', shown(self.device)
+            )
+        check_choice(error, "dtype", self.dtype, DTYPES)
+        self._set("speculation", _checked_speculation(self.speculation))
+        self._set("max_num_seqs", check_int(error, "max_num_seqs", self.max_num_seqs, 1, 4096))
+        for name, low in (("max_model_len", 2), ("num_kv_blocks", 1), ("num_threads", 1)):
+            if getattr(self, name) is not None:
+                self._set(name, check_int(error, name, getattr(self, name), low))
+        self._set("block_size", check_int(error, "block_size", self.block_size, 8, 256))
+        if self.block_size & (self.block_size - 1):
+            raise error.from_parts("block_size to be a power of two", str(self.block_size))
+        self._set(
+            "max_num_batched_tokens",
+            check_int(
+                error,
+                "max_num_batched_tokens",
+                self.max_num_batched_tokens,
+                self.max_num_seqs,
+                way_out="every running sequence needs a row (max_num_seqs)",
+            ),
+        )
+        check_bool(error, "enable_prefix_caching", self.enable_prefix_caching)
+        self._set("seed", check_int(error, "seed", self.seed, INT64_MIN, INT64_MAX))
+        self._set("backend", checked_backend("backend", self.backend))
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    def speculation_for(self, has_draft_model: bool) -> SpeculationConfig | None:
+        """Return the speculation to run, with "auto" resolved.
+
+        Args:
+            has_draft_model: whether the engine has a draft model, given or bundled.
+
+        Raises:
+            ConfigError: the method asked for needs a draft model and there is none.
+        """
+        speculation = self.speculation
+        if speculation == "auto":
+            return SpeculationConfig(method="dyspec" if has_draft_model else "ngram")
+        assert speculation is None or isinstance(speculation, SpeculationConfig), speculation
+        if speculation is not None and speculation.needs_draft_model and not has_draft_model:
+            raise ConfigError.from_parts(
+                f'a draft model for speculation method "{speculation.method}"',
+                "none",
+                'pass draft="path/to/draft", or method="ngram", which needs no draft model',
+            )
+        return speculation
+
+    def with_changes(self, **changes: object) -> EngineConfig:
+        """Return a copy with some arguments replaced, validated again."""
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+
+def checked_backend(name: str, backend: object) -> str | dict[str, str] | None:
+    """Return a backend choice: a name, a map from op to name, or None.
+
+    Raises:
+        ConfigError: an unknown backend; the message lists those that exist.
+    """
+    if backend is None:
+        return None
+    if isinstance(backend, Mapping):
+        for op in backend:
+            if not isinstance(op, str) or not op:
+                raise ConfigError.from_parts(f"{name} to map names of ops to backends", shown(op))
+        return {
+            op: check_choice(ConfigError, f"{name}[{op!r}]", choice, BACKENDS)
+            for op, choice in backend.items()
+        }
+    return check_choice(ConfigError, name, backend, BACKENDS)
+
+
+def _checked_path(name: str, value: object) -> str:
+    if (
+        isinstance(value, bytes)
+        or not isinstance(value, (str, os.PathLike))
+        or not os.fspath(value)
+    ):
+        raise ConfigError.from_parts(
+            f"{name} to be a directory or the name of a pair", shown(value)
+        )
+    return str(Path(os.fspath(value)).expanduser()) if isinstance(value, os.PathLike) else value
+
+
+def _checked_speculation(value: object) -> SpeculationConfig | str | None:
+    if value is None or isinstance(value, SpeculationConfig):
+        return value
+    word = check_choice(ConfigError, "speculation", value, SPECULATION_WORDS)
+    if word == "off":
+        return None
+    return word if word == "auto" else SpeculationConfig(method=word)

@@ -1,0 +1,91 @@
+"""The one table of environment variables, and the one place where they are read.
+
+Nothing below the engine's faces reads the environment on its own account: `read_environment` is
+called once, and what it returns is passed on. An argument given in code always wins over a
+variable.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdengine.core.config import checked_backend
+from sdengine.errors import ConfigError
+
+__all__ = ["VARIABLES", "Environment", "read_environment"]
+
+VARIABLES: dict[str, str] = {
+    "SDENGINE_BACKEND": 'backend of all ops ("cpu"), or of some ("linear=reference,sample=cpu")',
+    "SDENGINE_NUM_THREADS": "CPU threads, when num_threads is not given",
+    "SDENGINE_CACHE_DIR": "where measured costs are kept; default ~/.cache/sdengine",
+    "SDENGINE_BUNDLED_DIR": "where bundled model pairs are looked for; default inside the package",
+    "NO_COLOR": "when set to anything, the command line prints no colours",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """What the environment asks for; None where it says nothing.
+
+    Args:
+        backend: one backend for all ops, or a map from op to backend.
+        num_threads: CPU threads.
+        cache_dir: directory for things that can be computed again.
+        bundled_dir: directory of bundled pairs.
+        no_color: whether colours are unwanted.
+    """
+
+    backend: str | dict[str, str] | None
+    num_threads: int | None
+    cache_dir: Path
+    bundled_dir: Path | None
+    no_color: bool
+
+
+def read_environment(environ: Mapping[str, str] | None = None) -> Environment:
+    """Read and validate every variable of the table.
+
+    Args:
+        environ: the environment; None for the process's own.
+
+    Raises:
+        ConfigError: a variable has an unusable value, or a variable beginning with SDENGINE_ is not
+            in the table.
+    """
+    env = os.environ if environ is None else environ
+    unknown = sorted(name for name in env if name.startswith("SDENGINE_") and name not in VARIABLES)
+    if unknown:
+        raise ConfigError.from_parts(
+            f"environment variables among {', '.join(VARIABLES)}", ", ".join(unknown), "unset it"
+        )
+    cache_dir, bundled_dir = env.get("SDENGINE_CACHE_DIR"), env.get("SDENGINE_BUNDLED_DIR")
+    return Environment(
+        backend=_backend(env.get("SDENGINE_BACKEND", "")),
+        num_threads=_num_threads(env.get("SDENGINE_NUM_THREADS", "")),
+        cache_dir=Path(cache_dir or "~/.cache/sdengine").expanduser(),
+        bundled_dir=Path(bundled_dir).expanduser() if bundled_dir else None,
+        no_color=bool(env.get("NO_COLOR")),
+    )
+
+
+def _backend(text: str) -> str | dict[str, str] | None:
+    if not text.strip():
+        return None
+    if "=" not in text:
+        return checked_backend("SDENGINE_BACKEND", text.strip())
+    choices: dict[str, str] = {}
+    for item in text.split(","):
+        op, _, backend = item.partition("=")
+        choices[op.strip()] = backend.strip()
+    return checked_backend("SDENGINE_BACKEND", choices)
+
+
+def _num_threads(text: str) -> int | None:
+    if not text.strip():
+        return None
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise ConfigError.from_parts("SDENGINE_NUM_THREADS to be an integer >= 1", repr(text))
+    return int(text)
