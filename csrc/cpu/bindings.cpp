@@ -1,0 +1,40 @@
+// The Python module sdengine.kernels._cpu: pool, program, CPU features. Ops bind themselves in bind_<op>.cpp.
+#include "cpu/bind.h"
+#include "cpu/cpu_features.h"
+
+namespace py = pybind11;
+
+namespace sdengine {
+
+// The list of ops is made by the build from the names of csrc/cpu/bind_<op>.cpp.
+#define SDENGINE_OP(name) void bind_##name(py::module_& module);
+#include "ops.inc"
+#undef SDENGINE_OP
+
+}  // namespace sdengine
+
+PYBIND11_MODULE(_cpu, module) {
+  using namespace sdengine;
+  module.doc() = "CPU kernels of sdengine, recorded into programs and replayed natively.";
+
+  py::class_<ThreadPool>(module, "ThreadPool")
+      .def(py::init<int>(), py::arg("num_threads"))
+      .def_property_readonly("num_threads", &ThreadPool::num_threads)
+      .def("prepare", &ThreadPool::prepare, py::arg("max_wait_us"));
+
+  py::class_<Program>(module, "Program")
+      .def(py::init<>())
+      .def("__len__", &Program::size)
+      .def("names", &Program::names)
+      .def("append_program", &Program::append_program)
+      .def("replay", &Program::replay, py::arg("pool"), py::call_guard<py::gil_scoped_release>())
+      .def("replay_timed", &Program::replay_timed, py::arg("pool"),
+           py::call_guard<py::gil_scoped_release>());
+
+  module.def("selected_isa", [] { return std::string(isa_name(selected_isa())); });
+  module.def("detected_isa", [] { return std::string(isa_name(detected_isa())); });
+
+#define SDENGINE_OP(name) bind_##name(module);
+#include "ops.inc"
+#undef SDENGINE_OP
+}

@@ -1,0 +1,60 @@
+#include "cpu/cpu_features.h"
+
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+namespace sdengine {
+namespace {
+
+Isa parse(const std::string& name) {
+  if (name == "portable") return Isa::kPortable;
+  if (name == "avx2") return Isa::kAvx2;
+  if (name == "avx512") return Isa::kAvx512;
+  throw std::runtime_error("SDENGINE_ISA: expected portable, avx2 or avx512, got " + name);
+}
+
+Isa select() {
+  const char* wanted = std::getenv("SDENGINE_ISA");
+  if (wanted == nullptr || *wanted == '\0') return detected_isa();
+  const Isa isa = parse(wanted);
+  if (isa > detected_isa()) {
+    throw std::runtime_error("SDENGINE_ISA=" + std::string(wanted) + ": this machine has only " +
+                             isa_name(detected_isa()));
+  }
+  return isa;
+}
+
+}  // namespace
+
+Isa detected_isa() {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512bf16")) {
+    return Isa::kAvx512;
+  }
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+    return Isa::kAvx2;
+  }
+#endif
+  return Isa::kPortable;
+}
+
+Isa selected_isa() {
+  static const Isa isa = select();
+  return isa;
+}
+
+const char* isa_name(Isa isa) {
+  switch (isa) {
+    case Isa::kAvx512:
+      return "avx512";
+    case Isa::kAvx2:
+      return "avx2";
+    default:
+      return "portable";
+  }
+}
+
+}  // namespace sdengine

@@ -1,0 +1,122 @@
+#include "cpu/thread_pool.h"
+
+#include <chrono>
+#include <stdexcept>
+
+namespace sdengine {
+namespace {
+
+constexpr int kSpinsBeforeYield = 4000;      // about 30-60 us of pauses: longer than any balanced launch
+constexpr int kIdleSpinUs = 3;               // after a run; "a few microseconds" of a core at most
+
+inline void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+using Clock = std::chrono::steady_clock;
+
+}  // namespace
+
+void Worker::barrier() const {
+  if (count > 1) gate->wait();
+}
+
+void Barrier::wait() {
+  const uint32_t generation = generation_.load(std::memory_order_acquire);
+  if (waiting_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+    waiting_.store(count_, std::memory_order_relaxed);
+    generation_.store(generation + 1, std::memory_order_release);
+    return;
+  }
+  int spins = 0;
+  while (generation_.load(std::memory_order_acquire) == generation) {
+    if (++spins < kSpinsBeforeYield) {
+      pause();
+    } else {
+      std::this_thread::yield();
+    }
+  }
+}
+
+ThreadPool::ThreadPool(int num_threads) : num_threads_(num_threads), barrier_(num_threads) {
+  if (num_threads < 1) throw std::invalid_argument("ThreadPool: num_threads must be at least 1");
+  threads_.reserve(num_threads - 1);
+  for (int i = 1; i < num_threads; ++i) threads_.emplace_back([this, i] { worker_main(i); });
+}
+
+ThreadPool::~ThreadPool() {
+  {
+    std::lock_guard<std::mutex> lock(sleep_mutex_);
+    stopping_.store(true);
+  }
+  wake_.notify_all();
+  for (auto& thread : threads_) thread.join();
+}
+
+void ThreadPool::run(const std::function<void(Worker&)>& body) {
+  std::lock_guard<std::mutex> guard(run_mutex_);
+  Worker self{0, num_threads_, &barrier_};
+  if (num_threads_ == 1) {
+    body(self);
+    return;
+  }
+  active_.store(num_threads_ - 1, std::memory_order_relaxed);
+  {
+    std::lock_guard<std::mutex> lock(sleep_mutex_);
+    body_ = &body;
+    ticket_.fetch_add(1, std::memory_order_release);
+  }
+  wake_.notify_all();
+  body(self);
+  int spins = 0;
+  while (active_.load(std::memory_order_acquire) != 0) {
+    if (++spins < kSpinsBeforeYield) {
+      pause();
+    } else {
+      std::this_thread::yield();
+    }
+  }
+}
+
+void ThreadPool::prepare(int max_wait_us) {
+  if (num_threads_ == 1) return;
+  {
+    std::lock_guard<std::mutex> lock(sleep_mutex_);
+    prepare_us_.store(max_wait_us, std::memory_order_relaxed);
+    prepare_ticket_.fetch_add(1, std::memory_order_release);
+  }
+  wake_.notify_all();
+}
+
+void ThreadPool::worker_main(int index) {
+  Worker self{index, num_threads_, &barrier_};
+  uint32_t seen = 0;
+  uint32_t seen_prepare = 0;
+  int spin_us = kIdleSpinUs;
+  for (;;) {
+    const auto deadline = Clock::now() + std::chrono::microseconds(spin_us);
+    while (ticket_.load(std::memory_order_acquire) == seen && Clock::now() < deadline) pause();
+    if (ticket_.load(std::memory_order_acquire) == seen) {
+      std::unique_lock<std::mutex> lock(sleep_mutex_);
+      wake_.wait(lock, [&] {
+        return stopping_.load() || ticket_.load() != seen || prepare_ticket_.load() != seen_prepare;
+      });
+      if (stopping_.load()) return;
+    }
+    seen_prepare = prepare_ticket_.load(std::memory_order_acquire);
+    if (ticket_.load(std::memory_order_acquire) == seen) {
+      spin_us = prepare_us_.load(std::memory_order_relaxed);
+      continue;
+    }
+    seen = ticket_.load(std::memory_order_acquire);
+    (*body_)(self);
+    active_.fetch_sub(1, std::memory_order_acq_rel);
+    spin_us = kIdleSpinUs;
+  }
+}
+
+}  // namespace sdengine

@@ -1,0 +1,34 @@
+"""Which implementations exist on this machine, and why the others do not. Nothing falls back silently."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from sdengine.errors import BackendUnavailable
+
+
+def load_cpu() -> ModuleType:
+    """The compiled CPU extension.
+
+    Raises:
+        BackendUnavailable: It was not built, or cannot be loaded here.
+    """
+    try:
+        from sdengine.kernels import _cpu
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"backend 'cpu': the compiled extension is missing ({error}); install a C++17 compiler and "
+            "reinstall sdengine, or choose backend 'reference'"
+        ) from error
+    return _cpu
+
+
+def available() -> dict[str, str | None]:
+    """Backend name -> None when usable, otherwise the reason it is not."""
+    reasons: dict[str, str | None] = {"reference": None}
+    try:
+        load_cpu()
+        reasons["cpu"] = None
+    except BackendUnavailable as error:
+        reasons["cpu"] = str(error)
+    return reasons

@@ -1,0 +1,63 @@
+"""embed: gathers embedding rows as float32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from sdengine.kernels.backends import load_cpu
+from sdengine.kernels.spec import Case, Op, address, expect_tensor
+
+WEIGHT_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def check(*, tokens: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, num_rows: torch.Tensor) -> None:
+    """Contract.
+
+    Args:
+        tokens: [N] int32, each in [0, V).
+        weight: [V, E] float32 or bfloat16.
+        out: [N, E] float32, written.
+        num_rows: [1] int32, rows to gather.
+    """
+    expect_tensor("embed", "weight", weight, WEIGHT_DTYPES, (None, None))
+    expect_tensor("embed", "tokens", tokens, torch.int32, (None,))
+    expect_tensor("embed", "out", out, torch.float32, (tokens.shape[0], weight.shape[1]))
+    expect_tensor("embed", "num_rows", num_rows, torch.int32, (1,))
+
+
+def reference(*, tokens: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, num_rows: torch.Tensor) -> None:
+    """out[r] = weight[tokens[r]] for r < num_rows."""
+    n = int(num_rows)
+    out[:n] = weight[tokens[:n].long()].float()
+
+
+def cpu(native: Any, *, tokens: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, num_rows: torch.Tensor) -> None:
+    """Appends the native launch."""
+    load_cpu().embed(
+        native,
+        address(tokens),
+        address(weight),
+        weight.dtype == torch.bfloat16,
+        address(out),
+        address(num_rows),
+        weight.shape[1],
+    )
+
+
+def bench_cases() -> Iterator[Case]:
+    """One row and a tree's worth of rows."""
+    weight = torch.randn(32000, 2048).bfloat16()
+    for rows in (1, 16, 64):
+        args = {
+            "tokens": torch.randint(0, 32000, (rows,), dtype=torch.int32),
+            "weight": weight,
+            "out": torch.empty(rows, 2048),
+            "num_rows": torch.tensor([rows], dtype=torch.int32),
+        }
+        yield Case(f"N={rows} V=32000 E=2048 bf16", args, bytes_moved=rows * 2048 * 6)
+
+
+OP = Op("embed", check, reference, ("out",), cpu, bench_cases=bench_cases)
