@@ -1,0 +1,93 @@
+"""A sequence: one completion of a request while it lives in the engine.
+
+Holds tokens, lengths and blocks; knows nothing of models, kernels or scheduling rules.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from sdengine.core.outputs import FinishReason, Logprob
+from sdengine.core.sampling_params import SamplingParams
+
+NO_SLOT = -1
+
+
+class SequenceStatus(Enum):
+    """Where a sequence is in its life."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """State of one completion.
+
+    Args:
+        request_id: id of the request it belongs to.
+        index: which of the request's n completions.
+        params: its sampling parameters.
+        seed: 64-bit key of its noise; the same seed gives the same text.
+        token_ids: prompt and generated tokens.
+        num_prompt_tokens: how many of them are the prompt's.
+        stop_token_ids: tokens that end it (end-of-sequence included unless ignored).
+        max_total_tokens: length at which it ends for lack of room or by max_tokens.
+    """
+
+    request_id: str
+    index: int
+    params: SamplingParams
+    seed: int
+    token_ids: list[int]
+    num_prompt_tokens: int
+    stop_token_ids: frozenset[int]
+    max_total_tokens: int
+
+    status: SequenceStatus = SequenceStatus.WAITING
+    slot: int = NO_SLOT
+    block_table: list[int] = field(default_factory=list)
+    num_computed: int = 0
+    num_draft_computed: int = 0
+    num_hashed_blocks: int = 0
+    num_preemptions: int = 0
+    text: str = ""
+    logprobs: list[dict[int, Logprob]] | None = None
+    cumulative_logprob: float = 0.0
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+    acceptance_histogram: list[int] = field(default_factory=list)
+    num_draft_tokens: int = 0
+    draft_time_s: float = 0.0
+    verify_time_s: float = 0.0
+    other_time_s: float = 0.0
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and generated tokens."""
+        return len(self.token_ids)
+
+    @property
+    def num_generated(self) -> int:
+        """Generated tokens."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens whose keys and values the target has not computed; 1 while decoding."""
+        return len(self.token_ids) - self.num_computed
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether no more tokens will come."""
+        return self.status is SequenceStatus.FINISHED
+
+    def release(self) -> None:
+        """Forgets blocks and computed lengths, as after preemption or at the end."""
+        self.block_table = []
+        self.num_computed = 0
+        self.num_draft_computed = 0
+        self.num_hashed_blocks = 0
+        self.slot = NO_SLOT

@@ -1,0 +1,121 @@
+"""The one cut point: where a sequence ends, inside newly committed tokens too.
+
+Text, token ids, logprobs and counts of a request are all cut by what `StopChecker.accept` says.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from sdengine.core.outputs import FinishReason
+from sdengine.core.sequence import Sequence
+
+
+class TextStream(Protocol):
+    """Incremental detokeniser: token ids in, text deltas out."""
+
+    def push(self, token_ids: list[int]) -> str:
+        """Text that became certain with these tokens."""
+
+    def finish(self) -> str:
+        """Text held back so far (an incomplete character becomes U+FFFD)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """What of the new tokens counts.
+
+    Args:
+        num_tokens: how many of them are kept.
+        finish_reason: None while the sequence goes on.
+        stop_reason: the stop string or token that ended it; None for end-of-sequence.
+    """
+
+    num_tokens: int
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+
+
+class StopChecker:
+    """Applies new tokens to a sequence's text and says where it ends.
+
+    Args:
+        sequence: whose text grows.
+        stream: its detokeniser.
+        eos_token_ids: tokens that end it without a stop_reason.
+    """
+
+    def __init__(
+        self, sequence: Sequence, stream: TextStream, eos_token_ids: frozenset[int]
+    ) -> None:
+        self._sequence = sequence
+        self._stream = stream
+        self._eos = eos_token_ids
+        self._strings = tuple(sequence.params.stop or ())
+        self._longest = max(map(len, self._strings), default=0)
+        self._skip_special = sequence.params.skip_special_tokens
+
+    def accept(self, token_ids: list[int]) -> Cut:
+        """Takes newly committed tokens; `sequence.text` and `sequence.token_ids` grow by what
+        counts.
+
+        Args:
+            token_ids: tokens in order, at least one.
+        """
+        if self._strings:
+            return self._accept_one_by_one(token_ids)
+        kept, cut = self._scan(token_ids)
+        self._append(kept, hide_last=cut.finish_reason == "stop")
+        if cut.finish_reason is not None:
+            self._sequence.text += self._stream.finish()
+        return cut
+
+    def _scan(self, token_ids: list[int]) -> tuple[list[int], Cut]:
+        sequence = self._sequence
+        room = sequence.max_total_tokens - sequence.num_tokens
+        min_length = sequence.num_prompt_tokens + sequence.params.min_tokens
+        for i, token in enumerate(token_ids):
+            long_enough = sequence.num_tokens + i + 1 > min_length
+            if token in sequence.stop_token_ids and long_enough:
+                reason = None if token in self._eos else token
+                return token_ids[: i + 1], Cut(i + 1, "stop", reason)
+            if i + 1 == room:
+                return token_ids[:room], Cut(room, "length")
+        return token_ids, Cut(len(token_ids))
+
+    def _accept_one_by_one(self, token_ids: list[int]) -> Cut:
+        sequence = self._sequence
+        for i, token in enumerate(token_ids):
+            _, cut = self._scan([token])
+            before = len(sequence.text)
+            self._append([token], hide_last=cut.finish_reason == "stop")
+            if cut.finish_reason is not None:
+                sequence.text += self._stream.finish()
+            found = None
+            if cut.finish_reason != "stop" and sequence.num_generated > sequence.params.min_tokens:
+                found = self._find_stop_string(before)
+            if found is not None:
+                return Cut(i + 1, "stop", found)
+            if cut.finish_reason is not None:
+                return Cut(i + 1, cut.finish_reason, cut.stop_reason)
+        return Cut(len(token_ids))
+
+    def _append(self, token_ids: list[int], hide_last: bool) -> None:
+        self._sequence.token_ids += token_ids
+        visible = token_ids[:-1] if hide_last and self._skip_special else token_ids
+        if visible:
+            self._sequence.text += self._stream.push(visible)
+
+    def _find_stop_string(self, before: int) -> str | None:
+        """Cuts the text at the first stop string that ends in the new part, and returns it."""
+        sequence = self._sequence
+        start = max(0, before - self._longest + 1)
+        hits = [(sequence.text.find(s, start), s) for s in self._strings]
+        hits = [(position, s) for position, s in hits if position >= 0]
+        if not hits:
+            return None
+        position, string = min(hits, key=lambda hit: (hit[0], len(hit[1])))
+        keep = position + (len(string) if sequence.params.include_stop_str_in_output else 0)
+        sequence.text = sequence.text[:keep]
+        return string
