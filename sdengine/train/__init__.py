@@ -1,0 +1,1 @@
+"""Training of draft models and of the bundled pair; needs nothing from the engine at run time."""

@@ -1,0 +1,237 @@
+"""One training loop: schedule, clipping, log, evaluation, checkpoints, control while running.
+
+Promises: a run that was interrupted and resumed makes bit for bit the steps of an uninterrupted
+one (same machine, same thread count); a checkpoint on disk is always complete (written beside
+and renamed); the log is JSON lines.  Knows nothing of models and data: those come as an
+`Objective`.
+
+A running training listens to its directory and to signals:
+
+    touch RUN/COOLDOWN     start the cooldown at the next step (also SIGUSR1)
+    touch RUN/CHECKPOINT   write a checkpoint at the next step
+    SIGTERM or SIGINT      write a checkpoint and leave; the same command resumes
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
+
+
+@dataclass(frozen=True, slots=True)
+class LoopConfig:
+    """Length of a run and its rhythms.
+
+    Attributes:
+        steps: optimiser steps if nobody asks for an earlier cooldown.
+        warmup_steps: linear rise from 0.
+        cooldown_steps: linear fall to 0 at the end.
+        clip_norm: gradient norm per module.
+        eval_every: steps between evaluations.
+        checkpoint_seconds: wall-clock seconds between checkpoints.
+        log_every: steps between log lines.
+    """
+
+    steps: int
+    warmup_steps: int
+    cooldown_steps: int
+    clip_norm: float = 1.0
+    eval_every: int = 100
+    checkpoint_seconds: float = 120.0
+    log_every: int = 10
+
+
+@dataclass(slots=True)
+class LoopState:
+    """What a checkpoint must know beside the weights."""
+
+    step: int = 0
+    cooldown_start: int | None = None
+    seconds: float = 0.0
+
+
+class Objective(Protocol):
+    """What is trained and how a step's gradient comes about."""
+
+    modules: dict[str, nn.Module]
+    optimizers: dict[str, torch.optim.Optimizer]
+
+    def accumulate(self, step: int, is_cooling: bool) -> dict[str, float]:
+        """Add the gradients of step `step` into the parameters; returns figures for the log."""
+
+    def evaluate(self) -> dict[str, float]:
+        """Held-out figures."""
+
+
+def learning_rate_scale(step: int, state: LoopState, config: LoopConfig, decays: bool) -> float:
+    """Warm-up, stable, decay: the factor on the peak learning rate at `step`, in (0, 1]."""
+    scale = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    if decays and state.cooldown_start is not None and step >= state.cooldown_start:
+        scale *= 1.0 - (step - state.cooldown_start) / max(1, config.cooldown_steps)
+    return scale
+
+
+def last_step(state: LoopState, config: LoopConfig) -> int:
+    """The number of steps this run will have made when it ends."""
+    if state.cooldown_start is None:
+        return config.steps
+    return state.cooldown_start + config.cooldown_steps
+
+
+class Control:
+    """Requests to a running training, by signal or by a file in its directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.must_stop = False
+        self.must_cool = False
+
+    def take(self, name: str) -> bool:
+        """Whether the file `name` was there; removes it."""
+        path = self.directory / name
+        if not path.exists():
+            return False
+        path.unlink()
+        return True
+
+    @contextmanager
+    def listening(self) -> Iterator[Control]:
+        """Handle SIGTERM, SIGINT and SIGUSR1 inside the block; earlier handlers come back."""
+
+        def stop(*_: object) -> None:
+            self.must_stop = True
+
+        def cool(*_: object) -> None:
+            self.must_cool = True
+
+        wanted = {signal.SIGTERM: stop, signal.SIGINT: stop, signal.SIGUSR1: cool}
+        previous = {number: signal.signal(number, handler) for number, handler in wanted.items()}
+        try:
+            yield self
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+def save_checkpoint(path: Path, objective: Objective, state: LoopState) -> None:
+    """Write weights, optimiser states and the loop's state; atomic."""
+    payload = {
+        "modules": {name: module.state_dict() for name, module in objective.modules.items()},
+        "optimizers": {name: opt.state_dict() for name, opt in objective.optimizers.items()},
+        "loop": {
+            "step": state.step,
+            "cooldown_start": state.cooldown_start,
+            "seconds": state.seconds,
+        },
+    }
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        torch.save(payload, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def load_checkpoint(path: Path, objective: Objective) -> LoopState:
+    """Restore `objective` in place from a file of `save_checkpoint`; returns the loop's state."""
+    payload = torch.load(path, map_location="cpu", weights_only=True)
+    for name, module in objective.modules.items():
+        module.load_state_dict(payload["modules"][name])
+    for name, optimizer in objective.optimizers.items():
+        optimizer.load_state_dict(payload["optimizers"][name])
+    return LoopState(**payload["loop"])
+
+
+def append_log(path: Path, record: dict[str, object]) -> None:
+    """Add one JSON line."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def _optimiser_step(objective: Objective, state: LoopState, config: LoopConfig) -> dict[str, float]:
+    """One step; returns the figures of the objective and the gradient norms."""
+    is_cooling = state.cooldown_start is not None and state.step >= state.cooldown_start
+    figures = objective.accumulate(state.step, is_cooling)
+    for name, module in objective.modules.items():
+        norm = nn.utils.clip_grad_norm_(module.parameters(), config.clip_norm)
+        figures[f"{name}_grad_norm"] = float(norm)
+    for optimizer in objective.optimizers.values():
+        for group in optimizer.param_groups:
+            scale = learning_rate_scale(state.step, state, config, group["decays"])
+            group["lr"] = group["peak_lr"] * scale
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return figures
+
+
+def _progress() -> Progress:
+    """A bar on a terminal, nothing in a pipe."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[loss]}"),
+        TimeRemainingColumn(),
+        console=Console(file=sys.stderr),
+        disable=not sys.stderr.isatty(),
+    )
+
+
+def train(name: str, objective: Objective, config: LoopConfig, directory: Path) -> LoopState:
+    """Run, or resume, the stage `name` until its last step or until told to stop.
+
+    Args:
+        name: of the stage; its files are `<name>.pt` and `<name>.jsonl` in `directory`.
+        objective: trained in place.
+        config: length and rhythm.
+        directory: exists; also the place of the control files.
+
+    Returns:
+        The state reached; `state.step < last_step(state, config)` means it was told to stop.
+    """
+    checkpoint, log = directory / f"{name}.pt", directory / f"{name}.jsonl"
+    state = load_checkpoint(checkpoint, objective) if checkpoint.exists() else LoopState()
+    saved_at = clock = time.monotonic()
+    control = Control(directory)
+    with control.listening(), _progress() as progress:
+        task = progress.add_task(name, total=last_step(state, config), loss="")
+        while state.step < last_step(state, config) and not control.must_stop:
+            wants_cooldown = control.take("COOLDOWN") or control.must_cool
+            is_due = state.step >= config.steps - config.cooldown_steps
+            if state.cooldown_start is None and (wants_cooldown or is_due):
+                state.cooldown_start = state.step
+            figures = _optimiser_step(objective, state, config)
+            state.step += 1
+            state.seconds += time.monotonic() - clock
+            clock = time.monotonic()
+            is_last = state.step >= last_step(state, config)
+            if state.step % config.log_every == 0 or is_last:
+                record = {"step": state.step, "seconds": round(state.seconds, 2), **figures}
+                append_log(log, record)
+            if state.step % config.eval_every == 0 or is_last:
+                append_log(log, {"step": state.step, **objective.evaluate()})
+            progress.update(
+                task,
+                completed=state.step,
+                total=last_step(state, config),
+                loss=f"loss {figures['loss']:.3f}",
+            )
+            is_old = time.monotonic() - saved_at > config.checkpoint_seconds
+            if is_old or is_last or control.take("CHECKPOINT"):
+                save_checkpoint(checkpoint, objective, state)
+                saved_at = time.monotonic()
+        if control.must_stop:
+            save_checkpoint(checkpoint, objective, state)
+    return state

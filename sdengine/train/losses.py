@@ -1,0 +1,58 @@
+"""Losses and distances between next-token distributions; pure functions on tensors.
+
+Every function takes fp32 logits [..., V] (or ids [...]) and an optional mask [...], and averages
+over the positions whose mask is true.  Teacher logits never receive a gradient.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean of `values` [...] where `mask` [...] is true (everywhere if None); 0 if nowhere."""
+    if mask is None:
+        return values.mean()
+    weights = mask.to(values.dtype)
+    return (values * weights).sum() / weights.sum().clamp_min(1.0)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean negative log-likelihood in nats. logits [..., V], labels int64 [...]."""
+    values = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none")
+    return masked_mean(values.view(labels.shape), mask)
+
+
+def forward_kl(draft_logits: Tensor, target_logits: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean KL(target || draft) in nats; the gradient reaches the draft alone.
+
+    Source: DistillSpec (forward-KL variant).
+    """
+    teacher = target_logits.detach()
+    log_target = teacher - teacher.logsumexp(-1, keepdim=True)
+    # KL = sum p log p - sum p q_logit + logsumexp(q_logit): the draft's log-softmax, a tensor as
+    # large as the logits, is never stored.
+    target_probs = log_target.exp()
+    negative_entropy = (target_probs * log_target).sum(-1)
+    agreement = torch.einsum("...v,...v->...", target_probs, draft_logits)
+    return masked_mean(negative_entropy - agreement + draft_logits.logsumexp(-1), mask)
+
+
+def expected_acceptance(
+    draft_logits: Tensor, target_logits: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    """Mean probability that a token sampled from the draft survives verification: sum min(p, q).
+
+    Source: Leviathan et al. 2023, Corollary 3.6.
+    """
+    overlap = torch.minimum(draft_logits.softmax(-1), target_logits.softmax(-1)).sum(-1)
+    return masked_mean(overlap, mask)
+
+
+def greedy_agreement(
+    draft_logits: Tensor, target_logits: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    """Share of positions where both distributions have the same most likely token."""
+    return masked_mean((draft_logits.argmax(-1) == target_logits.argmax(-1)).float(), mask)

@@ -1,0 +1,203 @@
+"""A differentiable Llama-architecture model in plain torch, with Hugging Face parameter names.
+
+Promises: `state_dict()` keys equal those of a Hugging Face Llama checkpoint with tied embeddings
+(no `lm_head.weight`), and logits equal those of that architecture in fp32.  Knows nothing of
+losses, data or optimisers.  RoPE is the rotate-half convention.  It is a trainer's model: the
+engine has its own forward; the two meet in the exported checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaShape:
+    """The architecture's numbers; field names are those of a Hugging Face `config.json`."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int = 64
+    max_position_embeddings: int = 1024
+    rope_theta: float = 10000.0
+    rms_norm_eps: float = 1e-5
+
+    def num_parameters(self) -> int:
+        """Parameters with tied embeddings."""
+        attention = self.head_dim * (2 * self.num_attention_heads + 2 * self.num_key_value_heads)
+        layer = self.hidden_size * (attention + 3 * self.intermediate_size + 2)
+        return self.num_hidden_layers * layer + self.hidden_size * (self.vocab_size + 1)
+
+
+class RMSNorm(nn.Module):
+    """x * rsqrt(mean(x^2) + eps) * weight over the last axis."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+
+
+def rope_tables(shape: LlamaShape) -> tuple[Tensor, Tensor]:
+    """cos and sin, fp32 [max_position_embeddings, D], halves repeated (rotate-half)."""
+    exponents = torch.arange(0, shape.head_dim, 2, dtype=torch.float64) / shape.head_dim
+    positions = torch.arange(shape.max_position_embeddings, dtype=torch.float64)
+    angles = torch.outer(positions, shape.rope_theta**-exponents).repeat(1, 2)
+    return angles.cos().float(), angles.sin().float()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Apply RoPE. x [B, heads, S, D]; cos and sin [S, D]; returns a new tensor like x."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+class KeyValueCache:
+    """Preallocated keys and values [L][B, H_kv, max_length, D] for sampling; not differentiable."""
+
+    def __init__(self, shape: LlamaShape, num_sequences: int, max_length: int, device: str) -> None:
+        size = (num_sequences, shape.num_key_value_heads, max_length, shape.head_dim)
+        self.keys = [torch.empty(size, device=device) for _ in range(shape.num_hidden_layers)]
+        self.values = [torch.empty(size, device=device) for _ in range(shape.num_hidden_layers)]
+        self.length = 0
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write [B, H_kv, S, D] after the stored tokens; returns all keys and values so far."""
+        end = self.length + keys.shape[2]
+        self.keys[layer][:, :, self.length : end] = keys
+        self.values[layer][:, :, self.length : end] = values
+        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+
+
+class Attention(nn.Module):
+    """Causal grouped-query self-attention."""
+
+    def __init__(self, shape: LlamaShape) -> None:
+        super().__init__()
+        width, head_dim = shape.hidden_size, shape.head_dim
+        self.head_dim = head_dim
+        self.group_size = shape.num_attention_heads // shape.num_key_value_heads
+        self.q_proj = nn.Linear(width, shape.num_attention_heads * head_dim, bias=False)
+        self.k_proj = nn.Linear(width, shape.num_key_value_heads * head_dim, bias=False)
+        self.v_proj = nn.Linear(width, shape.num_key_value_heads * head_dim, bias=False)
+        self.o_proj = nn.Linear(shape.num_attention_heads * head_dim, width, bias=False)
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, cache: KeyValueCache | None, layer: int
+    ) -> Tensor:
+        batch, length, _ = x.shape
+        heads = (batch, length, -1, self.head_dim)
+        query = rotate(self.q_proj(x).view(heads).transpose(1, 2), cos, sin)  # [B, H, S, D]
+        key = rotate(self.k_proj(x).view(heads).transpose(1, 2), cos, sin)  # [B, H_kv, S, D]
+        value = self.v_proj(x).view(heads).transpose(1, 2)
+        if cache is not None:
+            key, value = cache.append(layer, key, value)
+        # Repeating the heads keeps torch on its fused CPU kernel (enable_gqa leaves it).
+        key = key.repeat_interleave(self.group_size, dim=1)
+        value = value.repeat_interleave(self.group_size, dim=1)
+        is_causal = length > 1  # one query sees everything; a prefill starts from an empty cache
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=is_causal)
+        return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, shape: LlamaShape) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(shape.hidden_size, shape.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(shape.hidden_size, shape.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(shape.intermediate_size, shape.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer layer."""
+
+    def __init__(self, shape: LlamaShape) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(shape.hidden_size, shape.rms_norm_eps)
+        self.self_attn = Attention(shape)
+        self.post_attention_layernorm = RMSNorm(shape.hidden_size, shape.rms_norm_eps)
+        self.mlp = FeedForward(shape)
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, cache: KeyValueCache | None, layer: int
+    ) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache, layer)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    """Embedding, layers and final norm; exists so that names begin with `model.` as on disk."""
+
+    def __init__(self, shape: LlamaShape) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(shape.vocab_size, shape.hidden_size)
+        self.layers = nn.ModuleList(Block(shape) for _ in range(shape.num_hidden_layers))
+        self.norm = RMSNorm(shape.hidden_size, shape.rms_norm_eps)
+
+
+class LlamaModule(nn.Module):
+    """Llama with tied embeddings.
+
+    Args:
+        shape: the architecture.
+        seed: seeds the initialisation; global random state is left alone.
+    """
+
+    def __init__(self, shape: LlamaShape, seed: int = 0) -> None:
+        super().__init__()
+        self.shape = shape
+        self.model = Decoder(shape)
+        cos, sin = rope_tables(shape)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+        self._initialise(torch.Generator().manual_seed(seed))
+
+    @torch.no_grad()
+    def _initialise(self, generator: torch.Generator) -> None:
+        """Matrices at 1/sqrt(fan in), embeddings at 0.02, residual outputs at zero."""
+        for name, parameter in self.named_parameters():
+            if parameter.ndim != 2:
+                continue
+            std = 0.02 if "embed" in name else 1.0 / math.sqrt(parameter.shape[1])
+            parameter.normal_(0.0, std, generator=generator)
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                parameter.zero_()  # every layer starts as the identity
+
+    def forward(self, token_ids: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        """Logits of the next token after each position.
+
+        Args:
+            token_ids: int64 [B, S].
+            cache: keys and values of earlier tokens; extended in place.  Several tokens at once
+                are accepted only while it is empty.
+
+        Returns:
+            fp32 logits [B, S, V].
+        """
+        start = 0 if cache is None else cache.length
+        assert start == 0 or token_ids.shape[1] == 1, (start, token_ids.shape)
+        end = start + token_ids.shape[1]
+        cos, sin = self.cos[start:end], self.sin[start:end]
+        x = self.model.embed_tokens(token_ids)  # [B, S, E]
+        for index, layer in enumerate(self.model.layers):
+            x = layer(x, cos, sin, cache, index)
+        if cache is not None:
+            cache.length = end
+        return F.linear(self.model.norm(x), self.model.embed_tokens.weight)

@@ -1,0 +1,268 @@
+"""`sdengine train pair`: the bundled pair `python-completion`, from nothing to checkpoints.
+
+Everything lives in a run directory: `run.json` (the recipe), `tokenizer.json`, one checkpoint and
+one log per stage, the target's samples.  The same command continues whatever it finds there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from tokenizers import Tokenizer
+
+from sdengine.errors import CheckpointError, ConfigError
+from sdengine.train.data import SourceFile, build_stream, corpus_sha256, standard_library_files
+from sdengine.train.distill import DraftObjective, JointObjective, PairConfig, Streams
+from sdengine.train.export import export_checkpoint, load_exported, write_manifest
+from sdengine.train.loop import LoopConfig, last_step, train
+from sdengine.train.module import LlamaModule, LlamaShape
+from sdengine.train.report import (
+    corpus_summary,
+    held_out_figures,
+    model_card,
+    plot_losses,
+    read_log,
+    software_versions,
+)
+from sdengine.train.sampling import target_samples
+from sdengine.train.tokenizer import EOS, train_tokenizer
+
+VOCAB_SIZE = 2048
+TARGET_SHAPE = LlamaShape(VOCAB_SIZE, 256, 704, 8, 4, 2)
+DRAFT_SHAPE = LlamaShape(VOCAB_SIZE, 128, 352, 2, 2, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """The files, the tokenizer learnt on the training files, and both token streams."""
+
+    files: list[SourceFile]
+    tokenizer: Tokenizer
+    streams: Streams
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `sdengine train pair`."""
+    parser.add_argument("--out", type=Path, required=True, help="directory of the finished pair")
+    parser.add_argument("--run-dir", type=Path, default=Path("runs/pair"), help="work directory")
+    parser.add_argument("--steps", type=int, default=1400, help="steps of target and draft")
+    parser.add_argument("--draft-steps", type=int, default=600, help="steps of the draft alone")
+    parser.add_argument("--samples", type=int, default=256, help="texts sampled from the target")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--threads", type=int, default=None, help="CPU threads of torch")
+    parser.add_argument(
+        "--export-only",
+        action="store_true",
+        help="export what the run directory holds now, finished or not, and train nothing",
+    )
+
+
+def prepare_corpus(directory: Path, root: Path | None = None) -> Corpus:
+    """Read the library and learn the tokenizer, or take `tokenizer.json` from `directory`."""
+    files = standard_library_files(root)
+    train_files = [file for file in files if not file.is_held_out]
+    path = directory / "tokenizer.json"
+    if path.exists():
+        tokenizer = Tokenizer.from_file(str(path))
+    else:
+        tokenizer = train_tokenizer((file.text for file in train_files), VOCAB_SIZE)
+        tokenizer.save(str(path), pretty=False)
+    held_out_files = [file for file in files if file.is_held_out]
+    streams = Streams(build_stream(tokenizer, train_files), build_stream(tokenizer, held_out_files))
+    return Corpus(files, tokenizer, streams)
+
+
+def build_models(config: PairConfig) -> tuple[LlamaModule, LlamaModule]:
+    """Freshly initialised target and draft."""
+    target = LlamaModule(TARGET_SHAPE, seed=config.seed).to(config.device)
+    draft = LlamaModule(DRAFT_SHAPE, seed=config.seed + 1).to(config.device)
+    return target, draft
+
+
+def pin_recipe(directory: Path, config: PairConfig, corpus: Corpus) -> None:
+    """Record the recipe of a new run; refuse to continue a run of another one.
+
+    Raises:
+        ConfigError: if `run.json` differs in a hyper-parameter or in the corpus.
+    """
+    recipe = {**asdict(config), "corpus_sha256": corpus_sha256(corpus.files)}
+    del recipe["device"]  # a run may move between machines
+    path = directory / "run.json"
+    if not path.exists():
+        path.write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
+        return
+    recorded = json.loads(path.read_text(encoding="utf-8"))
+    changed = [name for name in recipe if recorded.get(name) != recipe[name]]
+    if changed:
+        name = changed[0]
+        raise ConfigError.from_parts(
+            f"{name}={recorded.get(name)} of the run in {directory}",
+            f"{name}={recipe[name]}",
+            "use another --run-dir for another recipe",
+        )
+
+
+def stage_configs(steps: int, draft_steps: int) -> tuple[LoopConfig, LoopConfig]:
+    """Lengths of both stages: a fifth of the joint stage is cooldown, all of the draft's is."""
+    joint = LoopConfig(steps, warmup_steps=min(40, steps), cooldown_steps=max(1, steps // 5))
+    draft = LoopConfig(
+        draft_steps,
+        warmup_steps=min(10, draft_steps),
+        cooldown_steps=draft_steps,
+        checkpoint_seconds=60.0,
+    )
+    return joint, draft
+
+
+def stored_samples(
+    path: Path, target: LlamaModule, corpus: Corpus, config: PairConfig, count: int
+) -> np.ndarray:
+    """The target's texts, uint16 [count, short_length + 1]; sampled once and kept in `path`."""
+    if path.exists():
+        return np.load(path)
+    eos_id = corpus.tokenizer.token_to_id(EOS)
+    length = config.short_length + 1
+    samples = target_samples(target, corpus.streams.train, count, length, config.seed, eos_id)
+    np.save(path, samples)
+    return samples
+
+
+def train_stages(args: argparse.Namespace, config: PairConfig, corpus: Corpus) -> bool:
+    """Run or resume both stages; returns whether both reached their last step."""
+    joint_config, draft_config = stage_configs(args.steps, args.draft_steps)
+    target, draft = build_models(config)
+    joint = JointObjective(target, draft, corpus.streams, config)
+    state = train("pair", joint, joint_config, args.run_dir)
+    if state.step < last_step(state, joint_config):
+        return False
+    target.requires_grad_(False)
+    path = args.run_dir / "samples.npy"
+    samples = stored_samples(path, target, corpus, config, args.samples)
+    objective = DraftObjective(target, draft, corpus.streams, config, samples)
+    state = train("draft", objective, draft_config, args.run_dir)
+    return state.step >= last_step(state, draft_config)
+
+
+def restore_models(directory: Path, config: PairConfig) -> tuple[LlamaModule, LlamaModule]:
+    """Target and draft of the newest checkpoints.
+
+    Raises:
+        CheckpointError: if the run directory has no checkpoint yet.
+    """
+    if not (directory / "pair.pt").exists():
+        raise CheckpointError.from_parts(f"a checkpoint pair.pt in {directory}", "none")
+    target, draft = build_models(config)
+    stage = torch.load(directory / "pair.pt", map_location="cpu", weights_only=True)["modules"]
+    target.load_state_dict(stage["target"])
+    draft.load_state_dict(stage["draft"])
+    if (directory / "draft.pt").exists():
+        own = torch.load(directory / "draft.pt", map_location="cpu", weights_only=True)["modules"]
+        draft.load_state_dict(own["draft"])
+    return target, draft
+
+
+def export_pair(args: argparse.Namespace, config: PairConfig, corpus: Corpus, done: bool) -> dict:
+    """Write both checkpoints with manifest, card and loss curve into `args.out`.
+
+    Figures are measured on the exported weights, bf16 rounding included.
+
+    Args:
+        done: whether both stages reached their last step; a manifest says `provisional` if not.
+
+    Returns:
+        The manifest without its file list.
+    """
+    target, draft = restore_models(args.run_dir, config)
+    for name, module in (("target", target), ("draft", draft)):
+        export_checkpoint(module, corpus.tokenizer, args.out / name)
+    target = load_exported(args.out / "target", config.device)
+    draft = load_exported(args.out / "draft", config.device)
+    logs = {name: read_log(args.run_dir / f"{name}.jsonl") for name in ("pair", "draft")}
+    manifest = {
+        "name": "python-completion",
+        "is_provisional": not done,
+        "parameters": {
+            "target": target.shape.num_parameters(),
+            "draft": draft.shape.num_parameters(),
+        },
+        "recipe": asdict(config),
+        "steps": {name: max((r["step"] for r in log), default=0) for name, log in logs.items()},
+        "versions": software_versions(),
+        "corpus": corpus_summary(corpus.files, corpus.streams),
+        "held_out": held_out_figures(target, draft, corpus.streams.held_out, corpus.tokenizer),
+    }
+    plot_losses({name: log for name, log in logs.items() if log}, args.out / "loss_curve.png")
+    (args.out / "MODEL_CARD.md").write_text(model_card(manifest), encoding="utf-8")
+    write_manifest(args.out, manifest)
+    return manifest
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuse settings that could not work.
+
+    Raises:
+        ConfigError: for a count below 1 or a device that is not there.
+    """
+    counts = {
+        "--steps": args.steps,
+        "--draft-steps": args.draft_steps,
+        "--samples": args.samples,
+        "--threads": 1 if args.threads is None else args.threads,
+    }
+    for name, value in counts.items():
+        if value < 1:
+            raise ConfigError.from_parts(f"{name} of at least 1", str(value))
+    if args.device != "cpu" and not torch.cuda.is_available():
+        raise ConfigError.from_parts("--device cpu on a machine without a GPU", args.device)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Entry of `sdengine train pair`.
+
+    Args:
+        args: as declared by `add_arguments`.
+
+    Returns:
+        0 when the pair is finished and exported (or exported on request), 1 when training was
+        told to stop before its end.
+
+    Raises:
+        ConfigError: for settings that make no sense or contradict the run directory.
+        CheckpointError: if there is nothing to export.
+    """
+    check_arguments(args)
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    torch.set_flush_denormal(True)  # AdamW's second moments are denormal for rare tokens
+    args.run_dir.mkdir(parents=True, exist_ok=True)
+    config = PairConfig(seed=args.seed, device=args.device)
+    corpus = prepare_corpus(args.run_dir)
+    pin_recipe(args.run_dir, config, corpus)
+    done = False
+    if not args.export_only:
+        done = train_stages(args, config, corpus)
+        if not done:
+            print("stopped; the same command continues", file=sys.stderr)
+            return 1
+    figures = export_pair(args, config, corpus, done)["held_out"]
+    Console(file=sys.stderr).print_json(data=figures)
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command without the rest of the command line: `python -m sdengine.train.pair`."""
+    parser = argparse.ArgumentParser(prog="python -m sdengine.train.pair", description=__doc__)
+    add_arguments(parser)
+    return run(parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,202 @@
+"""What is published about a pair: held-out figures, corpus, versions, loss curves, model card."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+import torch
+from tokenizers import Tokenizer
+
+from sdengine.train.data import SourceFile, TokenStream, corpus_sha256, evaluation_blocks
+from sdengine.train.distill import Streams, evaluate_pair
+from sdengine.train.module import LlamaModule
+from sdengine.train.sampling import generate, repeated_ngram_share, statement_prompts
+from sdengine.train.tokenizer import EOS
+
+COMPLETION_PROMPTS, COMPLETION_PROMPT_TOKENS, COMPLETION_TOKENS = 32, 32, 256
+
+
+def software_versions() -> dict[str, str]:
+    """Versions that the weights depend on."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "tokenizers": tokenizers.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def corpus_summary(files: list[SourceFile], streams: Streams) -> dict:
+    """Size, hash and file list of the corpus; the held-out files by name."""
+    return {
+        "source": f"standard library of Python {platform.python_version()}",
+        "sha256": corpus_sha256(files),
+        "num_files": len(files),
+        "train_tokens": len(streams.train),
+        "held_out_tokens": len(streams.held_out),
+        "train_bytes": streams.train.num_bytes,
+        "held_out_bytes": streams.held_out.num_bytes,
+        "held_out_files": [file.path for file in files if file.is_held_out],
+        "files": {file.path: file.sha256 for file in files},
+    }
+
+
+def completion_loops(
+    module: LlamaModule, held_out: TokenStream, eos_id: int, temperature: float
+) -> float:
+    """Share of 4-grams that a completion repeats, over completions of held-out statements."""
+    prompts = statement_prompts(held_out, COMPLETION_PROMPTS, COMPLETION_PROMPT_TOKENS, seed=0)
+    rows = torch.from_numpy(prompts.astype(np.int64)).to(module.cos.device)
+    temperatures = torch.full((len(rows),), temperature, device=rows.device)
+    text = generate(module, rows, COMPLETION_TOKENS, temperatures, 0, eos_id, held_out.bos_id)
+    return repeated_ngram_share(text[:, COMPLETION_PROMPT_TOKENS:].cpu().numpy(), 4)
+
+
+def held_out_figures(
+    target: LlamaModule, draft: LlamaModule, held_out: TokenStream, tokenizer: Tokenizer
+) -> dict:
+    """Loss, bits per byte, acceptance and loops on the held-out files.
+
+    Losses and acceptance are teacher-forced over blocks of 1024 tokens without overlap.
+    """
+    device = str(target.cos.device)
+    length = target.shape.max_position_embeddings
+    blocks = evaluation_blocks(held_out, length).to(device)
+    figures = evaluate_pair(target, draft, blocks)
+    bits_per_nat_byte = len(held_out) / held_out.num_bytes / math.log(2.0)
+    eos_id = tokenizer.token_to_id(EOS)
+    num_rows = min(COMPLETION_PROMPTS, len(held_out) // COMPLETION_TOKENS)
+    truth = held_out.tokens[: num_rows * COMPLETION_TOKENS].reshape(num_rows, -1)
+    return {
+        "target_nats_per_token": figures["target_nll"],
+        "draft_nats_per_token": figures["draft_nll"],
+        "target_bits_per_byte": figures["target_nll"] * bits_per_nat_byte,
+        "draft_bits_per_byte": figures["draft_nll"] * bits_per_nat_byte,
+        "alpha_t1": figures["alpha"],
+        "greedy_agreement": figures["greedy_agreement"],
+        "repeated_4gram_share_greedy": completion_loops(target, held_out, eos_id, 0.0),
+        "repeated_4gram_share_t0.8": completion_loops(target, held_out, eos_id, 0.8),
+        "repeated_4gram_share_text": repeated_ngram_share(truth, 4),
+    }
+
+
+def model_card(manifest: dict) -> str:
+    """The card in Markdown, figures taken from the manifest."""
+    figures, corpus = manifest["held_out"], manifest["corpus"]
+    sizes = manifest["parameters"]
+    warning = (
+        "**Provisional: exported from an unfinished training.**\n\n"
+        if manifest["is_provisional"]
+        else ""
+    )
+    rows = "\n".join(
+        f"| {name} | {figures[f'{name}_nats_per_token']:.3f} "
+        f"| {figures[f'{name}_bits_per_byte']:.3f} |"
+        for name in ("target", "draft")
+    )
+    return f"""# python-completion
+
+{warning}A pair of small Llama-architecture models that continue Python source: a target of
+{sizes["target"] / 1e6:.2f}M parameters and a draft of {sizes["draft"] / 1e6:.2f}M distilled from
+it. It exists to show, test and measure speculative decoding on any computer. It has learnt the look
+of Python, not programming: expect plausible, often meaningless code.
+
+## Data and licence
+
+Trained from random weights on the {corpus["source"]}: {corpus["num_files"]} files,
+{corpus["train_tokens"] / 1e6:.2f}M training tokens, tests and a few packages excluded, every 20th
+file held out (`MANIFEST.json` lists all files with hashes). That code is under the Python Software
+Foundation License 2.0, and the models recite it, docstrings and names included; treat their output
+accordingly.
+
+## Training
+
+`sdengine train pair` makes both in two stages ({manifest["steps"]["pair"]} and
+{manifest["steps"]["draft"]} steps of {manifest["recipe"]["tokens_per_step"]} tokens, fp32, seed
+{manifest["recipe"]["seed"]}): target by cross-entropy with the draft following by forward KL, then
+the draft alone, half on corpus text, half on text sampled from the target. Matrices are stepped by
+Muon, embeddings and norms by AdamW; warm-up, constant rate, linear cooldown with the sequence
+length raised from 512 to 1024. Weights are stored in bf16. `loss_curve.png` shows the course.
+
+## Figures
+
+On the held-out files, exported weights, computed in fp32, teacher-forced in blocks of 1024 tokens:
+
+| | loss, nats per token | bits per byte |
+|---|---|---|
+{rows}
+
+Expected acceptance of a draft token at temperature 1 (mean of sum min(p, q)):
+{figures["alpha_t1"]:.3f}. Same most likely token: {figures["greedy_agreement"]:.3f} of positions.
+
+Small models loop. Share of 4-grams that a 256-token completion of a held-out statement repeats:
+{figures["repeated_4gram_share_greedy"]:.2f} greedy, {figures["repeated_4gram_share_t0.8"]:.2f} at
+temperature 0.8; {figures["repeated_4gram_share_text"]:.2f} in the held-out text itself. Loops are
+easy to draft, so greedy speed-ups flatter.
+
+## Limits
+
+Context of 1024 tokens, a byte-level BPE vocabulary of 2048, Python source only, no instruction
+following, nothing newer than the library it read.
+"""
+
+
+def read_log(path: Path) -> list[dict]:
+    """Records of a JSON-lines log; none if there is no file. A step logged twice counts once.
+
+    A run that stopped hard repeats the steps after its last checkpoint; the later record wins.
+    """
+    if not path.exists():
+        return []
+    records: dict[tuple[int, bool], dict] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        records[record["step"], "loss" in record] = record
+    return [records[key] for key in sorted(records)]
+
+
+def plot_losses(stage_logs: dict[str, list[dict]], path: Path) -> None:
+    """Loss curves of the stages one after another, and the acceptance below them, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    curves = {
+        "loss": "training loss of the stage",
+        "held_out_target_nll": "target, held out",
+        "held_out_draft_nll": "draft, held out",
+        "draft_kl": "KL(target || draft)",
+        "held_out_alpha": "expected acceptance at T=1",
+        "held_out_greedy_agreement": "greedy agreement",
+    }
+    figure, (losses, acceptance) = pyplot.subplots(2, 1, sharex=True, figsize=(8, 7))
+    for field, label in curves.items():
+        steps, values, offset = [], [], 0
+        for log in stage_logs.values():
+            chosen = [record for record in log if field in record]
+            steps += [offset + record["step"] for record in chosen]
+            values += [record[field] for record in chosen]
+            offset += max((record["step"] for record in log), default=0)
+        axes = acceptance if field.endswith(("alpha", "agreement")) else losses
+        axes.plot(steps, values, label=label, linewidth=1)
+    offset = 0
+    for name, log in stage_logs.items():
+        for axes in (losses, acceptance):
+            axes.axvline(offset, color="grey", linewidth=0.5)
+        losses.text(offset, 7.0, f" {name}", color="grey")
+        offset += max((record["step"] for record in log), default=0)
+    losses.set_ylabel("nats per token")
+    losses.set_ylim(0, 7.5)
+    acceptance.set_xlabel("optimiser step")
+    for axes in (losses, acceptance):
+        axes.legend()
+        axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)

@@ -1,0 +1,153 @@
+"""The recipe end to end on a library of a few files, and what it publishes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sdengine.errors import CheckpointError, ConfigError
+from sdengine.train import pair as recipe
+from sdengine.train.distill import PairConfig
+from sdengine.train.module import LlamaShape
+from sdengine.train.sampling import generate, repeated_ngram_share, target_samples
+from tests.train.conftest import source
+
+
+def arguments(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    recipe.add_arguments(parser)
+    return parser.parse_args(words)
+
+
+@pytest.fixture
+def small_recipe(tmp_path, monkeypatch):
+    """The command with models of a few thousand parameters and a library of 40 files."""
+    library = tmp_path / "library"
+    library.mkdir()
+    for index in range(40):
+        text = source(f"module{index}", 120).text
+        (library / f"module{index:02d}.py").write_text(text, encoding="utf-8")
+    prepare = recipe.prepare_corpus
+    sizes = {"tokens_per_step": 256, "tokens_per_pass": 128, "short_length": 64}
+    monkeypatch.setattr(recipe, "prepare_corpus", lambda run: prepare(run, library))
+    monkeypatch.setattr(
+        recipe, "PairConfig", lambda **kw: PairConfig(**kw, **sizes, long_length=128)
+    )
+    monkeypatch.setattr(recipe, "VOCAB_SIZE", 300)
+    shape = LlamaShape(300, 32, 48, 2, 2, 1, head_dim=16, max_position_embeddings=512)
+    monkeypatch.setattr(recipe, "TARGET_SHAPE", shape)
+    monkeypatch.setattr(recipe, "DRAFT_SHAPE", replace(shape, num_hidden_layers=1))
+    words = ["--out", str(tmp_path / "out"), "--run-dir", str(tmp_path / "run"), "--steps", "6"]
+    return [*words, "--draft-steps", "4", "--samples", "8"]
+
+
+def test_command_trains_exports_and_documents_a_pair(small_recipe, tmp_path):
+    assert recipe.run(arguments(*small_recipe)) == 0
+    out = tmp_path / "out"
+    manifest = json.loads((out / "MANIFEST.json").read_text())
+    assert manifest["is_provisional"] is False
+    assert manifest["steps"] == {"pair": 6, "draft": 4}
+    assert manifest["corpus"]["num_files"] == 40
+    assert manifest["corpus"]["held_out_files"] == ["module19.py", "module39.py"]
+    held_out = manifest["held_out"]
+    assert 0 < held_out["alpha_t1"] <= 1
+    assert held_out["target_bits_per_byte"] > 0
+    for name in ("target/model.safetensors", "draft/tokenizer.json", "loss_curve.png"):
+        assert manifest["files"][name]["bytes"] == (out / name).stat().st_size
+    card = (out / "MODEL_CARD.md").read_text()
+    assert "Provisional" not in card and f"{held_out['alpha_t1']:.3f}" in card
+    assert np.load(tmp_path / "run" / "samples.npy").shape == (8, 65)
+
+
+def test_export_only_marks_what_is_unfinished(small_recipe, tmp_path):
+    with pytest.raises(CheckpointError, match=r"expected a checkpoint pair\.pt"):
+        recipe.run(arguments(*small_recipe, "--export-only"))
+    assert recipe.run(arguments(*small_recipe)) == 0
+    (tmp_path / "run" / "draft.pt").unlink()
+    assert recipe.run(arguments(*small_recipe, "--export-only")) == 0
+    manifest = json.loads((tmp_path / "out" / "MANIFEST.json").read_text())
+    assert manifest["is_provisional"] is True
+    assert "Provisional" in (tmp_path / "out" / "MODEL_CARD.md").read_text()
+
+
+def test_another_recipe_in_the_same_run_directory_is_refused(small_recipe):
+    assert recipe.run(arguments(*small_recipe)) == 0
+    with pytest.raises(ConfigError, match=r"seed=0 of the run .*seed=7; use another --run-dir"):
+        recipe.run(arguments(*small_recipe, "--seed", "7"))
+
+
+@pytest.mark.parametrize("option", ["--steps", "--draft-steps", "--samples"])
+def test_counts_must_be_positive(small_recipe, option):
+    with pytest.raises(ConfigError, match=f"{option} of at least 1, got 0"):
+        recipe.run(arguments(*small_recipe, option, "0"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_missing_gpu_is_named(small_recipe):
+    with pytest.raises(ConfigError, match="got cuda"):
+        recipe.run(arguments(*small_recipe, "--device", "cuda"))
+
+
+def test_shapes_of_the_bundled_pair_are_small_enough():
+    total = recipe.TARGET_SHAPE.num_parameters() + recipe.DRAFT_SHAPE.num_parameters()
+    assert total == sum(
+        parameter.numel()
+        for model in recipe.build_models(PairConfig())
+        for parameter in model.parameters()
+    )
+    assert 2 * total < 30e6
+
+
+def test_greedy_rows_follow_the_most_likely_token(tiny_pair):
+    target = tiny_pair[0]
+    prompts = torch.randint(3, 320, (2, 5))
+    text = generate(target, prompts, 12, torch.zeros(2), 0, eos_id=1, bos_id=0)
+    with torch.no_grad():
+        best = target(text).argmax(-1)
+    assert torch.equal(text[:, 5:], best[:, 4:-1])
+
+
+def test_sampled_tokens_follow_the_distribution(tiny_pair):
+    target = tiny_pair[0]
+    prompts = torch.randint(3, 320, (1, 5)).expand(20000, 5)
+    text = generate(target, prompts, 1, torch.full((20000,), 0.5), 0, eos_id=1, bos_id=0)
+    with torch.no_grad():
+        probabilities = (target(prompts[:1])[0, -1] / 0.5).softmax(-1)
+    share = torch.bincount(text[:, 5], minlength=320) / 20000
+    assert 0.5 * (share - probabilities).abs().sum() < 0.06
+
+
+def test_a_document_that_ends_is_followed_by_a_new_one(tiny_pair):
+    prompts = torch.tensor([[5, 1], [5, 6]])
+    text = generate(tiny_pair[0], prompts, 1, torch.zeros(2), 0, eos_id=1, bos_id=0)
+    assert text[0, 2] == 0
+
+
+def test_samples_are_reproducible_and_start_at_statements(tiny_pair, streams, tokenizer):
+    first, second = (
+        target_samples(tiny_pair[0], streams.train, 10, 24, 3, eos_id=1, prompt_length=8)
+        for _ in range(2)
+    )
+    assert first.shape == (10, 24) and np.array_equal(first, second)
+    assert all(tokenizer.decode(row[1:8].tolist()).startswith("def ") for row in first)
+
+
+def test_repeated_ngram_share():
+    assert repeated_ngram_share(np.array([[1, 2, 3, 4, 5]]), 2) == 0.0
+    assert repeated_ngram_share(np.array([[1, 1, 1, 1, 1]]), 2) == 0.75
+
+
+def test_log_written_twice_counts_once(tmp_path: Path):
+    from sdengine.train.report import read_log
+
+    path = tmp_path / "run.jsonl"
+    path.write_text(
+        '{"step": 1, "loss": 3.0}\n{"step": 1, "held_out_alpha": 0.5}\n{"step": 1, "loss": 2.0}\n'
+    )
+    assert [record.get("loss") for record in read_log(path)] == [None, 2.0]
