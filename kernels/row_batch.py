@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 import torch
-
 from sdengine.kernels.spec import expect, expect_tensor
 
 
@@ -70,11 +69,15 @@ class RowBatch:
 
 def expect_row_batch(op: str, name: str, rows: object, batch_size: int | None = None) -> RowBatch:
     """Checks every tensor of a RowBatch argument at the door and returns it."""
-    expect(op, isinstance(rows, RowBatch), f"{name}: expected a RowBatch, got {type(rows).__name__}")
+    expect(
+        op, isinstance(rows, RowBatch), f"{name}: expected a RowBatch, got {type(rows).__name__}"
+    )
     assert isinstance(rows, RowBatch)
     (n,) = expect_tensor(op, f"{name}.tokens", rows.tokens, torch.int32, (None,)).shape
-    (b,) = expect_tensor(op, f"{name}.tree_starts", rows.tree_starts, torch.int32,
-    (batch_size,)).shape for field in ("positions", "slots", "row_seq", "row_node", "visible_lens"):
+    (b,) = expect_tensor(
+        op, f"{name}.tree_starts", rows.tree_starts, torch.int32, (batch_size,)
+    ).shape
+    for field in ("positions", "slots", "row_seq", "row_node", "visible_lens"):
         expect_tensor(op, f"{name}.{field}", getattr(rows, field), torch.int32, (n,))
     expect_tensor(op, f"{name}.ancestor_mask", rows.ancestor_mask, torch.int64, (n, None))
     expect_tensor(op, f"{name}.cu_rows", rows.cu_rows, torch.int32, (b + 1,))

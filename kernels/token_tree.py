@@ -16,7 +16,6 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 import torch
-
 from sdengine.kernels.spec import expect, expect_tensor
 
 MASK_BITS = 64
@@ -64,7 +63,9 @@ class DraftTree:
     num_forwarded: torch.Tensor
 
     @classmethod
-    def allocate(cls, batch_size: int, max_nodes: int, device: str | torch.device = "cpu") -> DraftTree:
+    def allocate(
+        cls, batch_size: int, max_nodes: int, device: str | torch.device = "cpu"
+    ) -> DraftTree:
         """Empty trees: roots only, room for `max_nodes` nodes each."""
         shape = (batch_size, max_nodes + 1)
         ints = [torch.zeros(shape, dtype=torch.int32, device=device) for _ in range(6)]
@@ -76,9 +77,19 @@ class DraftTree:
 
     def clear(self) -> None:
         """Resets every sequence to its root."""
-        for tensor, value in ((self.tokens, -1), (self.parents, -1), (self.depths, 0), (self.ranks, 0)):
+        for tensor, value in (
+            (self.tokens, -1),
+            (self.parents, -1),
+            (self.depths, 0),
+            (self.ranks, 0),
+        ):
             tensor[:, 0] = value
-        for tensor, value in ((self.values, 1.0), (self.reach, 1.0), (self.estimates, 1.0), (self.probs, 1.0)):
+        for tensor, value in (
+            (self.values, 1.0),
+            (self.reach, 1.0),
+            (self.estimates, 1.0),
+            (self.probs, 1.0),
+        ):
             tensor[:, 0] = value
         self.draft_slots[:, 0] = 0
         self.proposal_rows[:, 0] = -1
@@ -138,14 +149,22 @@ class TokenTree:
     num_nodes: torch.Tensor
 
     @classmethod
-    def allocate(cls, batch_size: int, max_nodes: int, device: str | torch.device = "cpu") -> TokenTree:
+    def allocate(
+        cls, batch_size: int, max_nodes: int, device: str | torch.device = "cpu"
+    ) -> TokenTree:
         """Empty trees: roots only, room for `max_nodes` nodes each, W = mask_words(max_nodes)."""
         shape = (batch_size, max_nodes + 1)
         ints = [torch.zeros(shape, dtype=torch.int32, device=device) for _ in range(8)]
         floats = [torch.zeros(shape, device=device) for _ in range(3)]
         mask = torch.zeros(*shape, mask_words(max_nodes), dtype=torch.int64, device=device)
         tree = cls(*ints, *floats, mask, torch.zeros(batch_size, dtype=torch.int32, device=device))
-        for tensor in (tree.tokens, tree.parents, tree.first_child, tree.next_sibling, tree.proposal_rows):
+        for tensor in (
+            tree.tokens,
+            tree.parents,
+            tree.first_child,
+            tree.next_sibling,
+            tree.proposal_rows,
+        ):
             tensor[:, 0] = -1
         tree.reach[:, 0] = tree.estimates[:, 0] = tree.probs[:, 0] = 1.0
         return tree
@@ -193,16 +212,20 @@ def allocate_tree_scratch(
     return torch.zeros(size, dtype=torch.int64, device=device)
 
 
-def tree_scratch_size(batch_size: int, max_nodes: int, max_width: int = 1, num_candidates: int = 1) -> int:
-    """Elements of the int64 scratch tensor: two key arrays, 16-byte candidates, and int32 maps over
-    a tree.""" candidates = max_width * num_candidates
+def tree_scratch_size(
+    batch_size: int, max_nodes: int, max_width: int = 1, num_candidates: int = 1
+) -> int:
+    """Elements of the int64 scratch tensor: two key arrays, 16-byte candidates, and int32 maps."""
+    candidates = max_width * num_candidates
     keys = max(batch_size * max_nodes, max_nodes + candidates)
     return 2 * keys + 2 * candidates + 2 * (max_nodes + 1)
 
 
 def expect_draft_tree(op: str, name: str, tree: object) -> DraftTree:
     """Checks every tensor of a DraftTree argument at the door and returns it."""
-    expect(op, isinstance(tree, DraftTree), f"{name}: expected a DraftTree, got {type(tree).__name__}")
+    expect(
+        op, isinstance(tree, DraftTree), f"{name}: expected a DraftTree, got {type(tree).__name__}"
+    )
     assert isinstance(tree, DraftTree)
     _expect_fields(op, name, tree)
     return tree
@@ -210,7 +233,9 @@ def expect_draft_tree(op: str, name: str, tree: object) -> DraftTree:
 
 def expect_token_tree(op: str, name: str, tree: object) -> TokenTree:
     """Checks every tensor of a TokenTree argument at the door and returns it."""
-    expect(op, isinstance(tree, TokenTree), f"{name}: expected a TokenTree, got {type(tree).__name__}")
+    expect(
+        op, isinstance(tree, TokenTree), f"{name}: expected a TokenTree, got {type(tree).__name__}"
+    )
     assert isinstance(tree, TokenTree)
     _expect_fields(op, name, tree)
     return tree
@@ -218,7 +243,9 @@ def expect_token_tree(op: str, name: str, tree: object) -> TokenTree:
 
 def _expect_fields(op: str, name: str, tree: DraftTree | TokenTree) -> None:
     batch, nodes = expect_tensor(op, f"{name}.tokens", tree.tokens, torch.int32, (None, None)).shape
-    expect(op, nodes >= 1, f"{name}.tokens: expected room for the root, got {list(tree.tokens.shape)}")
+    expect(
+        op, nodes >= 1, f"{name}.tokens: expected room for the root, got {list(tree.tokens.shape)}"
+    )
     for field in fields(tree):
         tensor = getattr(tree, field.name)
         label = f"{name}.{field.name}"
@@ -228,5 +255,6 @@ def _expect_fields(op: str, name: str, tree: DraftTree | TokenTree) -> None:
             expect_tensor(op, label, tensor, torch.int64, (batch, nodes, mask_words(nodes - 1)))
         else:
             is_float = field.name in ("values", "reach", "estimates", "probs")
-            expect_tensor(op, label, tensor, torch.float32 if is_float else torch.int32, (batch,
-            nodes))
+            expect_tensor(
+                op, label, tensor, torch.float32 if is_float else torch.int32, (batch, nodes)
+            )
