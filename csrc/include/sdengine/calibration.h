@@ -1,8 +1,8 @@
-// Calibrated acceptance: a table of 32 values over the logit of the raw estimate.
+// Calibrated acceptance: raw draft estimates in [0, 1] are sorted into 32 bins, acceptance is counted per bin, and a
+// table of 32 acceptance rates corrects later estimates.
 //
-// The logit is approximated with the bits of a float, two bins an octave from 2^-9 to 1 - 2^-9. That is piecewise linear,
-// monotone, symmetric about 1/2, costs three integer operations, and gives the same bits on every device (a library
-// logarithm would not).
+// Bins are half octaves of the distance to the nearer end: bin 0 is [0, 1.5 * 2^-9), bins 1..15 reach 1/2, bins 16..31
+// mirror them up to 1. Found from the float's exponent bits, so every machine agrees on them.
 #pragma once
 
 #include <cstdint>
@@ -14,37 +14,53 @@ namespace sdengine {
 
 constexpr int kCalibrationBins = 32;
 
-// Position of an estimate on the table's axis, in bins; 16 at 1/2. NaN lands at 0.
-SDE_HD inline float calibration_position(float estimate) {
-  const bool upper = estimate > 0.5f;
-  float tail = upper ? 1.0f - estimate : estimate;
-  if (!(tail > 0.0f)) tail = 0.0f;
-  uint32_t bits;
-  std::memcpy(&bits, &tail, sizeof bits);
-  // Exponent and mantissa read as a fixed-point log2, 2^-23 units; 2^-1 maps to 0.
-  const float octaves = static_cast<float>(static_cast<int32_t>(bits) - (126 << 23)) * (1.0f / (1 << 23));
-  const float offset = 2.0f * octaves;
-  const float position = upper ? 16.0f - offset : 16.0f + offset;
-  return position < 0.0f ? 0.0f : (position > 32.0f ? 32.0f : position);
+// Lower edge of the i-th half octave below 1/2: 0, 1.5 * 2^-9, 2^-8, 1.5 * 2^-8, ..., 1.5 * 2^-2, and 1/2 for i = 16.
+SDE_HD inline float calibration_half_edge(int i) {
+  if (i == 0) return 0.0f;
+  const uint32_t bits = static_cast<uint32_t>(2 * (127 - 9) + i) << 22;
+  float edge;
+  std::memcpy(&edge, &bits, sizeof(edge));
+  return edge;
 }
 
-// The bin whose counts an observation with this estimate belongs to.
+// Bin of an estimate; NaN and values below 0 go to bin 0, values above 1 to bin 31.
 SDE_HD inline int calibration_bin(float estimate) {
-  const int bin = static_cast<int>(calibration_position(estimate));
-  return bin < kCalibrationBins ? bin : kCalibrationBins - 1;
+  if (!(estimate > 0.0f)) return 0;
+  if (estimate >= 1.0f) return kCalibrationBins - 1;
+  const bool is_upper = estimate >= 0.5f;
+  const float distance = is_upper ? 1.0f - estimate : estimate;
+  uint32_t bits;
+  std::memcpy(&bits, &distance, sizeof(bits));
+  int half = static_cast<int>(bits >> 22) - 2 * (127 - 9);
+  half = half < 0 ? 0 : (half > 15 ? 15 : half);
+  return is_upper ? kCalibrationBins - 1 - half : half;
 }
 
-// The table's value at an estimate, linear between bin centres, clamped to [0, 1]; without a table the estimate itself.
-SDE_HD inline float calibrate(const float* table, float estimate) {
-  float value = estimate;
-  if (table != nullptr) {
-    float x = calibration_position(estimate) - 0.5f;
-    x = x < 0.0f ? 0.0f : (x > 31.0f ? 31.0f : x);
-    int low = static_cast<int>(x);
-    if (low > kCalibrationBins - 2) low = kCalibrationBins - 2;
-    value = table[low] + (x - static_cast<float>(low)) * (table[low + 1] - table[low]);
+// Middle of a bin; a table holding the centers leaves estimates as they are.
+SDE_HD inline float calibration_center(int bin) {
+  const int half = bin < 16 ? bin : kCalibrationBins - 1 - bin;
+  const float middle = 0.5f * (calibration_half_edge(half) + calibration_half_edge(half + 1));
+  return bin < 16 ? middle : 1.0f - middle;
+}
+
+// The acceptance rate that `table` (rates at the 32 centers) gives an estimate: linear between centers, through (0, 0)
+// below the first, parallel to the diagonal above the last, and within [0, 1]. So estimates of one bin keep their order.
+SDE_HD inline float calibrated(float estimate, const float* table) {
+  if (!(estimate > 0.0f)) return 0.0f;
+  const float e = estimate < 1.0f ? estimate : 1.0f;
+  int left = calibration_bin(e);
+  if (e < calibration_center(left)) --left;
+  float value;
+  if (left < 0) {
+    value = table[0] * (e / calibration_center(0));
+  } else if (left == kCalibrationBins - 1) {
+    value = table[left] + (e - calibration_center(left));
+  } else {
+    const float x0 = calibration_center(left);
+    const float x1 = calibration_center(left + 1);
+    value = table[left] + (table[left + 1] - table[left]) * ((e - x0) / (x1 - x0));
   }
-  return value > 0.0f ? (value < 1.0f ? value : 1.0f) : 0.0f;
+  return value < 0.0f ? 0.0f : (value > 1.0f ? 1.0f : value);
 }
 
 }  // namespace sdengine

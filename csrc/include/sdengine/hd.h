@@ -1,4 +1,4 @@
-// SDE_HD marks functions that the CPU and the GPU build compile from the same text.
+// SDE_HD marks a function that compiles for the host and, under nvcc, for the device too.
 #pragma once
 
 #if defined(__CUDACC__)
