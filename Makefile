@@ -1,7 +1,51 @@
-# Fresh machine, two commands: `make demo` and `make test`. Both do their own set-up.
+# Fresh machine, two commands: `make demo` and `make test`. Both do their own set-up: a virtual environment in .venv, torch, the
+# package with its CPU extension. Needs only Python >= 3.10, a C++17 compiler and make.
 PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Without an NVIDIA GPU one pinned CPU build is used; library users are free in the range that pyproject.toml states.
+TORCH ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo 'torch>=2.9' || echo 'torch==2.13.0')
+NATIVE_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl')
 
-native:  ## rebuild the CPU extension in place (developers)
-	$(PYTHON) setup.py -q build_ext --inplace
+.PHONY: demo test lint types format native bench clean
+.DEFAULT_GOAL := help
 
-.PHONY: native
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/' | sort
+
+demo: $(VENV)/ready  ## complete Python code with the bundled pair, plain and speculative
+	@$(BIN)/python -m sdengine.cli.demo
+
+test: $(VENV)/ready  ## run the test suite
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/ready  ## style of Python and C++
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.inl' 'tests/*.cpp')
+
+types: $(VENV)/ready  ## static types of the core
+	$(BIN)/mypy
+
+format: $(VENV)/ready  ## rewrite sources in the house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.inl' 'tests/*.cpp')
+
+bench: $(VENV)/ready  ## microbenchmarks of every op, beside the machine's limits
+	$(BIN)/python -m benchmarks.kernels
+
+native: $(VENV)/ready  ## rebuild the CPU extension after a change in csrc/
+
+clean:  ## remove the environment and everything built
+	rm -rf $(VENV) build kernels/*.so *.egg-info
+
+$(VENV)/installed: pyproject.toml setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check '$(TORCH)'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+$(VENV)/ready: $(VENV)/installed $(NATIVE_SOURCES)
+	$(BIN)/python setup.py -q build_ext --inplace
+	@touch $@

@@ -1,8 +1,9 @@
 """Builds the CPU extension `sdengine.kernels._cpu`; everything else is declared in pyproject.toml.
 
-Each source is compiled for the instruction set its name ends in (`_avx2`, `_avx512`), all others for the
-baseline, so that one binary runs everywhere and chooses at run time. No torch headers are involved. Without a
-C++ compiler the package still installs and runs on the reference backend; `sdengine info` says so.
+Each source is compiled for the instruction set its name ends in (`_avx2`, `_avx512`), all others
+for the baseline, so that one binary runs everywhere and chooses at run time. No torch headers are
+involved. Without a C++ compiler the package still installs and runs on the reference backend;
+`sdengine info` says so.
 """
 
 from __future__ import annotations
@@ -20,10 +21,25 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent
 SOURCES = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc" / "cpu").glob("*.cpp"))
 # No contraction: a row must give the same bits in the vector body and in the tail of a loop.
-COMMON_FLAGS = ["-O3", "-std=c++17", "-fvisibility=hidden", "-ffp-contract=off", "-pthread", "-Wall"]
+COMMON_FLAGS = [
+    "-O3",
+    "-std=c++17",
+    "-fvisibility=hidden",
+    "-ffp-contract=off",
+    "-pthread",
+    "-Wall",
+]
 X86_FLAGS = {
     "_avx2": ["-mavx2", "-mfma", "-mf16c", "-mtune=znver3"],
-    "_avx512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mfma", "-mf16c"],
+    "_avx512": [
+        "-mavx512f",
+        "-mavx512bw",
+        "-mavx512vl",
+        "-mavx512dq",
+        "-mavx512bf16",
+        "-mfma",
+        "-mf16c",
+    ],
 }
 IS_X86 = platform.machine() in ("x86_64", "AMD64")
 
@@ -58,30 +74,52 @@ class BuildCpu(build_ext):
         except (OSError, subprocess.CalledProcessError) as error:
             if os.environ.get("SDENGINE_REQUIRE_CPU_EXTENSION"):
                 raise
-            self.warn(f"the CPU extension was not built ({error}); the reference backend will be used")
+            self.warn(
+                f"the CPU extension was not built ({error}); the reference backend will be used"
+            )
 
     def compile_and_link(self, ext: Pybind11Extension) -> None:
         out_dir = ROOT / "build" / f"cpu-{self.plat_name}-{platform.python_version()}"
         out_dir.mkdir(parents=True, exist_ok=True)
         self.write_op_list(out_dir)
         compiler = os.environ.get("CXX", "c++")
-        includes = [f"-I{d}" for d in [ROOT / "csrc", ROOT / "csrc" / "include", out_dir, *ext.include_dirs]]
+        includes = [
+            f"-I{d}" for d in [ROOT / "csrc", ROOT / "csrc" / "include", out_dir, *ext.include_dirs]
+        ]
         includes += [f"-I{d}" for d in self.compiler.include_dirs if d not in ext.include_dirs]
         jobs = [(s, flags_for(s)) for s in ext.sources if flags_for(s) is not None]
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            objects = list(pool.map(lambda job: self.compile_one(compiler, *job, includes, out_dir), jobs))
+            objects = list(
+                pool.map(lambda job: self.compile_one(compiler, *job, includes, out_dir), jobs)
+            )
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         staged = target.with_suffix(".tmp")
-        subprocess.check_call([compiler, "-shared", "-pthread", *map(str, objects), "-o", str(staged)])
+        subprocess.check_call(
+            [compiler, "-shared", "-pthread", *map(str, objects), "-o", str(staged)]
+        )
         os.replace(staged, target)  # a process that has the old file mapped keeps it
 
-    def compile_one(self, compiler: str, source: str, flags: list[str], includes: list[str], out_dir: Path) -> Path:
+    def compile_one(
+        self, compiler: str, source: str, flags: list[str], includes: list[str], out_dir: Path
+    ) -> Path:
         target = out_dir / (Path(source).stem + ".o")
         depfile = target.with_suffix(".d")
         if not is_fresh(target, depfile):
             subprocess.check_call(
-                [compiler, "-c", "-fPIC", *flags, *includes, "-MMD", "-MF", str(depfile), source, "-o", str(target)]
+                [
+                    compiler,
+                    "-c",
+                    "-fPIC",
+                    *flags,
+                    *includes,
+                    "-MMD",
+                    "-MF",
+                    str(depfile),
+                    source,
+                    "-o",
+                    str(target),
+                ]
             )
         return target
 

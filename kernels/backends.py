@@ -1,4 +1,5 @@
-"""Which implementations exist on this machine, and why the others do not. Nothing falls back silently."""
+"""Which implementations exist on this machine, and why the others do not. Nothing falls back
+silently."""
 
 from __future__ import annotations
 

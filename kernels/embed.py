@@ -13,7 +13,9 @@ from sdengine.kernels.spec import Case, Op, address, expect_tensor
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16)
 
 
-def check(*, tokens: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, num_rows: torch.Tensor) -> None:
+def check(
+    *, tokens: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, num_rows: torch.Tensor
+) -> None:
     """Contract.
 
     Args:
@@ -28,13 +30,22 @@ def check(*, tokens: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, num_
     expect_tensor("embed", "num_rows", num_rows, torch.int32, (1,))
 
 
-def reference(*, tokens: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, num_rows: torch.Tensor) -> None:
+def reference(
+    *, tokens: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, num_rows: torch.Tensor
+) -> None:
     """out[r] = weight[tokens[r]] for r < num_rows."""
     n = int(num_rows)
     out[:n] = weight[tokens[:n].long()].float()
 
 
-def cpu(native: Any, *, tokens: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, num_rows: torch.Tensor) -> None:
+def cpu(
+    native: Any,
+    *,
+    tokens: torch.Tensor,
+    weight: torch.Tensor,
+    out: torch.Tensor,
+    num_rows: torch.Tensor,
+) -> None:
     """Appends the native launch."""
     load_cpu().embed(
         native,

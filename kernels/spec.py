@@ -1,7 +1,9 @@
-"""What an op is, as data: contract, implementations, cost. Tests, benchmarks and programs all read it.
+"""What an op is, as data: contract, implementations, cost. Tests, benchmarks and programs all read
+it.
 
-Shape letters, used in every docstring: B sequences, N packed rows, T tree nodes, K candidates, S context tokens,
-H query heads, H_kv key/value heads, D head dim, E hidden size, F ffn size, V vocabulary, L layers, P blocks, W mask words.
+Shape letters, used in every docstring: B sequences, N packed rows, T tree nodes, K candidates, S
+context tokens, H query heads, H_kv key/value heads, D head dim, E hidden size, F ffn size, V
+vocabulary, L layers, P blocks, W mask words.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ class Op:
 
     Args:
         name: Base name of its files in every folder.
-        check: Called with the op's arguments when it is launched; raises ValueError naming the argument.
+        check: Called with the op's arguments when it is launched; raises ValueError naming the
+            argument.
         reference: Plain torch, obviously right; mutates the output arguments.
         outputs: Names of the arguments the op writes.
         cpu: Appends one native launch to a `_cpu.Program`; None when there is no CPU kernel.
@@ -80,10 +83,18 @@ def expect_tensor(
     Raises:
         ValueError: Not a tensor, wrong dtype, rank, size, or not contiguous.
     """
-    expect(op, isinstance(tensor, torch.Tensor), f"{name}: expected a tensor, got {type(tensor).__name__}")
+    expect(
+        op,
+        isinstance(tensor, torch.Tensor),
+        f"{name}: expected a tensor, got {type(tensor).__name__}",
+    )
     assert isinstance(tensor, torch.Tensor)
     dtypes = dtype if isinstance(dtype, tuple) else (dtype,)
-    expect(op, tensor.dtype in dtypes, f"{name}: expected {' or '.join(map(str, dtypes))}, got {tensor.dtype}")
+    expect(
+        op,
+        tensor.dtype in dtypes,
+        f"{name}: expected {' or '.join(map(str, dtypes))}, got {tensor.dtype}",
+    )
     fits = tensor.dim() == len(shape) and all(
         want is None or want == got for want, got in zip(shape, tensor.shape)
     )

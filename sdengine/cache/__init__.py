@@ -1,0 +1,1 @@
+"""KV cache: which blocks belong to whom, and the tensors behind them."""

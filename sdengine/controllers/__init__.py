@@ -1,0 +1,1 @@
+"""Budget controllers: how much to speculate in the next step."""

@@ -1,0 +1,57 @@
+"""What a budget controller decides and what it learns from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """How much the next step speculates.
+
+    Args:
+        depth: draft layers to run; 0 is plain decoding.
+        max_nodes: most tree nodes per sequence.
+        max_batch_nodes: most tree nodes of the whole step.
+        node_cost: value below which one more tree row does not pay, as expected tokens per row; 0
+            keeps every node.
+    """
+
+    depth: int
+    max_nodes: int
+    max_batch_nodes: int
+    node_cost: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What a step did.
+
+    Args:
+        num_accepted: per decoding sequence, draft tokens accepted.
+        num_nodes: tree nodes verified over all sequences.
+        num_rows: rows of the target's forward, prefill included.
+        draft_time_s: time spent growing trees.
+        verify_time_s: time of the target's forward, verification and commit.
+        is_steady: whether the step was free of prefill and draft catch-up, so that its times can be
+            learned from.
+    """
+
+    num_accepted: Sequence[int]
+    num_nodes: int
+    num_rows: int
+    draft_time_s: float
+    verify_time_s: float
+    is_steady: bool
+
+
+class BudgetController(Protocol):
+    """plan before, observe after every step that decodes."""
+
+    def plan(self, num_decoding: int) -> StepPlan:
+        """Budget of the next step for so many decoding sequences."""
+
+    def observe(self, plan: StepPlan, report: StepReport) -> None:
+        """Learns from a finished step."""

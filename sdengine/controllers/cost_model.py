@@ -1,0 +1,53 @@
+"""What a step costs on this machine: time of the target's forward by rows, and of draft layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class CostModel:
+    """Measured times in seconds.
+
+    Args:
+        rows: measured row counts of the target's forward, ascending from 1.
+        verify_s: time of forward, verification and commit at those row counts; made non-decreasing.
+        draft_first_s: the draft's first layer (catching up with the last committed tokens).
+        draft_layer_s: every further draft layer.
+    """
+
+    rows: tuple[int, ...]
+    verify_s: tuple[float, ...]
+    draft_first_s: float
+    draft_layer_s: float
+
+    @classmethod
+    def from_samples(
+        cls,
+        rows: Sequence[int],
+        verify_s: Sequence[float],
+        draft_first_s: float,
+        draft_layer_s: float,
+    ) -> CostModel:
+        """From noisy medians: a larger forward is never cheaper, so a dip is noise."""
+        monotone = np.minimum.accumulate(np.asarray(verify_s, dtype=float)[::-1])[::-1]
+        return cls(tuple(rows), tuple(monotone.tolist()), draft_first_s, draft_layer_s)
+
+    def verify_time(self, num_rows: int) -> float:
+        """Seconds of a target step over so many rows (linear between and beyond measurements)."""
+        if num_rows <= self.rows[-1] or len(self.rows) == 1:
+            return float(np.interp(num_rows, self.rows, self.verify_s))
+        last = (self.verify_s[-1] - self.verify_s[-2]) / (self.rows[-1] - self.rows[-2])
+        return self.verify_s[-1] + last * (num_rows - self.rows[-1])
+
+    def row_costs(self, max_rows: int) -> np.ndarray:
+        """Seconds that row M + 1 adds to a step of M rows: [max_rows] float64, index M."""
+        times = np.array([self.verify_time(m) for m in range(1, max_rows + 2)])
+        return np.concatenate([[0.0], np.diff(times)])[:max_rows]
+
+    def draft_time(self, depth: int) -> float:
+        """Seconds to grow a tree of `depth` layers."""
+        return 0.0 if depth == 0 else self.draft_first_s + (depth - 1) * self.draft_layer_s

@@ -1,0 +1,295 @@
+"""Requests: opened, looked up, turned into outputs, closed.
+
+A request is its prompt, its parameters and one sequence per completion. Everything a user may get
+wrong about a single request is refused here, before anything is queued.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Protocol
+
+from sdengine.core.outputs import (
+    CompletionOutput,
+    RequestMetrics,
+    RequestOutput,
+    SpeculationStats,
+)
+from sdengine.core.sampling_params import SamplingParams
+from sdengine.core.sequence import Sequence
+from sdengine.core.stop import StopChecker, TextStream
+from sdengine.errors import RequestError
+
+MASK64 = (1 << 64) - 1
+
+
+class TextCodec(Protocol):
+    """What a request needs of a tokenizer."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a prompt, special tokens added as the checkpoint says."""
+
+    def detokenizer(self, *, skip_special_tokens: bool, continues_text: bool) -> TextStream:
+        """A stream that turns generated tokens into text."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestLimits:
+    """What the model allows.
+
+    Args:
+        vocab_size: token ids are below it.
+        max_model_len: longest sequence, prompt included.
+        eos_token_ids: tokens that end a sequence.
+        has_speculation: whether outputs carry speculation statistics.
+    """
+
+    vocab_size: int
+    max_model_len: int
+    eos_token_ids: frozenset[int]
+    has_speculation: bool
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One request while it lives."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    arrival_time: float
+    sequences: list[Sequence] = field(default_factory=list)
+    stop_checkers: list[StopChecker] = field(default_factory=list)
+    first_token_time: float | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all completions are."""
+        return all(sequence.is_finished for sequence in self.sequences)
+
+
+class RequestBook:
+    """The unfinished requests by id.
+
+    Args:
+        codec: tokenizer of the target; None when prompts are token ids only.
+        limits: what the model allows.
+        capacity_tokens: tokens that fit into the whole KV cache.
+        seed: from which requests without a seed get theirs.
+    """
+
+    def __init__(
+        self, codec: TextCodec | None, limits: RequestLimits, capacity_tokens: int, seed: int
+    ) -> None:
+        self.limits = limits
+        self._codec = codec
+        self._capacity_tokens = capacity_tokens
+        self._seed = seed
+        self._num_opened = 0
+        self._requests: dict[str, Request] = {}
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def get(self, request_id: str) -> Request:
+        """The unfinished request of that id.
+
+        Raises:
+            RequestError: there is none.
+        """
+        try:
+            return self._requests[request_id]
+        except (KeyError, TypeError):
+            raise RequestError.from_parts(
+                "the id of an unfinished request", repr(request_id), "it may have finished already"
+            ) from None
+
+    def open(
+        self, request_id: str, prompt: str | SequenceOf[int], params: SamplingParams
+    ) -> list[Sequence]:
+        """Checks a request and makes its sequences.
+
+        Raises:
+            RequestError: see `Engine.add_request`.
+        """
+        if not isinstance(request_id, str) or request_id in self._requests:
+            raise RequestError.from_parts(
+                "a request_id that no unfinished request has", repr(request_id)
+            )
+        if not isinstance(params, SamplingParams):
+            raise RequestError.from_parts("params to be SamplingParams", type(params).__name__)
+        token_ids = self._token_ids(prompt)
+        self._check_length(token_ids, params)
+        self._check_bias(params)
+        request = Request(
+            request_id, prompt if isinstance(prompt, str) else None, token_ids, params, monotonic()
+        )
+        base = params.seed if params.seed is not None else mix64(self._seed + self._num_opened)
+        self._num_opened += 1
+        for index in range(params.n):
+            self._add_sequence(request, index, base if index == 0 else mix64(base + index))
+        self._requests[request_id] = request
+        return request.sequences
+
+    def close(self, request: Request) -> RequestOutput:
+        """Forgets a request and returns its last, whole output."""
+        self._requests.pop(request.request_id, None)
+        outputs = [completion_output(sequence) for sequence in request.sequences]
+        return self._request_output(request, outputs, monotonic())
+
+    def output(self, request: Request, sequence: Sequence) -> RequestOutput:
+        """Cumulative output of one sequence of a request."""
+        finished_time = monotonic() if request.is_finished else None
+        return self._request_output(request, [completion_output(sequence)], finished_time)
+
+    def _request_output(
+        self, request: Request, outputs: list[CompletionOutput], finished_time: float | None
+    ) -> RequestOutput:
+        is_finished = finished_time is not None
+        metrics = RequestMetrics(
+            arrival_time=request.arrival_time,
+            first_token_time=request.first_token_time,
+            finished_time=finished_time,
+            num_prompt_tokens=len(request.prompt_token_ids),
+            num_generated_tokens=sum(s.num_generated for s in request.sequences),
+            speculation=self._speculation_stats(request) if is_finished else None,
+        )
+        return RequestOutput(
+            request_id=request.request_id,
+            prompt=request.prompt,
+            prompt_token_ids=request.prompt_token_ids,
+            outputs=outputs,
+            finished=is_finished,
+            metrics=metrics,
+        )
+
+    def _speculation_stats(self, request: Request) -> SpeculationStats | None:
+        if not self.limits.has_speculation:
+            return None
+        longest = max(len(s.acceptance_histogram) for s in request.sequences)
+        histogram = [0] * longest
+        for sequence in request.sequences:
+            for accepted, count in enumerate(sequence.acceptance_histogram):
+                histogram[accepted] += count
+        return SpeculationStats.from_histogram(
+            histogram,
+            sum(s.num_draft_tokens for s in request.sequences),
+            sum(s.num_generated for s in request.sequences),
+            draft_time_s=sum(s.draft_time_s for s in request.sequences),
+            verify_time_s=sum(s.verify_time_s for s in request.sequences),
+            other_time_s=sum(s.other_time_s for s in request.sequences),
+        )
+
+    def _add_sequence(self, request: Request, index: int, seed: int) -> None:
+        params, limits = request.params, self.limits
+        stops = frozenset(params.stop_token_ids or ())
+        room = len(request.prompt_token_ids) + params.max_tokens
+        sequence = Sequence(
+            request_id=request.request_id,
+            index=index,
+            params=params,
+            seed=seed & MASK64,
+            token_ids=list(request.prompt_token_ids),
+            num_prompt_tokens=len(request.prompt_token_ids),
+            stop_token_ids=stops if params.ignore_eos else stops | limits.eos_token_ids,
+            max_total_tokens=min(room, limits.max_model_len),
+        )
+        if params.logprobs is not None:
+            sequence.logprobs = []
+        stream: TextStream = (
+            self._codec.detokenizer(
+                skip_special_tokens=params.skip_special_tokens, continues_text=True
+            )
+            if self._codec is not None
+            else NoText()
+        )
+        request.sequences.append(sequence)
+        request.stop_checkers.append(StopChecker(sequence, stream, limits.eos_token_ids))
+
+    def _token_ids(self, prompt: str | SequenceOf[int]) -> list[int]:
+        if isinstance(prompt, str):
+            if self._codec is None:
+                raise RequestError.from_parts(
+                    "token ids, because the checkpoint has no tokenizer.json", "text"
+                )
+            token_ids = self._codec.encode(prompt)
+        else:
+            token_ids = self._checked_ids(prompt)
+        if not token_ids:
+            raise RequestError.from_parts("a prompt of at least one token", "an empty prompt")
+        return token_ids
+
+    def _checked_ids(self, prompt: SequenceOf[int]) -> list[int]:
+        try:
+            token_ids = [
+                int(token) for token in prompt if not isinstance(token, (bool, str, float))
+            ]
+        except (TypeError, ValueError):
+            token_ids = None
+        if token_ids is None or isinstance(prompt, bytes) or len(token_ids) != len(prompt):
+            raise RequestError.from_parts("a prompt of text or of token ids", type(prompt).__name__)
+        for position, token in enumerate(token_ids):
+            if not 0 <= token < self.limits.vocab_size:
+                raise RequestError.from_parts(
+                    f"token ids in [0, {self.limits.vocab_size})", f"{token} at position {position}"
+                )
+        return token_ids
+
+    def _check_length(self, token_ids: list[int], params: SamplingParams) -> None:
+        limit = self.limits.max_model_len
+        if len(token_ids) >= limit:
+            raise RequestError.from_parts(
+                f"a prompt shorter than max_model_len = {limit} tokens",
+                f"{len(token_ids)} tokens",
+                "shorten the prompt or raise max_model_len",
+            )
+        needed = min(len(token_ids) + params.max_tokens, limit)
+        if needed > self._capacity_tokens:
+            raise RequestError.from_parts(
+                f"a request of at most {self._capacity_tokens} tokens, the whole KV cache",
+                f"{len(token_ids)} prompt + {params.max_tokens} new tokens",
+                "raise num_kv_blocks or lower max_tokens",
+            )
+
+    def _check_bias(self, params: SamplingParams) -> None:
+        for token in params.logit_bias or {}:
+            if not 0 <= token < self.limits.vocab_size:
+                raise RequestError.from_parts(
+                    f"logit_bias tokens in [0, {self.limits.vocab_size})", str(token)
+                )
+
+
+class NoText:
+    """Text stream of a checkpoint without a tokenizer: no text."""
+
+    def push(self, token_ids: list[int]) -> str:
+        return ""
+
+    def finish(self) -> str:
+        return ""
+
+
+def completion_output(sequence: Sequence) -> CompletionOutput:
+    """Everything a sequence has generated so far."""
+    return CompletionOutput(
+        index=sequence.index,
+        text=sequence.text,
+        token_ids=sequence.token_ids[sequence.num_prompt_tokens :],
+        logprobs=None if sequence.logprobs is None else list(sequence.logprobs),
+        cumulative_logprob=None if sequence.logprobs is None else sequence.cumulative_logprob,
+        finish_reason=sequence.finish_reason,
+        stop_reason=sequence.stop_reason,
+    )
+
+
+def mix64(value: int) -> int:
+    """A bijective scrambling of 64-bit integers, so that neighbouring seeds share no noise
+    (splitmix64's finaliser).
+    """
+    value = (value + 0x9E3779B97F4A7C15) & MASK64
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & MASK64
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & MASK64
+    return value ^ (value >> 31)

@@ -1,0 +1,155 @@
+"""The engine: requests in, committed tokens out, one `step()` at a time.
+
+No threads of its own besides the kernels' workers, no globals: a server owns the loop, and several
+engines live side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as SequenceOf
+from time import monotonic
+
+from sdengine.core.config import EngineConfig
+from sdengine.core.outputs import RequestOutput
+from sdengine.core.request import Request, RequestBook
+from sdengine.core.sampling_params import SamplingParams
+from sdengine.core.sequence import Sequence
+from sdengine.factory import EngineParts, build_engine_parts
+from sdengine.runner.runner import Commit
+from sdengine.scheduler.scheduler import Schedule
+
+NOT_FINITE = "the target model's logits are not finite"
+
+
+class Engine:
+    """Continuous batching with lossless speculative decoding.
+
+    Args:
+        config: an EngineConfig, or the path or bundled name of the target model.
+        **settings: fields of EngineConfig when `config` is a path or name.
+
+    Raises:
+        ConfigError: contradictory or impossible settings.
+        CheckpointError: a checkpoint cannot be used.
+        BackendUnavailable: a backend asked for does not exist here.
+        CacheFull: weights and KV cache do not fit into memory.
+    """
+
+    def __init__(self, config: EngineConfig | str, **settings: object) -> None:
+        if not isinstance(config, EngineConfig):
+            config = EngineConfig(config, **settings)  # type: ignore[arg-type]
+        elif settings:
+            config = config.with_changes(**settings)
+        parts: EngineParts = build_engine_parts(config)
+        self.config = config
+        self.tokenizer = parts.tokenizer
+        self.default_params = parts.default_params
+        self._runner = parts.runner
+        self._scheduler = parts.scheduler
+        self._controller = parts.controller
+        self._book = RequestBook(
+            parts.tokenizer, parts.limits, parts.runner.pool_capacity_tokens, config.seed
+        )
+
+    @property
+    def max_model_len(self) -> int:
+        """Longest sequence, prompt included."""
+        return self._book.limits.max_model_len
+
+    @property
+    def num_free_blocks(self) -> int:
+        """KV blocks that are not in use."""
+        return self._scheduler.pool.num_free
+
+    @property
+    def num_blocks(self) -> int:
+        """KV blocks in all."""
+        return self._scheduler.pool.num_blocks
+
+    def add_request(
+        self,
+        request_id: str,
+        prompt: str | SequenceOf[int],
+        params: SamplingParams | None = None,
+    ) -> None:
+        """Queues a request.
+
+        Args:
+            request_id: unique among the unfinished requests.
+            prompt: text, or token ids.
+            params: how to sample; None takes the checkpoint's generation defaults.
+
+        Raises:
+            RequestError: bad prompt, id in use, token out of range, prompt too long for the context
+                or for the KV cache.
+        """
+        for sequence in self._book.open(request_id, prompt, params or self.default_params):
+            self._scheduler.add(sequence)
+
+    def abort_request(self, request_id: str) -> RequestOutput:
+        """Ends a request now and frees its blocks.
+
+        Returns:
+            What it had generated, with finish_reason "abort".
+
+        Raises:
+            RequestError: no such unfinished request.
+        """
+        request = self._book.get(request_id)
+        for sequence in request.sequences:
+            if not sequence.is_finished:
+                slot = sequence.slot
+                self._scheduler.finish(sequence, "abort")
+                self._runner.release(slot)
+        return self._book.close(request)
+
+    def has_unfinished_requests(self) -> bool:
+        """Whether a `step` has anything to do."""
+        return self._scheduler.has_unfinished()
+
+    def step(self) -> list[RequestOutput]:
+        """Runs one iteration: every running sequence moves by a prompt chunk or by one or more
+        tokens.
+
+        Returns:
+            Cumulative outputs, one per sequence that got new tokens.
+        """
+        schedule = self._scheduler.schedule()
+        plan = self._controller.plan(self._runner.prepare(schedule))
+        self._runner.propose(plan)
+        self._runner.verify(plan)
+        commits = self._runner.commit(schedule)
+        outputs = [self._advance(commit) for commit in commits if commit.token_ids]
+        self._controller.observe(plan, self._runner.report)
+        self._publish(schedule)
+        return outputs
+
+    def _advance(self, commit: Commit) -> RequestOutput:
+        sequence = commit.sequence
+        request = self._book.get(sequence.request_id)
+        if request.first_token_time is None:
+            request.first_token_time = monotonic()
+        if commit.token_ids[-1] < 0:  # the sampler's flag for a row with NaN or infinite logits
+            self._end(sequence, "abort", NOT_FINITE)
+        else:
+            cut = request.stop_checkers[sequence.index].accept(commit.token_ids)
+            self._runner.record_logprobs(commit, cut.num_tokens, self.tokenizer)
+            if cut.finish_reason is not None:
+                self._end(sequence, cut.finish_reason, cut.stop_reason)
+        if request.is_finished:
+            self._book.close(request)
+        return self._book.output(request, sequence)
+
+    def _end(self, sequence: Sequence, reason: str, stop_reason: str | int | None) -> None:
+        slot = sequence.slot
+        self._scheduler.finish(sequence, reason, stop_reason)  # type: ignore[arg-type]
+        self._runner.release(slot)
+
+    def _publish(self, schedule: Schedule) -> None:
+        for entry in schedule.scheduled:
+            sequence = entry.sequence
+            if not sequence.is_finished:
+                self._scheduler.publish_computed(sequence, self._runner.num_shareable(sequence))
+
+
+__all__ = ["Engine", "Request"]

@@ -1,0 +1,1 @@
+"""Tree policies: which drawn tokens become nodes, and which nodes are grown further."""

@@ -1,0 +1,1 @@
+"""Weights, caches and programs: packed query spans in, logits and committed tokens out."""

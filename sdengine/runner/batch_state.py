@@ -1,0 +1,128 @@
+"""What the device knows of every slot: tokens, lengths, blocks, sampling parameters, budgets.
+
+A request keeps its slot for life. The host writes a slot when a sequence joins, and small per-step
+fields; the kernels advance `history` and the lengths themselves, so that a steady iteration needs
+nothing from the host.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+
+from sdengine.core.sequence import Sequence
+
+TWO_TO_64 = 1 << 64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BatchState:
+    """Struct of arrays over B slots; int32 unless said otherwise.
+
+    Args:
+        history: [B, S] known tokens, prompt and generated.
+        history_lens: [B] how many.
+        computed_lens: [B] of these, in the target's KV cache.
+        draft_computed_lens: [B] of these, in the draft's KV cache.
+        pending_lens: [B] tokens the target computes in this step; 0 for a slot that takes no part.
+        draft_pending_lens: [B] the same for the draft.
+        wants_logits: [B] 0 none (unfinished prefill), 1 root and nodes, 2 root only.
+        draft_wants_logits: [B] 1 where a tree is grown, else 0.
+        max_emit: [B] most tokens the step may commit.
+        block_tables: [B, P_max] logical block -> physical block, of both caches.
+        node_budgets: [B] most tree nodes.
+        depth_limits: [B] most tree depth.
+        temperature, top_p, min_p: [B] float32. top_k: [B]. seeds: [B] int64.
+    """
+
+    history: torch.Tensor
+    history_lens: torch.Tensor
+    computed_lens: torch.Tensor
+    draft_computed_lens: torch.Tensor
+    pending_lens: torch.Tensor
+    draft_pending_lens: torch.Tensor
+    wants_logits: torch.Tensor
+    draft_wants_logits: torch.Tensor
+    max_emit: torch.Tensor
+    block_tables: torch.Tensor
+    node_budgets: torch.Tensor
+    depth_limits: torch.Tensor
+    temperature: torch.Tensor
+    top_k: torch.Tensor
+    top_p: torch.Tensor
+    min_p: torch.Tensor
+    seeds: torch.Tensor
+
+    @classmethod
+    def allocate(cls, max_num_seqs: int, max_history: int, max_blocks: int) -> BatchState:
+        """All slots empty."""
+
+        def ints(*shape: int) -> torch.Tensor:
+            return torch.zeros(shape, dtype=torch.int32)
+
+        b = max_num_seqs
+        lengths = [ints(b) for _ in range(8)]
+        return cls(
+            ints(b, max_history),
+            *lengths,
+            ints(b, max_blocks),
+            ints(b),
+            ints(b),
+            torch.zeros(b),
+            ints(b),
+            torch.ones(b),
+            torch.zeros(b),
+            torch.zeros(b, dtype=torch.int64),
+        )
+
+
+class HostView:
+    """The same memory as numpy arrays: a scalar write costs some 50 ns instead of a torch call."""
+
+    def __init__(self, state: BatchState) -> None:
+        self.arrays: dict[str, np.ndarray] = {
+            f.name: getattr(state, f.name).numpy() for f in fields(state)
+        }
+        for name, array in self.arrays.items():
+            setattr(self, name, array)
+
+    history: np.ndarray
+    history_lens: np.ndarray
+    computed_lens: np.ndarray
+    draft_computed_lens: np.ndarray
+    pending_lens: np.ndarray
+    draft_pending_lens: np.ndarray
+    wants_logits: np.ndarray
+    draft_wants_logits: np.ndarray
+    max_emit: np.ndarray
+    block_tables: np.ndarray
+    node_budgets: np.ndarray
+    depth_limits: np.ndarray
+    temperature: np.ndarray
+    top_k: np.ndarray
+    top_p: np.ndarray
+    min_p: np.ndarray
+    seeds: np.ndarray
+
+    def admit(self, sequence: Sequence) -> None:
+        """Fills a sequence's slot."""
+        slot, params = sequence.slot, sequence.params
+        self.history[slot, : sequence.num_tokens] = sequence.token_ids
+        self.history_lens[slot] = sequence.num_tokens
+        self.computed_lens[slot] = sequence.num_computed
+        self.draft_computed_lens[slot] = sequence.num_draft_computed
+        self.temperature[slot] = params.temperature
+        self.top_k[slot] = max(params.top_k, 0)
+        self.top_p[slot] = params.top_p
+        self.min_p[slot] = params.min_p
+        self.seeds[slot] = sequence.seed - (TWO_TO_64 if sequence.seed >= 1 << 63 else 0)
+
+    def release(self, slot: int) -> None:
+        """Empties a slot: it takes no part in later steps."""
+        self.pending_lens[slot] = 0
+        self.draft_pending_lens[slot] = 0
+        self.wants_logits[slot] = 0
+        self.draft_wants_logits[slot] = 0
+        self.node_budgets[slot] = 0

@@ -1,0 +1,202 @@
+"""One forward pass of a Llama-family decoder, described as launches on static buffers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from sdengine.cache.kv_cache import KVCache
+from sdengine.kernels.program import Program
+from sdengine.kernels.row_batch import RowBatch
+from sdengine.kernels.tree_attention import attention_scratch
+from sdengine.model.config import ModelConfig
+from sdengine.runner.weights import LayerWeights, ModelWeights
+
+
+@dataclass(frozen=True, slots=True)
+class Activations:
+    """Scratch of one model's forward pass over at most N rows; float32.
+
+    Shared by all layers and by all passes of the model, because they run one after another.
+    """
+
+    hidden: torch.Tensor  # [N, E]
+    normed: torch.Tensor  # [N, E]
+    qkv: torch.Tensor  # [N, (H + 2 H_kv) D]
+    attended: torch.Tensor  # [N, H D]
+    ffn: torch.Tensor  # [N, F]
+    attention_scratch: torch.Tensor
+
+    @classmethod
+    def allocate(cls, config: ModelConfig, num_rows: int, max_context: int) -> Activations:
+        """Buffers for `num_rows` rows attending to at most `max_context` keys."""
+        heads = config.num_heads * config.head_dim
+        kv_heads = config.num_kv_heads * config.head_dim
+        return cls(
+            hidden=torch.empty(num_rows, config.hidden_size),
+            normed=torch.empty(num_rows, config.hidden_size),
+            qkv=torch.empty(num_rows, heads + 2 * kv_heads),
+            attended=torch.empty(num_rows, heads),
+            ffn=torch.empty(num_rows, config.intermediate_size),
+            attention_scratch=attention_scratch(
+                num_rows, config.num_heads, config.head_dim, max_context
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Logits:
+    """Where a pass leaves its logits: row i belongs to packed row `rows[i]`.
+
+    Args:
+        values: [R, V] float32, written.
+        rows: [R] int32.
+        num_rows: [1] int32.
+    """
+
+    values: torch.Tensor
+    rows: torch.Tensor
+    num_rows: torch.Tensor
+
+
+def describe_forward(
+    program: Program,
+    weights: ModelWeights,
+    cache: KVCache,
+    batch: RowBatch,
+    buffers: Activations,
+    logits: Logits | None,
+) -> None:
+    """Appends the launches of one pass: tokens of `batch` in, keys and values into `cache`, logits
+    out.
+
+    Args:
+        program: gets the launches.
+        weights: the model.
+        cache: its KV cache, written at the batch's slots.
+        batch: rows to compute.
+        buffers: scratch for at least as many rows.
+        logits: rows whose logits are wanted; None computes keys and values only.
+    """
+    num_rows = batch.num_rows
+    program.launch(
+        "embed", tokens=batch.tokens, weight=weights.embed, out=buffers.hidden, num_rows=num_rows
+    )
+    for index, layer in enumerate(weights.layers):
+        _describe_attention(program, weights, index, cache.layer(index), batch, buffers)
+        _describe_mlp(program, weights.config, layer, batch, buffers)
+    if logits is None:
+        return
+    _describe_norm(program, weights.config, weights.final_norm, batch, buffers)
+    program.launch(
+        "linear",
+        x=buffers.normed,
+        weight=weights.lm_head,
+        out=logits.values,
+        num_rows=logits.num_rows,
+        rows=logits.rows,
+    )
+
+
+def _describe_norm(
+    program: Program,
+    config: ModelConfig,
+    weight: torch.Tensor,
+    batch: RowBatch,
+    buffers: Activations,
+) -> None:
+    program.launch(
+        "rms_norm",
+        x=buffers.hidden,
+        weight=weight,
+        out=buffers.normed,
+        num_rows=batch.num_rows,
+        eps=config.rms_norm_eps,
+    )
+
+
+def _describe_attention(
+    program: Program,
+    weights: ModelWeights,
+    index: int,
+    cache: torch.Tensor,
+    batch: RowBatch,
+    buffers: Activations,
+) -> None:
+    config, layer = weights.config, weights.layers[index]
+    heads = {
+        "num_heads": config.num_heads,
+        "num_kv_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+    }
+    _describe_norm(program, config, layer.attn_norm, batch, buffers)
+    program.launch(
+        "linear",
+        x=buffers.normed,
+        weight=layer.qkv,
+        out=buffers.qkv,
+        num_rows=batch.num_rows,
+        bias=layer.qkv_bias,
+    )
+    program.launch(
+        "rope_kv_append",
+        qkv=buffers.qkv,
+        cos_sin=weights.cos_sin,
+        positions=batch.positions,
+        slots=batch.slots,
+        kv_cache=cache,
+        num_rows=batch.num_rows,
+        q_norm=layer.q_norm,
+        k_norm=layer.k_norm,
+        eps=config.rms_norm_eps,
+        **heads,
+    )
+    program.launch(
+        "tree_attention",
+        qkv=buffers.qkv,
+        kv_cache=cache,
+        batch=batch,
+        out=buffers.attended,
+        scratch=buffers.attention_scratch,
+        scale=config.head_dim**-0.5,
+        window=config.layer_windows[index] or 0,
+        **heads,
+    )
+    program.launch(
+        "linear",
+        x=buffers.attended,
+        weight=layer.o,
+        out=buffers.hidden,
+        num_rows=batch.num_rows,
+        bias=layer.o_bias,
+        accumulate=True,
+    )
+
+
+def _describe_mlp(
+    program: Program,
+    config: ModelConfig,
+    layer: LayerWeights,
+    batch: RowBatch,
+    buffers: Activations,
+) -> None:
+    _describe_norm(program, config, layer.mlp_norm, batch, buffers)
+    program.launch(
+        "linear",
+        x=buffers.normed,
+        weight=layer.gate_up,
+        out=buffers.ffn,
+        num_rows=batch.num_rows,
+        bias=layer.gate_up_bias,
+        activation="silu_gate",
+    )
+    program.launch(
+        "linear",
+        x=buffers.ffn,
+        weight=layer.down,
+        out=buffers.hidden,
+        num_rows=batch.num_rows,
+        bias=layer.down_bias,
+        accumulate=True,
+    )

@@ -1,0 +1,172 @@
+"""Admission, chunked prefill, preemption and finishing: who runs in the next step, and with how
+many tokens.
+
+Two queues and one limit per line. Never touches a tensor. Running sequences come first, oldest
+first; prompts are prefilled in chunks beside them; when blocks run out, tree room is given up first
+and then the youngest sequence is preempted: its blocks are freed and its tokens recomputed later.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from sdengine.cache.block_pool import BlockPool
+from sdengine.core.outputs import FinishReason
+from sdengine.core.sequence import Sequence, SequenceStatus
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledSequence:
+    """One sequence's part in a step.
+
+    Args:
+        sequence: who.
+        num_tokens: pending tokens to compute in this step (a chunk of the prompt, or 1).
+        can_draft: whether blocks for a tree are reserved.
+    """
+
+    sequence: Sequence
+    num_tokens: int
+    can_draft: bool
+
+
+@dataclass(slots=True)
+class Schedule:
+    """A step: who runs, who joined, who was sent back."""
+
+    scheduled: list[ScheduledSequence] = field(default_factory=list)
+    admitted: list[Sequence] = field(default_factory=list)
+    preempted: list[Sequence] = field(default_factory=list)
+
+
+class Scheduler:
+    """Continuous batching over fixed slots.
+
+    Args:
+        pool: blocks of the KV cache.
+        max_num_seqs: slots.
+        max_num_batched_tokens: most pending tokens per step.
+        tree_room: logical KV slots that a tree may use beyond the committed tokens.
+    """
+
+    def __init__(
+        self, pool: BlockPool, max_num_seqs: int, max_num_batched_tokens: int, tree_room: int
+    ) -> None:
+        self.pool = pool
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self._max_num_batched_tokens = max_num_batched_tokens
+        self._tree_room = tree_room
+        self._free_slots = list(range(max_num_seqs - 1, -1, -1))
+
+    def add(self, sequence: Sequence) -> None:
+        """Queues a sequence behind those already waiting."""
+        self.waiting.append(sequence)
+
+    def has_unfinished(self) -> bool:
+        """Whether anyone waits or runs."""
+        return bool(self.running or self.waiting)
+
+    def schedule(self) -> Schedule:
+        """Decides the next step and reserves its blocks."""
+        step = Schedule()
+        budget = self._max_num_batched_tokens - len(self.running)
+        for sequence in list(self.running):
+            if sequence.status is not SequenceStatus.RUNNING:
+                continue  # preempted for an older one in this very loop
+            extra = min(sequence.num_pending - 1, max(budget, 0))
+            entry = self._reserve(sequence, 1 + extra, step)
+            if entry is not None:
+                budget -= extra
+                step.scheduled.append(entry)
+        if not step.preempted:
+            self._admit(step, budget)
+        return step
+
+    def finish(
+        self, sequence: Sequence, reason: FinishReason, stop_reason: str | int | None = None
+    ) -> None:
+        """Ends a sequence, wherever it is, and frees its blocks."""
+        if sequence.status is SequenceStatus.RUNNING:
+            self._leave(sequence)
+        elif sequence.status is SequenceStatus.WAITING:
+            self.waiting.remove(sequence)
+        sequence.status = SequenceStatus.FINISHED
+        sequence.finish_reason = reason
+        sequence.stop_reason = stop_reason
+
+    def publish_computed(self, sequence: Sequence, num_computed: int) -> None:
+        """Lets later requests reuse the full blocks below `num_computed`."""
+        full = num_computed // self.pool.block_size
+        if full > sequence.num_hashed_blocks:
+            self.pool.publish(
+                sequence.token_ids, sequence.block_table, sequence.num_hashed_blocks, full
+            )
+            sequence.num_hashed_blocks = full
+
+    def _admit(self, step: Schedule, budget: int) -> None:
+        while self.waiting and self._free_slots and budget > 0:
+            sequence = self.waiting[0]
+            if self._waits_for_twin(sequence):
+                break
+            sequence.block_table = self.pool.match_prefix(sequence.token_ids)
+            reused = len(sequence.block_table)
+            sequence.num_computed = sequence.num_draft_computed = reused * self.pool.block_size
+            sequence.num_hashed_blocks = reused
+            num_tokens = min(sequence.num_pending, budget)
+            if not self._grow(sequence, sequence.num_computed + num_tokens):
+                self.pool.free(sequence.block_table)
+                sequence.release()
+                break
+            self.waiting.popleft()
+            sequence.slot = self._free_slots.pop()
+            sequence.status = SequenceStatus.RUNNING
+            self.running.append(sequence)
+            step.admitted.append(sequence)
+            can_draft = self._grow(sequence, sequence.num_computed + num_tokens + self._tree_room)
+            step.scheduled.append(ScheduledSequence(sequence, num_tokens, can_draft))
+            budget -= num_tokens
+
+    def _waits_for_twin(self, sequence: Sequence) -> bool:
+        """A further completion of a request waits until the first one's prompt can be shared."""
+        return sequence.index > 0 and any(
+            other.request_id == sequence.request_id and other.num_pending > 1
+            for other in self.running
+        )
+
+    def _reserve(
+        self, sequence: Sequence, num_tokens: int, step: Schedule
+    ) -> ScheduledSequence | None:
+        end = sequence.num_computed + num_tokens
+        if self._grow(sequence, end + self._tree_room):
+            return ScheduledSequence(sequence, num_tokens, True)
+        while not self._grow(sequence, end):
+            victim = self.running[-1]
+            self._preempt(victim, step)
+            if victim is sequence:
+                return None
+        return ScheduledSequence(sequence, num_tokens, False)
+
+    def _grow(self, sequence: Sequence, num_slots: int) -> bool:
+        missing = -(-num_slots // self.pool.block_size) - len(sequence.block_table)
+        if missing <= 0:
+            return True
+        if missing > self.pool.num_free:
+            return False
+        sequence.block_table += self.pool.allocate(missing)
+        return True
+
+    def _preempt(self, sequence: Sequence, step: Schedule) -> None:
+        step.scheduled = [entry for entry in step.scheduled if entry.sequence is not sequence]
+        step.preempted.append(sequence)
+        self._leave(sequence)
+        sequence.status = SequenceStatus.WAITING
+        sequence.num_preemptions += 1
+        self.waiting.appendleft(sequence)
+
+    def _leave(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self.pool.free(sequence.block_table)
+        self._free_slots.append(sequence.slot)
+        sequence.release()
