@@ -1,0 +1,63 @@
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // false alarms inside the compiler's own AVX-512 header
+#include "cpu/linear.inl"
+
+namespace sdengine {
+inline namespace SDENGINE_ISA_NAMESPACE {
+namespace linear_op {
+
+// bfloat16 dot products: two inputs an instruction. The rows are rounded to bfloat16 once, by every worker for itself
+// (128 rows of 2048 cost 10 us; a barrier and a shared buffer would save less than they cost).
+struct Bf16Dot {
+  using Weight = uint16_t;
+  using Input = uint16_t;
+  static constexpr int kDepth = 2;
+
+  template <int R, int C>
+  static SDE_INLINE void step(Vec (&sums)[R][C], const uint16_t* const (&x)[R], int64_t k, const uint16_t* w) {
+    IntVec weights[C];
+    for (int c = 0; c < C; ++c) weights[c] = load_int(reinterpret_cast<const int32_t*>(w) + c * kLanes);
+    for (int r = 0; r < R; ++r) {
+      int32_t pair;
+      std::memcpy(&pair, x[r] + k, sizeof(pair));
+      const IntVec value = broadcast_int(pair);
+      for (int c = 0; c < C; ++c) sums[r][c] = dot(sums[r][c], value, weights[c]);
+    }
+  }
+
+  // The rounded rows are padded with a zero, as the weights are.
+  template <int R, int C>
+  static SDE_INLINE void half_step(Vec (&sums)[R][C], const uint16_t* const (&x)[R], int64_t k, const uint16_t* w) {
+    step<R, C>(sums, x, k, w);
+  }
+
+  static SDE_INLINE Vec dot(Vec sum, IntVec a, IntVec b) {
+    return {_mm512_dpbf16_ps(sum.v, reinterpret_cast<__m512bh>(a.v), reinterpret_cast<__m512bh>(b.v))};
+  }
+
+  static SDE_INLINE void prepare_rows(const LinearArgs& args, int64_t first, int64_t count, void* scratch,
+                                      const uint16_t** x) {
+    const int64_t stride = (args.num_inputs + 31) / 32 * 32;
+    for (int64_t r = 0; r < count; ++r) {
+      uint16_t* rounded = static_cast<uint16_t*>(scratch) + r * stride;
+      const float* row = input_row(args, first + r);
+      int64_t k = 0;
+      for (; k + kLanes <= args.num_inputs; k += kLanes) store_bf16(rounded + k, load(row + k));
+      const int left = static_cast<int>(args.num_inputs - k);
+      if (left > 0) store_bf16(rounded + k, load_partial(row + k, left));
+      x[r] = rounded;
+    }
+  }
+};
+
+}  // namespace linear_op
+}  // namespace SDENGINE_ISA_NAMESPACE
+
+void linear_blocks_avx512(const LinearArgs& args, int64_t begin, int64_t end, void* scratch) {
+  if (args.weight_is_bf16) {
+    linear_op::linear_blocks<linear_op::Bf16Dot>(args, begin, end, scratch);
+  } else {
+    linear_op::linear_blocks<linear_op::Fp32>(args, begin, end, scratch);
+  }
+}
+
+}  // namespace sdengine

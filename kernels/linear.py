@@ -1,0 +1,141 @@
+"""linear: x W^T with a packed weight, and bias, residual, row gather or SiLU gate in the same pass.
+
+Row-invariant: the bits of an output row depend on its input row and the weight alone, never on how many other rows,
+row groups or threads there are. On AVX-512 with bfloat16 weights the activations are rounded to bfloat16; everywhere
+else they stay float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from sdengine.kernels.backends import load_cpu
+from sdengine.kernels.packed_weight import PackedWeight, pack_weight
+from sdengine.kernels.spec import Case, Op, address, expect, expect_tensor
+
+ACTIVATIONS = (None, "silu_gate")
+
+
+def check(
+    *,
+    x: torch.Tensor,
+    weight: PackedWeight,
+    out: torch.Tensor,
+    num_rows: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    accumulate: bool = False,
+    rows: torch.Tensor | None = None,
+    activation: str | None = None,
+) -> None:
+    """Contract.
+
+    Args:
+        x: [N, K] float32 ([any, K] with `rows`).
+        weight: W [M, K], packed.
+        out: [N, M] float32, written; [N, M / 2] with activation "silu_gate".
+        num_rows: [1] int32, rows to compute; at most N.
+        bias: [M] float32, gate first, then up, with "silu_gate".
+        accumulate: Add to `out` (the residual) instead of overwriting it.
+        rows: [N] int32, output row i is made from x[rows[i]]; None is the identity.
+        activation: "silu_gate": W was packed with `interleave_gate_up`, and out = silu(x gate^T) * (x up^T).
+    """
+    expect("linear", isinstance(weight, PackedWeight), f"weight: expected PackedWeight, got {type(weight).__name__}")
+    expect("linear", activation in ACTIVATIONS, f"activation: expected one of {ACTIVATIONS}, got {activation!r}")
+    gated = activation == "silu_gate"
+    expect("linear", gated == weight.is_gate_up, f"activation: got {activation!r} for {_kind(weight)}")
+    expect("linear", not (gated and accumulate), "accumulate: not available with activation 'silu_gate'")
+    expect_tensor("linear", "x", x, torch.float32, (None, weight.num_inputs))
+    capacity = x.shape[0]
+    if rows is not None:
+        capacity = expect_tensor("linear", "rows", rows, torch.int32, (None,)).shape[0]
+    width = weight.num_outputs // 2 if gated else weight.num_outputs
+    expect_tensor("linear", "out", out, torch.float32, (capacity, width))
+    expect_tensor("linear", "num_rows", num_rows, torch.int32, (1,))
+    if bias is not None:
+        expect_tensor("linear", "bias", bias, torch.float32, (weight.num_outputs,))
+
+
+def _kind(weight: PackedWeight) -> str:
+    return "a weight packed with interleave_gate_up" if weight.is_gate_up else "a weight packed without interleave_gate_up"
+
+
+def reference(
+    *,
+    x: torch.Tensor,
+    weight: PackedWeight,
+    out: torch.Tensor,
+    num_rows: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    accumulate: bool = False,
+    rows: torch.Tensor | None = None,
+    activation: str | None = None,
+) -> None:
+    """out[i] (+)= x[rows[i]] W^T + bias, or silu(gate) * up of it, for i < num_rows."""
+    n = int(num_rows)
+    chosen = x[:n] if rows is None else x[rows[:n].long()]
+    y = torch.nn.functional.linear(chosen, weight.unpack().float(), bias)
+    if activation == "silu_gate":
+        gate, up = y.chunk(2, dim=-1)
+        y = torch.nn.functional.silu(gate) * up
+    out[:n] = out[:n] + y if accumulate else y
+
+
+def cpu(
+    native: Any,
+    *,
+    x: torch.Tensor,
+    weight: PackedWeight,
+    out: torch.Tensor,
+    num_rows: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    accumulate: bool = False,
+    rows: torch.Tensor | None = None,
+    activation: str | None = None,
+) -> None:
+    """Appends the native launch."""
+    load_cpu().linear(
+        native,
+        address(x),
+        address(weight.storage),
+        weight.dtype == torch.bfloat16,
+        address(out),
+        address(num_rows),
+        address(bias),
+        address(rows),
+        weight.num_inputs,
+        weight.num_outputs,
+        accumulate,
+        activation == "silu_gate",
+    )
+
+
+def bench_case(weight: PackedWeight, num_rows: int, label: str) -> Case:
+    """`num_rows` random rows through `weight`."""
+    gated = weight.is_gate_up
+    width = weight.num_outputs // 2 if gated else weight.num_outputs
+    args: dict[str, Any] = {
+        "x": torch.randn(num_rows, weight.num_inputs),
+        "weight": weight,
+        "out": torch.empty(num_rows, width),
+        "num_rows": torch.tensor([num_rows], dtype=torch.int32),
+        "activation": "silu_gate" if gated else None,
+    }
+    traffic = weight.nbytes + 4 * num_rows * (weight.num_inputs + width)
+    return Case(label, args, traffic, 2 * num_rows * weight.num_inputs * weight.num_outputs)
+
+
+def bench_cases() -> Iterator[Case]:
+    """A large matrix that lives in DRAM and two of a small model that live in the cache."""
+    shapes = ((2048, 11264, True), (256, 1408, True), (256, 512, False))
+    for num_inputs, num_outputs, gated in shapes:
+        dense = torch.randn(num_outputs, num_inputs) / num_inputs**0.5
+        for dtype, name in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
+            weight = pack_weight(dense, dtype, interleave_gate_up=gated)
+            for rows in (1, 8, 16, 64):
+                yield bench_case(weight, rows, f"N={rows} K={num_inputs} M={num_outputs} {name}")
+
+
+OP = Op("linear", check, reference, ("out",), cpu, bench_cases=bench_cases)
