@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from sdengine.model.checkpoint import open_checkpoint
 from sdengine.model.reference import load_weights, reference_logits
-
 from tests.model.checkpoints import CASES, CONTEXT, ORIGINAL, VOCAB, make_checkpoint
 
 transformers = pytest.importorskip("transformers")

@@ -1,0 +1,196 @@
+"""Token ids to text, one token at a time, in constant time per token.
+
+The text that `push` and `finish` hand out, joined, is exactly what decoding all tokens at once
+gives. So a part is held back exactly as long as later tokens could still change it: an unfinished
+UTF-8 character with byte-level tokens, and a run of byte tokens (`<0xE2>`) with sentencepiece-style
+tokens, where one bad byte turns the whole run into replacement characters.
+
+Two kinds of tokenizer are understood, by the decoder that tokenizer.json names:
+
+- byte-level BPE: every character of a token stands for a byte.
+- sentencepiece style: `▁` stands for a space, byte tokens for what has no token of its own, and the
+text's first space is dropped.
+"""
+
+from __future__ import annotations
+
+import codecs
+import functools
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sdengine.errors import CheckpointError
+
+__all__ = ["DecoderRules", "Detokenizer", "parse_decoder"]
+
+REPLACEMENT = "\ufffd"
+BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderRules:
+    """How the strings of tokens become text.
+
+    Args:
+        is_byte_level: characters stand for bytes; the other fields are unused then.
+        replacements: (pattern, replacement) applied to every token, in order.
+        has_byte_tokens: whether `<0x..>` tokens stand for bytes.
+        strip: character dropped at the beginning of the text.
+        max_stripped: how many of them at most.
+        first_token_drops: characters dropped wherever they stand in the first token.
+    """
+
+    is_byte_level: bool = False
+    replacements: tuple[tuple[str, str], ...] = ()
+    has_byte_tokens: bool = False
+    strip: str = " "
+    max_stripped: int = 0
+    first_token_drops: str = ""
+
+
+def parse_decoder(spec: Mapping[str, Any] | None) -> DecoderRules:
+    """Read the decoder section of tokenizer.json.
+
+    Raises:
+        CheckpointError: a decoder that streaming is not implemented for; the message names it.
+    """
+    if spec is None:
+        raise _unsupported("none")
+    if spec["type"] == "Metaspace":
+        mark = spec.get("replacement", "▁")
+        is_kept = spec.get("prepend_scheme", "always") == "never"
+        return DecoderRules(replacements=((mark, " "),), first_token_drops="" if is_kept else mark)
+    steps = list(spec["decoders"]) if spec["type"] == "Sequence" else [spec]
+    if [step["type"] for step in steps] == ["ByteLevel"]:
+        return DecoderRules(is_byte_level=True)
+    replacements: list[tuple[str, str]] = []
+    while steps and steps[0]["type"] == "Replace" and "String" in steps[0]["pattern"]:
+        step = steps.pop(0)
+        replacements.append((step["pattern"]["String"], step["content"]))
+    has_byte_tokens = bool(steps) and steps[0]["type"] == "ByteFallback"
+    if has_byte_tokens:
+        steps.pop(0)
+    if not steps or steps.pop(0)["type"] != "Fuse":
+        raise _unsupported(_type_names(spec))
+    strip: Mapping[str, Any] = {"content": " ", "start": 0, "stop": 0}
+    if steps and steps[0]["type"] == "Strip":
+        strip = steps.pop(0)
+    if steps or strip["stop"]:
+        raise _unsupported(_type_names(spec))
+    return DecoderRules(
+        replacements=tuple(replacements),
+        has_byte_tokens=has_byte_tokens,
+        strip=strip["content"],
+        max_stripped=strip["start"],
+    )
+
+
+class Detokenizer:
+    """Incremental text of one sequence of tokens.
+
+    Args:
+        rules: of the tokenizer.
+        piece: token id -> the token's string, or None for what has no text (padding rows of the
+            vocabulary, and special tokens when these are to be skipped).
+        continues_text: the tokens continue an earlier text (a prompt), so that the first space is
+            a real one and kept.
+    """
+
+    __slots__ = ("_byte_run", "_bytes_decoder", "_is_first", "_num_to_strip", "_piece", "_rules")
+
+    def __init__(
+        self,
+        rules: DecoderRules,
+        piece: Callable[[int], str | None],
+        *,
+        continues_text: bool = False,
+    ) -> None:
+        self._rules = rules
+        self._piece = piece
+        self._byte_run = bytearray()
+        self._bytes_decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._is_first = not continues_text
+        self._num_to_strip = 0 if continues_text else rules.max_stripped
+
+    def push(self, token_ids: Iterable[int]) -> str:
+        """Append tokens and return the text that is certain now and was not before."""
+        pieces = [piece for piece in map(self._piece, token_ids) if piece is not None]
+        if self._rules.is_byte_level:
+            return self._bytes_decoder.decode(b"".join(map(byte_level_bytes, pieces)))
+        return self._strip("".join(map(self._text_of, pieces)))
+
+    def finish(self) -> str:
+        """Return what was held back, with replacement characters for what stayed unfinished."""
+        if self._rules.is_byte_level:
+            return self._bytes_decoder.decode(b"", final=True)
+        return self._strip(self._end_of_run())
+
+    def _text_of(self, piece: str) -> str:
+        rules = self._rules
+        if self._is_first:
+            self._is_first = False
+            for mark in rules.first_token_drops:
+                piece = piece.replace(mark, "")
+        if rules.has_byte_tokens:
+            match = BYTE_TOKEN.fullmatch(piece)
+            if match:
+                self._byte_run.append(int(match.group(1), 16))
+                return ""
+        for pattern, replacement in rules.replacements:
+            piece = piece.replace(pattern, replacement)
+        return self._end_of_run() + piece if self._byte_run else piece
+
+    def _end_of_run(self) -> str:
+        run = bytes(self._byte_run)
+        self._byte_run.clear()
+        try:
+            return run.decode("utf-8")
+        except UnicodeDecodeError:
+            return REPLACEMENT * len(run)
+
+    def _strip(self, text: str) -> str:
+        while self._num_to_strip and text:
+            if not text.startswith(self._rules.strip):
+                self._num_to_strip = 0
+                break
+            text = text[len(self._rules.strip) :]
+            self._num_to_strip -= 1
+        return text
+
+
+@functools.cache
+def byte_alphabet() -> dict[str, int]:
+    """Return character -> byte of byte-level BPE: printable Latin-1 stands for itself, the rest
+    follows.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    alphabet = {chr(byte): byte for byte in printable}
+    alphabet.update({chr(256 + i): byte for i, byte in enumerate(others)})
+    return alphabet
+
+
+def byte_level_bytes(piece: str) -> bytes:
+    """Return the bytes of a byte-level token; one with a foreign character (an added token) is
+    plain text.
+    """
+    alphabet = byte_alphabet()
+    try:
+        return bytes([alphabet[char] for char in piece])
+    except KeyError:
+        return piece.encode("utf-8")
+
+
+def _type_names(spec: Mapping[str, Any]) -> str:
+    return " -> ".join(step["type"] for step in spec.get("decoders", [spec]))
+
+
+def _unsupported(name: str) -> CheckpointError:
+    return CheckpointError.from_parts(
+        "a decoder in tokenizer.json of the kind ByteLevel, Metaspace, or "
+        "Replace -> ByteFallback -> Fuse -> Strip",
+        name,
+        "this tokenizer is not supported",
+    )

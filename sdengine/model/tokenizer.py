@@ -1,0 +1,266 @@
+"""Text to tokens and back, for the tokenizer.json of a checkpoint.
+
+Special tokens are placed as the checkpoint's own tokenizer_config.json says. Decoding never "cleans
+up" spaces: the text is what the tokens say.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken
+
+from sdengine.errors import CheckpointError, ConfigError, RequestError
+from sdengine.model.config import read_json
+from sdengine.model.detokenizer import Detokenizer, parse_decoder
+
+__all__ = ["Tokenizer", "load_tokenizer"]
+
+# These classes place the special tokens by flags, whatever tokenizer.json says.
+FLAGGED_CLASSES = (
+    "LlamaTokenizer",
+    "LlamaTokenizerFast",
+    "CodeLlamaTokenizer",
+    "CodeLlamaTokenizerFast",
+)
+SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+
+class Tokenizer:
+    """A checkpoint's tokenizer; make one with `load_tokenizer`.
+
+    Args:
+        backend: the tokenizer proper.
+        settings: parsed tokenizer_config.json, possibly empty.
+
+    Raises:
+        CheckpointError: a part of it is not supported, or the two contradict each other.
+    """
+
+    __slots__ = (
+        "_added",
+        "_backend",
+        "_prefix",
+        "_rules",
+        "_suffix",
+        "special_tokens",
+        "vocab_size",
+    )
+
+    def __init__(self, backend: tokenizers.Tokenizer, settings: Mapping[str, Any]) -> None:
+        backend.no_truncation()
+        backend.no_padding()
+        self._backend = backend
+        self.special_tokens = special_token_strings(settings)
+        _add_missing_tokens(backend, settings, self.special_tokens)
+        decoder = backend.decoder
+        self._rules = parse_decoder(None if decoder is None else json.loads(decoder.__getstate__()))
+        self._added: dict[int, AddedToken] = backend.get_added_tokens_decoder()
+        self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
+        self._prefix, self._suffix = self._flagged_specials(settings)
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Return the tokens of a text.
+
+        Args:
+            text: any text; special tokens spelt out in it become these tokens.
+            add_special_tokens: place the beginning-of-sequence token and others as the checkpoint
+                does. A rendered chat template contains them already: pass False for it.
+
+        Raises:
+            RequestError: it is no text, or holds lone surrogates.
+        """
+        if not isinstance(text, str):
+            raise RequestError.from_parts("prompt to be a string", type(text).__name__)
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise RequestError.from_parts(
+                "prompt to be valid Unicode", f"a lone surrogate at index {error.start}"
+            ) from None
+        if self._prefix is None or not add_special_tokens:
+            ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+            return ids
+        return [
+            *self._prefix,
+            *self._backend.encode(text, add_special_tokens=False).ids,
+            *self._suffix,
+        ]
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Return the text of tokens; ids beyond the vocabulary (padding rows) have none."""
+        text: str = self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        return text
+
+    def detokenizer(
+        self, *, skip_special_tokens: bool = True, continues_text: bool = False
+    ) -> Detokenizer:
+        """Return an incremental decoder for one sequence.
+
+        Args:
+            skip_special_tokens: leave special tokens out of the text.
+            continues_text: the tokens continue a prompt, so that a leading space is kept.
+        """
+        piece = self._ordinary_piece if skip_special_tokens else self._backend.id_to_token
+        return Detokenizer(self._rules, piece, continues_text=continues_text)
+
+    def token_text(self, token_id: int) -> str:
+        """Return the text of one token in the middle of a text, special tokens included."""
+        one = self.detokenizer(skip_special_tokens=False, continues_text=True)
+        return one.push([token_id]) + one.finish()
+
+    def token_id(self, token: str) -> int | None:
+        """Return the id of a token's string as tokenizer.json spells it, or None."""
+        found: int | None = self._backend.token_to_id(token)
+        return found
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether `skip_special_tokens` leaves this token out."""
+        return token_id in self._added and bool(self._added[token_id].special)
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """Id of the beginning-of-sequence token, if tokenizer_config.json names one."""
+        return self._special_id("bos_token")
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """Id of the end-of-sequence token, if tokenizer_config.json names one."""
+        return self._special_id("eos_token")
+
+    def first_difference(self, other: Tokenizer) -> str | None:
+        """Describe the lowest token id at which two tokenizers differ, or return None."""
+        mine, theirs = self._backend.get_vocab(), other._backend.get_vocab()
+        if mine == theirs:
+            return None
+        ours = {index: token for token, index in mine.items()}
+        others = {index: token for token, index in theirs.items()}
+        for index in sorted(ours.keys() | others.keys()):
+            if ours.get(index) != others.get(index):
+                return f"token {index} is {ours.get(index)!r} and {others.get(index)!r}"
+        return None
+
+    def require_same(self, other: Tokenizer) -> None:
+        """Refuse a draft model whose tokens mean something else.
+
+        Args:
+            other: the draft model's tokenizer.
+
+        Raises:
+            ConfigError: the tokenizers differ; names the first differing token.
+        """
+        difference = self.first_difference(other)
+        if difference is not None:
+            raise ConfigError.from_parts(
+                "target and draft model with the same tokenizer",
+                f"two that differ: {difference}",
+                "choose a draft model of the same family",
+            )
+
+    def _ordinary_piece(self, token_id: int) -> str | None:
+        if self.is_special(token_id):
+            return None
+        piece: str | None = self._backend.id_to_token(token_id)
+        return piece
+
+    def _special_id(self, name: str) -> int | None:
+        token = self.special_tokens.get(name)
+        return None if token is None else self.token_id(token)
+
+    def _flagged_specials(
+        self, settings: Mapping[str, Any]
+    ) -> tuple[tuple[int, ...] | None, tuple[int, ...]]:
+        """Return ids put before and after a text by flags; (None, ()) leaves it to
+        tokenizer.json.
+        """
+        if settings.get("tokenizer_class") not in FLAGGED_CLASSES:
+            return None, ()
+        placed = []
+        for flag, default, name in (
+            ("add_bos_token", True, "bos_token"),
+            ("add_eos_token", False, "eos_token"),
+        ):
+            wanted = settings.get(flag)
+            ids: tuple[int, ...] = ()
+            if default if wanted is None else wanted:
+                found = self._special_id(name)
+                if found is None:
+                    raise CheckpointError.from_parts(
+                        f"{name} in tokenizer_config.json, for {flag}", "no such token"
+                    )
+                ids = (found,)
+            placed.append(ids)
+        return placed[0], placed[1]
+
+
+def load_tokenizer(directory: str | Path) -> Tokenizer:
+    """Read tokenizer.json and, where there is one, tokenizer_config.json.
+
+    Raises:
+        CheckpointError: missing, damaged or unsupported; the message names the file.
+    """
+    path = Path(directory) / "tokenizer.json"
+    if not path.is_file():
+        others = [
+            name for name in ("tokenizer.model", "vocab.json") if (path.parent / name).exists()
+        ]
+        raise CheckpointError.from_parts(
+            f"{path}",
+            f"only {', '.join(others)}" if others else "no such file",
+            'save it in the fast format: python -c "from transformers import AutoTokenizer as T; '
+            f"T.from_pretrained({json.dumps(str(path.parent))})"
+            f'.save_pretrained({json.dumps(str(path.parent))})"',
+        )
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise CheckpointError.from_parts(f"{path} to be a tokenizer", str(error)[:200]) from None
+    return Tokenizer(backend, tokenizer_settings(path.parent))
+
+
+def tokenizer_settings(directory: Path) -> dict[str, Any]:
+    """Return tokenizer_config.json over special_tokens_map.json, both optional."""
+    settings: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (directory / name).is_file():
+            settings.update(read_json(directory / name))
+    return settings
+
+
+def special_token_strings(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return the named special tokens, such as bos_token, that the settings give."""
+    strings = {}
+    for name in SPECIAL_NAMES:
+        value = settings.get(name)
+        if isinstance(value, Mapping):
+            value = value.get("content")
+        if isinstance(value, str):
+            strings[name] = value
+    return strings
+
+
+def _add_missing_tokens(
+    backend: tokenizers.Tokenizer, settings: Mapping[str, Any], specials: Mapping[str, str]
+) -> None:
+    """Add tokens that only tokenizer_config.json declares; each must get the id it declares."""
+    declared = settings.get("added_tokens_decoder") or {}
+    known = backend.get_added_tokens_decoder()
+    for index, entry in sorted((int(index), entry) for index, entry in declared.items()):
+        content = entry["content"]
+        is_special = bool(entry.get("special")) or content in specials.values()
+        if index in known and known[index].content == content:
+            continue
+        flags = {
+            key: bool(entry.get(key)) for key in ("lstrip", "rstrip", "normalized", "single_word")
+        }
+        backend.add_tokens([AddedToken(content, special=is_special, **flags)])
+        if backend.token_to_id(content) != index:
+            raise CheckpointError.from_parts(
+                f"token {content!r} of tokenizer_config.json to have id {index}",
+                str(backend.token_to_id(content)),
+                "tokenizer.json and tokenizer_config.json are not of the same tokenizer",
+            )

@@ -1,0 +1,127 @@
+"""Chat templates render as transformers renders them, inside a sandbox."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from sdengine.errors import CheckpointError, RequestError
+from sdengine.model.chat_template import ChatTemplate, load_chat_template
+from tests.model.tokenizer_files import make_tokenizer_dir
+
+MESSAGES = [
+    {"role": "system", "content": "Be brief & <kind>."},
+    {"role": "user", "content": "Hello"},
+    {"role": "assistant", "content": "Hi."},
+    {"role": "user", "content": "Bye ü"},
+]
+TEMPLATES = {
+    "chatml": (
+        "{% for message in messages %}\n"
+        "    {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}\n"
+        "{% endfor %}\n"
+        "{% if add_generation_prompt %}\n    {{- '<|im_start|>assistant\\n' }}\n{% endif %}\n"
+    ),
+    "llama2": (
+        "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] "
+        "| trim }} [/INST]{% elif m['role'] == 'assistant' %}{{ m['content'] + eos_token }}"
+        "{% endif %}{% endfor %}"
+    ),
+    "loops_and_json": (
+        "{% for m in messages %}{% if loop.index0 == 2 %}{% break %}{% endif %}"
+        "{{ m | tojson }}{{ {'b': 1, 'a': '<ü>'} | tojson(indent=2) }}{% endfor %}"
+        "{{ tools | tojson if tools else 'no tools' }}"
+    ),
+    "generation": (
+        "{% for m in messages %}{% if m.role == 'assistant' %}"
+        "{% generation %}{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}"
+        "{% endfor %}"
+    ),
+    "namespace": (
+        "{%- set ns = namespace(n=0) -%}{%- for m in messages -%}{%- set ns.n = ns.n + 1 -%}"
+        "{{- ns.n }}:{{ m.content }};{%- endfor -%}{{- strftime_now('%Y') | length }}"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("add_generation_prompt", [True, False])
+def test_renders_as_transformers(name: str, add_generation_prompt: bool) -> None:
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(make_tokenizer_dir("byte_level"))
+    template = ChatTemplate(TEMPLATES[name], {"bos_token": "<s>", "eos_token": "</s>"})
+    tools = [{"name": "f", "parameters": {"x": "é"}}] if name == "loops_and_json" else None
+    expected = theirs.apply_chat_template(
+        MESSAGES,
+        chat_template=TEMPLATES[name],
+        tokenize=False,
+        add_generation_prompt=add_generation_prompt,
+        tools=tools,
+    )
+    text = template.render(MESSAGES, add_generation_prompt=add_generation_prompt, tools=tools)
+    assert text == expected
+
+
+def test_file_wins_over_settings_and_none_is_none(tmp_path) -> None:
+    shutil.copytree(make_tokenizer_dir("byte_level"), tmp_path, dirs_exist_ok=True)
+    assert load_chat_template(tmp_path) is None
+    settings = {"chat_template": "from settings", "bos_token": {"content": "<s>"}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert load_chat_template(tmp_path).render(MESSAGES) == "from settings"
+    (tmp_path / "chat_template.jinja").write_text("{{ bos_token }} from file")
+    assert load_chat_template(tmp_path).render(MESSAGES) == "<s> from file"
+
+
+def test_named_templates_give_the_default_one(tmp_path) -> None:
+    named = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
+    assert load_chat_template(tmp_path).render(MESSAGES) == "d"
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "{{ messages.__class__.__mro__ }}",
+        "{{ ''.__class__.__base__.__subclasses__() }}",
+        "{{ messages.append(1) }}",
+        "{{ cycler.__init__.__globals__ }}",
+        "{% for i in range(1000000) %}{% endfor %}",
+    ],
+)
+def test_the_sandbox_holds(attack: str) -> None:
+    with pytest.raises(RequestError):
+        ChatTemplate(attack, {}).render(MESSAGES)
+
+
+def test_refusals_of_the_template_reach_the_caller() -> None:
+    template = ChatTemplate("{{ raise_exception('roles must alternate') }}", {})
+    with pytest.raises(RequestError, match="roles must alternate"):
+        template.render(MESSAGES)
+
+
+def test_a_broken_template_is_a_checkpoint_error() -> None:
+    with pytest.raises(CheckpointError, match=r"valid chat template in x\.jinja"):
+        ChatTemplate("{% if %}", {}, "x.jinja")
+
+
+@pytest.mark.parametrize(
+    ("messages", "words"),
+    [
+        ("hello", "messages to be a list"),
+        ([], "at least one message"),
+        ([{"content": "x"}], r"messages\[0\]"),
+        ([{"role": "user", "content": 3}], r"messages\[0\]\.content"),
+        ([{"role": "user", "content": [{"type": "image_url"}]}], "parts of"),
+    ],
+)
+def test_malformed_messages_are_refused(messages, words: str) -> None:
+    with pytest.raises(RequestError, match=words):
+        ChatTemplate("{{ messages }}", {}).render(messages)
+
+
+def test_text_parts_are_joined() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    template = ChatTemplate("{{ messages[0].content }}", {})
+    assert template.render([{"role": "user", "content": parts}]) == "a\nb"

@@ -1,0 +1,204 @@
+"""Tokenizers: encoding as transformers does, streaming equal to decoding at once, differences
+named.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sdengine.errors import CheckpointError, ConfigError, RequestError
+from sdengine.model.detokenizer import parse_decoder
+from sdengine.model.tokenizer import Tokenizer, load_tokenizer
+from tests.model.tokenizer_files import CORPUS, KINDS, make_tokenizer_dir
+
+TEXTS = [
+    *CORPUS[:5],
+    "",
+    " ",
+    "  two spaces",
+    "\n\ttabs\n",
+    "👩‍👩‍👧 family",
+    "a<s>b</s>c",
+    "x " * 50,
+]
+any_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+@pytest.fixture(scope="module")
+def loaded() -> dict[str, Tokenizer]:
+    return {kind: load_tokenizer(make_tokenizer_dir(kind)) for kind in KINDS}
+
+
+@any_kind
+def test_encode_and_decode_equal_transformers(kind: str, loaded: dict[str, Tokenizer]) -> None:
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(make_tokenizer_dir(kind))
+    ours = loaded[kind]
+    for text in TEXTS:
+        for specials in (True, False):
+            ids = ours.encode(text, add_special_tokens=specials)
+            assert ids == theirs.encode(text, add_special_tokens=specials)
+            for skip in (True, False):
+                expected = theirs.decode(
+                    ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False
+                )
+                assert ours.decode(ids, skip_special_tokens=skip) == expected
+
+
+@pytest.mark.parametrize("flags", [{}, {"add_bos_token": False}, {"add_eos_token": True}])
+def test_llama_class_places_special_tokens_by_flags(flags: dict[str, bool]) -> None:
+    transformers = pytest.importorskip("transformers")
+    directory = make_tokenizer_dir("sentencepiece", tokenizer_class="LlamaTokenizer", **flags)
+    ours = load_tokenizer(directory)
+    theirs = transformers.LlamaTokenizerFast.from_pretrained(directory)
+    for text in TEXTS:
+        assert ours.encode(text) == theirs.encode(text)
+    has_bos, has_eos = flags.get("add_bos_token", True), flags.get("add_eos_token", False)
+    ids = ours.encode("the dog")
+    assert (ids[0] == ours.bos_token_id, ids[-1] == ours.eos_token_id) == (has_bos, has_eos)
+
+
+@any_kind
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_streamed_text_equals_decoding_at_once(
+    kind: str, loaded: dict[str, Tokenizer], data: st.DataObject
+) -> None:
+    """Random ids, so mostly invalid UTF-8; ids beyond the vocabulary too; cut anywhere."""
+    tokenizer = loaded[kind]
+    byte_ids = [tokenizer.token_id(f"<0x{byte:02X}>") for byte in (0xE2, 0x82, 0xAC, 0x41, 0xFF)]
+    ids = st.integers(0, tokenizer.vocab_size + 3)
+    if None not in byte_ids:
+        ids |= st.sampled_from(byte_ids)
+    tokens = data.draw(st.lists(ids, max_size=40))
+    skip = data.draw(st.booleans())
+    stream = tokenizer.detokenizer(skip_special_tokens=skip)
+    deltas, rest = [], tokens
+    while rest:
+        count = data.draw(st.integers(1, len(rest)))
+        deltas.append(stream.push(rest[:count]))
+        rest = rest[count:]
+    deltas.append(stream.finish())
+    assert "".join(deltas) == tokenizer.decode(tokens, skip_special_tokens=skip)
+
+
+@any_kind
+@settings(max_examples=150, deadline=None)
+@given(text=st.text(max_size=40))
+def test_streaming_a_valid_text_never_shows_a_broken_character(
+    kind: str, loaded: dict[str, Tokenizer], text: str
+) -> None:
+    tokenizer = loaded[kind]
+    tokens = tokenizer.encode(text, add_special_tokens=False)
+    stream = tokenizer.detokenizer(skip_special_tokens=False)
+    deltas = [stream.push([token]) for token in tokens]
+    assert "".join(deltas).count("\ufffd") <= text.count("\ufffd")
+    joined = "".join([*deltas, stream.finish()])
+    assert joined == tokenizer.decode(tokens, skip_special_tokens=False)
+    if kind == "byte_level":
+        assert joined == text
+
+
+def test_characters_appear_as_soon_as_they_are_complete(loaded: dict[str, Tokenizer]) -> None:
+    tokenizer = loaded["byte_level"]
+    tokens = tokenizer.encode("a🦊b", add_special_tokens=False)
+    assert len(tokens) == 6
+    stream = tokenizer.detokenizer()
+    assert [stream.push([token]) for token in tokens] == ["a", "", "", "", "🦊", "b"]
+
+
+def test_continued_text_keeps_its_first_space(loaded: dict[str, Tokenizer]) -> None:
+    tokenizer = loaded["sentencepiece"]
+    tokens = tokenizer.encode("the fox", add_special_tokens=False)
+    fresh, continued = tokenizer.detokenizer(), tokenizer.detokenizer(continues_text=True)
+    assert fresh.push(tokens) + fresh.finish() == "the fox"
+    assert continued.push(tokens) + continued.finish() == " the fox"
+
+
+def test_a_run_of_byte_tokens_is_held_until_it_ends(loaded: dict[str, Tokenizer]) -> None:
+    tokenizer = loaded["sentencepiece"]
+    run = [tokenizer.token_id(f"<0x{byte:02X}>") for byte in "€".encode()]
+    fox = tokenizer.encode("fox", add_special_tokens=False)
+    stream = tokenizer.detokenizer(continues_text=True)
+    assert stream.push(run) == ""
+    assert stream.push(fox) == "€ fox"
+    stream = tokenizer.detokenizer(continues_text=True)
+    assert stream.push([*run, run[0]]) == ""
+    assert stream.finish() == "\ufffd" * 4
+
+
+def test_ids_without_text_have_none(loaded: dict[str, Tokenizer]) -> None:
+    for tokenizer in loaded.values():
+        stream = tokenizer.detokenizer()
+        assert stream.push([tokenizer.vocab_size + 100, tokenizer.eos_token_id]) == ""
+        assert stream.finish() == ""
+        assert tokenizer.is_special(tokenizer.eos_token_id)
+        assert tokenizer.token_text(tokenizer.eos_token_id) == "</s>"
+
+
+def test_first_differing_token_is_named(loaded: dict[str, Tokenizer]) -> None:
+    one = loaded["byte_level"]
+    assert one.first_difference(load_tokenizer(make_tokenizer_dir("byte_level"))) is None
+    smaller = load_tokenizer(make_tokenizer_dir("byte_level", vocab_size=400))
+    with pytest.raises(ConfigError, match=r"token 400 is '.+' and '<tool call>'"):
+        one.require_same(smaller)
+    with pytest.raises(ConfigError, match=r"token 0 is '<s>' and '<unk>'"):
+        one.require_same(loaded["sentencepiece"])
+
+
+@pytest.mark.parametrize("text", ["a\ud800b", b"bytes", 3, None])
+def test_what_is_no_text_is_refused(text, loaded: dict[str, Tokenizer]) -> None:
+    with pytest.raises(RequestError, match="prompt to be"):
+        loaded["byte_level"].encode(text)
+
+
+def test_missing_and_damaged_files_are_refused(tmp_path) -> None:
+    with pytest.raises(CheckpointError, match="no such file"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(b"x")
+    with pytest.raises(CheckpointError, match=r"only tokenizer\.model; save it in the fast format"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text('{"version": "1.0"}')
+    with pytest.raises(CheckpointError, match="to be a tokenizer"):
+        load_tokenizer(tmp_path)
+
+
+def test_tokens_that_only_the_settings_declare_get_their_id(tmp_path) -> None:
+    directory = make_tokenizer_dir("byte_level")
+    shutil.copytree(directory, tmp_path, dirs_exist_ok=True)
+    size = load_tokenizer(directory).vocab_size
+    file = tmp_path / "tokenizer_config.json"
+    declared = {str(size): {"content": "<|extra|>", "special": True}}
+    file.write_text(json.dumps({"added_tokens_decoder": declared}))
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.encode("a<|extra|>")[-1] == size
+    assert tokenizer.is_special(size)
+    declared = {str(size + 7): {"content": "<|extra|>", "special": True}}
+    file.write_text(json.dumps({"added_tokens_decoder": declared}))
+    with pytest.raises(CheckpointError, match=f"to have id {size + 7}, got {size}"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "decoder",
+    [
+        tokenizers.decoders.WordPiece(),
+        tokenizers.decoders.Sequence(
+            [tokenizers.decoders.Fuse(), tokenizers.decoders.Strip(content=" ", right=1)]
+        ),
+    ],
+)
+def test_unknown_decoders_are_refused_by_name(decoder) -> None:
+    spec = json.loads(decoder.__getstate__())
+    with pytest.raises(
+        CheckpointError, match=spec["type"] if "prefix" in spec else "Fuse -> Strip"
+    ):
+        parse_decoder(spec)
+    with pytest.raises(CheckpointError, match="got none"):
+        parse_decoder(None)
