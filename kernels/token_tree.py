@@ -218,7 +218,7 @@ def tree_scratch_size(
     """Elements of the int64 scratch tensor: two key arrays, 16-byte candidates, and int32 maps."""
     candidates = max_width * num_candidates
     keys = max(batch_size * max_nodes, max_nodes + candidates)
-    return 2 * keys + 2 * candidates + 2 * (max_nodes + 1)
+    return 2 * keys + 3 * candidates + 2 * (max_nodes + 1)
 
 
 def expect_draft_tree(op: str, name: str, tree: object) -> DraftTree:

@@ -1,0 +1,11 @@
+// tree_expand: merges one draft layer into the trees of the batch and emits the next layer's rows.
+#pragma once
+
+#include "cpu/worker.h"
+#include "sdengine/tree_expand.h"
+
+namespace sdengine {
+
+void tree_expand(const TreeExpandArgs& args, Worker& worker);
+
+}  // namespace sdengine

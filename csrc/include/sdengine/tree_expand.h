@@ -1,0 +1,379 @@
+// One layer of dynamic tree expansion, for the whole batch.
+//
+// The candidates of a draft layer are merged into the best `budget` nodes so far, by (value descending, creation order
+// ascending). Values never rise from parent to child or to a later sibling, so what is dropped could never come back, the
+// kept set is closed under parents and earlier siblings, and after the last layer it is the tree that a best-first heap
+// would have grown one node at a time. A node is worth a draft forward only if a child could still enter: a child's value is
+// at most its parent's reach, and it loses ties against every node kept before it.
+#pragma once
+
+#include <cstdint>
+
+#include "sdengine/calibration.h"
+#include "sdengine/hd.h"
+#include "sdengine/rank_keys.h"
+#include "sdengine/token_tree.h"
+
+namespace sdengine {
+
+enum class ExpandRule : int32_t {
+  kNode = 0,         // value = reach = parent's reach * a(candidate)
+  kSlot = 1,         // value = v_u * prod over earlier siblings (1 - a); reach = value * a
+  kUniform = 2,      // value = 1, estimates as kNode
+  kUniformSlot = 3,  // value = 1, estimates as kSlot
+};
+
+// A proposal mass below this closes the slot: nothing is left to draw.
+constexpr float kMinRemainingMass = 1e-6f;
+
+struct Candidate {
+  float value;
+  float reach;
+  float estimate;
+  int32_t parent;  // draft tree index before the merge
+  int32_t rank;    // order among the siblings
+  int32_t at;      // flat index into the candidate tensors
+};
+
+struct TreeExpandArgs {
+  int32_t layer;
+  ExpandRule rule;
+  int32_t max_children;
+  int32_t max_width;
+  int32_t window;           // of the draft's attention; 0 without
+  int32_t proposal_offset;  // row of the proposal store that candidate row 0 is
+  int32_t num_candidates;   // K
+  int32_t num_stop_tokens;
+  int32_t batch_size;       // B
+  const int32_t* candidate_tokens;  // [rows, K]
+  const float* candidate_probs;     // [rows, K]
+  const int32_t* cu_rows;           // [B + 1]
+  const int32_t* frontier_nodes;    // [rows], null in layer 0: every row is a root
+  DraftTreeView tree;
+  const int32_t* tree_starts;   // [B], root position + 1
+  const int32_t* node_budgets;  // [B]
+  const int32_t* total_budget;  // [1]
+  const int32_t* depth_limits;  // [B]
+  const int32_t* stop_tokens;   // [B, num_stop_tokens], -1 where unused
+  const float* calibration;     // [B, 32] or null
+  const float* min_layer_gain;  // [1]
+  const int32_t* num_seqs;      // [1]
+  BlockTablesView tables;
+  RowBatchView rows;      // capacity 0: no next layer
+  int32_t* creation_ids;  // [N] or null: the draft slot of each new row's node
+  uint64_t* keys;         // [max(B T, T + max_width K)]
+  Candidate* candidates;  // [max_width K]
+  int32_t* remap;         // [T + 1]
+};
+
+namespace expand {
+
+// Ranks ties: nodes of a sequence by index, nodes of a batch by depth, sequence, index.
+struct NodeOrder {
+  uint32_t depth_stride;
+  uint32_t offset;
+  SDE_HD uint32_t operator()(int32_t depth, int32_t index) const {
+    return static_cast<uint32_t>(depth) * depth_stride + offset + static_cast<uint32_t>(index);
+  }
+};
+
+SDE_HD inline int32_t min_of(int32_t a, int32_t b) { return a < b ? a : b; }
+SDE_HD inline float min_of(float a, float b) { return a < b ? a : b; }
+
+SDE_HD inline bool is_slot_rule(ExpandRule rule) {
+  return rule == ExpandRule::kSlot || rule == ExpandRule::kUniformSlot;
+}
+
+SDE_HD inline bool is_uniform_rule(ExpandRule rule) {
+  return rule == ExpandRule::kUniform || rule == ExpandRule::kUniformSlot;
+}
+
+SDE_HD inline void reset_to_root(DraftTreeView tree) {
+  tree.tokens[0] = tree.parents[0] = tree.proposal_rows[0] = -1;
+  tree.depths[0] = tree.ranks[0] = tree.draft_slots[0] = 0;
+  tree.values[0] = tree.reach[0] = tree.estimates[0] = tree.probs[0] = 1.0f;
+  *tree.num_nodes = 0;
+  *tree.num_forwarded = 0;
+}
+
+SDE_HD inline int32_t node_budget(const TreeExpandArgs& args, int64_t b) {
+  const int32_t budget = min_of(min_of(args.node_budgets[b], *args.total_budget), args.tree.capacity);
+  return budget > 0 ? budget : 0;
+}
+
+// The value below or at which a newcomer cannot enter; above every value when the budget is zero.
+SDE_HD inline float entry_floor(DraftTreeView tree, int32_t budget) {
+  const int32_t count = *tree.num_nodes;
+  if (count < budget) return 0.0f;
+  float floor = 2.0f;
+  for (int32_t i = 1; i <= count; ++i) floor = min_of(floor, tree.values[i]);
+  return floor;
+}
+
+// Calibrated acceptance in [0, 1]; without a table the estimate itself.
+SDE_HD inline float acceptance_of(float estimate, const float* table) {
+  const float acceptance = table ? calibrated(estimate, table) : min_of(estimate, 1.0f);
+  return acceptance > 0.0f ? acceptance : 0.0f;  // also NaN, from a damaged table
+}
+
+// Writes the children of `node` worth more than `floor`, best first; returns how many.
+SDE_HD inline int32_t propose_children(const TreeExpandArgs& args, int64_t b, DraftTreeView tree, int32_t node,
+                                       int32_t row, int32_t limit, float floor, Candidate* out) {
+  const int32_t base = row * args.num_candidates;
+  const float* probs = args.candidate_probs + base;
+  const float* table = args.calibration ? args.calibration + b * kCalibrationBins : nullptr;
+  const bool by_slot = is_slot_rule(args.rule);
+  if (by_slot) {
+    // What is left to draw, summed from the small end: 1 - (sum so far) would cancel.
+    float remaining = 0.0f;
+    for (int32_t j = args.num_candidates - 1; j >= 0; --j) {
+      remaining += probs[j];
+      if (j < limit) out[j].estimate = remaining;
+    }
+  }
+  const float parent_reach = tree.reach[node];
+  float slot = parent_reach;
+  float bound = tree.values[node];
+  for (int32_t j = 0; j < limit; ++j) {
+    if (args.candidate_tokens[base + j] < 0 || !(probs[j] > 0.0f)) return j;
+    if (by_slot && !(out[j].estimate > kMinRemainingMass)) return j;
+    const float estimate = by_slot ? min_of(probs[j] / out[j].estimate, 1.0f) : probs[j];
+    const float acceptance = acceptance_of(estimate, table);
+    const float reach = (by_slot ? slot : parent_reach) * acceptance;
+    float value = min_of(by_slot ? slot : reach, bound);
+    slot = slot * (1.0f - acceptance);
+    out[j] = {value, by_slot ? reach : value, estimate, node, j, base + j};
+    if (is_uniform_rule(args.rule)) {
+      out[j].value = value = 1.0f;
+      out[j].reach = reach;
+    }
+    if (!(value > floor)) return j;
+    bound = value;
+  }
+  return limit;
+}
+
+SDE_HD inline void move_node(DraftTreeView tree, int32_t from, int32_t to) {
+  tree.tokens[to] = tree.tokens[from];
+  tree.depths[to] = tree.depths[from];
+  tree.ranks[to] = tree.ranks[from];
+  tree.values[to] = tree.values[from];
+  tree.reach[to] = tree.reach[from];
+  tree.estimates[to] = tree.estimates[from];
+  tree.probs[to] = tree.probs[from];
+  tree.draft_slots[to] = tree.draft_slots[from];
+  tree.proposal_rows[to] = tree.proposal_rows[from];
+}
+
+// Keeps the nodes whose key is at least `cut`; remap[old index] = new index, -1 when dropped.
+SDE_HD inline void drop_below(DraftTreeView tree, uint64_t cut, NodeOrder order, int32_t* remap) {
+  const int32_t count = *tree.num_nodes;
+  int32_t kept = 0;
+  remap[0] = 0;
+  for (int32_t i = 1; i <= count; ++i) {
+    if (rank_key(tree.values[i], order(tree.depths[i], i)) < cut) {
+      remap[i] = -1;
+      continue;
+    }
+    remap[i] = ++kept;
+    const int32_t parent = remap[tree.parents[i]];
+    if (kept != i) move_node(tree, i, kept);
+    tree.parents[kept] = parent;
+  }
+  *tree.num_nodes = kept;
+}
+
+SDE_HD inline void append_node(const TreeExpandArgs& args, DraftTreeView tree, const Candidate& candidate,
+                               int32_t parent) {
+  const int32_t i = ++*tree.num_nodes;
+  tree.tokens[i] = args.candidate_tokens[candidate.at];
+  tree.parents[i] = parent;
+  tree.depths[i] = args.layer + 1;
+  tree.ranks[i] = candidate.rank;
+  tree.values[i] = candidate.value;
+  tree.reach[i] = candidate.reach;
+  tree.estimates[i] = candidate.estimate;
+  tree.probs[i] = args.candidate_probs[candidate.at];
+  tree.draft_slots[i] = -1;
+  tree.proposal_rows[i] = -1;
+}
+
+// Collects a sequence's candidates of this layer and notes where each frontier node's proposal lies.
+SDE_HD inline int32_t collect_candidates(const TreeExpandArgs& args, int64_t b, DraftTreeView tree, int32_t budget) {
+  if (args.layer >= args.depth_limits[b]) return 0;
+  const float floor = entry_floor(tree, budget);
+  const int32_t limit = min_of(min_of(args.max_children, args.num_candidates), budget);
+  const int32_t last = min_of(args.cu_rows[b + 1], args.cu_rows[b] + args.max_width);
+  int32_t count = 0;
+  for (int32_t row = args.cu_rows[b]; row < last; ++row) {
+    const int32_t node = args.frontier_nodes ? args.frontier_nodes[row] : 0;
+    tree.proposal_rows[node] = args.proposal_offset + row;
+    count += propose_children(args, b, tree, node, row, limit, floor, args.candidates + count);
+  }
+  return count;
+}
+
+// Merges a sequence's candidates into its best `node_budget` nodes.
+SDE_HD inline void add_layer(const TreeExpandArgs& args, int64_t b) {
+  DraftTreeView tree = args.tree.sequence(b);
+  if (args.layer == 0) reset_to_root(tree);
+  const int32_t budget = node_budget(args, b);
+  const int32_t count = collect_candidates(args, b, tree, budget);
+  const int32_t held = *tree.num_nodes;
+  if (count == 0) return;
+  if (held + count <= budget) {
+    for (int32_t c = 0; c < count; ++c) append_node(args, tree, args.candidates[c], args.candidates[c].parent);
+    return;
+  }
+  for (int32_t i = 0; i < held; ++i) args.keys[i] = rank_key(tree.values[i + 1], i + 1);
+  for (int32_t c = 0; c < count; ++c) args.keys[held + c] = rank_key(args.candidates[c].value, held + 1 + c);
+  const uint64_t cut = nth_largest(args.keys, held + count, budget);
+  drop_below(tree, cut, NodeOrder{0, 0}, args.remap);
+  for (int32_t c = 0; c < count; ++c) {
+    const Candidate& candidate = args.candidates[c];
+    if (rank_key(candidate.value, held + 1 + c) >= cut) {
+      append_node(args, tree, candidate, args.remap[candidate.parent]);
+    }
+  }
+}
+
+SDE_HD inline NodeOrder pooled_order(const TreeExpandArgs& args, int64_t b) {
+  const uint32_t stride = args.tree.capacity + 1;
+  return {static_cast<uint32_t>(args.batch_size) * stride, static_cast<uint32_t>(b) * stride};
+}
+
+// Trims the batch to `total_budget` nodes; returns the value a newcomer must beat, 0 when there is room.
+SDE_HD inline float pool(const TreeExpandArgs& args) {
+  const int32_t num_seqs = *args.num_seqs;
+  int32_t total = 0;
+  for (int32_t b = 0; b < num_seqs; ++b) total += args.tree.num_nodes[b];
+  const int32_t budget = *args.total_budget;
+  if (total < budget) return 0.0f;
+  if (budget > 0 && total > budget) {
+    int32_t count = 0;
+    for (int32_t b = 0; b < num_seqs; ++b) {
+      const DraftTreeView tree = args.tree.sequence(b);
+      const NodeOrder order = pooled_order(args, b);
+      for (int32_t i = 1; i <= *tree.num_nodes; ++i) {
+        args.keys[count++] = rank_key(tree.values[i], order(tree.depths[i], i));
+      }
+    }
+    const uint64_t cut = nth_largest(args.keys, count, budget);
+    for (int32_t b = 0; b < num_seqs; ++b) {
+      drop_below(args.tree.sequence(b), cut, pooled_order(args, b), args.remap);
+    }
+  }
+  float floor = 2.0f;
+  for (int32_t b = 0; b < num_seqs; ++b) {
+    const DraftTreeView tree = args.tree.sequence(b);
+    floor = min_of(floor, entry_floor(tree, *tree.num_nodes));
+  }
+  return floor;
+}
+
+SDE_HD inline bool is_stop_token(const TreeExpandArgs& args, int64_t b, int32_t token) {
+  const int32_t* stops = args.stop_tokens + b * args.num_stop_tokens;
+  for (int32_t s = 0; s < args.num_stop_tokens; ++s) {
+    if (stops[s] == token) return true;
+  }
+  return false;
+}
+
+// How many nodes of the sequence the next layer can forward: width, KV slots, mask bits, rows.
+SDE_HD inline int32_t frontier_room(const TreeExpandArgs& args, int64_t b, int32_t rows_so_far) {
+  const int32_t forwarded = args.tree.num_forwarded[b];
+  int32_t room = min_of(args.max_width, args.rows.capacity - rows_so_far);
+  room = min_of(room, args.rows.mask_words * 64 - forwarded);
+  return min_of(room, args.tables.max_blocks * args.tables.block_size - args.tree_starts[b] - forwarded);
+}
+
+// Whether a child of the node could still enter the kept set.
+SDE_HD inline bool is_worth_forwarding(const TreeExpandArgs& args, int64_t b, DraftTreeView tree, int32_t node,
+                                       float floor) {
+  const bool can_enter = is_uniform_rule(args.rule) ? floor < 1.0f : tree.reach[node] > floor;
+  return can_enter && !is_stop_token(args, b, tree.tokens[node]);
+}
+
+// Writes the nodes to forward next at rows.row_node[first...] in creation order; returns how many.
+SDE_HD inline int32_t choose_frontier(const TreeExpandArgs& args, int64_t b, float pool_floor, int32_t first,
+                                      float* gain) {
+  const DraftTreeView tree = args.tree.sequence(b);
+  const int32_t depth = args.layer + 1;
+  const int32_t room = frontier_room(args, b, first);
+  if (room <= 0 || depth >= args.depth_limits[b]) return 0;
+  const float own_floor = entry_floor(tree, node_budget(args, b));
+  const float floor = own_floor > pool_floor ? own_floor : pool_floor;
+  int32_t begin = *tree.num_nodes + 1;
+  while (tree.depths[begin - 1] == depth) --begin;
+  int32_t eligible = 0;
+  for (int32_t i = begin; i <= *tree.num_nodes; ++i) {
+    if (is_worth_forwarding(args, b, tree, i, floor)) args.keys[eligible++] = rank_key(tree.reach[i], i);
+  }
+  const uint64_t cut = eligible > room ? nth_largest(args.keys, eligible, room) : 0;
+  int32_t count = 0;
+  for (int32_t i = begin; i <= *tree.num_nodes && count < min_of(eligible, room); ++i) {
+    if (rank_key(tree.reach[i], i) < cut || !is_worth_forwarding(args, b, tree, i, floor)) continue;
+    args.rows.row_node[first + count++] = i;
+    *gain += tree.reach[i] - floor;
+  }
+  return count;
+}
+
+SDE_HD inline void write_ancestor_bits(const TreeExpandArgs& args, DraftTreeView tree, int32_t node, int32_t row) {
+  uint64_t* mask = args.rows.ancestor_mask + static_cast<int64_t>(row) * args.rows.mask_words;
+  for (int32_t w = 0; w < args.rows.mask_words; ++w) mask[w] = 0;
+  const int32_t depth = tree.depths[node];
+  for (int32_t at = node; at != 0; at = tree.parents[at]) {
+    if (args.window > 0 && depth - tree.depths[at] >= args.window) break;
+    const int32_t bit = tree.draft_slots[at] - 1;
+    mask[bit >> 6] |= uint64_t{1} << (bit & 63);
+  }
+}
+
+// Fills the rows of a sequence whose nodes stand in rows.row_node, and hands out their draft slots.
+SDE_HD inline void emit_rows(const TreeExpandArgs& args, int64_t b) {
+  const DraftTreeView tree = args.tree.sequence(b);
+  const RowBatchView& rows = args.rows;
+  const int32_t start = args.tree_starts[b];
+  for (int32_t row = rows.cu_rows[b]; row < rows.cu_rows[b + 1]; ++row) {
+    const int32_t node = rows.row_node[row];
+    const int32_t slot = ++*tree.num_forwarded;
+    tree.draft_slots[node] = slot;
+    if (args.creation_ids) args.creation_ids[row] = slot;
+    rows.tokens[row] = tree.tokens[node];
+    rows.positions[row] = start - 1 + tree.depths[node];
+    rows.slots[row] = args.tables.slot(b, start - 1 + slot);
+    rows.row_seq[row] = static_cast<int32_t>(b);
+    rows.visible_lens[row] = start;
+    write_ancestor_bits(args, tree, node, row);
+  }
+}
+
+// The next draft layer's rows, or none when together they promise less than `min_layer_gain`.
+SDE_HD inline void next_rows(const TreeExpandArgs& args, float pool_floor) {
+  const RowBatchView& rows = args.rows;
+  const int32_t num_seqs = *args.num_seqs;
+  float gain = 0.0f;
+  rows.cu_rows[0] = 0;
+  for (int32_t b = 0; b < num_seqs; ++b) {
+    const int32_t first = rows.cu_rows[b];
+    rows.cu_rows[b + 1] = first + choose_frontier(args, b, pool_floor, first, &gain);
+    rows.tree_starts[b] = args.tree_starts[b];
+  }
+  if (gain < *args.min_layer_gain) {
+    for (int32_t b = 0; b < num_seqs; ++b) rows.cu_rows[b + 1] = 0;
+  }
+  for (int32_t b = 0; b < num_seqs; ++b) emit_rows(args, b);
+  *rows.num_rows = rows.cu_rows[num_seqs];
+}
+
+}  // namespace expand
+
+// Runs one layer. Everything that reads the old rows is done before the new ones are written, so both may be the same.
+SDE_HD inline void expand_layer(const TreeExpandArgs& args) {
+  for (int32_t b = 0; b < *args.num_seqs; ++b) expand::add_layer(args, b);
+  const float pool_floor = expand::pool(args);
+  if (args.rows.capacity > 0) expand::next_rows(args, pool_floor);
+}
+
+}  // namespace sdengine

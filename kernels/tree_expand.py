@@ -1,0 +1,287 @@
+"""tree_expand: merges a draft layer into the trees of the batch and emits the next layer's rows.
+
+One call per draft layer, `layer` = 0, 1, ...: the rows of layer l are nodes of depth l (layer 0:
+the roots), their candidates become nodes of depth l + 1. After the last layer the tree of each
+sequence is the one a best-first heap would have grown from the same candidates, one node at a time
+(DySpec, arXiv 2410.11744, algorithm 1), limited to the layers run and the rows the width cap kept.
+
+The proposal store: `draft_topk` writes the candidates of layer l to consecutive rows of one tensor
+[M, K], M = B * (1 + (num_layers - 1) * max_width), starting at `proposal_offset(layer, B,
+max_width)`; candidate row r of a layer is row `proposal_offset + r` of the store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from sdengine.kernels.backends import load_cpu
+from sdengine.kernels.row_batch import RowBatch, expect_row_batch
+from sdengine.kernels.spec import Case, Op, address, expect, expect_tensor
+from sdengine.kernels.token_tree import (
+    DraftTree,
+    allocate_tree_scratch,
+    expect_draft_tree,
+    mask_words,
+    tree_scratch_size,
+)
+from sdengine.kernels.tree_expand_reference import expand_reference
+
+RULES = ("node", "slot", "uniform", "uniform_slot")
+OP_NAME = "tree_expand"
+
+
+def proposal_offset(layer: int, batch_size: int, max_width: int) -> int:
+    """First row of a layer's candidates in the proposal store; with `layer` = number of layers, the
+    rows of the whole store.
+    """
+    return 0 if layer == 0 else batch_size * (1 + (layer - 1) * max_width)
+
+
+def check(
+    *,
+    layer: int,
+    rule: str,
+    max_children: int,
+    max_width: int,
+    block_size: int,
+    candidate_tokens: torch.Tensor,
+    candidate_probs: torch.Tensor,
+    cu_rows: torch.Tensor,
+    frontier_nodes: torch.Tensor | None,
+    tree: DraftTree,
+    tree_starts: torch.Tensor,
+    node_budgets: torch.Tensor,
+    total_budget: torch.Tensor,
+    depth_limits: torch.Tensor,
+    stop_tokens: torch.Tensor,
+    min_layer_gain: torch.Tensor,
+    block_tables: torch.Tensor,
+    num_seqs: torch.Tensor,
+    scratch: torch.Tensor,
+    rows: RowBatch | None,
+    creation_ids: torch.Tensor | None = None,
+    calibration: torch.Tensor | None = None,
+    proposal_offset: int = 0,
+    window: int = 0,
+) -> None:
+    """Contract.
+
+    Args:
+        layer: static; depth of the nodes whose candidates these are. Layer 0 also resets the trees.
+        rule: static. "node" (coupled and deterministic trees): value = reach = parent's reach * a.
+            "slot" (rejection; candidates in draw order, probabilities of all K summing to 1): a is
+            of prob / (1 - probabilities drawn before), value of the j-th draw = parent's reach *
+            product over earlier draws of (1 - a), reach = value * a. "uniform" and "uniform_slot":
+            every candidate has value 1 (static trees), reach and estimates as "node" and "slot".
+            a = the calibrated estimate. A value never exceeds its parent's or an earlier sibling's:
+            it is lowered to it where a calibration table is not monotone.
+        max_children: static; most children of one node.
+        max_width: static; most rows of a sequence in one draft layer, the same for all layers.
+            Where more nodes deserve a forward, those of highest reach get it.
+        block_size: static; tokens per KV block.
+        candidate_tokens: [R, K] int32, distinct in a row; -1 ends a row.
+        candidate_probs: [R, K] float32, best or first drawn first; <= 0 or NaN ends a row.
+        cu_rows: [B + 1] int32; candidate rows of sequence b are cu_rows[b] : cu_rows[b + 1]. In
+            layer 0 the `cu_logits` of build_rows (one row or none a sequence), then
+            `rows.cu_rows` of the layer before.
+        frontier_nodes: [R] int32, tree node of each row: `rows.row_node` of the layer before; None
+            in layer 0, where every row is a root.
+        tree: DraftTree [B, T + 1], mutated. Node indices change when nodes are dropped; draft slots
+            and proposal rows move with their nodes.
+        tree_starts: [B] int32, root position + 1, as build_rows wrote it.
+        node_budgets: [B] int32, most nodes of each sequence (beyond T counts as T).
+        total_budget: [1] int32, most nodes of the batch. Order of the batch: value descending, then
+            depth, sequence, creation order ascending.
+        depth_limits: [B] int32; nodes at this depth are not expanded, 0: no tree.
+        stop_tokens: [B, S] int32, tokens below which nothing is drafted; -1 where unused.
+        min_layer_gain: [1] float32; no next rows when the sum over them of (reach - smallest kept
+            value) is below it. That sum bounds what the layer can add to the expected acceptance.
+        block_tables: [B, P_max] int32; must cover logical slots up to tree_starts + forwarded
+            nodes. Nodes that would need a slot past P_max * block_size are not forwarded.
+        num_seqs: [1] int32, live sequences.
+        scratch: int64, at least tree_scratch_size(B, T, max_width, K) elements.
+        rows: RowBatch, written: the next layer's rows; room for B * max_width rows and
+            64 W >= (layer + 1) * max_width. May be the batch that cu_rows and frontier_nodes came
+            from. Tree key s - 1 is draft slot s. None: no next layer.
+        creation_ids: [N] int32 written or None: draft slot of each next row's node, the `extra` of
+            its draft noise (roots: 0). Unique within sequence and step.
+        calibration: [B, 32] float32, acceptance at the bin centers (sdengine/calibration.h); None
+            takes the estimate as it is.
+        proposal_offset: static; row of the proposal store that candidate row 0 is.
+        window: static; sliding window of the draft's attention, 0 without.
+    """
+    expect(OP_NAME, rule in RULES, f"rule: expected one of {', '.join(RULES)}, got {rule!r}")
+    for name, value, low in (
+        ("layer", layer, 0),
+        ("max_children", max_children, 1),
+        ("max_width", max_width, 1),
+        ("block_size", block_size, 1),
+        ("proposal_offset", proposal_offset, 0),
+        ("window", window, 0),
+    ):
+        expect(OP_NAME, value >= low, f"{name}: expected at least {low}, got {value}")
+    expect_draft_tree(OP_NAME, "tree", tree)
+    batch = tree.batch_size
+    r, k = expect_tensor(
+        OP_NAME, "candidate_tokens", candidate_tokens, torch.int32, (None, None)
+    ).shape
+    expect_tensor(OP_NAME, "candidate_probs", candidate_probs, torch.float32, (r, k))
+    expect_tensor(OP_NAME, "cu_rows", cu_rows, torch.int32, (batch + 1,))
+    expect(
+        OP_NAME,
+        (frontier_nodes is None) == (layer == 0),
+        "frontier_nodes: expected None in layer 0 and a tensor after it",
+    )
+    if frontier_nodes is not None:
+        expect_tensor(OP_NAME, "frontier_nodes", frontier_nodes, torch.int32, (None,))
+    for name, tensor in (
+        ("tree_starts", tree_starts),
+        ("node_budgets", node_budgets),
+        ("depth_limits", depth_limits),
+    ):
+        expect_tensor(OP_NAME, name, tensor, torch.int32, (batch,))
+    expect_tensor(OP_NAME, "total_budget", total_budget, torch.int32, (1,))
+    expect_tensor(OP_NAME, "stop_tokens", stop_tokens, torch.int32, (batch, None))
+    expect_tensor(OP_NAME, "min_layer_gain", min_layer_gain, torch.float32, (1,))
+    expect_tensor(OP_NAME, "block_tables", block_tables, torch.int32, (batch, None))
+    expect_tensor(OP_NAME, "num_seqs", num_seqs, torch.int32, (1,))
+    if calibration is not None:
+        expect_tensor(OP_NAME, "calibration", calibration, torch.float32, (batch, 32))
+    needed = tree_scratch_size(batch, tree.max_nodes, max_width, k)
+    expect_tensor(OP_NAME, "scratch", scratch, torch.int64, (None,))
+    expect(
+        OP_NAME,
+        scratch.numel() >= needed,
+        f"scratch: expected at least {needed} elements, got {scratch.numel()}",
+    )
+    orders = (layer + 2) * batch * (tree.max_nodes + 1)
+    expect(OP_NAME, orders < 2**32, f"tree: layers * B * (T + 1) must be below 2^32, got {orders}")
+    if rows is not None:
+        _check_rows(layer, max_width, batch, rows, creation_ids)
+
+
+def _check_rows(
+    layer: int, max_width: int, batch: int, rows: RowBatch, creation_ids: torch.Tensor | None
+) -> None:
+    expect_row_batch(OP_NAME, "rows", rows, batch)
+    expect(
+        OP_NAME,
+        rows.max_rows >= batch * max_width,
+        f"rows: expected room for B * max_width = {batch * max_width} rows, got {rows.max_rows}",
+    )
+    forwarded = (layer + 1) * max_width
+    expect(
+        OP_NAME,
+        64 * rows.mask_words >= forwarded,
+        f"rows.ancestor_mask: expected {mask_words(forwarded)} words for {forwarded} forwarded "
+        f"nodes, got {rows.mask_words}",
+    )
+    if creation_ids is not None:
+        expect_tensor(OP_NAME, "creation_ids", creation_ids, torch.int32, (rows.max_rows,))
+
+
+def cpu(native: Any, **args: Any) -> None:
+    """Appends the native launch."""
+    tree, rows = args["tree"], args["rows"]
+    inputs = (
+        "candidate_tokens",
+        "candidate_probs",
+        "cu_rows",
+        "frontier_nodes",
+        "tree_starts",
+        "node_budgets",
+        "total_budget",
+        "depth_limits",
+        "stop_tokens",
+        "calibration",
+        "min_layer_gain",
+        "num_seqs",
+    )
+    load_cpu().tree_expand(
+        native,
+        args["layer"],
+        RULES.index(args["rule"]),
+        args["max_children"],
+        args["max_width"],
+        args.get("window", 0),
+        args.get("proposal_offset", 0),
+        args["candidate_tokens"].shape[1],
+        args["stop_tokens"].shape[1],
+        tree.batch_size,
+        [address(args.get(name)) for name in inputs],
+        tree.addresses(),
+        tree.max_nodes,
+        address(args["block_tables"]),
+        args["block_tables"].shape[1],
+        args["block_size"],
+        [] if rows is None else rows.addresses(),
+        0 if rows is None else rows.max_rows,
+        0 if rows is None else rows.mask_words,
+        address(args.get("creation_ids")),
+        address(args["scratch"]),
+    )
+
+
+def bench_cases() -> Iterator[Case]:
+    """A first, a growing and a full layer at batch 1; a full layer of a batch."""
+    for layer, batch, nodes, width, k in (
+        (0, 1, 64, 8, 8),
+        (1, 1, 64, 16, 16),
+        (3, 1, 64, 16, 16),
+        (3, 8, 16, 4, 8),
+    ):
+        args = _bench_args(layer, batch, nodes, width, k)
+        yield Case(f"layer={layer} B={batch} T={nodes} width={width} K={k}", args)
+
+
+def _bench_args(layer: int, batch: int, nodes: int, width: int, k: int) -> dict[str, Any]:
+    """The arguments of layer `layer` after the layers before it have run."""
+    rng = torch.Generator().manual_seed(0)
+    tree, rows = (
+        DraftTree.allocate(batch, nodes),
+        RowBatch.allocate(batch, batch * width, mask_words(width * (layer + 1))),
+    )
+    ints = {"dtype": torch.int32}
+    args: dict[str, Any] = {
+        "rule": "node",
+        "max_children": k,
+        "max_width": width,
+        "block_size": 64,
+        "tree": tree,
+        "tree_starts": torch.full((batch,), 100, **ints),
+        "node_budgets": torch.full((batch,), nodes, **ints),
+        "total_budget": torch.tensor([batch * nodes], **ints),
+        "depth_limits": torch.full((batch,), 100, **ints),
+        "stop_tokens": torch.full((batch, 2), -1, **ints),
+        "calibration": None,
+        "min_layer_gain": torch.zeros(1),
+        "block_tables": torch.arange(batch * 8, **ints).view(batch, 8),
+        "num_seqs": torch.tensor([batch], **ints),
+        "scratch": allocate_tree_scratch(batch, nodes, width, k),
+        "rows": rows,
+    }
+    for at in range(layer + 1):
+        count = batch * (1 if at == 0 else width)
+        probs = (
+            torch.softmax(2 * torch.randn(count, 4 * k, generator=rng), dim=1)
+            .sort(descending=True)
+            .values
+        )
+        args |= {
+            "layer": at,
+            "candidate_tokens": torch.arange(k, **ints).repeat(count, 1).contiguous(),
+            "candidate_probs": probs[:, :k].contiguous(),
+            "cu_rows": torch.arange(batch + 1, **ints) if at == 0 else rows.cu_rows.clone(),
+            "frontier_nodes": None if at == 0 else rows.row_node.clone(),
+        }
+        if at < layer:
+            expand_reference(**args)
+    return args
+
+
+OP = Op(
+    OP_NAME, check, expand_reference, ("tree", "rows", "creation_ids"), cpu, bench_cases=bench_cases
+)

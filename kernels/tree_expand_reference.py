@@ -1,0 +1,243 @@
+"""Reference of tree_expand: sorted lists of nodes, float32 arithmetic in the kernel's order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from sdengine.kernels.calibration import bin_centers, calibration_bin
+from sdengine.kernels.row_batch import RowBatch
+from sdengine.kernels.token_tree import MASK_BITS, DraftTree
+
+F32 = np.float32
+FIELDS = (
+    "tokens",
+    "depths",
+    "ranks",
+    "values",
+    "reach",
+    "estimates",
+    "probs",
+    "draft_slots",
+    "proposal_rows",
+)
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """One tree node as an object; `index` is its place in creation order."""
+
+    parent: Node | None
+    index: int
+    tokens: int
+    depths: int
+    ranks: int
+    values: np.float32
+    reach: np.float32
+    estimates: np.float32
+    probs: np.float32
+    draft_slots: int = -1
+    proposal_rows: int = -1
+
+
+def expand_reference(**args: Any) -> None:
+    """Runs one layer (see `tree_expand.check` for the contract)."""
+    num_seqs = int(args["num_seqs"])
+    if args["layer"] == 0:
+        args["tree"].num_forwarded[:num_seqs] = 0
+    trees = [_add_layer(b, args) for b in range(num_seqs)]
+    total = max(0, int(args["total_budget"]))
+    ranked = sorted(
+        (-node.values, node.depths, b, node.index, node)
+        for b, nodes in enumerate(trees)
+        for node in nodes[1:]
+    )
+    kept = {id(entry[-1]) for entry in ranked[:total]}
+    trees = [nodes[:1] + [n for n in nodes[1:] if id(n) in kept] for nodes in trees]
+    for b, nodes in enumerate(trees):
+        _store(args["tree"], b, nodes)
+    pool_floor = F32(0)
+    if len(ranked) >= total:
+        pool_floor = _smallest([n for nodes in trees for n in nodes[1:]])
+    if args["rows"] is not None:
+        _next_rows(trees, pool_floor, args)
+
+
+def _budget(b: int, args: dict[str, Any]) -> int:
+    budget = min(int(args["node_budgets"][b]), int(args["total_budget"]), args["tree"].max_nodes)
+    return max(0, budget)
+
+
+def _smallest(nodes: list[Node]) -> np.float32:
+    return min((n.values for n in nodes), default=F32(2))
+
+
+def _add_layer(b: int, args: dict[str, Any]) -> list[Node]:
+    """The sequence's root and its best nodes, this layer's candidates among them."""
+    one = F32(1)
+    root = Node(None, 0, -1, 0, 0, one, one, one, one, 0)
+    nodes = [root] if args["layer"] == 0 else _load(args["tree"], b)
+    budget = _budget(b, args)
+    if args["layer"] < int(args["depth_limits"][b]):
+        first = int(args["cu_rows"][b])
+        last = min(int(args["cu_rows"][b + 1]), first + args["max_width"])
+        frontier = args["frontier_nodes"]
+        held = len(nodes)
+        full_floor = _smallest(nodes[1:]) if held - 1 >= budget else F32(0)
+        for row in range(first, last):
+            parent = nodes[0 if frontier is None else int(frontier[row])]
+            parent.proposal_rows = args.get("proposal_offset", 0) + row
+            for child in _children(b, parent, row, budget, args):
+                if child.values > full_floor:
+                    child.index = len(nodes)
+                    nodes.append(child)
+    ranked = sorted(nodes[1:], key=lambda n: (-n.values, n.index))
+    kept = {id(n) for n in ranked[:budget]}
+    return nodes[:1] + [n for n in nodes[1:] if id(n) in kept]
+
+
+def _children(b: int, parent: Node, row: int, budget: int, args: dict[str, Any]) -> list[Node]:
+    tokens = args["candidate_tokens"][row].tolist()
+    probs = args["candidate_probs"][row].numpy()
+    by_slot = args["rule"] in ("slot", "uniform_slot")
+    uniform = args["rule"].startswith("uniform")
+    remaining = np.zeros(len(probs) + 1, F32)
+    for j in reversed(range(len(probs))):
+        remaining[j] = remaining[j + 1] + probs[j]
+    slot, bound, children = parent.reach, parent.values, []
+    for j in range(min(args["max_children"], len(probs), budget)):
+        closed = by_slot and not remaining[j] > F32(1e-6)
+        if tokens[j] < 0 or not probs[j] > 0 or closed:
+            break
+        estimate = min(F32(probs[j] / remaining[j]), F32(1)) if by_slot else probs[j]
+        acceptance = _acceptance(b, estimate, args.get("calibration"))
+        reach = F32((slot if by_slot else parent.reach) * acceptance)
+        value = min(slot if by_slot else reach, bound)
+        slot = F32(slot * (F32(1) - acceptance))
+        if uniform:
+            value = F32(1)
+        elif not by_slot:
+            reach = value
+        if not value > 0:
+            break
+        bound = value
+        children.append(
+            Node(parent, 0, tokens[j], parent.depths + 1, j, value, reach, F32(estimate), probs[j])
+        )
+    return children
+
+
+def _acceptance(b: int, estimate: np.float32, calibration: torch.Tensor | None) -> np.float32:
+    """Calibrated acceptance with the rounding of sdengine/calibration.h."""
+    if calibration is None:
+        return min(F32(estimate), F32(1))
+    table, centers = calibration[b].numpy(), bin_centers().numpy()
+    e = min(F32(estimate), F32(1))
+    left = int(calibration_bin(torch.tensor(float(e))))
+    if e < centers[left]:
+        left -= 1
+    if left < 0:
+        value = table[0] * (e / centers[0])
+    elif left == len(table) - 1:
+        value = table[left] + (e - centers[left])
+    else:
+        share = (e - centers[left]) / (centers[left + 1] - centers[left])
+        value = table[left] + (table[left + 1] - table[left]) * share
+    return F32(min(max(value, F32(0)), F32(1)))
+
+
+def _load(tree: DraftTree, b: int) -> list[Node]:
+    nodes: list[Node] = []
+    columns = {name: getattr(tree, name)[b].numpy() for name in FIELDS}
+    for i in range(int(tree.num_nodes[b]) + 1):
+        parent = nodes[int(tree.parents[b, i])] if i else None
+        floats = ("values", "reach", "estimates", "probs")
+        values = {k: F32(v[i]) if k in floats else int(v[i]) for k, v in columns.items()}
+        nodes.append(Node(parent, i, **values))
+    return nodes
+
+
+def _store(tree: DraftTree, b: int, nodes: list[Node]) -> None:
+    for i, node in enumerate(nodes):
+        node.index = i
+        for name in FIELDS:
+            getattr(tree, name)[b, i] = float(v) if isinstance(v := getattr(node, name), F32) else v
+        tree.parents[b, i] = -1 if node.parent is None else node.parent.index
+    tree.num_nodes[b] = len(nodes) - 1
+
+
+def _next_rows(trees: list[list[Node]], pool_floor: np.float32, args: dict[str, Any]) -> None:
+    tree, rows, gain = args["tree"], args["rows"], F32(0)
+    chosen: list[list[Node]] = []
+    for b, nodes in enumerate(trees):
+        budget = _budget(b, args)
+        own = _smallest(nodes[1:]) if len(nodes) - 1 >= budget else F32(0)
+        floor = max(own, pool_floor)
+        frontier = _frontier(b, nodes, floor, sum(map(len, chosen)), args)
+        for node in frontier:
+            gain = F32(gain + F32(node.reach - floor))
+        chosen.append(frontier)
+    if gain < args["min_layer_gain"].numpy()[0]:
+        chosen = [[] for _ in chosen]
+    row = 0
+    rows.cu_rows[0] = 0
+    for b, frontier in enumerate(chosen):
+        rows.tree_starts[b] = args["tree_starts"][b]
+        for node in frontier:
+            tree.num_forwarded[b] += 1
+            node.draft_slots = int(tree.num_forwarded[b])
+            tree.draft_slots[b, node.index] = node.draft_slots
+            _write_row(rows, row, b, node, args)
+            row += 1
+        rows.cu_rows[b + 1] = row
+    rows.num_rows[0] = row
+
+
+def _frontier(
+    b: int, nodes: list[Node], floor: np.float32, rows_so_far: int, args: dict[str, Any]
+) -> list[Node]:
+    depth = args["layer"] + 1
+    forwarded = int(args["tree"].num_forwarded[b])
+    last_slot = args["block_tables"].shape[1] * args["block_size"]
+    room = min(
+        args["max_width"],
+        args["rows"].max_rows - rows_so_far,
+        args["rows"].mask_words * MASK_BITS - forwarded,
+        last_slot - int(args["tree_starts"][b]) - forwarded,
+    )
+    if room <= 0 or depth >= int(args["depth_limits"][b]):
+        return []
+    stops = set(args["stop_tokens"][b].tolist())
+    uniform = args["rule"].startswith("uniform")
+    worthy = [
+        n
+        for n in nodes[1:]
+        if n.depths == depth
+        and (floor < 1 if uniform else n.reach > floor)
+        and n.tokens not in stops
+    ]
+    widest = sorted(worthy, key=lambda n: (-n.reach, n.index))[:room]
+    return sorted(widest, key=lambda n: n.index)
+
+
+def _write_row(rows: RowBatch, row: int, b: int, node: Node, args: dict[str, Any]) -> None:
+    start, size = int(args["tree_starts"][b]), args["block_size"]
+    logical = start - 1 + node.draft_slots
+    rows.tokens[row] = node.tokens
+    rows.positions[row] = start - 1 + node.depths
+    rows.slots[row] = int(args["block_tables"][b, logical // size]) * size + logical % size
+    rows.row_seq[row] = b
+    rows.row_node[row] = node.index
+    rows.visible_lens[row] = start
+    words = [0] * rows.mask_words
+    window = args.get("window", 0)
+    at = node
+    while at.parent is not None and not (window and node.depths - at.depths >= window):
+        words[(at.draft_slots - 1) // MASK_BITS] |= 1 << (at.draft_slots - 1) % MASK_BITS
+        at = at.parent
+    rows.ancestor_mask[row] = torch.tensor([w - (1 << 64) if w >> 63 else w for w in words])
+    if args.get("creation_ids") is not None:
+        args["creation_ids"][row] = node.draft_slots
