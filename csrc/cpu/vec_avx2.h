@@ -21,9 +21,10 @@ struct Mask {
   __m256 v;  // all ones or all zeros per lane
 };
 
+alignas(64) static constexpr int32_t kLaneTable[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+
 SDE_INLINE __m256i lanes_below(int n) {
-  alignas(64) static constexpr int32_t kTable[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
-  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kTable + 8 - n));
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kLaneTable + 8 - n));
 }
 
 SDE_INLINE Vec broadcast(float x) { return {_mm256_set1_ps(x)}; }

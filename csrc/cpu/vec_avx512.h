@@ -2,7 +2,12 @@
 #pragma once
 
 #if !defined(SDENGINE_SIMDE)  // a test harness may bring emulated intrinsics of the same names
+// The "undefined" operands in GCC 12's own header trip -Wmaybe-uninitialized (GCC bug 105593).
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 #endif
 
 #include <cstdint>

@@ -1,0 +1,1 @@
+#include "cpu/rms_norm.inl"

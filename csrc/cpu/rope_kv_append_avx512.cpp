@@ -1,0 +1,1 @@
+#include "cpu/rope_kv_append.inl"

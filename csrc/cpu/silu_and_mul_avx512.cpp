@@ -1,0 +1,1 @@
+#include "cpu/silu_and_mul.inl"

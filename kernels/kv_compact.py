@@ -1,0 +1,119 @@
+"""kv_compact: after verification, gathers the keys and values of the accepted path, in place, in every layer.
+
+logical index   ... n-1 | n   n+1 n+2 n+3 n+4 n+5 | free        tree nodes 1..6 live at n..n+5
+accepted path             ^       ^       ^                     move_src = [n, n+2, n+4], move_dst_start = n
+afterwards      ... n-1 | n   n+2 n+4 | free
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from sdengine.kernels.backends import load_cpu
+from sdengine.kernels.spec import Case, Op, address, expect_tensor
+
+NAME = "kv_compact"
+CACHE_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def check(
+    *,
+    kv_cache: torch.Tensor,
+    block_tables: torch.Tensor,
+    move_src: torch.Tensor,
+    move_dst_start: torch.Tensor,
+    num_moves: torch.Tensor,
+    num_seqs: torch.Tensor,
+) -> None:
+    """Contract.
+
+    Args:
+        kv_cache: [L, P, 2, H_kv, block_size, D] float32 or bfloat16, all layers of one model; changed in place.
+        block_tables: [B, P_max] int32, logical to physical block.
+        move_src: [B, M] int32, logical indices of the tokens to keep, strictly ascending in the first num_moves[b].
+        move_dst_start: [B] int32, logical index of the first destination, <= move_src[b, 0]; token k goes to
+            move_dst_start[b] + k.
+        num_moves: [B] int32, 0 to M.
+        num_seqs: [1] int32.
+    """
+    expect_tensor(NAME, "kv_cache", kv_cache, CACHE_DTYPES, (None, None, 2, None, None, None))
+    expect_tensor(NAME, "block_tables", block_tables, torch.int32, (None, None))
+    sequences = block_tables.shape[0]
+    expect_tensor(NAME, "move_src", move_src, torch.int32, (sequences, None))
+    expect_tensor(NAME, "move_dst_start", move_dst_start, torch.int32, (sequences,))
+    expect_tensor(NAME, "num_moves", num_moves, torch.int32, (sequences,))
+    expect_tensor(NAME, "num_seqs", num_seqs, torch.int32, (1,))
+
+
+def reference(
+    *,
+    kv_cache: torch.Tensor,
+    block_tables: torch.Tensor,
+    move_src: torch.Tensor,
+    move_dst_start: torch.Tensor,
+    num_moves: torch.Tensor,
+    num_seqs: torch.Tensor,
+) -> None:
+    """Gathers all sources of a sequence before it writes any destination."""
+    block_size = kv_cache.shape[4]
+    for b in range(int(num_seqs)):
+        count = int(num_moves[b])
+        source = move_src[b, :count].long()
+        target = int(move_dst_start[b]) + torch.arange(count)
+        table = block_tables[b].long()
+        kept = kv_cache[:, table[source // block_size], :, :, source % block_size].clone()
+        kv_cache[:, table[target // block_size], :, :, target % block_size] = kept
+
+
+def cpu(
+    native: Any,
+    *,
+    kv_cache: torch.Tensor,
+    block_tables: torch.Tensor,
+    move_src: torch.Tensor,
+    move_dst_start: torch.Tensor,
+    num_moves: torch.Tensor,
+    num_seqs: torch.Tensor,
+) -> None:
+    """Appends the native launch."""
+    load_cpu().kv_compact(
+        native,
+        address(kv_cache),
+        kv_cache.element_size(),
+        address(block_tables),
+        block_tables.shape[1],
+        address(move_src),
+        move_src.shape[1],
+        address(move_dst_start),
+        address(num_moves),
+        address(num_seqs),
+        kv_cache.shape[0],
+        kv_cache.shape[1],
+        kv_cache.shape[3],
+        kv_cache.shape[4],
+        kv_cache.shape[5],
+    )
+
+
+def bench_cases() -> Iterator[Case]:
+    """Four accepted nodes of a scattered path, in a small draft model and a 1B shape."""
+    for sequences, layers, kv_heads, dim in ((1, 2, 2, 64), (1, 22, 4, 64), (8, 22, 4, 64)):
+        cache = torch.zeros(layers, sequences * 32, 2, kv_heads, 16, dim, dtype=torch.bfloat16)
+        args = {
+            "kv_cache": cache,
+            "block_tables": torch.arange(sequences * 32, dtype=torch.int32).view(sequences, 32),
+            "move_src": torch.tensor([[401, 407, 420, 455]], dtype=torch.int32).repeat(
+                sequences, 1
+            ),
+            "move_dst_start": torch.full((sequences,), 400, dtype=torch.int32),
+            "num_moves": torch.full((sequences,), 4, dtype=torch.int32),
+            "num_seqs": torch.tensor([sequences], dtype=torch.int32),
+        }
+        moved = sequences * 4 * 2 * layers * 2 * kv_heads * dim * 2
+        yield Case(f"B={sequences} moves=4 L={layers} H_kv={kv_heads} D={dim} bf16", args, moved)
+
+
+OP = Op(NAME, check, reference, ("kv_cache",), cpu, bench_cases=bench_cases)

@@ -1,0 +1,69 @@
+"""rms_norm: root-mean-square normalisation of rows, float32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from sdengine.kernels.backends import load_cpu
+from sdengine.kernels.spec import Case, Op, address, expect_tensor
+
+
+def check(
+    *, x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, num_rows: torch.Tensor, eps: float
+) -> None:
+    """Contract.
+
+    Args:
+        x: [N, E] float32.
+        weight: [E] float32.
+        out: [N, E] float32, written; may be `x` itself.
+        num_rows: [1] int32.
+        eps: Added to the mean square.
+    """
+    expect_tensor("rms_norm", "x", x, torch.float32, (None, None))
+    expect_tensor("rms_norm", "weight", weight, torch.float32, (x.shape[1],))
+    expect_tensor("rms_norm", "out", out, torch.float32, tuple(x.shape))
+    expect_tensor("rms_norm", "num_rows", num_rows, torch.int32, (1,))
+
+
+def reference(
+    *, x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, num_rows: torch.Tensor, eps: float
+) -> None:
+    """out[r] = x[r] / sqrt(mean(x[r]^2) + eps) * weight for r < num_rows."""
+    n = int(num_rows)
+    rows = x[:n]
+    out[:n] = rows * torch.rsqrt(rows.square().mean(-1, keepdim=True) + eps) * weight
+
+
+def cpu(
+    native: Any,
+    *,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    out: torch.Tensor,
+    num_rows: torch.Tensor,
+    eps: float,
+) -> None:
+    """Appends the native launch."""
+    load_cpu().rms_norm(
+        native, address(x), address(weight), address(out), address(num_rows), x.shape[1], eps
+    )
+
+
+def bench_cases() -> Iterator[Case]:
+    """A small draft model's row, a 1B model's row, a tree, a prefill chunk."""
+    for rows, width in ((1, 256), (1, 2048), (64, 2048), (512, 2048)):
+        args = {
+            "x": torch.randn(rows, width),
+            "weight": torch.randn(width),
+            "out": torch.empty(rows, width),
+            "num_rows": torch.tensor([rows], dtype=torch.int32),
+            "eps": 1e-5,
+        }
+        yield Case(f"N={rows} E={width}", args, rows * width * 8, rows * width * 4)
+
+
+OP = Op("rms_norm", check, reference, ("out",), cpu, bench_cases=bench_cases)
