@@ -107,8 +107,14 @@ class Checkpoint:
     def weights(
         self, dtype: torch.dtype | None = None, *, check_finite: bool = False
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield (name, weight) one after the other, in the order of the forward pass."""
-        for name in self.names():
+        """Yield (name, weight) one after the other, the largest first.
+
+        While a weight is packed, its packed copy and its mapped pages are both in memory; doing it
+        first for the largest keeps that within the room that the later ones need anyway. (With a
+        68M Llama, whose output projection is 36% of it, this order peaks at 1.08 of the weights,
+        the order of the forward pass at 1.36.)
+        """
+        for name in sorted(self.names(), key=lambda name: -math.prod(self.shape(name))):
             yield name, self.weight(name, dtype, check_finite=check_finite)
 
     def _check_names(self) -> None:

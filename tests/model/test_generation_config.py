@@ -1,0 +1,60 @@
+"""Defaults that a checkpoint brings: sampling parameters and end-of-sequence tokens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sdengine.core.sampling_params import SamplingParams
+from sdengine.errors import CheckpointError
+from sdengine.model.config import load_model_config
+from sdengine.model.generation_config import default_sampling_params, load_eos_token_ids
+from tests.model.checkpoints import make_checkpoint
+
+
+def write(directory: Path, **values) -> Path:
+    (directory / "generation_config.json").write_text(json.dumps(values))
+    return directory
+
+
+def test_without_a_file_the_defaults_are_the_interface_s(tmp_path) -> None:
+    assert default_sampling_params(tmp_path) == SamplingParams()
+
+
+def test_sampling_values_are_taken_over(tmp_path) -> None:
+    write(tmp_path, do_sample=True, temperature=0.6, top_p=0.9, repetition_penalty=1.05)
+    params = default_sampling_params(tmp_path)
+    assert params == SamplingParams(temperature=0.6, top_p=0.9, top_k=50, repetition_penalty=1.05)
+    write(tmp_path, do_sample=True, top_k=20, min_p=0.05, max_new_tokens=99)
+    params = default_sampling_params(tmp_path)
+    assert params == SamplingParams(top_k=20, min_p=0.05, max_tokens=99)
+
+
+def test_without_do_sample_decoding_is_greedy(tmp_path) -> None:
+    write(tmp_path, temperature=0.6, top_p=0.9)
+    assert default_sampling_params(tmp_path) == SamplingParams(temperature=0.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"num_beams": 4}, "without num_beams, got 4"),
+        ({"no_repeat_ngram_size": 3}, "no_repeat_ngram_size"),
+        ({"do_sample": True, "temperature": -1}, "generation_config.json: expected temperature"),
+        ({"do_sample": True, "top_p": "0.9"}, "top_p"),
+    ],
+)
+def test_what_is_not_supported_is_refused(tmp_path, values, words: str) -> None:
+    with pytest.raises(CheckpointError, match=words):
+        default_sampling_params(write(tmp_path, **values))
+
+
+def test_end_of_sequence_tokens(tmp_path) -> None:
+    config = load_model_config(make_checkpoint("llama"))
+    assert load_eos_token_ids(tmp_path, config) == (2,)
+    assert load_eos_token_ids(write(tmp_path, eos_token_id=[7, 9, 7]), config) == (7, 9)
+    assert load_eos_token_ids(write(tmp_path, eos_token_id=5), config) == (5,)
+    with pytest.raises(CheckpointError, match="below vocab_size = 199, got 199"):
+        load_eos_token_ids(write(tmp_path, eos_token_id=199), config)

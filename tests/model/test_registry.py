@@ -1,0 +1,49 @@
+"""Which directories a model argument means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sdengine.errors import CheckpointError
+from sdengine.model.registry import ModelPaths, bundled_pairs, resolve_model
+
+
+@pytest.fixture
+def bundled(tmp_path: Path) -> Path:
+    root = tmp_path / "bundled"
+    for part in ("target", "draft"):
+        (root / "python-completion" / part).mkdir(parents=True)
+        (root / "python-completion" / part / "config.json").write_text("{}")
+    (root / "unfinished").mkdir()
+    return root
+
+
+def test_a_bundled_pair_brings_its_draft(bundled: Path) -> None:
+    pair = bundled / "python-completion"
+    assert bundled_pairs(bundled) == ["python-completion"]
+    paths = resolve_model("python-completion", bundled_dir=bundled)
+    assert paths == ModelPaths(pair / "target", pair / "draft")
+    other = resolve_model("python-completion", pair / "target", bundled_dir=bundled)
+    assert other.draft == pair / "target"
+
+
+def test_directories_are_taken_as_they_are(bundled: Path, tmp_path: Path, monkeypatch) -> None:
+    assert resolve_model(tmp_path, bundled_dir=bundled) == ModelPaths(tmp_path, None)
+    assert resolve_model(str(tmp_path), tmp_path, bundled_dir=bundled).draft == tmp_path
+    monkeypatch.chdir(tmp_path)
+    Path("python-completion").mkdir()
+    paths = resolve_model("python-completion", bundled_dir=bundled)
+    assert paths == ModelPaths(Path("python-completion"), None)
+
+
+def test_unknown_names_are_refused_with_what_exists(bundled: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r'did you mean "python-completion"\?'):
+        resolve_model("python-completions", bundled_dir=bundled)
+    with pytest.raises(CheckpointError, match="'meta/llama', which is neither; download"):
+        resolve_model("meta/llama", bundled_dir=bundled)
+    with pytest.raises(CheckpointError, match="'nothing', which is neither"):
+        resolve_model("python-completion", "nothing", bundled_dir=bundled)
+    with pytest.raises(CheckpointError, match="none is installed"):
+        resolve_model("x", bundled_dir=tmp_path / "empty")
