@@ -130,29 +130,30 @@ class SpeculationConfig:
 
     @property
     def level_widths(self) -> tuple[int, ...]:
-        """Children per node at depth 1, 2, ... of the static methods; empty for dynamic trees and
-        n-grams.
-        """
-        assert isinstance(self.branching, tuple)
-        return (
-            (1,) * min(self.max_depth, self.max_nodes) if self.method == "chain" else self.branching
-        )
-
-    def _checked_branching(self) -> tuple[int, ...]:
+        """Children per node at depth 1, 2, ... of the static methods; empty for the others."""
+        if self.method == "chain":
+            return (1,) * min(self.max_depth, self.max_nodes)
         if self.method not in ("kary", "sampled"):
-            if self.branching not in (None, ()):
-                raise ConfigError.from_parts(
-                    f'no branching with method "{self.method}"',
-                    shown(self.branching),
-                    'it belongs to "kary" and "sampled"',
-                )
             return ()
-        limit = self.max_children
-        if self.branching is None:
-            return self._fitting(tuple(min(k, limit) for k in DEFAULT_BRANCHING))
+        if isinstance(self.branching, tuple):
+            return self.branching
+        widths = DEFAULT_BRANCHING
         if isinstance(self.branching, int):
-            k = check_int(ConfigError, "branching", self.branching, 1, limit)
-            return self._fitting((k,) * self.max_depth)
+            widths = (self.branching,) * self.max_depth
+        return self._fitting(tuple(min(width, self.max_children) for width in widths))
+
+    def _checked_branching(self) -> int | tuple[int, ...] | None:
+        if self.branching is None:
+            return None
+        if self.method not in ("kary", "sampled"):
+            raise ConfigError.from_parts(
+                f'no branching with method "{self.method}"',
+                shown(self.branching),
+                'it belongs to "kary" and "sampled"',
+            )
+        limit = self.max_children
+        if isinstance(self.branching, int):
+            return check_int(ConfigError, "branching", self.branching, 1, limit)
         widths = check_int_list(ConfigError, "branching", self.branching, 1, limit)
         if not widths or self._fitting(widths) != widths:
             raise ConfigError.from_parts(
@@ -164,9 +165,7 @@ class SpeculationConfig:
         return widths
 
     def _fitting(self, widths: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the longest prefix of `widths` within max_depth and max_nodes, at least one level
-        of it.
-        """
+        """Return the longest prefix within max_depth and max_nodes, at least one level of it."""
         widths = widths[: self.max_depth]
         while len(widths) > 1 and _num_nodes(widths) > self.max_nodes:
             widths = widths[:-1]

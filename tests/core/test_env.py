@@ -1,0 +1,49 @@
+"""The table of environment variables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sdengine.core.env import Environment, read_environment
+from sdengine.errors import ConfigError
+
+
+def test_an_empty_environment_asks_for_nothing() -> None:
+    expected = Environment(None, None, Path("~/.cache/sdengine").expanduser(), None, False)
+    assert read_environment({}) == expected
+    blank = {"SDENGINE_BACKEND": " ", "SDENGINE_NUM_THREADS": "", "NO_COLOR": ""}
+    assert read_environment(blank) == expected
+
+
+def test_values_are_read() -> None:
+    env = read_environment(
+        {
+            "SDENGINE_BACKEND": "linear=reference, sample=cpu",
+            "SDENGINE_NUM_THREADS": "3",
+            "SDENGINE_CACHE_DIR": "/c",
+            "SDENGINE_BUNDLED_DIR": "/b",
+            "NO_COLOR": "1",
+            "UNRELATED": "x",
+        }
+    )
+    backend = {"linear": "reference", "sample": "cpu"}
+    assert env == Environment(backend, 3, Path("/c"), Path("/b"), True)
+    assert read_environment({"SDENGINE_BACKEND": "cpu"}).backend == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("environ", "words"),
+    [
+        ({"SDENGINE_BACKEND": "fast"}, "SDENGINE_BACKEND to be one of.*'fast'"),
+        ({"SDENGINE_BACKEND": "linear="}, r"SDENGINE_BACKEND\['linear'\]"),
+        ({"SDENGINE_BACKEND": "=cpu"}, "names of ops"),
+        ({"SDENGINE_NUM_THREADS": "0"}, "SDENGINE_NUM_THREADS"),
+        ({"SDENGINE_NUM_THREADS": "two"}, "SDENGINE_NUM_THREADS"),
+        ({"SDENGINE_THREADS": "2"}, "among SDENGINE_BACKEND.*got SDENGINE_THREADS; unset it"),
+    ],
+)
+def test_bad_values_are_refused_and_named(environ, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        read_environment(environ)
