@@ -8,11 +8,13 @@ half on text sampled from the target, which is what it will have to predict in u
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sdengine.train.data import Blocks, BlockSampler, TokenStream, evaluation_blocks, make_blocks
 from sdengine.train.losses import (
@@ -30,7 +32,9 @@ class PairConfig:
 
     Attributes:
         tokens_per_step: of the whole batch.
-        tokens_per_pass: of one forward and backward; bounds memory.
+        tokens_per_pass: of one forward and backward; 512 keeps a layer's activations in the L2
+            cache of a core, a GPU wants the whole batch.
+        workers: passes at a time, each on one thread; 1 leaves threading to torch.
         short_length, long_length: sequence length before and during the cooldown.
         matrix_lr, embedding_lr: peaks of Muon and AdamW.
         cross_entropy_share: weight of the labels in the draft's loss of stage one, beside the KL.
@@ -39,7 +43,7 @@ class PairConfig:
 
     seed: int = 0
     tokens_per_step: int = 4096
-    tokens_per_pass: int = 2048
+    tokens_per_pass: int = 512
     short_length: int = 512
     long_length: int = 1024
     matrix_lr: float = 0.02
@@ -48,6 +52,7 @@ class PairConfig:
     cross_entropy_share: float = 0.1
     eval_tokens: int = 16384
     device: str = "cpu"
+    workers: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,30 +63,41 @@ class Streams:
     held_out: TokenStream
 
 
-@torch.no_grad()
 def evaluate_pair(
-    target: nn.Module, draft: nn.Module, blocks: Blocks, sequences_per_pass: int = 2
+    target: nn.Module,
+    draft: nn.Module,
+    blocks: Blocks,
+    map_function: Callable[..., Iterable] = map,
 ) -> dict[str, float]:
     """Held-out figures of both models.
+
+    Args:
+        target, draft: on the device of `blocks`.
+        blocks: evaluated sequence by sequence.
+        map_function: `map`, or that of an executor whose threads share the work.
 
     Returns:
         `target_nll` and `draft_nll` in nats per token; `alpha`, the acceptance expected at
         temperature 1; `greedy_agreement`, the share of equal most likely tokens.
     """
-    totals: dict[str, float] = {}
-    count = 0.0
-    for piece in blocks.split(sequences_per_pass):
+
+    @torch.no_grad()
+    def work(piece: Blocks) -> dict[str, float]:
         target_logits, draft_logits = target(piece.inputs), draft(piece.inputs)
-        weight = float(piece.mask.sum())
         values = {
             "target_nll": cross_entropy(target_logits, piece.labels, piece.mask),
             "draft_nll": cross_entropy(draft_logits, piece.labels, piece.mask),
             "alpha": expected_acceptance(draft_logits, target_logits, piece.mask),
             "greedy_agreement": greedy_agreement(draft_logits, target_logits, piece.mask),
         }
-        for name, value in values.items():
-            totals[name] = totals.get(name, 0.0) + float(value) * weight
-        count += weight
+        weight = float(piece.mask.sum())
+        return {"weight": weight, **{name: float(v) * weight for name, v in values.items()}}
+
+    totals: dict[str, float] = {}
+    for sums in map_function(work, blocks.split(1)):
+        for name, value in sums.items():
+            totals[name] = totals.get(name, 0.0) + value
+    count = totals.pop("weight")
     return {name: total / count for name, total in totals.items()}
 
 
@@ -95,25 +111,54 @@ class _Distillation:
         self.held_out = held_out.to(config.device)
         self.modules: dict[str, nn.Module] = {}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        # One single-threaded worker a core meets its neighbour once a step; two threads inside
+        # every operation meet hundreds of times, and each meeting waits for whoever lost its core.
+        self._map: Callable[..., Iterable] = map
+        if config.workers > 1:
+            pool = ThreadPoolExecutor(config.workers, "piece", torch.set_num_threads, (1,))
+            self._map = pool.map
 
     def _own(self, name: str, module: nn.Module, decays: bool) -> None:
         """Train `module` in this stage."""
         config = self.config
         optimizers = build_optimizers(
-            module, config.matrix_lr, config.embedding_lr, config.weight_decay, decays
+            module,
+            config.matrix_lr,
+            config.embedding_lr,
+            config.weight_decay,
+            decays,
+            self._map,
         )
         self.modules[name] = module
         for kind, optimizer in zip(("muon", "adamw"), optimizers, strict=True):
             self.optimizers[f"{name}_{kind}"] = optimizer
 
-    def _pieces(self, batch: Blocks) -> list[Blocks]:
-        length = batch.inputs.shape[1]
-        return batch.to(self.config.device).split(max(1, self.config.tokens_per_pass // length))
+    def _loss(self, piece: Blocks) -> tuple[Tensor, dict[str, Tensor]]:
+        """What a piece adds to the loss, and figures of it for the log."""
+        raise NotImplementedError
+
+    def _accumulate(self, batch: Blocks) -> dict[str, float]:
+        """Set every gradient to that of the mean over the batch's pieces; returns mean figures."""
+        per_piece = max(1, self.config.tokens_per_pass // batch.inputs.shape[1])
+        pieces = batch.to(self.config.device).split(per_piece)
+        parameters = [p for module in self.modules.values() for p in module.parameters()]
+
+        def work(piece: Blocks) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+            loss, figures = self._loss(piece)
+            return torch.autograd.grad(loss / len(pieces), parameters), figures
+
+        means: dict[str, float] = {}
+        # Summed in the order of the pieces, whoever computed them: the same bits every time.
+        for gradients, figures in self._map(work, pieces):
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+            for name, value in figures.items():
+                means[name] = means.get(name, 0.0) + float(value.detach()) / len(pieces)
+        return means
 
     def evaluate(self) -> dict[str, float]:
         """Held-out figures, names prefixed `held_out_`."""
-        sequences = max(1, self.config.tokens_per_pass // self.held_out.inputs.shape[1])
-        figures = evaluate_pair(self.target, self.draft, self.held_out, sequences)
+        figures = evaluate_pair(self.target, self.draft, self.held_out, self._map)
         return {f"held_out_{name}": value for name, value in figures.items()}
 
 
@@ -129,19 +174,16 @@ class JointObjective(_Distillation):
         """Gradients of both models on one batch; long sequences while cooling."""
         config = self.config
         length = config.long_length if is_cooling else config.short_length
-        pieces = self._pieces(self.sampler.batch(step, config.tokens_per_step, length))
-        sums = {"loss": 0.0, "draft_kl": 0.0}
-        for piece in pieces:
-            target_logits = self.target(piece.inputs)
-            loss = cross_entropy(target_logits, piece.labels, piece.mask)
-            draft_logits = self.draft(piece.inputs)
-            kl = forward_kl(draft_logits, target_logits, piece.mask)
-            label_loss = cross_entropy(draft_logits, piece.labels, piece.mask)
-            total = loss + kl + config.cross_entropy_share * label_loss
-            (total / len(pieces)).backward()
-            sums["loss"] += float(loss.detach()) / len(pieces)
-            sums["draft_kl"] += float(kl.detach()) / len(pieces)
-        return {**sums, "length": float(length)}
+        batch = self.sampler.batch(step, config.tokens_per_step, length)
+        return {**self._accumulate(batch), "length": float(length)}
+
+    def _loss(self, piece: Blocks) -> tuple[Tensor, dict[str, Tensor]]:
+        target_logits, draft_logits = self.target(piece.inputs), self.draft(piece.inputs)
+        loss = cross_entropy(target_logits, piece.labels, piece.mask)
+        kl = forward_kl(draft_logits, target_logits, piece.mask)
+        label_loss = cross_entropy(draft_logits, piece.labels, piece.mask)
+        total = loss + kl + self.config.cross_entropy_share * label_loss
+        return total, {"loss": loss, "draft_kl": kl}
 
 
 class DraftObjective(_Distillation):
@@ -181,12 +223,10 @@ class DraftObjective(_Distillation):
 
     def accumulate(self, step: int, is_cooling: bool) -> dict[str, float]:
         """Gradient of the draft's KL on one batch."""
-        pieces = self._pieces(self._batch(step))
-        mean_kl = 0.0
-        for piece in pieces:
-            with torch.no_grad():
-                target_logits = self.target(piece.inputs)
-            kl = forward_kl(self.draft(piece.inputs), target_logits, piece.mask)
-            (kl / len(pieces)).backward()
-            mean_kl += float(kl.detach()) / len(pieces)
-        return {"loss": mean_kl, "draft_kl": mean_kl, "is_sampled": float(step % 2)}
+        return {**self._accumulate(self._batch(step)), "is_sampled": float(step % 2)}
+
+    def _loss(self, piece: Blocks) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.no_grad():
+            target_logits = self.target(piece.inputs)
+        kl = forward_kl(self.draft(piece.inputs), target_logits, piece.mask)
+        return kl, {"loss": kl, "draft_kl": kl}

@@ -54,7 +54,9 @@ def export_checkpoint(module: LlamaModule, tokenizer: Tokenizer, directory: Path
         name: tensor.detach().cpu().to(torch.bfloat16).contiguous()
         for name, tensor in module.state_dict().items()
     }
-    save_file(tensors, str(directory / "model.safetensors"), metadata={"format": "pt"})
+    weights = directory / "model.safetensors"
+    save_file(tensors, str(weights), metadata={"format": "pt"})
+    weights.chmod(0o644)  # the library writes it for its owner alone
     save_tokenizer(tokenizer, directory, module.shape.max_position_embeddings)
 
 

@@ -7,7 +7,8 @@ and renamed); the log is JSON lines.  Knows nothing of models and data: those co
 
 A running training listens to its directory and to signals:
 
-    touch RUN/COOLDOWN     start the cooldown at the next step (also SIGUSR1)
+    touch RUN/COOLDOWN     start the cooldown at the next step (also SIGUSR1); a number written
+                           into the file is its length in steps
     touch RUN/CHECKPOINT   write a checkpoint at the next step
     SIGTERM or SIGINT      write a checkpoint and leave; the same command resumes
 """
@@ -21,7 +22,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -60,6 +61,7 @@ class LoopState:
 
     step: int = 0
     cooldown_start: int | None = None
+    cooldown_steps: int | None = None
     seconds: float = 0.0
 
 
@@ -76,11 +78,16 @@ class Objective(Protocol):
         """Held-out figures."""
 
 
+def cooldown_length(state: LoopState, config: LoopConfig) -> int:
+    """Steps of the cooldown, as asked for while running or as configured; at least 1."""
+    return max(1, config.cooldown_steps if state.cooldown_steps is None else state.cooldown_steps)
+
+
 def learning_rate_scale(step: int, state: LoopState, config: LoopConfig, decays: bool) -> float:
     """Warm-up, stable, decay: the factor on the peak learning rate at `step`, in (0, 1]."""
     scale = min(1.0, (step + 1) / max(1, config.warmup_steps))
     if decays and state.cooldown_start is not None and step >= state.cooldown_start:
-        scale *= 1.0 - (step - state.cooldown_start) / max(1, config.cooldown_steps)
+        scale *= 1.0 - (step - state.cooldown_start) / cooldown_length(state, config)
     return scale
 
 
@@ -88,7 +95,7 @@ def last_step(state: LoopState, config: LoopConfig) -> int:
     """The number of steps this run will have made when it ends."""
     if state.cooldown_start is None:
         return config.steps
-    return state.cooldown_start + config.cooldown_steps
+    return state.cooldown_start + cooldown_length(state, config)
 
 
 class Control:
@@ -99,13 +106,22 @@ class Control:
         self.must_stop = False
         self.must_cool = False
 
-    def take(self, name: str) -> bool:
-        """Whether the file `name` was there; removes it."""
+    def take(self, name: str) -> str | None:
+        """Content of the file `name`, which is removed; None if there is none."""
         path = self.directory / name
         if not path.exists():
-            return False
+            return None
+        content = path.read_text(encoding="utf-8").strip()
         path.unlink()
-        return True
+        return content
+
+    def update_cooldown(self, state: LoopState, config: LoopConfig) -> None:
+        """Start the cooldown in `state` if it was asked for or is due; it starts once."""
+        asked = self.take("COOLDOWN")
+        is_due = state.step >= config.steps - config.cooldown_steps
+        if state.cooldown_start is None and (asked is not None or self.must_cool or is_due):
+            state.cooldown_start = state.step
+            state.cooldown_steps = int(asked) if asked and asked.isdigit() else None
 
     @contextmanager
     def listening(self) -> Iterator[Control]:
@@ -131,11 +147,7 @@ def save_checkpoint(path: Path, objective: Objective, state: LoopState) -> None:
     payload = {
         "modules": {name: module.state_dict() for name, module in objective.modules.items()},
         "optimizers": {name: opt.state_dict() for name, opt in objective.optimizers.items()},
-        "loop": {
-            "step": state.step,
-            "cooldown_start": state.cooldown_start,
-            "seconds": state.seconds,
-        },
+        "loop": asdict(state),
     }
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
@@ -208,10 +220,7 @@ def train(name: str, objective: Objective, config: LoopConfig, directory: Path) 
     with control.listening(), _progress() as progress:
         task = progress.add_task(name, total=last_step(state, config), loss="")
         while state.step < last_step(state, config) and not control.must_stop:
-            wants_cooldown = control.take("COOLDOWN") or control.must_cool
-            is_due = state.step >= config.steps - config.cooldown_steps
-            if state.cooldown_start is None and (wants_cooldown or is_due):
-                state.cooldown_start = state.step
+            control.update_cooldown(state, config)
             figures = _optimiser_step(objective, state, config)
             state.step += 1
             state.seconds += time.monotonic() - clock
@@ -229,7 +238,7 @@ def train(name: str, objective: Objective, config: LoopConfig, directory: Path) 
                 loss=f"loss {figures['loss']:.3f}",
             )
             is_old = time.monotonic() - saved_at > config.checkpoint_seconds
-            if is_old or is_last or control.take("CHECKPOINT"):
+            if is_old or is_last or control.take("CHECKPOINT") is not None:
                 save_checkpoint(checkpoint, objective, state)
                 saved_at = time.monotonic()
         if control.must_stop:

@@ -9,9 +9,12 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+
+STACK_SIZE = 4
 
 
 def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
@@ -43,12 +46,19 @@ class Muon(torch.optim.Optimizer):
         lr: step size; a matrix moves by lr * sqrt(max(1, rows / columns)) in spectral norm.
         momentum: of the Nesterov average.
         weight_decay: decoupled, multiplied by lr.
+        map_function: `map`, or that of an executor whose threads share the work.
     """
 
     def __init__(
-        self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.0
+        self,
+        params: Iterable[Tensor],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        map_function: Callable[..., Iterable] = map,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self._map = map_function
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:
@@ -59,10 +69,15 @@ class Muon(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     by_shape[tuple(parameter.shape)].append(parameter)
-            for shape, parameters in by_shape.items():
-                self._step_stack(shape, parameters, group)
+            stacks = [
+                parameters[first : first + STACK_SIZE]
+                for parameters in by_shape.values()
+                for first in range(0, len(parameters), STACK_SIZE)
+            ]
+            list(self._map(partial(self._step_stack, group), stacks))
 
-    def _step_stack(self, shape: tuple[int, ...], parameters: list[Tensor], group: dict) -> None:
+    @torch.no_grad()  # the flag belongs to a thread, and this may be another one
+    def _step_stack(self, group: dict, parameters: list[Tensor]) -> None:
         directions = []
         for parameter in parameters:
             state = self.state[parameter]
@@ -71,14 +86,19 @@ class Muon(torch.optim.Optimizer):
             state["momentum"].lerp_(parameter.grad, 1.0 - group["momentum"])
             directions.append(parameter.grad.lerp(state["momentum"], group["momentum"]))
         updates = orthogonalise(torch.stack(directions))
-        size = group["lr"] * math.sqrt(max(1.0, shape[0] / shape[1]))
+        size = group["lr"] * math.sqrt(max(1.0, parameters[0].shape[0] / parameters[0].shape[1]))
         for parameter, update in zip(parameters, updates, strict=True):
             parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
             parameter.add_(update, alpha=-size)
 
 
 def build_optimizers(
-    module: nn.Module, matrix_lr: float, embedding_lr: float, weight_decay: float, decays: bool
+    module: nn.Module,
+    matrix_lr: float,
+    embedding_lr: float,
+    weight_decay: float,
+    decays: bool,
+    map_function: Callable[..., Iterable] = map,
 ) -> list[torch.optim.Optimizer]:
     """Muon for 2-D parameters except embeddings, AdamW for the rest.
 
@@ -88,6 +108,7 @@ def build_optimizers(
         embedding_lr: AdamW's peak step size for embeddings and norms.
         weight_decay: for matrices and embeddings; norms have none.
         decays: whether the cooldown of the schedule applies; False keeps the peak to the end.
+        map_function: see `Muon`.
     """
     named = dict(module.named_parameters())
     embeddings = [p for name, p in named.items() if "embed" in name]
@@ -102,7 +123,10 @@ def build_optimizers(
         betas=(0.9, 0.95),
         eps=1e-10,
     )
-    optimizers = [Muon(matrices, matrix_lr, weight_decay=weight_decay), adamw]
+    optimizers = [
+        Muon(matrices, matrix_lr, weight_decay=weight_decay, map_function=map_function),
+        adamw,
+    ]
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"], group["decays"] = group["lr"], decays

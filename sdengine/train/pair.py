@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `sdengine train pair`."""
     parser.add_argument("--out", type=Path, required=True, help="directory of the finished pair")
     parser.add_argument("--run-dir", type=Path, default=Path("runs/pair"), help="work directory")
-    parser.add_argument("--steps", type=int, default=1400, help="steps of target and draft")
+    parser.add_argument("--steps", type=int, default=1750, help="steps of target and draft")
     parser.add_argument("--draft-steps", type=int, default=600, help="steps of the draft alone")
     parser.add_argument("--samples", type=int, default=256, help="texts sampled from the target")
     parser.add_argument("--seed", type=int, default=0)
@@ -94,7 +94,8 @@ def pin_recipe(directory: Path, config: PairConfig, corpus: Corpus) -> None:
         ConfigError: if `run.json` differs in a hyper-parameter or in the corpus.
     """
     recipe = {**asdict(config), "corpus_sha256": corpus_sha256(corpus.files)}
-    del recipe["device"]  # a run may move between machines
+    for name in ("device", "workers", "tokens_per_pass"):
+        del recipe[name]  # a run may move between machines
     path = directory / "run.json"
     if not path.exists():
         path.write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
@@ -244,6 +245,11 @@ def run(args: argparse.Namespace) -> int:
     torch.set_flush_denormal(True)  # AdamW's second moments are denormal for rare tokens
     args.run_dir.mkdir(parents=True, exist_ok=True)
     config = PairConfig(seed=args.seed, device=args.device)
+    if args.device == "cpu":
+        config = replace(config, workers=torch.get_num_threads())
+        torch.set_num_threads(1)  # outside the workers there is little to do
+    else:
+        config = replace(config, tokens_per_pass=config.tokens_per_step)
     corpus = prepare_corpus(args.run_dir)
     pin_recipe(args.run_dir, config, corpus)
     done = False

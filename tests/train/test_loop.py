@@ -63,6 +63,20 @@ def weights(objective) -> dict[str, torch.Tensor]:
     }
 
 
+def test_workers_change_no_bit(streams, tmp_path):
+    one, two = (tmp_path / name for name in ("one", "two"))
+    objectives = []
+    for directory, workers in ((one, 1), (two, 2)):
+        directory.mkdir()
+        target, draft = LlamaModule(TINY_TARGET, seed=0), LlamaModule(TINY_DRAFT, seed=1)
+        config = replace(TINY_CONFIG, workers=workers)
+        objectives.append(JointObjective(target, draft, streams, config))
+        train("run", objectives[-1], CONFIG, directory)
+    first, second = map(weights, objectives)
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
 @pytest.mark.parametrize("build", [joint_objective, draft_objective])
 @pytest.mark.parametrize("stop_at", [0, 4, 8])
 def test_resumed_equals_uninterrupted_bit_for_bit(streams, tmp_path, build, stop_at):
@@ -112,21 +126,28 @@ def test_a_finished_run_does_nothing_more(streams, tmp_path):
     assert (tmp_path / "run.jsonl").read_text().count('"loss"') == CONFIG.steps
 
 
-@pytest.mark.parametrize("by", ["file", "signal"])
-def test_cooldown_on_request(streams, tmp_path, by):
+@pytest.mark.parametrize("by, start, length", [("", 0, 4), ("6\n", 0, 6), ("signal", 3, 4)])
+def test_cooldown_on_request(streams, tmp_path, by, start, length):
     config = replace(CONFIG, steps=100)
     objective = joint_objective(streams)
-    if by == "file":
-        (tmp_path / "COOLDOWN").touch()
-        state = train("run", objective, config, tmp_path)
-        assert state.cooldown_start == 0 and not (tmp_path / "COOLDOWN").exists()
+    if by == "signal":
+        objective = Interrupting(objective, 2, signal.SIGUSR1)
     else:
-        state = train("run", Interrupting(objective, 2, signal.SIGUSR1), config, tmp_path)
-        assert state.cooldown_start == 3
-    assert state.step == last_step(state, config) == state.cooldown_start + 4
+        (tmp_path / "COOLDOWN").write_text(by)
+    state = train("run", objective, config, tmp_path)
+    assert state.cooldown_start == start and not (tmp_path / "COOLDOWN").exists()
+    assert state.step == last_step(state, config) == start + length
     records = [json.loads(line) for line in (tmp_path / "run.jsonl").read_text().splitlines()]
     lengths = [record["length"] for record in records if "loss" in record]
-    assert lengths == [32.0] * state.cooldown_start + [64.0] * 4
+    assert lengths == [32.0] * start + [64.0] * length
+
+
+def test_a_longer_cooldown_survives_an_interruption(streams, tmp_path):
+    config = replace(CONFIG, steps=100)
+    (tmp_path / "COOLDOWN").write_text("7")
+    broken = Interrupting(joint_objective(streams), 2, signal.SIGTERM)
+    assert train("run", broken, config, tmp_path).step == 3
+    assert train("run", joint_objective(streams), config, tmp_path).step == 7
 
 
 def test_checkpoint_on_request_and_never_half_written(streams, tmp_path, monkeypatch):
