@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-ValueRule = Literal["node", "slot", "uniform"]
+ValueRule = Literal["node", "slot", "uniform", "uniform_slot"]
 
 
 @dataclass(frozen=True, slots=True)

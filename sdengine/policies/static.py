@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sdengine.core.config import SpeculationConfig
-from sdengine.policies.base import LayerGrowth
+from sdengine.policies.base import LayerGrowth, ValueRule
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,12 +18,14 @@ class StaticPolicy:
     """Every node of depth d gets level_widths[d] children; nothing is trimmed."""
 
     level_widths: tuple[int, ...]
+    rule: ValueRule
     is_trimmed: bool = False
 
     @classmethod
     def from_config(cls, config: SpeculationConfig) -> StaticPolicy:
         """The shape that the configuration names."""
-        return cls(config.level_widths)
+        is_sampled = config.method == "sampled" and config.verifier == "rejection"
+        return cls(config.level_widths, "uniform_slot" if is_sampled else "uniform")
 
     @property
     def num_candidates(self) -> int:
@@ -34,4 +36,4 @@ class StaticPolicy:
         width = 1
         for siblings in self.level_widths[: layer + 1]:
             width *= siblings
-        return LayerGrowth(children, width, "uniform")
+        return LayerGrowth(children, width, self.rule)

@@ -33,11 +33,11 @@ class ScheduledSequence:
 
 @dataclass(slots=True)
 class Schedule:
-    """A step: who runs, who joined, who was sent back."""
+    """A step: who runs, who joined, which slots were taken back."""
 
     scheduled: list[ScheduledSequence] = field(default_factory=list)
     admitted: list[Sequence] = field(default_factory=list)
-    preempted: list[Sequence] = field(default_factory=list)
+    preempted_slots: list[int] = field(default_factory=list)
 
 
 class Scheduler:
@@ -80,7 +80,7 @@ class Scheduler:
             if entry is not None:
                 budget -= extra
                 step.scheduled.append(entry)
-        if not step.preempted:
+        if not step.preempted_slots:
             self._admit(step, budget)
         return step
 
@@ -159,7 +159,7 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence, step: Schedule) -> None:
         step.scheduled = [entry for entry in step.scheduled if entry.sequence is not sequence]
-        step.preempted.append(sequence)
+        step.preempted_slots.append(sequence.slot)
         self._leave(sequence)
         sequence.status = SequenceStatus.WAITING
         sequence.num_preemptions += 1

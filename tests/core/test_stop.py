@@ -1,0 +1,95 @@
+"""StopChecker: text, tokens and reason are cut at one point, however the tokens arrive."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sdengine.core.sampling_params import SamplingParams
+from sdengine.core.sequence import Sequence
+from sdengine.core.stop import StopChecker
+
+EOS = 0
+LETTERS = "_abcdefghij"
+
+
+class Letters:
+    """Token i is letter i; a stand-in with the detokeniser's interface."""
+
+    def push(self, token_ids: list[int]) -> str:
+        return "".join(LETTERS[token] for token in token_ids)
+
+    def finish(self) -> str:
+        return ""
+
+
+def checker(**params: object) -> tuple[Sequence, StopChecker]:
+    settings = SamplingParams(**{"max_tokens": 100, **params})  # type: ignore[arg-type]
+    stops = frozenset(settings.stop_token_ids or ()) | (
+        frozenset() if settings.ignore_eos else frozenset({EOS})
+    )
+    sequence = Sequence("r", 0, settings, 0, [5], 1, stops, 1 + settings.max_tokens)
+    return sequence, StopChecker(sequence, Letters(), frozenset({EOS}))
+
+
+def test_end_of_sequence_inside_an_accepted_path() -> None:
+    sequence, stop = checker()
+    cut = stop.accept([1, 2, EOS, 3])
+    assert (cut.num_tokens, cut.finish_reason, cut.stop_reason) == (3, "stop", None)
+    assert sequence.text == "ab" and sequence.token_ids == [5, 1, 2, EOS]
+
+
+def test_stop_token_names_itself_and_ignore_eos_goes_on() -> None:
+    sequence, stop = checker(stop_token_ids=[3], ignore_eos=True, skip_special_tokens=False)
+    cut = stop.accept([EOS, 1, 3, 2])
+    assert (cut.num_tokens, cut.finish_reason, cut.stop_reason) == (3, "stop", 3)
+    assert sequence.text == "_ac"
+
+
+def test_max_tokens_cuts_the_path() -> None:
+    sequence, stop = checker(max_tokens=3)
+    assert stop.accept([1, 2]).finish_reason is None
+    cut = stop.accept([3, 4, 5])
+    assert (cut.num_tokens, cut.finish_reason) == (1, "length")
+    assert sequence.text == "abc"
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_stop_string_across_token_borders(keep: bool) -> None:
+    sequence, stop = checker(stop=["cd", "zz"], include_stop_str_in_output=keep)
+    assert stop.accept([1, 2, 3]).finish_reason is None
+    cut = stop.accept([4, 5])
+    assert (cut.num_tokens, cut.finish_reason, cut.stop_reason) == (1, "stop", "cd")
+    assert sequence.text == ("abcd" if keep else "ab")
+    assert sequence.token_ids == [5, 1, 2, 3, 4]
+
+
+def test_min_tokens_hides_early_stops() -> None:
+    sequence, stop = checker(min_tokens=3, stop=["b"])
+    assert stop.accept([EOS, 2, 1]).finish_reason is None
+    assert stop.accept([EOS]).finish_reason == "stop"
+    assert sequence.num_generated == 4
+
+
+@given(
+    st.lists(st.integers(0, 10), min_size=1, max_size=30),
+    st.lists(st.text(alphabet="abc", min_size=1, max_size=3), max_size=2),
+    st.integers(0, 5),
+    st.data(),
+)
+def test_the_cut_does_not_depend_on_how_tokens_arrive(
+    tokens: list[int], strings: list[str], min_tokens: int, data: st.DataObject
+) -> None:
+    params = {"stop": strings or None, "max_tokens": 20, "min_tokens": min_tokens}
+    whole, all_at_once = checker(**params)
+    whole_cut = all_at_once.accept(tokens)
+    pieces, one_by_one = checker(**params)
+    position, cut = 0, None
+    while position < len(tokens) and (cut is None or cut.finish_reason is None):
+        size = data.draw(st.integers(1, 4))
+        cut = one_by_one.accept(tokens[position : position + size])
+        position += size
+    assert cut is not None
+    assert (pieces.text, pieces.token_ids) == (whole.text, whole.token_ids)
+    assert (cut.finish_reason, cut.stop_reason) == (whole_cut.finish_reason, whole_cut.stop_reason)
