@@ -1,4 +1,4 @@
-"""Random worlds for tree tests: every path has a fixed table of candidates, as a draft model would give."""
+"""Random worlds for tree tests: every path has a fixed table of candidates, as from a draft model."""
 
 from __future__ import annotations
 

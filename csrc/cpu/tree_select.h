@@ -1,0 +1,11 @@
+// tree_select: trims the drafted trees over the batch and renumbers them.
+#pragma once
+
+#include "cpu/worker.h"
+#include "sdengine/tree_select.h"
+
+namespace sdengine {
+
+void tree_select(const TreeSelectArgs& args, Worker& worker);
+
+}  // namespace sdengine

@@ -1,0 +1,127 @@
+// Rows of a forward pass: each sequence's pending tokens as a chain, its tree nodes on top.
+#pragma once
+
+#include <cstdint>
+
+#include "sdengine/hd.h"
+#include "sdengine/token_tree.h"
+
+namespace sdengine {
+
+struct BuildRowsArgs {
+  const int32_t* pending_tokens;  // [N_p], packed
+  const int32_t* cu_pending;      // [B + 1]
+  const int32_t* computed_lens;   // [B], tokens whose KV is in the cache
+  const int32_t* wants_logits;    // [B]
+  const int32_t* num_seqs;        // [1]
+  BlockTablesView tables;
+  int32_t window;      // sliding window of the attention, 0 without
+  bool has_tree;
+  TokenTreeView tree;
+  RowBatchView rows;
+  int32_t* logit_rows;  // [N]
+  int32_t* cu_logits;   // [B + 1]
+  int32_t* num_logits;  // [1]
+};
+
+namespace build {
+
+// Walks logical indices upwards through a block table without a division per row.
+class SlotCursor {
+ public:
+  SDE_HD SlotCursor(const BlockTablesView& tables, int64_t b, int32_t logical)
+      : blocks_(tables.blocks + b * tables.max_blocks + logical / tables.block_size),
+        block_size_(tables.block_size),
+        offset_(logical % tables.block_size) {}
+
+  SDE_HD int32_t next() {
+    const int32_t slot = *blocks_ * block_size_ + offset_;
+    if (++offset_ == block_size_) {
+      offset_ = 0;
+      ++blocks_;
+    }
+    return slot;
+  }
+
+ private:
+  const int32_t* blocks_;
+  int32_t block_size_;
+  int32_t offset_;
+};
+
+SDE_HD inline void write_row(const RowBatchView& rows, int32_t row, int32_t token, int32_t position, int32_t slot,
+                             int64_t b, int32_t node, int32_t visible_len) {
+  rows.tokens[row] = token;
+  rows.positions[row] = position;
+  rows.slots[row] = slot;
+  rows.row_seq[row] = static_cast<int32_t>(b);
+  rows.row_node[row] = node;
+  rows.visible_lens[row] = visible_len;
+}
+
+SDE_HD inline uint64_t* row_mask(const RowBatchView& rows, int32_t row) {
+  return rows.ancestor_mask + static_cast<int64_t>(row) * rows.mask_words;
+}
+
+// The pending chain: causal, no mask. Returns the next row.
+SDE_HD inline int32_t write_chain(const BuildRowsArgs& args, int64_t b, int32_t row) {
+  const RowBatchView& rows = args.rows;
+  const int32_t first = args.cu_pending[b], last = args.cu_pending[b + 1];
+  int32_t position = args.computed_lens[b];
+  SlotCursor slots(args.tables, b, position);
+  for (int32_t at = first; at < last; ++at, ++row, ++position) {
+    write_row(rows, row, args.pending_tokens[at], position, slots.next(), b, 0, position + 1);
+    uint64_t* mask = row_mask(rows, row);
+    for (int32_t w = 0; w < rows.mask_words; ++w) mask[w] = 0;
+  }
+  return row;
+}
+
+// Clears the bits of ancestors that lie outside the sliding window of a node.
+SDE_HD inline void apply_window(const TokenTreeView& tree, int32_t node, int32_t window, uint64_t* mask) {
+  for (int32_t at = node; at != 0; at = tree.parents[at]) {
+    if (tree.depths[node] - tree.depths[at] >= window) mask[(at - 1) >> 6] &= ~(uint64_t{1} << ((at - 1) & 63));
+  }
+}
+
+// The tree nodes: everything up to the root is visible, the tree through the mask. Returns the next row.
+SDE_HD inline int32_t write_nodes(const BuildRowsArgs& args, int64_t b, int32_t row) {
+  const RowBatchView& rows = args.rows;
+  const TokenTreeView tree = args.tree.sequence(b);
+  const int32_t start = rows.tree_starts[b];
+  SlotCursor slots(args.tables, b, start);
+  for (int32_t node = 1; node <= *tree.num_nodes; ++node, ++row) {
+    write_row(rows, row, tree.tokens[node], start - 1 + tree.depths[node], slots.next(), b, node, start);
+    const uint64_t* from = tree.ancestor_mask + int64_t{node} * tree.mask_words;
+    uint64_t* mask = row_mask(rows, row);
+    for (int32_t w = 0; w < rows.mask_words; ++w) mask[w] = w < tree.mask_words ? from[w] : 0;
+    if (args.window > 0 && tree.depths[node] > args.window) apply_window(tree, node, args.window, mask);
+  }
+  return row;
+}
+
+}  // namespace build
+
+SDE_HD inline void build_row_batch(const BuildRowsArgs& args) {
+  const RowBatchView& rows = args.rows;
+  const int32_t num_seqs = *args.num_seqs;
+  int32_t row = 0;
+  int32_t logits = 0;
+  rows.cu_rows[0] = args.cu_logits[0] = 0;
+  for (int32_t b = 0; b < num_seqs; ++b) {
+    const int32_t pending = args.cu_pending[b + 1] - args.cu_pending[b];
+    rows.tree_starts[b] = args.computed_lens[b] + pending;
+    row = build::write_chain(args, b, row);
+    if (args.wants_logits[b] && pending > 0) {
+      const int32_t root = row - 1;
+      if (args.has_tree) row = build::write_nodes(args, b, row);
+      for (int32_t r = root; r < row; ++r) args.logit_rows[logits++] = r;
+    }
+    rows.cu_rows[b + 1] = row;
+    args.cu_logits[b + 1] = logits;
+  }
+  *rows.num_rows = row;
+  *args.num_logits = logits;
+}
+
+}  // namespace sdengine
