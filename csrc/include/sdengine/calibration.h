@@ -1,8 +1,9 @@
-// Calibrated acceptance: raw draft estimates in [0, 1] are sorted into 32 bins, acceptance is counted per bin, and a
-// table of 32 acceptance rates corrects later estimates.
+// Calibrated acceptance: raw draft estimates in [0, 1] are sorted into 32 bins, acceptance is
+// counted per bin, and a table of 32 acceptance rates corrects later estimates.
 //
-// Bins are half octaves of the distance to the nearer end: bin 0 is [0, 1.5 * 2^-9), bins 1..15 reach 1/2, bins 16..31
-// mirror them up to 1. Found from the float's exponent bits, so every machine agrees on them.
+// Bins are half octaves of the distance to the nearer end: bin 0 is [0, 1.5 * 2^-9), bins 1..15
+// reach 1/2, bins 16..31 mirror them up to 1. Found from the float's exponent bits, so every
+// machine agrees on them.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +15,8 @@ namespace sdengine {
 
 constexpr int kCalibrationBins = 32;
 
-// Lower edge of the i-th half octave below 1/2: 0, 1.5 * 2^-9, 2^-8, 1.5 * 2^-8, ..., 1.5 * 2^-2, and 1/2 for i = 16.
+// Lower edge of the i-th half octave below 1/2: 0, 1.5 * 2^-9, 2^-8, 1.5 * 2^-8, ..., 1.5 * 2^-2,
+// and 1/2 for i = 16.
 SDE_HD inline float calibration_half_edge(int i) {
   if (i == 0) return 0.0f;
   const uint32_t bits = static_cast<uint32_t>(2 * (127 - 9) + i) << 22;
@@ -43,8 +45,9 @@ SDE_HD inline float calibration_center(int bin) {
   return bin < 16 ? middle : 1.0f - middle;
 }
 
-// The acceptance rate that `table` (rates at the 32 centers) gives an estimate: linear between centers, through (0, 0)
-// below the first, parallel to the diagonal above the last, and within [0, 1]. So estimates of one bin keep their order.
+// The acceptance rate that `table` (rates at the 32 centers) gives an estimate: linear between
+// centers, through (0, 0) below the first, parallel to the diagonal above the last, and within [0,
+// 1]. So estimates of one bin keep their order.
 SDE_HD inline float calibrated(float estimate, const float* table) {
   if (!(estimate > 0.0f)) return 0.0f;
   const float e = estimate < 1.0f ? estimate : 1.0f;

@@ -1,0 +1,169 @@
+"""sample: one token per row of logits, argmax of logit / T + Gumbel noise over the allowed set.
+
+The noise is keyed by (request seed, position of the token being drawn), so a row's token does not
+depend on who else is in the batch, on speculation, on slicing or on the instruction set. Filters are
+thresholds: equal logits stay together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from sdengine.kernels import noise
+from sdengine.kernels.backends import load_cpu
+from sdengine.kernels.row_plan import plan_row
+from sdengine.kernels.spec import Case, Op, address, expect_tensor
+
+PARAMETER_DTYPES = {
+    "temperature": torch.float32,
+    "top_k": torch.int32,
+    "top_p": torch.float32,
+    "min_p": torch.float32,
+    "seeds": torch.int64,
+}
+
+
+def check(
+    *,
+    logits: torch.Tensor,
+    row_seq: torch.Tensor,
+    positions: torch.Tensor,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    min_p: torch.Tensor,
+    seeds: torch.Tensor,
+    out_tokens: torch.Tensor,
+    num_rows: torch.Tensor,
+    rows: torch.Tensor | None = None,
+) -> None:
+    """Contract.
+
+    Args:
+        logits: [N, V] float32. -inf is a masked token.
+        row_seq: [N'] int32, sequence of each packed row.
+        positions: [N'] int32, position of each packed row's token; the drawn one has position + 1.
+        temperature: [B] float32; below 1e-5 the row is greedy: argmax, lowest id on ties, no noise.
+        top_k: [B] int32, keep logits >= the k-th largest; below 1 or from V on: off.
+        top_p: [B] float32, then keep the shortest descending prefix whose renormalised mass
+            reaches top_p; from 1 on: off.
+        min_p: [B] float32, then keep probabilities >= min_p times the largest; 0: off.
+        seeds: [B] int64.
+        out_tokens: [N] int32, written; -1 for a row with NaN or +inf, or all -inf.
+        num_rows: [1] int32, rows of logits to sample.
+        rows: [N] int32, packed row that row r of logits belongs to; None: row r itself.
+    """
+    expect_tensor("sample", "logits", logits, torch.float32, (None, None))
+    n = logits.shape[0]
+    packed = (n,) if rows is None else (None,)
+    expect_tensor("sample", "row_seq", row_seq, torch.int32, packed)
+    expect_tensor("sample", "positions", positions, torch.int32, tuple(row_seq.shape))
+    parameters = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "seeds": seeds,
+    }
+    for name, tensor in parameters.items():
+        expect_tensor("sample", name, tensor, PARAMETER_DTYPES[name], tuple(temperature.shape[:1]))
+    expect_tensor("sample", "out_tokens", out_tokens, torch.int32, (n,))
+    expect_tensor("sample", "num_rows", num_rows, torch.int32, (1,))
+    if rows is not None:
+        expect_tensor("sample", "rows", rows, torch.int32, (n,))
+
+
+def reference(
+    *,
+    logits: torch.Tensor,
+    row_seq: torch.Tensor,
+    positions: torch.Tensor,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    min_p: torch.Tensor,
+    seeds: torch.Tensor,
+    out_tokens: torch.Tensor,
+    num_rows: torch.Tensor,
+    rows: torch.Tensor | None = None,
+) -> None:
+    """Row by row, over the whole vocabulary; the same bits as the kernel."""
+    for r in range(int(num_rows)):
+        packed = r if rows is None else int(rows[r])
+        b = int(row_seq[packed])
+        plan = plan_row(
+            logits[r], float(temperature[b]), int(top_k[b]), float(top_p[b]), float(min_p[b])
+        )
+        out_tokens[r] = plan.argmax
+        if plan.is_greedy:
+            continue
+        drawn = noise.gumbel(
+            int(seeds[b]), int(positions[packed]) + 1, noise.TARGET, 0, logits.shape[1]
+        )
+        scores = torch.where(plan.is_allowed, plan.scaled + drawn, float("-inf"))
+        out_tokens[r] = (scores == scores.max()).nonzero()[0]
+
+
+def cpu(
+    native: Any,
+    *,
+    logits: torch.Tensor,
+    row_seq: torch.Tensor,
+    positions: torch.Tensor,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    min_p: torch.Tensor,
+    seeds: torch.Tensor,
+    out_tokens: torch.Tensor,
+    num_rows: torch.Tensor,
+    rows: torch.Tensor | None = None,
+) -> None:
+    """Appends the native launch."""
+    tensors = (
+        logits,
+        rows,
+        row_seq,
+        positions,
+        temperature,
+        top_k,
+        top_p,
+        min_p,
+        seeds,
+        out_tokens,
+        num_rows,
+    )
+    load_cpu().sample(native, *map(address, tensors), *logits.shape)
+
+
+def bench_cases() -> Iterator[Case]:
+    """Small and large vocabularies; no filter, top-k, top-p."""
+    for rows, vocab, top_k, top_p in (
+        (1, 2048, 0, 1.0),
+        (16, 2048, 0, 1.0),
+        (1, 32000, 0, 1.0),
+        (16, 128256, 0, 1.0),
+        (16, 128256, 50, 1.0),
+        (16, 128256, 0, 0.95),
+    ):
+        args = {
+            "logits": torch.randn(rows, vocab) * 3,
+            "row_seq": torch.zeros(rows, dtype=torch.int32),
+            "positions": torch.arange(rows, dtype=torch.int32),
+            "temperature": torch.tensor([0.8]),
+            "top_k": torch.tensor([top_k], dtype=torch.int32),
+            "top_p": torch.tensor([top_p]),
+            "min_p": torch.tensor([0.0]),
+            "seeds": torch.tensor([1]),
+            "out_tokens": torch.empty(rows, dtype=torch.int32),
+            "num_rows": torch.tensor([rows], dtype=torch.int32),
+        }
+        yield Case(
+            f"N={rows} V={vocab} T=0.8 k={top_k} p={top_p}", args, bytes_moved=rows * vocab * 4
+        )
+
+
+OP = Op("sample", check, reference, ("out_tokens",), cpu, bench_cases=bench_cases)

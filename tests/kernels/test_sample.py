@@ -1,0 +1,64 @@
+"""sample: kernel tokens equal the reference's, whatever the filters, slicing, workers and tails."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from sdengine.kernels.program import make_pool, run_op
+
+INF = float("inf")
+
+
+def sampling_args(
+    logits: torch.Tensor,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    seed: int = 7,
+) -> dict[str, Any]:
+    rows = logits.shape[0]
+    return {
+        "logits": logits.contiguous(),
+        "row_seq": torch.zeros(rows, dtype=torch.int32),
+        "positions": torch.arange(rows, dtype=torch.int32),
+        "temperature": torch.tensor([temperature]),
+        "top_k": torch.tensor([top_k], dtype=torch.int32),
+        "top_p": torch.tensor([top_p]),
+        "min_p": torch.tensor([min_p]),
+        "seeds": torch.tensor([seed]),
+        "out_tokens": torch.full((rows,), -9, dtype=torch.int32),
+        "num_rows": torch.tensor([rows], dtype=torch.int32),
+    }
+
+
+def tokens(backend: str, args: dict[str, Any], pool: Any = None) -> list[int]:
+    out = torch.full_like(args["out_tokens"], -9)
+    run_op("sample", backend, pool, **{**args, "out_tokens": out})
+    return out.tolist()
+
+
+@pytest.fixture(scope="module")
+def pools() -> list[Any]:
+    return [make_pool(n) for n in (1, 3)]
+
+
+@pytest.mark.parametrize("vocab", [1, 2, 63, 64, 65, 257, 2048, 20000])
+@pytest.mark.parametrize("temperature", [0.0, 0.3, 2.0])
+def test_tokens_equal_the_reference(vocab: int, temperature: float, pools: list[Any]) -> None:
+    generator = torch.Generator().manual_seed(vocab)
+    for spread in (0.01, 3.0):
+        logits = torch.randn(2, vocab, generator=generator) * spread
+        for top_k, top_p, min_p in (
+            (0, 1.0, 0.0),
+            (1, 1.0, 0.0),
+            (70, 0.95, 0.05),
+            (0, 0.9, 0.0),
+            (0, 0.0, 0.0),
+        ):
+            args = sampling_args(logits, temperature, top_k, top_p, min_p, seed=-(2**40) - 3)
+            expected = tokens("reference", args)
+            assert [tokens("cpu", args, pool) for pool in pools] == [expected, expected]
