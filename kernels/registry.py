@@ -20,6 +20,7 @@ OP_NAMES = (
     "row_stats",
     "tree_expand",
     "tree_select",
+    "gather_pending",
     "build_rows",
     "tree_verify",
     "commit_plan",
