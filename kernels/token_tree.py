@@ -77,24 +77,17 @@ class DraftTree:
 
     def clear(self) -> None:
         """Resets every sequence to its root."""
-        for tensor, value in (
-            (self.tokens, -1),
-            (self.parents, -1),
-            (self.depths, 0),
-            (self.ranks, 0),
-        ):
-            tensor[:, 0] = value
-        for tensor, value in (
-            (self.values, 1.0),
-            (self.reach, 1.0),
-            (self.estimates, 1.0),
-            (self.probs, 1.0),
-        ):
-            tensor[:, 0] = value
-        self.draft_slots[:, 0] = 0
-        self.proposal_rows[:, 0] = -1
+        for name, value in self.root_values().items():
+            getattr(self, name)[:, 0] = value
         self.num_nodes.zero_()
         self.num_forwarded.zero_()
+
+    @staticmethod
+    def root_values() -> dict[str, float]:
+        """What entry 0 of each array holds."""
+        ints = {"tokens": -1, "parents": -1, "depths": 0, "ranks": 0, "draft_slots": 0}
+        floats = {"values": 1.0, "reach": 1.0, "estimates": 1.0, "probs": 1.0}
+        return {**ints, "proposal_rows": -1, **floats}
 
     @property
     def batch_size(self) -> int:

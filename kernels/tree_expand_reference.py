@@ -113,7 +113,7 @@ def _children(b: int, parent: Node, row: int, budget: int, args: dict[str, Any])
         if tokens[j] < 0 or not probs[j] > 0 or closed:
             break
         estimate = min(F32(probs[j] / remaining[j]), F32(1)) if by_slot else probs[j]
-        acceptance = _acceptance(b, estimate, args.get("calibration"))
+        acceptance = calibrated_acceptance(b, estimate, args.get("calibration"))
         reach = F32((slot if by_slot else parent.reach) * acceptance)
         value = min(slot if by_slot else reach, bound)
         slot = F32(slot * (F32(1) - acceptance))
@@ -130,7 +130,9 @@ def _children(b: int, parent: Node, row: int, budget: int, args: dict[str, Any])
     return children
 
 
-def _acceptance(b: int, estimate: np.float32, calibration: torch.Tensor | None) -> np.float32:
+def calibrated_acceptance(
+    b: int, estimate: np.float32, calibration: torch.Tensor | None
+) -> np.float32:
     """Calibrated acceptance with the rounding of sdengine/calibration.h."""
     if calibration is None:
         return min(F32(estimate), F32(1))
