@@ -1,0 +1,54 @@
+"""`sdengine bench`: measurements; thin, the harnesses are in the clone's `benchmarks/`."""
+
+from __future__ import annotations
+
+import argparse
+import runpy
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import sdengine
+from sdengine.errors import ConfigError
+
+__all__ = ["HELP", "add_arguments", "run"]
+
+HELP = "measure kernels, or plain against speculative decoding"
+MODULES = {"kernels": "benchmarks.kernels", "generate": "benchmarks.generate"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments; those of a harness are its own."""
+    parser.add_argument(
+        "what",
+        choices=sorted(MODULES),
+        help="kernels: every op beside the machine's limits; generate: whole requests, plain "
+        "against speculative",
+    )
+    parser.add_argument(
+        "options",
+        nargs=argparse.REMAINDER,
+        metavar="...",
+        help="options of the harness, e.g. sdengine bench generate --help",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Entry of the command: runs the harness in this process.
+
+    Raises:
+        ConfigError: sdengine was installed without its clone.
+    """
+    module = MODULES[args.what]
+    clone = Path(sdengine.__file__).resolve().parents[1]
+    if (clone / "benchmarks").is_dir() and str(clone) not in sys.path:
+        sys.path.insert(0, str(clone))
+    if find_spec("benchmarks") is None or find_spec(module) is None:
+        raise ConfigError.from_parts(
+            f"a clone of the repository, which holds {module.replace('.', '/')}",
+            "an installation without it",
+            "clone it and run the command there",
+        )
+    sys.argv = [f"sdengine bench {args.what}", *args.options]
+    runpy.run_module(module, run_name="__main__", alter_sys=False)
+    return 0

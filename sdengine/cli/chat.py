@@ -1,0 +1,106 @@
+"""`sdengine chat`: a conversation in the terminal, with the checkpoint's own chat template."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from sdengine.cli.generate import statistics_line
+from sdengine.cli.measure import run_request
+from sdengine.cli.options import (
+    add_model_options,
+    add_sampling_options,
+    fresh_seed,
+    open_llm,
+    sampling_params,
+)
+from sdengine.cli.stream_view import StreamView
+from sdengine.cli.terminal import is_terminal, palette_for, write
+from sdengine.core.sampling_params import SamplingParams
+from sdengine.errors import RequestError
+
+if TYPE_CHECKING:
+    from sdengine.llm import LLM
+
+__all__ = ["HELP", "add_arguments", "run"]
+
+HELP = "talk to a model that has a chat template"
+RESET, EXIT = "/reset", "/exit"
+INTRODUCTION = f"{RESET} forgets the conversation, {EXIT} or the end of input leaves"
+
+Message = dict[str, str]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    add_model_options(parser)
+    add_sampling_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Entry of the command: one line of input is one message.
+
+    Raises:
+        RequestError: the checkpoint has no chat template, or a message does not fit.
+        ConfigError, CheckpointError, CacheFull: unusable input.
+    """
+    args.seed = fresh_seed() if args.seed is None else args.seed
+    sampling_params(args)
+    require_chat_template(args)
+    llm = open_llm(args)
+    params = sampling_params(args, llm.engine.default_params)
+    if is_terminal(sys.stdin):
+        print(palette_for(sys.stderr).faint(INTRODUCTION), file=sys.stderr)
+    messages: list[Message] = []
+    while (line := read_line()) is not None:
+        if line == RESET:
+            messages = []
+        elif line.strip():
+            messages = answer(llm, [*messages, {"role": "user", "content": line}], params)
+    return 0
+
+
+def answer(llm: LLM, messages: list[Message], params: SamplingParams) -> list[Message]:
+    """Streams the answer to a conversation and returns the conversation with it.
+
+    Raises:
+        RequestError: the conversation does not fit into the context, or the template refuses it.
+    """
+    assert params.seed is not None
+    # Answers must not repeat each other's noise: every turn has a seed of its own.
+    params = replace(params, seed=(params.seed + len(messages)) % 2**63)
+    view = StreamView(llm)
+    result = run_request(llm, llm.render_chat(messages), params, view.show)
+    view.finish()
+    print(statistics_line(result, params), file=sys.stderr)
+    return [*messages, {"role": "assistant", "content": result.text}]
+
+
+def require_chat_template(args: argparse.Namespace) -> None:
+    """Refuses a model without a chat template before its weights are read.
+
+    Raises:
+        RequestError: there is none.
+        CheckpointError: no such model, or its template is damaged.
+    """
+    from sdengine.model.chat_template import load_chat_template
+    from sdengine.model.registry import resolve_model
+
+    if load_chat_template(resolve_model(args.model, args.draft).target) is None:
+        raise RequestError.from_parts(
+            "a model with a chat template",
+            f"{args.model}, which has none",
+            "pass --model with an instruction-tuned model, or use sdengine generate",
+        )
+
+
+def read_line() -> str | None:
+    """The next message; None at the end of input or at /exit."""
+    if is_terminal(sys.stdin):
+        write("> ", sys.stderr)
+    line = sys.stdin.readline()
+    if not line or line.strip() == EXIT:
+        return None
+    return line.rstrip("\n")

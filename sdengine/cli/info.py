@@ -1,0 +1,194 @@
+"""`sdengine info`: what this installation can run here, and why the rest is not available."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from sdengine import __version__
+from sdengine.cli.terminal import palette_for
+from sdengine.core.config import BACKENDS
+from sdengine.core.env import VARIABLES, read_environment
+
+__all__ = ["HELP", "add_arguments", "run"]
+
+HELP = "show backends, CPU features, GPUs, bundled models and versions"
+LIBRARIES = ("torch", "numpy", "safetensors", "tokenizers", "jinja2", "rich", "triton")
+CPU_FLAGS = (
+    "avx2",
+    "fma",
+    "f16c",
+    "avx512f",
+    "avx512bw",
+    "avx512vl",
+    "avx512dq",
+    "avx512_bf16",
+    "amx_bf16",
+)
+
+Line = tuple[str, str]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command has no arguments of its own."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Entry of the command.
+
+    Raises:
+        ConfigError: an SDENGINE_ environment variable is unknown or unusable.
+    """
+    read_environment()
+    palette = palette_for(sys.stdout)
+    for title, lines in (
+        ("backends", backend_lines()),
+        ("cpu", cpu_lines()),
+        ("gpus", gpu_lines()),
+        ("bundled models", model_lines()),
+        ("environment", environment_lines()),
+        ("versions", version_lines()),
+    ):
+        print(palette.strong(title))
+        for name, value in lines:
+            print(f"  {name:<22} {value}".rstrip())
+    return 0
+
+
+def backend_lines() -> Iterator[Line]:
+    """Every backend: available, or the reason it is not."""
+    from sdengine.kernels.backends import available
+
+    reasons = available()
+    for name in BACKENDS:
+        reason = reasons.get(name, "this version has no kernels for it")
+        yield name, "available" if reason is None else f"not available: {reason}"
+
+
+def cpu_lines() -> Iterator[Line]:
+    """Processor, the instruction set the kernels chose, and threads."""
+    from sdengine.errors import BackendUnavailable
+    from sdengine.kernels.backends import load_cpu
+
+    model, flags = processor()
+    yield "processor", model
+    if flags is not None:
+        yield "features", " ".join(flags) or "none that the kernels use"
+    try:
+        native = load_cpu()
+    except BackendUnavailable:
+        yield "kernels use", "nothing: the compiled extension is missing"
+    else:
+        yield "kernels use", isa_text(native.detected_isa, native.selected_isa)
+    yield "usable cores", str(usable_cores())
+    threads = read_environment().num_threads
+    yield "threads", str(threads or usable_cores()) + (" (SDENGINE_NUM_THREADS)" if threads else "")
+
+
+def isa_text(detected: object, selected: object) -> str:
+    """The instruction set in use, and the better one that was asked away."""
+    try:
+        used, best = selected(), detected()  # type: ignore[operator]
+    except RuntimeError as error:  # SDENGINE_ISA asks for what is not there
+        return f"nothing: {error}"
+    return used if used == best else f"{used} (SDENGINE_ISA; this machine has {best})"
+
+
+def gpu_lines() -> Iterator[Line]:
+    """CUDA devices that torch sees, or why there are none."""
+    import torch
+
+    if torch.version.cuda is None:
+        yield "none", "this torch is a CPU build"
+    elif not torch.cuda.is_available():
+        yield "none", "torch finds no usable CUDA device"
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        size = f"{gpu.total_memory / 2**30:.0f} GiB, compute capability {gpu.major}.{gpu.minor}"
+        yield f"cuda:{index}", f"{gpu.name}, {size}; not used by this version"
+
+
+def model_lines() -> Iterator[Line]:
+    """Bundled pairs with the size of their weights."""
+    from sdengine.model.registry import BUNDLED_DIR, bundled_pairs
+
+    root = read_environment().bundled_dir or BUNDLED_DIR
+    pairs = bundled_pairs(root)
+    if not pairs:
+        yield "none", "no pair is installed"
+    for name in pairs:
+        yield name, ", ".join(model_sizes(root / name))
+
+
+def model_sizes(pair: Path) -> Iterator[str]:
+    """Parameters and bytes of a pair's target and draft."""
+    for role in ("target", "draft"):
+        files = sorted((pair / role).glob("*.safetensors"))
+        if files:
+            size = sum(file.stat().st_size for file in files)
+            yield f"{role} {manifest_parameters(pair, role)}{size / 1e6:.1f} MB"
+    if read_manifest(pair).get("is_provisional"):
+        yield "provisional weights"
+
+
+def manifest_parameters(pair: Path, role: str) -> str:
+    """ "6.4M parameters, " when the manifest says so."""
+    count = read_manifest(pair).get("parameters", {}).get(role)
+    return f"{count / 1e6:.1f}M parameters in " if count else ""
+
+
+def read_manifest(pair: Path) -> dict:
+    """MANIFEST.json of a pair; empty when there is none."""
+    path = pair / "MANIFEST.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def environment_lines() -> Iterator[Line]:
+    """Every environment variable that sdengine reads: its value, or what it is for."""
+    for name, meaning in VARIABLES.items():
+        value = os.environ.get(name)
+        yield name, f"= {value}" if value is not None else f"not set: {meaning}"
+
+
+def version_lines() -> Iterator[Line]:
+    """sdengine, Python and the libraries it stands on."""
+    import platform
+    from importlib import metadata
+
+    yield "sdengine", __version__
+    yield "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    for library in LIBRARIES:
+        try:
+            yield library, metadata.version(library)
+        except metadata.PackageNotFoundError:
+            yield library, "not installed"
+
+
+def usable_cores() -> int:
+    """Logical cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def processor() -> tuple[str, list[str] | None]:
+    """Name of the processor and those of its features that the kernels ask for; None where the
+    system does not list them.
+    """
+    import platform
+
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or platform.machine(), None
+    fields = {
+        key.strip(): value.strip()
+        for key, _, value in (line.partition(":") for line in text.splitlines())
+    }
+    flags = set(fields.get("flags", "").split())
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    return name, [flag for flag in CPU_FLAGS if flag in flags]

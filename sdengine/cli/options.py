@@ -1,0 +1,148 @@
+"""Command-line options that several commands share, and how errors of a command line read.
+
+Nothing here imports torch: wrong arguments are answered before a model or a tensor library is
+loaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from sdengine.core.config import SPECULATION_WORDS
+from sdengine.core.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from sdengine.llm import LLM
+
+__all__ = [
+    "BUNDLED_MODEL",
+    "DEFAULT_MAX_TOKENS",
+    "EXIT_USAGE",
+    "LineParser",
+    "add_model_options",
+    "add_sampling_options",
+    "fresh_seed",
+    "integer",
+    "number",
+    "open_llm",
+    "sampling_params",
+]
+
+BUNDLED_MODEL = "python-completion"
+DEFAULT_MAX_TOKENS = 128
+EXIT_USAGE = 2
+
+
+class LineParser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line on standard error."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_USAGE, f"sdengine: {' '.join(message.split())}; see {self.prog} --help\n")
+
+
+def integer(text: str) -> int:
+    """An integer option."""
+    return _converted(text, int, "an integer")
+
+
+def number(text: str) -> float:
+    """A number option."""
+    return _converted(text, float, "a number")
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """--model, --draft, --speculation."""
+    parser.add_argument(
+        "--model",
+        default=BUNDLED_MODEL,
+        metavar="DIR",
+        help="model directory in Hugging Face format, or the name of a bundled pair (%(default)s)",
+    )
+    parser.add_argument(
+        "--draft", metavar="DIR", help="draft model directory (the bundled pair's own, or none)"
+    )
+    parser.add_argument(
+        "--speculation",
+        choices=SPECULATION_WORDS,
+        default="auto",
+        help="how to speculate: auto is dyspec with a draft model, ngram without (%(default)s)",
+    )
+
+
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    """--max-tokens, --temperature, --seed."""
+    parser.add_argument(
+        "--max-tokens",
+        type=integer,
+        default=DEFAULT_MAX_TOKENS,
+        metavar="N",
+        help="most tokens to generate (%(default)s)",
+    )
+    parser.add_argument(
+        "--temperature",
+        type=number,
+        metavar="T",
+        help="0 takes the most likely token (the checkpoint's generation_config.json)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=integer,
+        metavar="S",
+        help="the same seed gives the same text (a fresh one, printed afterwards)",
+    )
+
+
+def sampling_params(
+    args: argparse.Namespace, defaults: SamplingParams | None = None
+) -> SamplingParams:
+    """Parameters of a request: the command line's over the checkpoint's.
+
+    Args:
+        args: with max_tokens, temperature and seed.
+        defaults: the checkpoint's; None checks the command line alone, before anything is loaded.
+
+    Raises:
+        RequestError: a value is out of range.
+    """
+    given = {"max_tokens": args.max_tokens, "temperature": args.temperature, "seed": args.seed}
+    given = {name: value for name, value in given.items() if value is not None}
+    defaults = defaults or SamplingParams()
+    given["min_tokens"] = min(defaults.min_tokens, args.max_tokens)
+    return replace(defaults, **given)
+
+
+def fresh_seed() -> int:
+    """A seed nobody asked for, short enough to be typed again."""
+    return int.from_bytes(os.urandom(4), "little") >> 1
+
+
+def open_llm(args: argparse.Namespace, speculation: str | None = None) -> LLM:
+    """Loads the model that --model, --draft and --speculation name, for one request at a time.
+
+    Args:
+        args: the parsed command line.
+        speculation: overrides --speculation.
+
+    Raises:
+        ConfigError, CheckpointError, BackendUnavailable, CacheFull: as `LLM`.
+    """
+    from sdengine.model.registry import resolve_model
+
+    resolve_model(args.model, args.draft)  # a misspelt name is answered before torch is imported
+    from sdengine.llm import LLM
+
+    return LLM(args.model, args.draft, speculation=speculation or args.speculation, max_num_seqs=1)
+
+
+def _converted(text: str, convert: Callable[[str], Any], expected: str) -> Any:
+    try:
+        return convert(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}") from None

@@ -1,0 +1,36 @@
+"""`sdengine train pair`: trains the bundled pair; thin, the work is in `sdengine.train.pair`."""
+
+from __future__ import annotations
+
+import argparse
+
+from sdengine.cli.options import LineParser
+
+__all__ = ["HELP", "add_arguments", "run"]
+
+HELP = "train models from scratch"
+PAIR_HELP = "train the bundled pair python-completion from Python's own standard library"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments; those of `pair` are the training code's own."""
+    parser.add_argument("recipe", choices=["pair"], help=f"pair: {PAIR_HELP}")
+    parser.add_argument(
+        "options",
+        nargs=argparse.REMAINDER,
+        metavar="...",
+        help="options of the recipe; sdengine train pair --help lists them",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Entry of the command.
+
+    Raises:
+        ConfigError, CheckpointError: as `sdengine.train.pair.run`.
+    """
+    from sdengine.train import pair
+
+    parser = LineParser(prog="sdengine train pair", description=PAIR_HELP)
+    pair.add_arguments(parser)
+    return pair.run(parser.parse_args(args.options))
