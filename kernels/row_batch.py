@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 import torch
+
 from sdengine.kernels.spec import expect, expect_tensor
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 import torch
+
 from sdengine.kernels.spec import expect, expect_tensor
 
 MASK_BITS = 64
