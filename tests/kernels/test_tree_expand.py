@@ -206,14 +206,8 @@ def test_a_slot_tree_does_not_look_at_the_drawn_tokens() -> None:
             torch.tensor([*probs[:rank], *tail[::-1]]).numpy(),
         )
         after = grow(swapped)
-        ranks = [
-            {
-                tuple(t.ranks[0, i].item() for i in chain(t, n))
-                for n in range(1, int(t.num_nodes[0]) + 1)
-            }
-            for t in (before.tree, after.tree)
-        ]
-        assert tuple(int(before.tree.ranks[0, i]) for i in chain(before.tree, last)) in ranks[1]
+        ranks = {rank_path(after.tree, n) for n in range(1, int(after.tree.num_nodes[0]) + 1)}
+        assert rank_path(before.tree, last) in ranks
 
 
 def rank_path(tree: DraftTree, node: int) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Random worlds for tree tests: each path has a fixed table of candidates, as from a draft model."""
+"""Random worlds for tree tests: each path has a fixed table of candidates, as a draft would give."""
 
 from __future__ import annotations
 
