@@ -8,7 +8,8 @@ and renamed); the log is JSON lines.  Knows nothing of models and data: those co
 A running training listens to its directory and to signals:
 
     touch RUN/COOLDOWN     start the cooldown at the next step (also SIGUSR1); a number written
-                           into the file is its length in steps
+                           into the file is its length in steps, and a number given during a
+                           cooldown is what is left of it: the slope changes, the rate does not jump
     touch RUN/CHECKPOINT   write a checkpoint at the next step
     SIGTERM or SIGINT      write a checkpoint and leave; the same command resumes
 """
@@ -62,6 +63,7 @@ class LoopState:
     step: int = 0
     cooldown_start: int | None = None
     cooldown_steps: int | None = None
+    cooldown_scale: float = 1.0
     seconds: float = 0.0
 
 
@@ -87,7 +89,8 @@ def learning_rate_scale(step: int, state: LoopState, config: LoopConfig, decays:
     """Warm-up, stable, decay: the factor on the peak learning rate at `step`, in (0, 1]."""
     scale = min(1.0, (step + 1) / max(1, config.warmup_steps))
     if decays and state.cooldown_start is not None and step >= state.cooldown_start:
-        scale *= 1.0 - (step - state.cooldown_start) / cooldown_length(state, config)
+        done = (step - state.cooldown_start) / cooldown_length(state, config)
+        scale *= state.cooldown_scale * (1.0 - done)
     return scale
 
 
@@ -116,12 +119,16 @@ class Control:
         return content
 
     def update_cooldown(self, state: LoopState, config: LoopConfig) -> None:
-        """Start the cooldown in `state` if it was asked for or is due; it starts once."""
+        """Start the cooldown in `state` if it was asked for or is due, or change its slope."""
         asked = self.take("COOLDOWN")
+        steps = int(asked) if asked and asked.isdigit() else None
         is_due = state.step >= config.steps - config.cooldown_steps
         if state.cooldown_start is None and (asked is not None or self.must_cool or is_due):
-            state.cooldown_start = state.step
-            state.cooldown_steps = int(asked) if asked and asked.isdigit() else None
+            state.cooldown_start, state.cooldown_steps = state.step, steps
+        elif state.cooldown_start is not None and steps is not None:
+            done = (state.step - state.cooldown_start) / cooldown_length(state, config)
+            state.cooldown_scale *= 1.0 - done
+            state.cooldown_start, state.cooldown_steps = state.step, steps
 
     @contextmanager
     def listening(self) -> Iterator[Control]:

@@ -13,6 +13,7 @@ import torch
 
 from sdengine.train.distill import DraftObjective, JointObjective
 from sdengine.train.loop import (
+    Control,
     LoopConfig,
     LoopState,
     last_step,
@@ -69,7 +70,7 @@ def test_workers_change_no_bit(streams, tmp_path):
     for directory, workers in ((one, 1), (two, 2)):
         directory.mkdir()
         target, draft = LlamaModule(TINY_TARGET, seed=0), LlamaModule(TINY_DRAFT, seed=1)
-        config = replace(TINY_CONFIG, workers=workers)
+        config = replace(TINY_CONFIG, workers=workers, tokens_per_step=256)  # sums of four
         objectives.append(JointObjective(target, draft, streams, config))
         train("run", objectives[-1], CONFIG, directory)
     first, second = map(weights, objectives)
@@ -140,6 +141,20 @@ def test_cooldown_on_request(streams, tmp_path, by, start, length):
     records = [json.loads(line) for line in (tmp_path / "run.jsonl").read_text().splitlines()]
     lengths = [record["length"] for record in records if "loss" in record]
     assert lengths == [32.0] * start + [64.0] * length
+
+
+def test_a_cooldown_may_be_stretched_without_a_jump(tmp_path):
+    config = replace(CONFIG, steps=100)
+    control, state = Control(tmp_path), LoopState(step=20)
+    (tmp_path / "COOLDOWN").write_text("4")
+    control.update_cooldown(state, config)
+    state.step = 22
+    before = learning_rate_scale(22, state, config, True)
+    (tmp_path / "COOLDOWN").write_text("10")
+    control.update_cooldown(state, config)
+    assert before == learning_rate_scale(22, state, config, True) == 0.5
+    assert learning_rate_scale(31, state, config, True) == pytest.approx(0.05)
+    assert last_step(state, config) == 32
 
 
 def test_a_longer_cooldown_survives_an_interruption(streams, tmp_path):
