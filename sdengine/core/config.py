@@ -137,7 +137,7 @@ class SpeculationConfig:
             return ()
         if isinstance(self.branching, tuple):
             return self.branching
-        widths = DEFAULT_BRANCHING
+        widths: tuple[int, ...] = DEFAULT_BRANCHING
         if isinstance(self.branching, int):
             widths = (self.branching,) * self.max_depth
         return self._fitting(tuple(min(width, self.max_children) for width in widths))

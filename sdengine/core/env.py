@@ -1,8 +1,7 @@
 """The one table of environment variables, and the one place where they are read.
 
-Nothing below the engine's faces reads the environment on its own account: `read_environment` is
-called once, and what it returns is passed on. An argument given in code always wins over a
-variable.
+Nothing in Python reads the environment on its own account: `read_environment` is called once, and
+what it returns is passed on. An argument given in code always wins over a variable.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ __all__ = ["VARIABLES", "Environment", "read_environment"]
 
 VARIABLES: dict[str, str] = {
     "SDENGINE_BACKEND": 'backend of all ops ("cpu"), or of some ("linear=reference,sample=cpu")',
+    "SDENGINE_ISA": "CPU instructions at most: portable, avx2 or avx512; read by the C++ kernels",
     "SDENGINE_NUM_THREADS": "CPU threads, when num_threads is not given",
     "SDENGINE_CACHE_DIR": "where measured costs are kept; default ~/.cache/sdengine",
     "SDENGINE_BUNDLED_DIR": "where bundled model pairs are looked for; default inside the package",

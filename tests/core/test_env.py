@@ -25,6 +25,7 @@ def test_values_are_read() -> None:
             "SDENGINE_CACHE_DIR": "/c",
             "SDENGINE_BUNDLED_DIR": "/b",
             "NO_COLOR": "1",
+            "SDENGINE_ISA": "avx2",
             "UNRELATED": "x",
         }
     )

@@ -39,6 +39,14 @@ TEMPLATES = {
         "{% generation %}{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}"
         "{% endfor %}"
     ),
+    "indented_blocks": (
+        "{% for m in messages %}\n"
+        "    {% if m.role == 'user' %}\n"
+        "  {{ m.content }}\n"
+        "    {% endif %}\n"
+        "{% endfor %}\n"
+        "end"
+    ),
     "namespace": (
         "{%- set ns = namespace(n=0) -%}{%- for m in messages -%}{%- set ns.n = ns.n + 1 -%}"
         "{{- ns.n }}:{{ m.content }};{%- endfor -%}{{- strftime_now('%Y') | length }}"

@@ -198,7 +198,9 @@ def test_an_unaligned_tensor_is_read(tmp_path: Path) -> None:
         header += " "
     file = tmp_path / "x.safetensors"
     file.write_bytes(struct.pack("<Q", len(header)) + header.encode() + values.numpy().tobytes())
-    assert torch.equal(SafetensorsFile(file).read("a"), values)
+    tensor = SafetensorsFile(file).read("a")
+    assert torch.equal(tensor, values)
+    assert tensor.data_ptr() % 4 == 0
 
 
 @pytest.mark.parametrize(

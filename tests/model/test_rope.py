@@ -43,6 +43,12 @@ SETTINGS = {
     "yarn_untruncated": (131072, 1.5e5, {**YARN, "truncate": False}, {}),
     "longrope_phi": (131072, 1e4, LONGROPE, {"original_max_position_embeddings": 4096}),
     "longrope_factor": (4096, 1e4, {**LONGROPE, "factor": 8.0}, {}),
+    "longrope_both": (
+        131072,
+        1e4,
+        {**LONGROPE, "factor": 8.0},
+        {"original_max_position_embeddings": 4096},
+    ),
     "longrope_attention": (4096, 1e4, {**LONGROPE, "factor": 8.0, "attention_factor": 1.3}, {}),
 }
 

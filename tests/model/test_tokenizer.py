@@ -76,6 +76,8 @@ def test_streamed_text_equals_decoding_at_once(
     ids = st.integers(0, tokenizer.vocab_size + 3)
     if None not in byte_ids:
         ids |= st.sampled_from(byte_ids)
+    if kind == "byte_level":
+        ids |= st.sampled_from([tokenizer.token_id(token) for token in ("<tool call>", "é!")])
     tokens = data.draw(st.lists(ids, max_size=40))
     skip = data.draw(st.booleans())
     stream = tokenizer.detokenizer(skip_special_tokens=skip)
@@ -150,6 +152,18 @@ def test_first_differing_token_is_named(loaded: dict[str, Tokenizer]) -> None:
         one.require_same(smaller)
     with pytest.raises(ConfigError, match=r"token 0 is '<s>' and '<unk>'"):
         one.require_same(loaded["sentencepiece"])
+
+
+def test_truncation_and_padding_of_the_file_do_not_touch_prompts(tmp_path) -> None:
+    backend = tokenizers.Tokenizer.from_file(
+        str(make_tokenizer_dir("byte_level") / "tokenizer.json")
+    )
+    backend.enable_truncation(3)
+    backend.enable_padding(length=9)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    plain = load_tokenizer(make_tokenizer_dir("byte_level"))
+    for text in ("the quick brown fox jumps", "a"):
+        assert load_tokenizer(tmp_path).encode(text) == plain.encode(text)
 
 
 @pytest.mark.parametrize("text", ["a\ud800b", b"bytes", 3, None])
