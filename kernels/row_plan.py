@@ -1,7 +1,7 @@
 """Allowed set and weights of one row of logits, in torch: what `sample` and `row_stats` share.
 
-Order: temperature, top-k, top-p on the renormalised rest, min-p. All three filters are thresholds on
-the logit, so tokens with equal logits are kept or dropped together (top-k may keep more than k).
+Order: temperature, top-k, top-p on the renormalised rest, min-p. All three filters are thresholds
+on the logit, so tokens with equal logits are kept or dropped together (top-k may keep more than k).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """sample: one token per row of logits, argmax of logit / T + Gumbel noise over the allowed set.
 
 The noise is keyed by (request seed, position of the token being drawn), so a row's token does not
-depend on who else is in the batch, on speculation, on slicing or on the instruction set. Filters are
-thresholds: equal logits stay together.
+depend on who else is in the batch, on speculation, on slicing or on the instruction set. Filters
+are thresholds: equal logits stay together.
 """
 
 from __future__ import annotations

@@ -33,6 +33,9 @@ SDE_HD inline int calibration_bin(float estimate) {
   const float distance = is_upper ? 1.0f - estimate : estimate;
   uint32_t bits;
   std::memcpy(&bits, &distance, sizeof(bits));
+  // Bins are closed below, so the mirrored ones are closed at the larger distance: one unit less
+  // decides.
+  if (is_upper) bits -= 1;
   int half = static_cast<int>(bits >> 22) - 2 * (127 - 9);
   half = half < 0 ? 0 : (half > 15 ? 15 : half);
   return is_upper ? kCalibrationBins - 1 - half : half;

@@ -1,0 +1,133 @@
+"""tree_verify: coupled walks equal the reference and plain pointer chasing."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+
+from sdengine.kernels.calibration import NUM_BINS, bin_edges, calibrated, calibration_bin
+from sdengine.kernels.program import make_pool, run_op
+from sdengine.kernels.token_tree import TokenTree
+
+from .random_token_trees import fill_token_tree, int_tensor, random_token_tree
+
+OUTPUTS = ("num_accepted", "path", "out_tokens", "final_node", "tried", "accepted")
+
+
+def coupled_args(tree: TokenTree, target_tokens: torch.Tensor, depth: int) -> dict[str, Any]:
+    batch = tree.batch_size
+    sizes = [int(n) + 1 for n in tree.num_nodes]
+    starts = torch.tensor([0, *sizes]).cumsum(0)[:-1].int()
+    return {
+        "mode": "coupled",
+        "tree": tree,
+        "logit_starts": starts,
+        "wants_logits": torch.ones(batch, dtype=torch.int32),
+        "num_seqs": int_tensor([batch]),
+        "target_tokens": target_tokens,
+        "num_accepted": torch.full((batch,), -7, dtype=torch.int32),
+        "path": torch.full((batch, depth), -7, dtype=torch.int32),
+        "out_tokens": torch.full((batch, depth + 1), -7, dtype=torch.int32),
+        "final_node": torch.full((batch,), -7, dtype=torch.int32),
+        "tried": torch.zeros(batch, NUM_BINS, dtype=torch.int32),
+        "accepted": torch.zeros(batch, NUM_BINS, dtype=torch.int32),
+    }
+
+
+def run_both(args: dict[str, Any], workers: int = 1) -> dict[str, torch.Tensor]:
+    """Runs kernel and reference, insists on equal outputs and returns them."""
+    mine = {**args, **{name: args[name].clone() for name in OUTPUTS}}
+    run_op("tree_verify", "reference", **mine)
+    run_op("tree_verify", "cpu", make_pool(workers), **args)
+    for name in OUTPUTS:
+        assert torch.equal(args[name], mine[name]), name
+    return {name: args[name] for name in OUTPUTS}
+
+
+def test_a_walk_follows_the_target_and_counts_the_children_it_saw() -> None:
+    tree = TokenTree.allocate(1, 4)
+    fill_token_tree(tree, 0, [0, 1, 1, 0], [10, 20, 21, 11], [0.9, 0.1, 0.5, 0.9])
+    out = run_both(coupled_args(tree, int_tensor([10, 21, 0, 33, 0]), depth=3))
+    assert out["path"].tolist() == [[1, 3, -7]]
+    assert out["out_tokens"].tolist() == [[10, 21, 33, -7]]
+    assert (int(out["num_accepted"]), int(out["final_node"])) == (2, 3)
+    bins = calibration_bin(torch.tensor([0.9, 0.1, 0.5])).tolist()
+    assert [int(out["tried"][0, i]) for i in bins] == [2, 1, 1]
+    assert [int(out["accepted"][0, i]) for i in bins] == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "wants,expected", [(0, (0, [-1, -7])), (1, (1, [5, 6])), (2, (0, [5, -7]))]
+)
+def test_wants_logits_decides_how_much_is_walked(wants: int, expected: Any) -> None:
+    tree = TokenTree.allocate(1, 1)
+    fill_token_tree(tree, 0, [0], [5], [0.5])
+    args = coupled_args(tree, int_tensor([5, 6]), depth=1)
+    args["wants_logits"] = int_tensor([wants])
+    out = run_both(args)
+    assert (int(out["num_accepted"]), out["out_tokens"][0].tolist()) == expected
+
+
+def test_a_row_that_cannot_be_drawn_ends_the_walk() -> None:
+    tree = TokenTree.allocate(1, 2)
+    fill_token_tree(tree, 0, [0, 1], [5, 6], [0.5, 0.5])
+    out = run_both(coupled_args(tree, int_tensor([5, -1, 8]), depth=2))
+    assert out["out_tokens"].tolist() == [[5, -1, -7]]
+    assert int(out["num_accepted"]) == 1
+
+
+def test_a_walk_ends_at_the_deepest_path_that_fits() -> None:
+    tree = TokenTree.allocate(1, 3)
+    fill_token_tree(tree, 0, [0, 1, 2], [5, 6, 7], [0.5] * 3)
+    out = run_both(coupled_args(tree, int_tensor([5, 6, 7, 8]), depth=2))
+    assert out["out_tokens"].tolist() == [[5, 6, 7]]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_trees_equal_the_reference(seed: int) -> None:
+    rng = random.Random(seed)
+    tree = random_token_tree(rng, batch=5, max_nodes=40, vocab=3)
+    rows = int(tree.num_nodes.sum()) + 5
+    targets = int_tensor([rng.randrange(3) for _ in range(rows)])
+    out = run_both(
+        coupled_args(tree, targets, depth=rng.choice([1, 4, 40])), workers=rng.choice([1, 2])
+    )
+    assert (out["accepted"] <= out["tried"]).all()
+    assert torch.equal(out["accepted"].sum(1), out["num_accepted"])
+
+
+def test_bins_cover_the_unit_interval_in_order() -> None:
+    edges = bin_edges()
+    assert (edges[1:] > edges[:-1]).all() and float(edges[0]) == 0.0 and float(edges[-1]) == 1.0
+    below = torch.nextafter(edges[1:-1], torch.zeros(31))
+    assert calibration_bin(edges[1:-1]).tolist() == list(range(1, 32))
+    assert calibration_bin(below).tolist() == list(range(31))
+    assert calibration_bin(torch.tensor([-1.0, float("nan"), 0.0, 1.0, 2.0])).tolist() == [
+        0,
+        0,
+        0,
+        31,
+        31,
+    ]
+
+
+def test_the_kernel_uses_the_same_bins() -> None:
+    edges = bin_edges()
+    values = torch.cat([edges, torch.nextafter(edges, torch.zeros(33)), torch.rand(500)]).tolist()
+    tree = TokenTree.allocate(1, len(values))
+    fill_token_tree(tree, 0, [0] * len(values), list(range(len(values))), values)
+    args = coupled_args(tree, torch.full((len(values) + 1,), 10**6, dtype=torch.int32), depth=1)
+    run_both(args)
+    assert int(args["tried"].sum()) == len(values)
+
+
+def test_calibration_keeps_estimates_under_the_identity_and_their_order() -> None:
+    estimates = torch.linspace(0, 1, 2001)
+    centers = (bin_edges()[1:] + bin_edges()[:-1]) / 2
+    assert (calibrated(estimates, centers) - estimates).abs().max() < 1e-6
+    table = (centers**2 * 0.9).sort().values
+    values = calibrated(estimates, table)
+    assert (values[1:] >= values[:-1]).all() and values.min() >= 0 and values.max() <= 1
