@@ -11,6 +11,11 @@ from sdengine.kernels.rms_norm import reference
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
 def run(
     x: torch.Tensor, weight: torch.Tensor, rows: int | None = None, threads: int = 1
 ) -> torch.Tensor:

@@ -11,6 +11,11 @@ from sdengine.kernels.silu_and_mul import reference
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
 def run(x: torch.Tensor, rows: int | None = None, threads: int = 1) -> torch.Tensor:
     out = torch.full((x.shape[0], x.shape[1] // 2), -7.0)
     num_rows = torch.tensor([x.shape[0] if rows is None else rows], dtype=torch.int32)

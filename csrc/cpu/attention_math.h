@@ -1,0 +1,202 @@
+// The arithmetic of tree_attention. Everything that decides the bits of a result stands in this file.
+//
+// A row sees its keys in one order: position 0, 1, 2, ... of its own path, wherever they lie in the cache. The result is
+//   score(key)   = chains of fused multiply-adds over kChain dims each, added in order, per key
+//   a split      = kSplit consecutive positions: m = max, p = exp(score - m), sum = p added lane by lane (lane = position
+//                  mod lanes), acc = p_0 v_0 + p_1 v_1 + ... one chain in the order of positions, per output element
+//   the row      = splits merged one by one in the order of positions
+// No step depends on which other rows, queries or keys are computed along with it.
+#pragma once
+
+#include "cpu/transpose.h"
+#include "cpu/vec.h"
+
+namespace sdengine {
+inline namespace SDENGINE_ISA_NAMESPACE {
+
+constexpr int kSplit = 128;       // positions of one partial softmax: part of the arithmetic, see above
+constexpr int kChain = 32;        // dims: one chain over 256 of them would lose a bit more than plain torch does
+constexpr int kSubtile = 32;      // keys transposed at a time: 16 KiB at head_dim 128, half of L1
+constexpr int kMaxHeadDim = 256;  // bounds the buffers on the stack
+constexpr int kMaxQueries = 64;   // (row, head) pairs that share one pass over the keys
+
+SDE_INLINE Vec load_as_float(const float* p) { return load(p); }
+SDE_INLINE Vec load_as_float(const uint16_t* p) { return load_bf16(p); }
+SDE_INLINE Vec load_as_float_partial(const float* p, int n) { return load_partial(p, n); }
+SDE_INLINE Vec load_as_float_partial(const uint16_t* p, int n) { return load_bf16_partial(p, n); }
+
+// Floats between two heads in the buffers: whole vectors of the widest instruction set.
+SDE_INLINE int64_t padded(int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
+
+// packed[d * kSubtile + i] = keys[i][d] for i < kSubtile.
+template <class T>
+void pack_keys(const T* const* keys, int64_t head_dim, float* packed) {
+  for (int group = 0; group < kSubtile; group += 8) {
+    for (int64_t d = 0; d < head_dim; d += 8) {
+      transpose_8x8(keys + group, d, packed + d * kSubtile + group, kSubtile);
+    }
+  }
+}
+
+// total[q][v] = sum over d in [first, last) of queries[q][d] * packed[d][v].
+template <int Q, int V>
+SDE_INLINE void score_chain(const float* queries, int64_t query_stride, const float* packed,
+                            int64_t first, int64_t last, Vec (&total)[Q][V]) {
+  for (int q = 0; q < Q; ++q) {
+    for (int v = 0; v < V; ++v) total[q][v] = zeros();
+  }
+  for (int64_t d = first; d < last; ++d) {
+    Vec k[V];
+    for (int v = 0; v < V; ++v) k[v] = load(packed + d * kSubtile + v * kLanes);
+    for (int q = 0; q < Q; ++q) {
+      const Vec x = broadcast(queries[q * query_stride + d]);
+      for (int v = 0; v < V; ++v) total[q][v] = fma(x, k[v], total[q][v]);
+    }
+  }
+}
+
+// scores[q * score_stride + i] = queries[q] . key i, for Q queries and all packed keys.
+template <int Q>
+void score_queries(const float* queries, int64_t query_stride, const float* packed, int64_t head_dim,
+                   float* scores, int64_t score_stride) {
+  constexpr int kWide = Q < 3 ? 4 : 2;  // at most eight accumulators: sixteen registers on AVX2
+  constexpr int V = kWide * kLanes < kSubtile ? kWide : kSubtile / kLanes;
+  for (int column = 0; column < kSubtile; column += V * kLanes) {
+    for (int64_t first = 0; first < head_dim; first += kChain) {
+      const int64_t last = first + kChain < head_dim ? first + kChain : head_dim;
+      Vec total[Q][V];
+      score_chain(queries, query_stride, packed + column, first, last, total);
+      for (int q = 0; q < Q; ++q) {
+        for (int v = 0; v < V; ++v) {
+          float* to = scores + q * score_stride + column + v * kLanes;
+          store(to, first == 0 ? total[q][v] : load(to) + total[q][v]);
+        }
+      }
+    }
+  }
+}
+
+// The same for any number of queries.
+inline void score_all(const float* queries, int64_t count, int64_t query_stride, const float* packed,
+                      int64_t head_dim, float* scores, int64_t score_stride) {
+  int64_t q = 0;
+  for (; q + 4 <= count; q += 4) {
+    score_queries<4>(queries + q * query_stride, query_stride, packed, head_dim,
+                     scores + q * score_stride, score_stride);
+  }
+  const float* rest = queries + q * query_stride;
+  float* out = scores + q * score_stride;
+  if (count - q == 3) score_queries<3>(rest, query_stride, packed, head_dim, out, score_stride);
+  if (count - q == 2) score_queries<2>(rest, query_stride, packed, head_dim, out, score_stride);
+  if (count - q == 1) score_queries<1>(rest, query_stride, packed, head_dim, out, score_stride);
+}
+
+// acc[q][d .. d + V lanes) += sum over i in order of probs[q * kSplit + i] * values[i][d ..).
+template <int Q, int V, bool kPartial, class T>
+SDE_INLINE void accumulate_block(const float* probs, const T* const* values, int64_t count, int64_t d,
+                                 int lanes, float* acc, int64_t acc_stride) {
+  Vec total[Q][V];
+  for (int q = 0; q < Q; ++q) {
+    for (int v = 0; v < V; ++v) total[q][v] = load(acc + q * acc_stride + d + v * kLanes);
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    Vec x[V];
+    for (int v = 0; v < V; ++v) {
+      const T* p = values[i] + d + v * kLanes;
+      x[v] = kPartial ? load_as_float_partial(p, lanes) : load_as_float(p);
+    }
+    for (int q = 0; q < Q; ++q) {
+      const Vec p = broadcast(probs[q * kSplit + i]);
+      for (int v = 0; v < V; ++v) total[q][v] = fma(p, x[v], total[q][v]);
+    }
+  }
+  for (int q = 0; q < Q; ++q) {
+    for (int v = 0; v < V; ++v) store(acc + q * acc_stride + d + v * kLanes, total[q][v]);
+  }
+}
+
+template <int Q, class T>
+void accumulate_queries(const float* probs, const T* const* values, int64_t count, int64_t head_dim,
+                        float* acc, int64_t acc_stride) {
+  constexpr int V = Q == 1 ? 8 : Q == 2 ? 4 : 2;  // eight independent chains hide the latency
+  int64_t d = 0;
+  for (; d + V * kLanes <= head_dim; d += V * kLanes) {
+    accumulate_block<Q, V, false>(probs, values, count, d, kLanes, acc, acc_stride);
+  }
+  for (; V > 2 && d + 2 * kLanes <= head_dim; d += 2 * kLanes) {
+    accumulate_block<Q, 2, false>(probs, values, count, d, kLanes, acc, acc_stride);
+  }
+  for (; d + kLanes <= head_dim; d += kLanes) {
+    accumulate_block<Q, 1, false>(probs, values, count, d, kLanes, acc, acc_stride);
+  }
+  if (kLanes > 8 && d < head_dim) {  // head_dim is a multiple of 8
+    accumulate_block<Q, 1, true>(probs, values, count, d, static_cast<int>(head_dim - d), acc, acc_stride);
+  }
+}
+
+// `queries` rows of probs and acc (1 to 4) over the same values.
+template <class T>
+void accumulate(int64_t queries, const float* probs, const T* const* values, int64_t count,
+                int64_t head_dim, float* acc, int64_t acc_stride) {
+  if (count <= 0) return;
+  if (queries == 4) accumulate_queries<4>(probs, values, count, head_dim, acc, acc_stride);
+  if (queries == 3) accumulate_queries<3>(probs, values, count, head_dim, acc, acc_stride);
+  if (queries == 2) accumulate_queries<2>(probs, values, count, head_dim, acc, acc_stride);
+  if (queries == 1) accumulate_queries<1>(probs, values, count, head_dim, acc, acc_stride);
+}
+
+// Largest score and sum of probabilities of a partial result; sum 0: no key seen.
+struct Softmax {
+  float max;
+  float sum;
+};
+
+// Turns the scores of columns [begin, end) of a split into probabilities relative to their maximum, in place.
+SDE_INLINE Softmax softmax_split(float* scores, int64_t begin, int64_t end) {
+  const int64_t first = begin / kLanes * kLanes;
+  const int64_t last = (end + kLanes - 1) / kLanes * kLanes;
+  const float hidden = -__builtin_inff();
+  for (int64_t i = first; i < begin; ++i) scores[i] = hidden;
+  for (int64_t i = end; i < last; ++i) scores[i] = hidden;
+  Vec largest = broadcast(hidden);
+  for (int64_t i = first; i < last; i += kLanes) largest = max(largest, load(scores + i));
+  const float top = max_lane(largest);
+  Vec total = zeros();
+  for (int64_t i = first; i < last; i += kLanes) {
+    const Vec p = exp(load(scores + i) - broadcast(top));
+    store(scores + i, p);
+    total = total + p;
+  }
+  return {top, sum(total)};
+}
+
+SDE_INLINE float exp_of(float x) {
+  alignas(64) float lanes[kLanes];
+  store(lanes, exp(broadcast(x)));
+  return lanes[0];
+}
+
+// Adds the next split (in the order of positions) to a running result; both have `width` floats.
+SDE_INLINE void merge(Softmax* state, float* acc, Softmax next, const float* next_acc, int64_t width) {
+  if (next.sum == 0.0f) return;
+  if (state->sum == 0.0f) {
+    for (int64_t d = 0; d < width; d += kLanes) store(acc + d, load(next_acc + d));
+    *state = next;
+    return;
+  }
+  const float top = state->max > next.max ? state->max : next.max;
+  const float keep = exp_of(state->max - top);
+  const float add = exp_of(next.max - top);
+  for (int64_t d = 0; d < width; d += kLanes) {
+    store(acc + d, fma(broadcast(add), load(next_acc + d), broadcast(keep) * load(acc + d)));
+  }
+  *state = {top, state->sum * keep + next.sum * add};
+}
+
+// out = acc / sum; zero for a row that sees nothing.
+SDE_INLINE void write_result(Softmax state, const float* acc, int64_t head_dim, float* out) {
+  for (int64_t d = 0; d < head_dim; ++d) out[d] = state.sum == 0.0f ? 0.0f : acc[d] / state.sum;
+}
+
+}  // namespace SDENGINE_ISA_NAMESPACE
+}  // namespace sdengine

@@ -1,0 +1,78 @@
+// Eight rows of float or bf16 to eight columns of float.
+#pragma once
+
+#include "cpu/vec.h"
+#if !defined(__AVX2__)
+#include "cpu/bf16.h"
+#endif
+
+namespace sdengine {
+inline namespace SDENGINE_ISA_NAMESPACE {
+
+#if defined(__AVX2__)
+
+// Elements i of two rows, 16 bytes each: row a in the lower half, row b in the upper.
+template <class T>
+SDE_INLINE __m256 load_pair(const T* a, const T* b) {
+  const __m128 low = _mm_loadu_ps(reinterpret_cast<const float*>(a));
+  const __m128 high = _mm_loadu_ps(reinterpret_cast<const float*>(b));
+  return _mm256_insertf128_ps(_mm256_castps128_ps256(low), high, 1);
+}
+
+// columns[d] = 32-bit element d of rows 0..7, for d < 4.
+template <class T>
+SDE_INLINE void transpose_8x4(const T* const* rows, int64_t offset, __m256 columns[4]) {
+  const __m256 a = load_pair(rows[0] + offset, rows[4] + offset);
+  const __m256 b = load_pair(rows[1] + offset, rows[5] + offset);
+  const __m256 c = load_pair(rows[2] + offset, rows[6] + offset);
+  const __m256 d = load_pair(rows[3] + offset, rows[7] + offset);
+  const __m256 ab_low = _mm256_unpacklo_ps(a, b);
+  const __m256 ab_high = _mm256_unpackhi_ps(a, b);
+  const __m256 cd_low = _mm256_unpacklo_ps(c, d);
+  const __m256 cd_high = _mm256_unpackhi_ps(c, d);
+  columns[0] = _mm256_shuffle_ps(ab_low, cd_low, 0x44);
+  columns[1] = _mm256_shuffle_ps(ab_low, cd_low, 0xee);
+  columns[2] = _mm256_shuffle_ps(ab_high, cd_high, 0x44);
+  columns[3] = _mm256_shuffle_ps(ab_high, cd_high, 0xee);
+}
+
+// out[d * stride + r] = rows[r][offset + d] for r, d < 8.
+SDE_INLINE void transpose_8x8(const float* const* rows, int64_t offset, float* out, int64_t stride) {
+  for (int half = 0; half < 2; ++half) {
+    __m256 columns[4];
+    transpose_8x4(rows, offset + 4 * half, columns);
+    for (int d = 0; d < 4; ++d) _mm256_storeu_ps(out + (4 * half + d) * stride, columns[d]);
+  }
+}
+
+// The same from bf16: pairs of elements travel together and are widened after the transposition.
+SDE_INLINE void transpose_8x8(const uint16_t* const* rows, int64_t offset, float* out, int64_t stride) {
+  __m256 columns[4];
+  transpose_8x4(rows, offset, columns);
+  const __m256i upper = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
+  for (int d = 0; d < 4; ++d) {
+    const __m256i pair = _mm256_castps_si256(columns[d]);
+    const __m256i even = _mm256_slli_epi32(pair, 16);
+    const __m256i odd = _mm256_and_si256(pair, upper);
+    _mm256_storeu_ps(out + 2 * d * stride, _mm256_castsi256_ps(even));
+    _mm256_storeu_ps(out + (2 * d + 1) * stride, _mm256_castsi256_ps(odd));
+  }
+}
+
+#else
+
+SDE_INLINE float widen(float x) { return x; }
+SDE_INLINE float widen(uint16_t x) { return bf16_to_float(x); }
+
+// out[d * stride + r] = rows[r][offset + d] for r, d < 8.
+template <class T>
+SDE_INLINE void transpose_8x8(const T* const* rows, int64_t offset, float* out, int64_t stride) {
+  for (int d = 0; d < 8; ++d) {
+    for (int r = 0; r < 8; ++r) out[d * stride + r] = widen(rows[r][offset + d]);
+  }
+}
+
+#endif
+
+}  // namespace SDENGINE_ISA_NAMESPACE
+}  // namespace sdengine

@@ -1,0 +1,231 @@
+"""tree_attention: attention of packed rows over a paged KV cache; chains and trees alike.
+
+    logical index    0 1 2 3 4 5 | 6 7 8       root at 5, tree_starts[b] = 6
+    root             x x x x x x |             visible_lens = 6, mask 0
+    node 1 (6)       x x x x x x | x           visible_lens = 6, mask 0b0001
+    node 2 (7)       x x x x x x |   x         visible_lens = 6, mask 0b0010, sibling of 1
+    node 3 (8)       x x x x x x | x   x       visible_lens = 6, mask 0b0101, child of 1
+
+A row sees a path of keys: the prefix, then its ancestors in the order of the mask bits, then
+itself. The result depends on that path alone, bit for bit: not on where the keys lie, nor on other
+rows, sequences or threads. So a tree row gives exactly what plain decoding gives for its path.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from sdengine.kernels.backends import load_cpu
+from sdengine.kernels.row_batch import RowBatch, expect_row_batch
+from sdengine.kernels.spec import Case, Op, address, expect, expect_tensor
+
+NAME = "tree_attention"
+CACHE_DTYPES = (torch.float32, torch.bfloat16)
+MAX_MASK_WORDS = 16
+MAX_HEAD_DIM = 256
+SPLIT = 128  # positions of one partial result (kSplit)
+QUERIES_PER_TILE = 64  # (row, head) pairs that share a pass over the keys (kMaxQueries)
+
+
+def attention_scratch(
+    num_rows: int,
+    num_heads: int,
+    head_dim: int,
+    max_context: int,
+    num_threads: int | None = None,
+) -> torch.Tensor:
+    """A `scratch` argument with which no launch has to leave a thread idle.
+
+    Args:
+        num_rows: N, capacity of the row batch.
+        num_heads, head_dim: H, D.
+        max_context: Longest path of keys a row can see.
+        num_threads: Workers of the pool; None takes the number of cores.
+
+    Returns:
+        [any] float32, not initialised.
+    """
+    threads = num_threads or os.cpu_count() or 1
+    queries = min(QUERIES_PER_TILE, num_rows * num_heads)
+    splits = (max_context + SPLIT - 1) // SPLIT
+    return torch.empty((threads - 1) * splits * queries * ((head_dim + 15) // 16 * 16 + 16))
+
+
+def check(
+    *,
+    qkv: torch.Tensor,
+    kv_cache: torch.Tensor,
+    block_tables: torch.Tensor,
+    batch: RowBatch,
+    out: torch.Tensor,
+    scratch: torch.Tensor,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    scale: float,
+    window: int = 0,
+) -> None:
+    """Contract.
+
+    Args:
+        qkv: [N, (H + 2 H_kv) D] float32; only the q part is read.
+        kv_cache: [P, 2, H_kv, block_size, D] float32 or bfloat16, already holding the keys and
+            values of the rows themselves. block_size and D are multiples of 8, D at most 256.
+        block_tables: [B, P_max] int32.
+        batch: The rows. The prefix of a row is logical indices [0, visible_lens); the set bits of
+            its ancestor_mask, W <= 16, are its path below the root in order, itself included.
+        out: [N, H D] float32, written; a row that sees no key gets zeros.
+        scratch: [any] float32, see `attention_scratch`; with less, fewer threads share the work and
+            the result is the same.
+        num_heads, num_kv_heads, head_dim: H, H_kv, D; H / H_kv is an integer of at most 64.
+        scale: Factor on q k^T.
+        window: Sliding window in tokens; 0 is none. Prefix keys at logical index <= position -
+            window are hidden; ancestors outside the window have no bit in the mask.
+    """
+    expect(
+        NAME,
+        head_dim % 8 == 0 and 0 < head_dim <= MAX_HEAD_DIM,
+        f"head_dim: expected a multiple of 8 up to {MAX_HEAD_DIM}, got {head_dim}",
+    )
+    expect(
+        NAME,
+        num_heads % num_kv_heads == 0 and num_heads // num_kv_heads <= QUERIES_PER_TILE,
+        f"num_heads: expected a multiple of {num_kv_heads}, at most "
+        f"{QUERIES_PER_TILE} per kv head, got {num_heads}",
+    )
+    width = (num_heads + 2 * num_kv_heads) * head_dim
+    (rows, _) = expect_tensor(NAME, "qkv", qkv, torch.float32, (None, width)).shape
+    expect_tensor(NAME, "kv_cache", kv_cache, CACHE_DTYPES, (None, 2, num_kv_heads, None, head_dim))
+    block_size = kv_cache.shape[3]
+    expect(NAME, block_size % 8 == 0, f"block_size: expected a multiple of 8, got {block_size}")
+    expect_tensor(NAME, "block_tables", block_tables, torch.int32, (None, None))
+    expect_row_batch(NAME, "batch", batch, block_tables.shape[0])
+    expect_tensor(NAME, "batch.tokens", batch.tokens, torch.int32, (rows,))
+    words = batch.mask_words
+    expect(NAME, words <= MAX_MASK_WORDS, f"ancestor_mask: expected W <= 16, got {words}")
+    expect_tensor(NAME, "out", out, torch.float32, (rows, num_heads * head_dim))
+    expect_tensor(NAME, "scratch", scratch, torch.float32, (None,))
+    expect(NAME, window >= 0, f"window: expected 0 or more, got {window}")
+
+
+def visible_path(batch: RowBatch, row: int, sequence: int, window: int) -> torch.Tensor:
+    """Logical indices of the keys a row sees, in the order of its path."""
+    first = max(0, int(batch.positions[row]) - window + 1) if window else 0
+    prefix = torch.arange(first, max(first, int(batch.visible_lens[row])))
+    words = [int(word) for word in batch.ancestor_mask[row]]
+    bits = [w * 64 + j for w, word in enumerate(words) for j in range(64) if word >> j & 1]
+    return torch.cat([prefix, int(batch.tree_starts[sequence]) + torch.tensor(bits).long()])
+
+
+def reference(
+    *,
+    qkv: torch.Tensor,
+    kv_cache: torch.Tensor,
+    block_tables: torch.Tensor,
+    batch: RowBatch,
+    out: torch.Tensor,
+    scratch: torch.Tensor,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    scale: float,
+    window: int = 0,
+) -> None:
+    """Row by row: gather the path, softmax(q K^T) V, in the dtype of `qkv` (float64 works too)."""
+    block_size = kv_cache.shape[3]
+    for row in range(int(batch.num_rows)):
+        b = int(torch.searchsorted(batch.cu_rows, row, right=True)) - 1
+        path = visible_path(batch, row, b, window)
+        blocks = block_tables[b].long()[path // block_size]
+        keys, values = kv_cache[blocks, :, :, path % block_size].to(qkv.dtype).unbind(1)
+        query = qkv[row, : num_heads * head_dim].view(num_kv_heads, -1, head_dim)
+        scores = torch.einsum("hgd,shd->hgs", query, keys) * scale
+        out[row] = torch.einsum("hgs,shd->hgd", scores.softmax(-1), values).reshape(-1)
+
+
+def cpu(
+    native: Any,
+    *,
+    qkv: torch.Tensor,
+    kv_cache: torch.Tensor,
+    block_tables: torch.Tensor,
+    batch: RowBatch,
+    out: torch.Tensor,
+    scratch: torch.Tensor,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    scale: float,
+    window: int = 0,
+) -> None:
+    """Appends the native launch."""
+    load_cpu().tree_attention(
+        native,
+        address(qkv),
+        address(kv_cache),
+        kv_cache.dtype == torch.bfloat16,
+        address(block_tables),
+        block_tables.shape[1],
+        address(batch.positions),
+        address(batch.visible_lens),
+        address(batch.ancestor_mask),
+        batch.mask_words,
+        address(batch.tree_starts),
+        address(batch.cu_rows),
+        address(batch.num_rows),
+        address(out),
+        address(scratch),
+        scratch.numel(),
+        num_heads,
+        num_kv_heads,
+        head_dim,
+        kv_cache.shape[3],
+        window,
+        scale,
+    )
+
+
+def bench_case(
+    rows: int, context: int, heads: int, kv_heads: int, dim: int, dtype: torch.dtype
+) -> Case:
+    """`rows` chain rows of one sequence that end at `context` keys, in blocks of 64."""
+    blocks = (context + 63) // 64
+    visible = torch.arange(context - rows + 1, context + 1, dtype=torch.int32)
+    batch = RowBatch.allocate(1, rows, 1)
+    batch.visible_lens.copy_(visible)
+    batch.positions.copy_(visible - 1)
+    batch.cu_rows[1] = batch.num_rows[0] = rows
+    args = {
+        "qkv": torch.randn(rows, (heads + 2 * kv_heads) * dim),
+        "kv_cache": torch.randn(blocks, 2, kv_heads, 64, dim).to(dtype),
+        "block_tables": torch.randperm(blocks).int().view(1, blocks),
+        "batch": batch,
+        "out": torch.empty(rows, heads * dim),
+        "scratch": attention_scratch(rows, heads, dim, context),
+        "num_heads": heads,
+        "num_kv_heads": kv_heads,
+        "head_dim": dim,
+        "scale": dim**-0.5,
+    }
+    seen = int(visible.sum())
+    moved = context * 2 * kv_heads * dim * args["kv_cache"].element_size()
+    name = "bf16" if dtype == torch.bfloat16 else "f32"
+    label = f"N={rows} S={context} H={heads} H_kv={kv_heads} D={dim} {name}"
+    return Case(label, args, moved + rows * heads * dim * 8, seen * heads * dim * 4)
+
+
+def bench_cases() -> Iterator[Case]:
+    """A small draft model, then a 1B shape: decoding, a tree's worth of rows, a prefill chunk."""
+    for rows in (1, 16):
+        yield bench_case(rows, 256, 4, 2, 64, torch.float32)
+    for dtype in (torch.bfloat16, torch.float32):
+        for rows, context in ((1, 512), (1, 2048), (16, 2048), (64, 2048), (512, 2048)):
+            yield bench_case(rows, context, 32, 4, 64, dtype)
+    yield bench_case(1, 2048, 32, 32, 128, torch.bfloat16)
+
+
+OP = Op(NAME, check, reference, ("out",), cpu, bench_cases=bench_cases)
