@@ -83,6 +83,11 @@ def make_pool(num_threads: int) -> Any:
     return backends.load_cpu().ThreadPool(num_threads)
 
 
+def num_threads(pool: Any) -> int:
+    """Workers of a pool; 1 for None."""
+    return 1 if pool is None else int(pool.num_threads)
+
+
 def make_program(backend: str, pool: Any = None) -> Program:
     """An empty program for a backend; `pool` is required for "cpu" (see `make_pool`)."""
     if backend == "reference":

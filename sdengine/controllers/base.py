@@ -15,14 +15,14 @@ class StepPlan:
         depth: draft layers to run; 0 is plain decoding.
         max_nodes: most tree nodes per sequence.
         max_batch_nodes: most tree nodes of the whole step.
-        node_cost: value below which one more tree row does not pay, as expected tokens per row; 0
-            keeps every node.
+        tokens_per_s: what a second is worth; nodes and layers that promise less than they cost at
+            this rate are left out. 0 keeps every node.
     """
 
     depth: int
     max_nodes: int
     max_batch_nodes: int
-    node_cost: float = 0.0
+    tokens_per_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

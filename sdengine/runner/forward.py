@@ -29,20 +29,34 @@ class Activations:
     attention_scratch: torch.Tensor
 
     @classmethod
-    def allocate(cls, config: ModelConfig, num_rows: int, max_context: int) -> Activations:
+    def allocate(
+        cls, config: ModelConfig, num_rows: int, max_context: int, num_threads: int
+    ) -> Activations:
         """Buffers for `num_rows` rows attending to at most `max_context` keys."""
         heads = config.num_heads * config.head_dim
-        kv_heads = config.num_kv_heads * config.head_dim
         return cls(
             hidden=torch.empty(num_rows, config.hidden_size),
             normed=torch.empty(num_rows, config.hidden_size),
-            qkv=torch.empty(num_rows, heads + 2 * kv_heads),
+            qkv=torch.empty(num_rows, config.qkv_rows),
             attended=torch.empty(num_rows, heads),
             ffn=torch.empty(num_rows, config.intermediate_size),
             attention_scratch=attention_scratch(
-                num_rows, config.num_heads, config.head_dim, max_context
+                num_rows, config.num_heads, config.head_dim, max_context, num_threads
             ),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """Packed rows of several sequences and where their keys and values lie.
+
+    Args:
+        rows: the rows, grouped by sequence.
+        block_tables: [B, P_max] int32, logical block -> physical block.
+    """
+
+    rows: RowBatch
+    block_tables: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +65,12 @@ class Logits:
 
     Args:
         values: [R, V] float32, written.
-        rows: [R] int32.
+        rows: [R] int32; None: row i is packed row i.
         num_rows: [1] int32.
     """
 
     values: torch.Tensor
-    rows: torch.Tensor
+    rows: torch.Tensor | None
     num_rows: torch.Tensor
 
 
@@ -64,7 +78,7 @@ def describe_forward(
     program: Program,
     weights: ModelWeights,
     cache: KVCache,
-    batch: RowBatch,
+    spans: Spans,
     buffers: Activations,
     logits: Logits | None,
 ) -> None:
@@ -75,23 +89,25 @@ def describe_forward(
         program: gets the launches.
         weights: the model.
         cache: its KV cache, written at the batch's slots.
-        batch: rows to compute.
+        spans: rows to compute, by sequence.
         buffers: scratch for at least as many rows.
         logits: rows whose logits are wanted; None computes keys and values only.
     """
+    batch = spans.rows
     num_rows = batch.num_rows
     program.launch(
         "embed", tokens=batch.tokens, weight=weights.embed, out=buffers.hidden, num_rows=num_rows
     )
     for index, layer in enumerate(weights.layers):
-        _describe_attention(program, weights, index, cache.layer(index), batch, buffers)
+        _describe_attention(program, weights, index, cache.layer(index), spans, buffers)
         _describe_mlp(program, weights.config, layer, batch, buffers)
     if logits is None:
         return
     _describe_norm(program, weights.config, weights.final_norm, batch, buffers)
+    capacity = logits.values.shape[0]
     program.launch(
         "linear",
-        x=buffers.normed,
+        x=buffers.normed if logits.rows is not None else buffers.normed[:capacity],
         weight=weights.lm_head,
         out=logits.values,
         num_rows=logits.num_rows,
@@ -121,10 +137,10 @@ def _describe_attention(
     weights: ModelWeights,
     index: int,
     cache: torch.Tensor,
-    batch: RowBatch,
+    spans: Spans,
     buffers: Activations,
 ) -> None:
-    config, layer = weights.config, weights.layers[index]
+    config, layer, batch = weights.config, weights.layers[index], spans.rows
     heads = {
         "num_heads": config.num_heads,
         "num_kv_heads": config.num_kv_heads,
@@ -156,6 +172,7 @@ def _describe_attention(
         "tree_attention",
         qkv=buffers.qkv,
         kv_cache=cache,
+        block_tables=spans.block_tables,
         batch=batch,
         out=buffers.attended,
         scratch=buffers.attention_scratch,

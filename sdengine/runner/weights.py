@@ -45,7 +45,11 @@ class ModelWeights:
 
 
 def load_weights(
-    checkpoint: Checkpoint, dtype: torch.dtype, max_model_len: int, pool: Any
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    max_model_len: int,
+    pool: Any,
+    max_vocab: int | None = None,
 ) -> ModelWeights:
     """Reads, converts and packs a checkpoint, holding one unpacked tensor at a time.
 
@@ -54,6 +58,8 @@ def load_weights(
         dtype: float32 or bfloat16, of the matrices.
         max_model_len: positions for which the RoPE table is made.
         pool: native thread pool that shares the packing.
+        max_vocab: leading tokens to predict; a draft model's vocabulary may be padded further than
+            the target's.
 
     Raises:
         CheckpointError: a tensor is missing, has the wrong shape, or its file is damaged.
@@ -72,7 +78,7 @@ def load_weights(
         embed=embed,
         layers=layers,
         final_norm=checkpoint.weight("final_norm", torch.float32).clone(),
-        lm_head=pack_weight(head, dtype, pool=pool),
+        lm_head=pack_weight(head[:max_vocab], dtype, pool=pool),
         cos_sin=cos_sin_table(checkpoint.config.rope, max_model_len),
     )
 

@@ -1,0 +1,35 @@
+"""What a drafter does: describe how trees are grown, as launches on static buffers."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from sdengine.cache.kv_cache import KVCache
+from sdengine.kernels.program import Program
+
+
+class Drafter(Protocol):
+    """Grows one tree per decoding sequence into the workspace's DraftTree.
+
+    Everything a drafter does between two commits must be launches, because a device runs them
+    without the host.
+    """
+
+    @property
+    def cache(self) -> KVCache | None:
+        """Its KV cache, whose accepted entries a commit moves into place; None without one."""
+
+    @property
+    def max_depth(self) -> int:
+        """Deepest tree it can propose."""
+
+    @property
+    def tree_room(self) -> int:
+        """Logical KV slots per sequence that it needs beyond the committed tokens."""
+
+    def propose(self, program: Program, depth: int) -> None:
+        """Appends the launches that grow trees of at most `depth` layers."""
+
+    def catch_up(self, program: Program) -> None:
+        """Appends the launches that bring the drafter's own state up to the pending tokens without
+        drafting (prefill)."""

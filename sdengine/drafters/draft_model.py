@@ -1,0 +1,187 @@
+"""Draft model: a small model of the same vocabulary grows the tree, one batched pass per layer.
+
+Layer 0 computes the tokens that the draft has not seen yet (the ones committed last) and draws the
+children of the root; every further layer computes the frontier that `tree_expand` chose. Keys and
+values of all forwarded nodes stay in the draft's cache behind the root, so that an accepted path
+needs no recomputation: `commit_plan` moves them into place.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from sdengine.cache.kv_cache import KVCache
+from sdengine.kernels.program import Program
+from sdengine.kernels.row_batch import RowBatch
+from sdengine.kernels.token_tree import mask_words
+from sdengine.policies.base import TreePolicy
+from sdengine.runner.forward import Activations, Logits, Spans, describe_forward
+from sdengine.runner.weights import ModelWeights
+from sdengine.runner.workspace import Workspace
+
+MAX_MASK_WORDS = 16
+"""The attention's limit: 1024 forwarded nodes per tree; `tree_expand` forwards no more."""
+
+
+class DraftModelDrafter:
+    """Grows trees with a draft model.
+
+    Args:
+        weights: the draft model.
+        cache: its KV cache; same number of blocks and block tables as the target's.
+        policy: how the tree grows.
+        workspace: the engine's buffers.
+        is_sampled: draw candidates without replacement with noise of their own, as the rejection
+            verifier needs; otherwise they are ranked with the target's noise (coupled).
+        temperature: [B] float32 of the draft, usually the requests' own.
+        calibrate: correct estimates by the workspace's tables.
+        num_threads: workers of the pool.
+    """
+
+    def __init__(
+        self,
+        weights: ModelWeights,
+        cache: KVCache,
+        policy: TreePolicy,
+        workspace: Workspace,
+        *,
+        is_sampled: bool,
+        temperature: torch.Tensor,
+        calibrate: bool,
+        num_threads: int,
+    ) -> None:
+        sizes = workspace.sizes
+        self._weights = weights
+        self.cache = cache
+        self.model_config = weights.config
+        self._policy = policy
+        self._workspace = workspace
+        self._is_sampled = is_sampled
+        self._temperature = temperature
+        self._calibrate = calibrate
+        self.max_depth = sizes.max_depth
+        self.tree_room = tree_room(sizes.max_nodes, sizes.max_depth, sizes.max_width)
+        batch = sizes.max_num_seqs
+        words = min(mask_words(sizes.max_depth * sizes.max_width), MAX_MASK_WORDS)
+        self._rows = RowBatch.allocate(batch, sizes.max_draft_rows, words)
+        self._buffers = Activations.allocate(
+            weights.config, sizes.max_draft_rows, sizes.max_context, num_threads
+        )
+        self._spans = Spans(self._rows, workspace.state.block_tables)
+        self._pending_tokens = _ints(sizes.max_batched_tokens)
+        self._cu_pending = _ints(batch + 1)
+        self._cu_logits = _ints(batch + 1)
+        self._num_logits = _ints(1)
+        self._logit_rows = _ints(sizes.max_draft_rows)
+        frontier = batch * max(sizes.max_width, 1)
+        self._logits = torch.empty(frontier, weights.lm_head.num_outputs)
+        self._creation_ids = _ints(sizes.max_draft_rows)
+        store = (sizes.max_depth * frontier, sizes.num_candidates)
+        self.proposal_tokens = torch.zeros(store, dtype=torch.int32)
+        self.proposal_probs = torch.zeros(store)
+
+    def propose(self, program: Program, depth: int) -> None:
+        self._describe_chain(program)
+        root = Logits(self._logits, self._logit_rows[: len(self._logits)], self._num_logits)
+        self._describe_pass(program, root)
+        self._describe_growth(program, 0, depth)
+        for layer in range(1, depth):
+            self._describe_pass(program, Logits(self._logits, None, self._rows.num_rows))
+            self._describe_growth(program, layer, depth)
+
+    def catch_up(self, program: Program) -> None:
+        self._describe_chain(program)
+        self._describe_pass(program, None)
+
+    def _describe_chain(self, program: Program) -> None:
+        workspace, state = self._workspace, self._workspace.state
+        program.launch(
+            "gather_pending",
+            history=state.history,
+            computed_lens=state.draft_computed_lens,
+            pending_lens=state.draft_pending_lens,
+            num_seqs=workspace.num_seqs,
+            pending_tokens=self._pending_tokens,
+            cu_pending=self._cu_pending,
+        )
+        program.launch(
+            "build_rows",
+            pending_tokens=self._pending_tokens,
+            cu_pending=self._cu_pending,
+            computed_lens=state.draft_computed_lens,
+            wants_logits=state.draft_wants_logits,
+            num_seqs=workspace.num_seqs,
+            block_tables=state.block_tables,
+            block_size=workspace.sizes.block_size,
+            tree=None,
+            rows=self._rows,
+            logit_rows=self._logit_rows,
+            cu_logits=self._cu_logits,
+            num_logits=self._num_logits,
+        )
+
+    def _describe_pass(self, program: Program, logits: Logits | None) -> None:
+        describe_forward(
+            program, self._weights, self.cache, self._spans, self._buffers, logits
+        )
+
+    def _describe_growth(self, program: Program, layer: int, depth: int) -> None:
+        workspace, state, rows = self._workspace, self._workspace.state, self._rows
+        growth = self._policy.grow(layer)
+        offset = layer * self._logits.shape[0]
+        tokens = self.proposal_tokens[offset : offset + self._logits.shape[0]]
+        probs = self.proposal_probs[offset : offset + self._logits.shape[0]]
+        program.launch(
+            "draft_topk",
+            logits=self._logits,
+            row_seq=rows.row_seq,
+            positions=rows.positions,
+            temperature=self._temperature,
+            seeds=state.seeds,
+            out_tokens=tokens,
+            out_probs=probs,
+            num_rows=self._num_logits if layer == 0 else rows.num_rows,
+            noise="fresh" if self._is_sampled else "target",
+            rows=self._logit_rows[: len(self._logits)] if layer == 0 else None,
+            creation_ids=self._creation_ids if layer > 0 else None,
+            tree_starts=rows.tree_starts,
+        )
+        program.launch(
+            "tree_expand",
+            layer=layer,
+            rule=growth.rule,
+            max_children=growth.max_children,
+            max_width=workspace.sizes.max_width,
+            block_size=workspace.sizes.block_size,
+            candidate_tokens=tokens,
+            candidate_probs=probs,
+            cu_rows=self._cu_logits if layer == 0 else rows.cu_rows,
+            frontier_nodes=None if layer == 0 else rows.row_node,
+            tree=workspace.draft_tree,
+            tree_starts=rows.tree_starts,
+            node_budgets=state.node_budgets,
+            total_budget=workspace.total_budget,
+            depth_limits=state.depth_limits,
+            stop_tokens=workspace.stop_tokens,
+            min_layer_gain=workspace.min_layer_gain,
+            block_tables=state.block_tables,
+            num_seqs=workspace.num_seqs,
+            scratch=workspace.tree_scratch,
+            rows=rows if layer + 1 < depth else None,
+            creation_ids=self._creation_ids if layer + 1 < depth else None,
+            calibration=workspace.calibration if self._calibrate else None,
+            proposal_offset=offset,
+        )
+
+
+def tree_room(max_nodes: int, max_depth: int, max_width: int) -> int:
+    """Logical KV slots behind the root that a tree needs in either cache.
+
+    The target writes one per node; the draft one per forwarded node, kept or not: every layer but
+    the last forwards at most `max_width`.
+    """
+    return max(max_nodes, (max_depth - 1) * max_width) + 1
+
+
+def _ints(*shape: int) -> torch.Tensor:
+    return torch.zeros(shape, dtype=torch.int32)

@@ -1,0 +1,60 @@
+"""ngram: continuations of earlier occurrences of the last tokens, as a small tree. Needs no model.
+
+Source: prompt lookup decoding; several continuations are merged into one tree.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from sdengine.kernels.ngram_match import ngram_scratch_size
+from sdengine.kernels.program import Program
+from sdengine.runner.workspace import Workspace
+
+MAX_MATCHES = 32
+"""Occurrences that vote; the scan for more ends there."""
+
+
+class NgramDrafter:
+    """Looks up the sequence's own history.
+
+    Args:
+        workspace: the engine's buffers.
+        min_ngram: shortest run of tokens that counts as an occurrence.
+        max_ngram: longest.
+    """
+
+    cache = None
+
+    def __init__(self, workspace: Workspace, min_ngram: int, max_ngram: int) -> None:
+        sizes = workspace.sizes
+        self.max_depth = sizes.max_depth
+        self.tree_room = sizes.max_nodes + 1
+        self._workspace = workspace
+        self._min_ngram = min_ngram
+        self._max_ngram = max_ngram
+        size = ngram_scratch_size(sizes.max_num_seqs, MAX_MATCHES, sizes.max_depth)
+        self._scratch = torch.zeros(size, dtype=torch.int64)
+
+    def propose(self, program: Program, depth: int) -> None:
+        workspace, state = self._workspace, self._workspace.state
+        program.launch(
+            "ngram_match",
+            history=state.history,
+            history_lens=state.history_lens,
+            node_budgets=state.node_budgets,
+            depth_limits=state.depth_limits,
+            stop_tokens=workspace.stop_tokens,
+            num_seqs=workspace.num_seqs,
+            scratch=self._scratch,
+            tree=workspace.draft_tree,
+            min_ngram=self._min_ngram,
+            max_ngram=self._max_ngram,
+            max_depth=depth,
+            max_children=workspace.sizes.num_candidates,
+            max_matches=MAX_MATCHES,
+            calibration=workspace.calibration,
+        )
+
+    def catch_up(self, program: Program) -> None:
+        """Nothing to do: the history is all it knows."""

@@ -1,0 +1,276 @@
+"""Builds an engine's parts from its configuration: the one place that knows every kind by name."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sdengine.cache.block_pool import BlockPool
+from sdengine.cache.kv_cache import KVCache
+from sdengine.controllers.adaptive import AdaptiveController
+from sdengine.controllers.base import BudgetController
+from sdengine.controllers.fixed import FixedController
+from sdengine.core.config import EngineConfig, SpeculationConfig
+from sdengine.core.env import read_environment
+from sdengine.core.request import RequestLimits
+from sdengine.core.sampling_params import SamplingParams
+from sdengine.drafters.base import Drafter
+from sdengine.drafters.draft_model import DraftModelDrafter, tree_room
+from sdengine.drafters.ngram import NgramDrafter
+from sdengine.errors import BackendUnavailable, ConfigError
+from sdengine.kernels import backends
+from sdengine.kernels.calibration import bin_centers
+from sdengine.kernels.program import make_pool, num_threads
+from sdengine.model.checkpoint import Checkpoint, open_checkpoint
+from sdengine.model.config import ModelConfig
+from sdengine.model.generation_config import default_sampling_params, load_eos_token_ids
+from sdengine.model.registry import resolve_model
+from sdengine.model.tokenizer import Tokenizer, load_tokenizer
+from sdengine.policies.base import TreePolicy
+from sdengine.policies.dyspec import DySpecPolicy
+from sdengine.policies.static import StaticPolicy
+from sdengine.runner.costs import measure_costs
+from sdengine.runner.iteration import Iteration
+from sdengine.runner.memory import fitting_blocks
+from sdengine.runner.runner import Runner
+from sdengine.runner.weights import ModelWeights, load_weights
+from sdengine.runner.workspace import Sizes, Workspace
+from sdengine.scheduler.scheduler import Scheduler
+from sdengine.verifiers.base import Verifier
+from sdengine.verifiers.coupled import CoupledVerifier
+from sdengine.verifiers.rejection import RejectionVerifier
+
+DEVICE_STOP_TOKENS = 8
+"""Stop tokens per sequence below which the device drafts nothing; more are only cut by the host."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineParts:
+    """What an `Engine` is made of."""
+
+    runner: Runner
+    scheduler: Scheduler
+    controller: BudgetController
+    tokenizer: Tokenizer | None
+    default_params: SamplingParams
+    limits: RequestLimits
+
+
+def build_engine_parts(config: EngineConfig) -> EngineParts:
+    """Opens checkpoints, loads weights, allocates caches and buffers.
+
+    Raises:
+        ConfigError, CheckpointError, BackendUnavailable, CacheFull: as `Engine`.
+    """
+    backend = _choose_backend(config)
+    paths = resolve_model(config.model, config.draft)
+    speculation = config.speculation_for(paths.draft is not None)
+    target = open_checkpoint(paths.target)
+    uses_draft = speculation is not None and speculation.needs_draft_model
+    draft = open_checkpoint(paths.draft) if uses_draft and paths.draft is not None else None
+    tokenizer = _load_tokenizers(paths.target, paths.draft if draft is not None else None)
+    max_model_len = _max_model_len(config, target.config, draft.config if draft else None)
+    _check_windows(speculation, target.config, draft.config if draft else None)
+    dtype = _choose_dtype(config, target.config)
+    pool = make_pool(config.num_threads or _num_cores()) if backend == "cpu" else None
+
+    policy = _make_policy(speculation)
+    sizes = _sizes(config, speculation, policy, target, draft, max_model_len, dtype)
+    weights = load_weights(target, dtype, max_model_len, pool)
+    workspace = Workspace.allocate(sizes, bin_centers())
+    drafter = _make_drafter(speculation, policy, workspace, draft, max_model_len, dtype, pool)
+    cache = KVCache(target.config, sizes.num_blocks, sizes.block_size, dtype)
+    verifier = _make_verifier(speculation, workspace, drafter)
+    iteration = Iteration(backend, pool, workspace, weights, cache, drafter, verifier)
+    runner = Runner(iteration, pool)
+    scheduler = Scheduler(
+        BlockPool(sizes.num_blocks, sizes.block_size, config.enable_prefix_caching),
+        config.max_num_seqs,
+        config.max_num_batched_tokens,
+        drafter.tree_room if drafter is not None else 0,
+    )
+    controller = _make_controller(speculation, runner, iteration, drafter)
+    eos = frozenset(load_eos_token_ids(paths.target, target.config))
+    limits = RequestLimits(
+        target.config.vocab_size, max_model_len, eos, has_speculation=speculation is not None
+    )
+    defaults = default_sampling_params(paths.target)
+    return EngineParts(runner, scheduler, controller, tokenizer, defaults, limits)
+
+
+def _choose_backend(config: EngineConfig) -> str:
+    if config.device.startswith("cuda"):
+        raise BackendUnavailable(
+            f'device: expected "cpu" or "auto", got {config.device!r}; this version runs on CPUs'
+        )
+    wanted = config.backend if config.backend is not None else read_environment().backend
+    if isinstance(wanted, dict):
+        raise ConfigError.from_parts("one backend for all ops", "a map from op to backend")
+    if wanted is not None:
+        reason = backends.available().get(wanted, "this version has reference and cpu")
+        if reason is not None:
+            raise BackendUnavailable(f"backend {wanted!r}: {reason}")
+        return wanted
+    return "cpu" if backends.available()["cpu"] is None else "reference"
+
+
+def _choose_dtype(config: EngineConfig, model: ModelConfig) -> torch.dtype:
+    """ "auto" on a CPU: bfloat16, unless the checkpoint itself is float32."""
+    name = config.dtype
+    if name == "auto":
+        name = "float32" if model.dtype == "float32" else "bfloat16"
+    if name == "float16":
+        raise ConfigError.from_parts(
+            'dtype "float32" or "bfloat16" on a CPU', '"float16"', 'pass dtype="bfloat16"'
+        )
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _load_tokenizers(target: Any, draft: Any) -> Tokenizer | None:
+    if not (target / "tokenizer.json").is_file() and not list(target.glob("tokenizer*")):
+        return None
+    tokenizer = load_tokenizer(target)
+    if draft is not None and (draft / "tokenizer.json").is_file():
+        tokenizer.require_same(load_tokenizer(draft))
+    return tokenizer
+
+
+def _max_model_len(config: EngineConfig, target: ModelConfig, draft: ModelConfig | None) -> int:
+    models = [target] if draft is None else [target, draft]
+    longest = min(model.longest_context for model in models)
+    if config.max_model_len is None:
+        return min(model.default_context for model in models)
+    if config.max_model_len > longest:
+        raise ConfigError.from_parts(
+            f"max_model_len of at most {longest}, which the checkpoints were made for",
+            str(config.max_model_len),
+        )
+    return config.max_model_len
+
+
+def _check_windows(
+    speculation: SpeculationConfig | None, target: ModelConfig, draft: ModelConfig | None
+) -> None:
+    """A tree must fit into every sliding window: its ancestors are found by mask, not position."""
+    windows = [w for m in (target, draft) if m is not None for w in m.layer_windows if w]
+    if speculation is not None and windows and speculation.max_depth >= min(windows):
+        raise ConfigError.from_parts(
+            f"max_depth below the sliding window of {min(windows)} tokens",
+            str(speculation.max_depth),
+        )
+
+
+def _make_policy(speculation: SpeculationConfig | None) -> TreePolicy | None:
+    if speculation is None or speculation.method == "ngram":
+        return None
+    if speculation.method == "dyspec":
+        return DySpecPolicy.from_config(speculation)
+    return StaticPolicy.from_config(speculation)
+
+
+def _sizes(
+    config: EngineConfig,
+    speculation: SpeculationConfig | None,
+    policy: TreePolicy | None,
+    target: Checkpoint,
+    draft: Checkpoint | None,
+    max_model_len: int,
+    dtype: torch.dtype,
+) -> Sizes:
+    nodes = speculation.max_nodes if speculation else 0
+    depth = speculation.max_depth if speculation else 0
+    candidates, width = (speculation.max_children if speculation else 0), 0
+    if policy is not None and speculation is not None:
+        if speculation.level_widths:
+            depth = len(speculation.level_widths)
+        candidates = policy.num_candidates
+        width = min(max(policy.grow(layer).max_width for layer in range(depth)), nodes)
+    room = tree_room(nodes, depth, width) if speculation else 0
+    max_blocks = -(-(max_model_len + room) // config.block_size)
+    models = [target.config] if draft is None else [target.config, draft.config]
+    num_blocks = config.num_kv_blocks or fitting_blocks(
+        models, config.block_size, dtype, config.max_num_seqs * max_blocks
+    )
+    return Sizes(
+        max_num_seqs=config.max_num_seqs,
+        max_batched_tokens=config.max_num_batched_tokens,
+        max_history=max_model_len + depth + 1,
+        block_size=config.block_size,
+        num_blocks=num_blocks,
+        max_blocks=max_blocks,
+        vocab_size=target.config.vocab_size,
+        max_nodes=nodes,
+        max_depth=depth,
+        num_candidates=candidates,
+        max_width=width,
+        num_stop_tokens=DEVICE_STOP_TOKENS,
+    )
+
+
+def _make_drafter(
+    speculation: SpeculationConfig | None,
+    policy: TreePolicy | None,
+    workspace: Workspace,
+    draft: Checkpoint | None,
+    max_model_len: int,
+    dtype: torch.dtype,
+    pool: Any,
+) -> Drafter | None:
+    if speculation is None:
+        return None
+    if policy is None:
+        return NgramDrafter(workspace, speculation.min_ngram, speculation.max_ngram)
+    assert draft is not None
+    weights: ModelWeights = load_weights(
+        draft, dtype, max_model_len, pool, max_vocab=workspace.sizes.vocab_size
+    )
+    sizes = workspace.sizes
+    return DraftModelDrafter(
+        weights,
+        KVCache(draft.config, sizes.num_blocks, sizes.block_size, dtype),
+        policy,
+        workspace,
+        is_sampled=speculation.verifier == "rejection" and speculation.method in ("dyspec", "sampled", "chain"),
+        temperature=_draft_temperature(speculation, workspace),
+        calibrate=speculation.calibrate,
+        num_threads=num_threads(pool),
+    )
+
+
+def _draft_temperature(speculation: SpeculationConfig, workspace: Workspace) -> torch.Tensor:
+    if speculation.draft_temperature is None:
+        return workspace.state.temperature
+    return torch.full((workspace.sizes.max_num_seqs,), speculation.draft_temperature)
+
+
+def _make_verifier(
+    speculation: SpeculationConfig | None, workspace: Workspace, drafter: Drafter | None
+) -> Verifier:
+    if speculation is not None and speculation.verifier == "rejection":
+        return RejectionVerifier(workspace, drafter)
+    return CoupledVerifier(workspace)
+
+
+def _make_controller(
+    speculation: SpeculationConfig | None,
+    runner: Runner,
+    iteration: Iteration,
+    drafter: Drafter | None,
+) -> BudgetController:
+    if speculation is None or drafter is None:
+        return FixedController(0, 0)
+    nodes, limit = speculation.max_nodes, speculation.max_batch_nodes
+    if not speculation.adaptive:
+        return FixedController(drafter.max_depth, nodes, limit)
+    costs = measure_costs(iteration)
+    is_dynamic = speculation.method in ("dyspec", "ngram")
+    if is_dynamic:
+        runner.set_costs(costs.row_costs(iteration.workspace.sizes.max_target_rows), costs.draft_layer_s)
+    return AdaptiveController(costs, drafter.max_depth, nodes, limit)

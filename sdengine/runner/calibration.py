@@ -1,0 +1,63 @@
+"""Online calibration of acceptance estimates: per bin of raw estimate, how often it came true.
+
+Greedy and sampled requests have tables of their own, because a tempered softmax errs differently
+from a perturbed one. The tables only decide what is drafted; they cannot change the output.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from sdengine.core.sampling_params import GREEDY_TEMPERATURE, SamplingParams
+from sdengine.kernels.calibration import bin_centers
+
+PRIOR_WEIGHT = 8.0
+"""How many observations the drafter's own estimate counts for."""
+FORGETTING = 0.98
+"""Per refresh; a table remembers some 50 refreshes."""
+STEPS_PER_REFRESH = 16
+
+
+class Calibrator:
+    """Turns the verifier's counts into the tables that `tree_expand` reads.
+
+    Args:
+        tables: [B, 32] float32, written: acceptance by bin.
+        tried, accepted: [B, 32] int32, added to by the verifier; reset here.
+    """
+
+    def __init__(self, tables: torch.Tensor, tried: torch.Tensor, accepted: torch.Tensor) -> None:
+        self._tables = tables.numpy()
+        self._tried = tried.numpy()
+        self._accepted = accepted.numpy()
+        self._prior = bin_centers().double().numpy()
+        self._seen = np.zeros((2, 2, len(self._prior)))
+        self._kind_of_slot = np.zeros(len(self._tables), dtype=np.int64)
+        self._current = [self._prior.astype(np.float32)] * 2
+        self._steps = 0
+
+    def assign(self, slot: int, params: SamplingParams) -> None:
+        """Gives a joining sequence the table of its kind."""
+        kind = int(params.temperature >= GREEDY_TEMPERATURE)
+        self._kind_of_slot[slot] = kind
+        self._tried[slot] = self._accepted[slot] = 0
+        self._tables[slot] = self._current[kind]
+
+    def observe(self) -> None:
+        """Called after every drafting step; refreshes the tables now and then."""
+        self._steps += 1
+        if self._steps % STEPS_PER_REFRESH:
+            return
+        self._seen *= FORGETTING
+        for kind in (0, 1):
+            slots = self._kind_of_slot == kind
+            self._seen[kind, 0] += self._tried[slots].sum(axis=0)
+            self._seen[kind, 1] += self._accepted[slots].sum(axis=0)
+            tried, accepted = self._seen[kind]
+            rates = (accepted + PRIOR_WEIGHT * self._prior) / (tried + PRIOR_WEIGHT)
+            # A higher estimate must not rank below a lower one because of a few samples.
+            self._current[kind] = np.maximum.accumulate(rates).astype(np.float32)
+        self._tried[:] = self._accepted[:] = 0
+        for slot, kind in enumerate(self._kind_of_slot):
+            self._tables[slot] = self._current[kind]

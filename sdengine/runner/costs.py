@@ -1,0 +1,178 @@
+"""Measures what steps cost on this machine: the target by rows, the draft by layers.
+
+Runs the engine's own programs on a dummy sequence before any request is there. Large models take seconds per measurement,
+so results are kept in a file of the user's cache directory, keyed by everything they depend on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import torch
+
+from sdengine.controllers.cost_model import CostModel
+from sdengine.kernels.program import Program, num_threads
+from sdengine.runner.batch_state import HostView
+from sdengine.runner.iteration import Iteration
+
+ROW_COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+CONTEXT = 64
+"""Tokens before the dummy root: short, because attention is a small part of a step."""
+BUDGET_S = 0.25
+"""Repeats of one measurement stop after so long; fast models get more of them."""
+MIN_REPEATS, MAX_REPEATS = 3, 30
+
+
+def measure_costs(iteration: Iteration, cache_dir: Path | None = None) -> CostModel:
+    """Measured cost model of an engine; from the cache file when it was measured before.
+
+    Args:
+        iteration: programs and buffers; no sequence may be running.
+        cache_dir: directory of the cache file; None takes the user's cache directory.
+    """
+    path = (cache_dir or _cache_dir()) / "costs.json"
+    key = _key(iteration)
+    known = _read(path)
+    if key in known:
+        return CostModel(**{k: tuple(v) if isinstance(v, list) else v for k, v in known[key].items()})
+    costs = _measure(iteration)
+    known[key] = asdict(costs)
+    _write(path, known)
+    return costs
+
+
+def _measure(iteration: Iteration) -> CostModel:
+    sizes = iteration.workspace.sizes
+    host = HostView(iteration.workspace.state)
+    counts = [m for m in ROW_COUNTS if m <= sizes.max_nodes + 1]
+    try:
+        times = [_time_verify(iteration, host, m) for m in counts]
+        first, layer = _time_draft(iteration, host)
+    finally:
+        host.release(0)
+    return CostModel.from_samples(counts, times, first, layer)
+
+
+def _time_verify(iteration: Iteration, host: HostView, num_rows: int) -> float:
+    """Seconds of a target step over a chain of `num_rows` rows."""
+    _set_chain(iteration, num_rows - 1)
+    program = iteration.verify_program(num_rows > 1, False)
+    return _time(program, lambda: _reset(host, wants_logits=1 if num_rows > 1 else 2))
+
+
+def _time_draft(iteration: Iteration, host: HostView) -> tuple[float, float]:
+    """Seconds of the first draft layer and of a further one."""
+    drafter = iteration.drafter
+    if drafter is None:
+        return 0.0, 0.0
+    depth = min(drafter.max_depth, 4)
+    iteration.workspace.total_budget[0] = iteration.workspace.sizes.max_nodes
+    iteration.workspace.min_layer_gain[0] = 0.0
+    iteration.workspace.thresholds.zero_()
+    first = _time(iteration.propose_program(1), lambda: _reset(host, wants_logits=1))
+    if depth == 1:
+        return first, 0.0
+    deep = _time(iteration.propose_program(depth), lambda: _reset(host, wants_logits=1))
+    return first, max(deep - first, 0.0) / (depth - 1)
+
+
+def _time(program: Program, reset: object) -> float:
+    """Median seconds of a replay, the first one (cold) left out."""
+    assert callable(reset)
+    seconds: list[float] = []
+    started = perf_counter()
+    while len(seconds) < MAX_REPEATS + 1:
+        reset()
+        before = perf_counter()
+        program.replay()
+        seconds.append(perf_counter() - before)
+        if len(seconds) > MIN_REPEATS and perf_counter() - started > BUDGET_S:
+            break
+    return median(seconds[1:])
+
+
+def _reset(host: HostView, wants_logits: int) -> None:
+    """A sequence in slot 0 with CONTEXT cached tokens and one pending."""
+    context = min(CONTEXT, host.history.shape[1] // 2)
+    host.history_lens[0] = context + 1
+    host.computed_lens[0] = context
+    host.draft_computed_lens[0] = context
+    host.pending_lens[0] = host.draft_pending_lens[0] = 1
+    host.wants_logits[0] = wants_logits
+    host.draft_wants_logits[0] = 1
+    host.max_emit[0] = 1
+    host.node_budgets[0] = host.depth_limits[0] = 1 << 20
+    # Every logical block is physical block 0: there may be fewer blocks than a full context needs.
+    host.block_tables[0] = 0
+
+
+def _set_chain(iteration: Iteration, num_nodes: int) -> None:
+    """Puts a chain of dummy tokens into slot 0's draft tree."""
+    tree = iteration.workspace.draft_tree
+    tree.clear()
+    index = torch.arange(1, num_nodes + 1, dtype=torch.int32)
+    tree.tokens[0, 1 : num_nodes + 1] = 0
+    tree.parents[0, 1 : num_nodes + 1] = index - 1
+    tree.depths[0, 1 : num_nodes + 1] = index
+    tree.ranks[0, 1 : num_nodes + 1] = 0
+    tree.values[0, 1 : num_nodes + 1] = 1.0
+    tree.draft_slots[0, 1 : num_nodes + 1] = -1
+    tree.num_nodes[0] = num_nodes
+    iteration.workspace.thresholds.zero_()
+
+
+def _key(iteration: Iteration) -> str:
+    drafter = iteration.drafter
+    parts = [
+        iteration.weights.config,
+        iteration.weights.dtype,
+        type(drafter).__name__,
+        getattr(drafter, "model_config", None),
+        iteration.workspace.sizes,
+        num_threads(iteration.pool),
+        iteration.backend,
+        platform.node(),
+        _processor(),
+        torch.__version__,
+        BUDGET_S,
+    ]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return "".join(line for line in file if line.startswith(("model name", "flags")))[:4096]
+    except OSError:
+        return platform.processor()
+
+
+def _cache_dir() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "sdengine"
+
+
+def _read(path: Path) -> dict[str, dict[str, object]]:
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        return known if isinstance(known, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def _write(path: Path, known: dict[str, dict[str, object]]) -> None:
+    """Best effort: without a cache file the next start measures again."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staged = path.with_suffix(f".{os.getpid()}.tmp")
+        staged.write_text(json.dumps(known), encoding="utf-8")
+        os.replace(staged, path)
+    except OSError:
+        pass

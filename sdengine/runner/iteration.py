@@ -1,0 +1,233 @@
+"""One iteration as programs: propose, verify, commit. Described once per depth, replayed natively.
+
+    propose   gather_pending  build_rows  draft pass  draft_topk  tree_expand   (again per layer)
+    verify    gather_pending  tree_select  build_rows  target pass  penalize  sample  tree_verify
+              commit_plan  kv_compact
+
+Every size that changes between steps lies in a small tensor, so the same few programs serve all
+steps; and nothing between the first and the last launch looks at host state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sdengine.cache.kv_cache import KVCache
+from sdengine.drafters.base import Drafter
+from sdengine.kernels.program import Program, make_program, num_threads
+from sdengine.runner.forward import Activations, Logits, Spans, describe_forward
+from sdengine.runner.penalties import PenaltyBuffers, describe_penalties
+from sdengine.runner.weights import ModelWeights
+from sdengine.runner.workspace import Workspace
+from sdengine.verifiers.base import Verdict, Verifier
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MovePlan:
+    """Cache entries to gather after a walk; int32."""
+
+    source: torch.Tensor  # [B, D]
+    dst_start: torch.Tensor  # [B]
+    num_moves: torch.Tensor  # [B]
+
+    @classmethod
+    def allocate(cls, max_num_seqs: int, max_depth: int) -> MovePlan:
+        """Buffers for B slots."""
+        b, depth = max_num_seqs, max(max_depth, 1)
+        return cls(
+            torch.zeros(b, depth, dtype=torch.int32),
+            torch.zeros(b, dtype=torch.int32),
+            torch.zeros(b, dtype=torch.int32),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StepResults:
+    """What a step decided, as Python lists by slot."""
+
+    num_accepted: list[int]
+    out_tokens: list[list[int]]
+    path: list[list[int]]
+
+
+class Iteration:
+    """The programs of one engine.
+
+    Args:
+        backend: "cpu" or "reference".
+        pool: native thread pool, None for the reference backend.
+        workspace: buffers.
+        weights: the target model.
+        cache: its KV cache.
+        drafter: grows trees, None for plain decoding.
+        verifier: walks them.
+    """
+
+    def __init__(
+        self,
+        backend: str,
+        pool: Any,
+        workspace: Workspace,
+        weights: ModelWeights,
+        cache: KVCache,
+        drafter: Drafter | None,
+        verifier: Verifier,
+    ) -> None:
+        sizes = workspace.sizes
+        self.workspace = workspace
+        self.drafter = drafter
+        self.weights = weights
+        self.pool = pool
+        self.penalties = PenaltyBuffers.allocate(sizes.max_num_seqs, sizes.vocab_size)
+        self.verdict = Verdict.allocate(sizes.max_num_seqs, sizes.max_depth)
+        self.backend = backend
+        self._cache = cache
+        self._verifier = verifier
+        self._buffers = Activations.allocate(
+            weights.config, sizes.max_target_rows, sizes.max_context, num_threads(pool)
+        )
+        self._spans = Spans(workspace.target_rows, workspace.state.block_tables)
+        self._num_emitted = torch.zeros(sizes.max_num_seqs, dtype=torch.int32)
+        self._moves = MovePlan.allocate(sizes.max_num_seqs, sizes.max_depth)
+        self._draft_moves = MovePlan.allocate(sizes.max_num_seqs, sizes.max_depth)
+        self._programs: dict[tuple[object, ...], Program] = {}
+
+    def replay_propose(self, depth: int) -> None:
+        """Grows trees of at most `depth` layers."""
+        self.propose_program(depth).replay()
+
+    def replay_catch_up(self) -> None:
+        """Brings the drafter's state up to the pending tokens."""
+        assert self.drafter is not None
+        self._program(("catch_up",), self.drafter.catch_up).replay()
+
+    def replay_verify(self, has_trees: bool, has_penalties: bool) -> None:
+        """Target pass, verification and commit."""
+        self.verify_program(has_trees, has_penalties).replay()
+
+    def propose_program(self, depth: int) -> Program:
+        """The recorded propose program of this depth."""
+        drafter = self.drafter
+        assert drafter is not None
+        return self._program(("propose", depth), lambda p: drafter.propose(p, depth))
+
+    def verify_program(self, has_trees: bool, has_penalties: bool) -> Program:
+        """The recorded verify program of this variant."""
+        key = ("verify", has_trees, has_penalties)
+        return self._program(key, lambda p: self._describe_verify(p, has_trees, has_penalties))
+
+    def results(self) -> StepResults:
+        """The last verify program's outcome."""
+        verdict = self.verdict
+        return StepResults(
+            verdict.num_accepted.tolist(), verdict.out_tokens.tolist(), verdict.path.tolist()
+        )
+
+    def _program(self, key: tuple[object, ...], describe: Any) -> Program:
+        program = self._programs.get(key)
+        if program is None:
+            program = make_program(self.backend, self.pool)
+            describe(program)
+            self._programs[key] = program
+        return program
+
+    def _describe_verify(self, program: Program, has_trees: bool, has_penalties: bool) -> None:
+        self._describe_rows(program, has_trees)
+        workspace = self.workspace
+        logits = Logits(workspace.logits, workspace.sampled_rows, workspace.num_logits)
+        describe_forward(
+            program, self.weights, self._cache, self._spans, self._buffers, logits
+        )
+        if has_penalties:
+            describe_penalties(program, workspace, self.penalties)
+        self._verifier.verify(program, self.verdict)
+        self._describe_commit(program, has_trees, has_penalties)
+
+    def _describe_rows(self, program: Program, has_trees: bool) -> None:
+        workspace, state = self.workspace, self.workspace.state
+        program.launch(
+            "gather_pending",
+            history=state.history,
+            computed_lens=state.computed_lens,
+            pending_lens=state.pending_lens,
+            num_seqs=workspace.num_seqs,
+            pending_tokens=workspace.pending_tokens,
+            cu_pending=workspace.cu_pending,
+        )
+        if has_trees:
+            program.launch(
+                "tree_select",
+                draft=workspace.draft_tree,
+                thresholds=workspace.thresholds,
+                cu_pending=workspace.cu_pending,
+                num_seqs=workspace.num_seqs,
+                scratch=workspace.tree_scratch,
+                tree=workspace.token_tree,
+            )
+        program.launch(
+            "build_rows",
+            pending_tokens=workspace.pending_tokens,
+            cu_pending=workspace.cu_pending,
+            computed_lens=state.computed_lens,
+            wants_logits=state.wants_logits,
+            num_seqs=workspace.num_seqs,
+            block_tables=state.block_tables,
+            block_size=workspace.sizes.block_size,
+            tree=workspace.token_tree if has_trees else None,
+            rows=workspace.target_rows,
+            logit_rows=workspace.logit_rows,
+            cu_logits=workspace.cu_logits,
+            num_logits=workspace.num_logits,
+        )
+
+    def _describe_commit(self, program: Program, has_trees: bool, has_penalties: bool) -> None:
+        workspace, state, verdict = self.workspace, self.workspace.state, self.verdict
+        drafter = self.drafter
+        draft_args: dict[str, Any] = {}
+        if drafter is not None and drafter.cache is not None:
+            draft_args = {
+                "draft_slots": workspace.token_tree.draft_slots if has_trees else None,
+                "draft_pending_lens": state.draft_pending_lens,
+                "draft_computed_lens": state.draft_computed_lens,
+                "draft_move_src": self._draft_moves.source,
+                "draft_move_dst_start": self._draft_moves.dst_start,
+                "num_draft_moves": self._draft_moves.num_moves,
+            }
+        program.launch(
+            "commit_plan",
+            num_seqs=workspace.num_seqs,
+            wants_logits=state.wants_logits,
+            pending_lens=state.pending_lens,
+            num_accepted=verdict.num_accepted,
+            path=verdict.path,
+            out_tokens=verdict.out_tokens,
+            max_emit=state.max_emit,
+            num_emitted=self._num_emitted,
+            history=state.history,
+            history_lens=state.history_lens,
+            computed_lens=state.computed_lens,
+            move_src=self._moves.source,
+            move_dst_start=self._moves.dst_start,
+            num_moves=self._moves.num_moves,
+            output_counts=self.penalties.output_counts if has_penalties else None,
+            **draft_args,
+        )
+        if has_trees:
+            self._describe_compaction(program, self._cache, self._moves)
+            if drafter is not None and drafter.cache is not None:
+                self._describe_compaction(program, drafter.cache, self._draft_moves)
+
+    def _describe_compaction(self, program: Program, cache: KVCache, moves: MovePlan) -> None:
+        workspace = self.workspace
+        program.launch(
+            "kv_compact",
+            kv_cache=cache.tensor,
+            block_tables=workspace.state.block_tables,
+            move_src=moves.source,
+            move_dst_start=moves.dst_start,
+            num_moves=moves.num_moves,
+            num_seqs=workspace.num_seqs,
+        )

@@ -1,0 +1,272 @@
+"""Runs steps: writes what the host decides into the slots, replays programs, reads what was committed.
+
+The programs themselves are described once per depth and variant; see `iteration.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from sdengine.controllers.base import StepPlan, StepReport
+from sdengine.core.sequence import Sequence
+from sdengine.runner.batch_state import HostView
+from sdengine.runner.calibration import Calibrator
+from sdengine.runner.iteration import Iteration
+from sdengine.runner.logprobs import append_logprobs
+from sdengine.runner.penalties import PenaltyTables
+from sdengine.scheduler.scheduler import Schedule, ScheduledSequence
+
+WAKE_US = 200
+"""How long a woken worker spins for the program that the host is preparing."""
+
+ROOT_ONLY = 2
+"""`wants_logits` of a sequence that decodes without a tree."""
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What a step committed for one sequence.
+
+    Args:
+        sequence: whose.
+        token_ids: in order; empty while its prompt is being prefilled; a last token of -1 marks
+            logits that are not finite.
+        num_accepted: how many of them are draft tokens (all but the last).
+        num_nodes: draft tokens that were verified.
+        logit_rows: row of the step's logits that each token was drawn from.
+    """
+
+    sequence: Sequence
+    token_ids: list[int]
+    num_accepted: int
+    num_nodes: int
+    logit_rows: SequenceOf[int]
+
+
+class Runner:
+    """Steps of one engine.
+
+    Args:
+        iteration: describes and replays programs over the engine's buffers.
+        pool: native thread pool, woken while the host prepares; None for the reference backend.
+    """
+
+    def __init__(self, iteration: Iteration, pool: Any) -> None:
+        self._iteration = iteration
+        self._pool = pool
+        workspace = iteration.workspace
+        self._sizes = workspace.sizes
+        self._host = HostView(workspace.state)
+        self._thresholds = workspace.thresholds.numpy()
+        self._min_layer_gain = workspace.min_layer_gain.numpy()
+        self._total_budget = workspace.total_budget.numpy()
+        self._stop_tokens = workspace.stop_tokens.numpy()
+        self._num_nodes = workspace.token_tree.num_nodes.numpy()
+        self._cu_logits = workspace.cu_logits.numpy()
+        self._written_blocks = [0] * self._sizes.max_num_seqs
+        self._penalties = PenaltyTables(iteration.penalties)
+        verdict = iteration.verdict
+        self._calibrator = Calibrator(workspace.calibration, verdict.tried, verdict.accepted)
+        self._has_drafter = iteration.drafter is not None
+        self._has_draft_cache = self._has_drafter and iteration.drafter.cache is not None
+        self._is_drafting = False
+        self._needs_catch_up = False
+        self._row_costs: np.ndarray | None = None
+        self._draft_layer_s = 0.0
+        self._prepared_at = 0.0
+        self._finished_at = 0.0
+        self.report = StepReport((), 0, 0, 0.0, 0.0, False)
+
+    @property
+    def pool_capacity_tokens(self) -> int:
+        """Tokens that fit into the whole KV cache."""
+        return self._sizes.num_blocks * self._sizes.block_size
+
+    def set_costs(self, row_costs: np.ndarray, draft_layer_s: float) -> None:
+        """Prices for `StepPlan.tokens_per_s`.
+
+        Args:
+            row_costs: [N] float64, seconds that row r + 1 adds to a target pass of r rows.
+            draft_layer_s: seconds of one more draft layer.
+        """
+        self._row_costs = row_costs
+        self._draft_layer_s = draft_layer_s
+
+    def prepare(self, schedule: Schedule) -> int:
+        """Writes a schedule into the slots.
+
+        Returns:
+            How many sequences decode in this step (draw a token).
+        """
+        self._prepared_at = perf_counter()
+        if self._pool is not None:
+            self._pool.prepare(WAKE_US)
+        for slot in schedule.preempted_slots:
+            self.release(slot)
+        for sequence in schedule.admitted:
+            self._admit(sequence)
+        room = self._sizes.max_batched_tokens
+        self._needs_catch_up = False
+        num_decoding = 0
+        for entry in schedule.scheduled:
+            room -= self._prepare_entry(entry, room)
+            num_decoding += self._host.wants_logits[entry.sequence.slot] != 0
+        return num_decoding
+
+    def propose(self, plan: StepPlan) -> None:
+        """Grows this step's trees."""
+        self._is_drafting = self._has_drafter and plan.depth > 0
+        if self._is_drafting:
+            self._write_prices(plan)
+            self._iteration.replay_propose(plan.depth)
+        else:
+            self._propose_nothing()
+        self._proposed_at = perf_counter()
+
+    def verify(self, plan: StepPlan) -> None:
+        """Runs the target over pending tokens and trees, verifies, commits keys and values."""
+        self._iteration.replay_verify(self._is_drafting, self._penalties.is_needed)
+        self._verified_at = perf_counter()
+
+    def commit(self, schedule: Schedule) -> list[Commit]:
+        """Reads the step's results and applies them to the sequences' computed lengths."""
+        results = self._iteration.results()
+        computed = self._host.computed_lens.tolist()
+        draft_computed = self._host.draft_computed_lens.tolist()
+        nodes = self._num_nodes.tolist() if self._is_drafting else None
+        commits = []
+        for entry in schedule.scheduled:
+            sequence, slot = entry.sequence, entry.sequence.slot
+            sequence.num_computed = computed[slot]
+            sequence.num_draft_computed = draft_computed[slot]
+            if self._host.wants_logits[slot]:
+                num_nodes = nodes[slot] if nodes is not None else 0
+                commits.append(self._commit_of(sequence, results, num_nodes))
+        self._finish_step(schedule, commits)
+        return commits
+
+    def record_logprobs(self, commit: Commit, num_tokens: int, codec: Any) -> None:
+        """Adds the target's log-probabilities of the first `num_tokens` committed tokens."""
+        if commit.sequence.logprobs is not None:
+            append_logprobs(
+                commit.sequence,
+                commit.token_ids[:num_tokens],
+                self._iteration.workspace.logits[list(commit.logit_rows[:num_tokens])],
+                codec,
+            )
+
+    def num_shareable(self, sequence: Sequence) -> int:
+        """Tokens whose keys and values are in every cache that a later request would need."""
+        if not self._has_draft_cache:
+            return sequence.num_computed
+        return min(sequence.num_computed, sequence.num_draft_computed)
+
+    def release(self, slot: int) -> None:
+        """Empties a slot; nothing to do for a sequence that never ran."""
+        if slot >= 0:
+            self._host.release(slot)
+            self._penalties.release(slot)
+            self._written_blocks[slot] = 0
+
+    def _propose_nothing(self) -> None:
+        """Every root stands alone; the draft only follows prompts, so that later steps can draft."""
+        self._host.wants_logits *= ROOT_ONLY
+        if self._has_draft_cache and self._needs_catch_up:
+            self._iteration.replay_catch_up()
+        else:
+            self._host.draft_pending_lens[:] = 0
+
+    def _admit(self, sequence: Sequence) -> None:
+        slot = sequence.slot
+        self._host.admit(sequence)
+        self._penalties.admit(sequence)
+        self._calibrator.assign(slot, sequence.params)
+        stops = sorted(sequence.stop_token_ids)[: self._stop_tokens.shape[1]]
+        self._stop_tokens[slot] = -1
+        self._stop_tokens[slot, : len(stops)] = stops
+
+    def _prepare_entry(self, entry: ScheduledSequence, room: int) -> int:
+        """Writes one sequence's part; returns the draft rows it takes of `room`."""
+        sequence, host = entry.sequence, self._host
+        slot = sequence.slot
+        if len(sequence.block_table) != self._written_blocks[slot]:
+            self._write_blocks(slot, sequence.block_table)
+        decodes = entry.num_tokens == sequence.num_pending
+        host.pending_lens[slot] = entry.num_tokens
+        host.wants_logits[slot] = decodes
+        host.max_emit[slot] = sequence.max_total_tokens - sequence.num_tokens
+        if not self._has_drafter:
+            return 0
+        end = sequence.num_computed + entry.num_tokens
+        pending = min(end - sequence.num_draft_computed, room)
+        drafts = decodes and entry.can_draft and sequence.num_draft_computed + pending == end
+        # A tree below the last token that may still be emitted would be cut off: depth is capped.
+        depth = host.max_emit[slot] - 1 if drafts else 0
+        host.draft_pending_lens[slot] = pending
+        host.draft_wants_logits[slot] = depth > 0
+        host.node_budgets[slot] = self._sizes.max_nodes if depth > 0 else 0
+        host.depth_limits[slot] = min(depth, self._sizes.max_depth)
+        self._needs_catch_up |= not decodes
+        return pending
+
+    def _write_blocks(self, slot: int, block_table: list[int]) -> None:
+        self._host.block_tables[slot, : len(block_table)] = block_table
+        self._written_blocks[slot] = len(block_table)
+
+    def _write_prices(self, plan: StepPlan) -> None:
+        self._total_budget[0] = plan.max_batch_nodes
+        if self._row_costs is None or plan.tokens_per_s == 0.0:
+            self._thresholds[:] = 0.0
+            self._min_layer_gain[0] = 0.0
+        else:
+            self._thresholds[:] = self._row_costs * plan.tokens_per_s
+            self._min_layer_gain[0] = self._draft_layer_s * plan.tokens_per_s
+
+    def _commit_of(self, sequence: Sequence, results: Any, num_nodes: int) -> Commit:
+        slot = sequence.slot
+        count = results.num_accepted[slot] + 1
+        tokens = results.out_tokens[slot][:count]
+        if num_nodes:
+            first = int(self._cu_logits[slot])
+            path = results.path[slot][: count - 1]
+            rows: SequenceOf[int] = [first, *(first + node for node in path)]
+        else:
+            rows = (int(self._cu_logits[slot]),)
+        sequence.num_draft_tokens += num_nodes
+        histogram = sequence.acceptance_histogram
+        if count > len(histogram):
+            histogram += [0] * (count - len(histogram))
+        histogram[count - 1] += 1
+        return Commit(sequence, tokens, count - 1, num_nodes, rows)
+
+    def _finish_step(self, schedule: Schedule, commits: list[Commit]) -> None:
+        now = perf_counter()
+        draft_s = self._proposed_at - self._prepared_at
+        verify_s = self._verified_at - self._proposed_at
+        idle_s = now - self._finished_at if self._finished_at else 0.0
+        self._finished_at = now
+        other_s = max(idle_s - draft_s - verify_s, 0.0)
+        for commit in commits:
+            sequence = commit.sequence
+            sequence.draft_time_s += draft_s
+            sequence.verify_time_s += verify_s
+            sequence.other_time_s += other_s
+        num_nodes = sum(commit.num_nodes for commit in commits)
+        num_pending = sum(entry.num_tokens for entry in schedule.scheduled)
+        self.report = StepReport(
+            num_accepted=[commit.num_accepted for commit in commits],
+            num_nodes=num_nodes,
+            num_rows=num_pending + num_nodes,
+            draft_time_s=draft_s,
+            verify_time_s=verify_s,
+            is_steady=num_pending == len(commits),
+        )
+        if self._is_drafting:
+            self._calibrator.observe()
+
+

@@ -1,0 +1,144 @@
+"""All static buffers of an iteration: what the launches of drafter, target and verifier share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from sdengine.kernels.row_batch import RowBatch
+from sdengine.kernels.token_tree import DraftTree, TokenTree, allocate_tree_scratch, mask_words
+from sdengine.runner.batch_state import BatchState
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Capacities of an engine, fixed at construction.
+
+    Args:
+        max_num_seqs: B, slots.
+        max_batched_tokens: most pending tokens per step over all sequences.
+        max_history: S, tokens a sequence can have.
+        block_size: tokens per KV block.
+        num_blocks: P.
+        max_blocks: logical blocks per sequence, tree room included.
+        vocab_size: V of the target.
+        max_nodes: T, tree nodes per sequence; 0 without speculation.
+        max_depth: deepest tree; 0 without speculation.
+        num_candidates: K, candidates per draft row.
+        max_width: draft rows per sequence and layer.
+        num_stop_tokens: stop tokens per sequence known to the device.
+    """
+
+    max_num_seqs: int
+    max_batched_tokens: int
+    max_history: int
+    block_size: int
+    num_blocks: int
+    max_blocks: int
+    vocab_size: int
+    max_nodes: int
+    max_depth: int
+    num_candidates: int
+    max_width: int
+    num_stop_tokens: int
+
+    @property
+    def max_target_rows(self) -> int:
+        """Rows of the largest target pass: pending tokens and a whole tree per slot."""
+        return self.max_batched_tokens + self.max_num_seqs * self.max_nodes
+
+    @property
+    def max_logit_rows(self) -> int:
+        """Rows whose logits a target pass can be asked for: roots and nodes."""
+        return self.max_num_seqs * (self.max_nodes + 1)
+
+    @property
+    def max_draft_rows(self) -> int:
+        """Rows of the largest draft pass."""
+        return max(self.max_batched_tokens, self.max_num_seqs * self.max_width)
+
+    @property
+    def max_context(self) -> int:
+        """Keys that a row can see at most."""
+        return self.max_blocks * self.block_size
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Workspace:
+    """Buffers of one engine.
+
+    Args:
+        sizes: their capacities.
+        state: per-slot state.
+        num_seqs: [1] = B; slots that take no part have no pending tokens.
+        draft_tree, token_tree: trees while and after they grow.
+        target_rows: the target's pass.
+        pending_tokens [N], cu_pending [B + 1]: its pending tokens, packed.
+        logits [R, V]: its logits; logit_rows [N], cu_logits [B + 1], num_logits [1] say whose.
+        target_tokens [R]: what the target draws at each of them.
+        thresholds [N]: value a node must have to become row r of the target's pass.
+        total_budget [1]: tree nodes of the whole batch.
+        min_layer_gain [1]: expected tokens that a further draft layer must promise.
+        stop_tokens [B, S_stop]: tokens below which nothing is drafted.
+        calibration [B, 32]: acceptance rate by bin of raw estimate.
+        tree_scratch: working memory of the tree ops.
+    """
+
+    sizes: Sizes
+    state: BatchState
+    num_seqs: torch.Tensor
+    draft_tree: DraftTree
+    token_tree: TokenTree
+    target_rows: RowBatch
+    pending_tokens: torch.Tensor
+    cu_pending: torch.Tensor
+    logits: torch.Tensor
+    logit_rows: torch.Tensor
+    cu_logits: torch.Tensor
+    num_logits: torch.Tensor
+    target_tokens: torch.Tensor
+    thresholds: torch.Tensor
+    total_budget: torch.Tensor
+    min_layer_gain: torch.Tensor
+    stop_tokens: torch.Tensor
+    calibration: torch.Tensor
+    tree_scratch: torch.Tensor
+
+    @property
+    def sampled_rows(self) -> torch.Tensor:
+        """[R]: packed row of each row of `logits`."""
+        return self.logit_rows[: self.logits.shape[0]]
+
+    @classmethod
+    def allocate(cls, sizes: Sizes, calibration: torch.Tensor) -> Workspace:
+        """Buffers for these sizes; `calibration` [32] is every slot's first table."""
+        b, rows, logit_rows = sizes.max_num_seqs, sizes.max_target_rows, sizes.max_logit_rows
+        nodes = max(sizes.max_nodes, 1)
+        return cls(
+            sizes=sizes,
+            state=BatchState.allocate(b, sizes.max_history, sizes.max_blocks),
+            num_seqs=torch.tensor([b], dtype=torch.int32),
+            draft_tree=DraftTree.allocate(b, nodes),
+            token_tree=TokenTree.allocate(b, nodes),
+            target_rows=RowBatch.allocate(b, rows, mask_words(nodes)),
+            pending_tokens=_ints(sizes.max_batched_tokens),
+            cu_pending=_ints(b + 1),
+            logits=torch.empty(logit_rows, sizes.vocab_size),
+            logit_rows=_ints(rows),
+            cu_logits=_ints(b + 1),
+            num_logits=_ints(1),
+            target_tokens=_ints(logit_rows),
+            thresholds=torch.zeros(rows),
+            total_budget=_ints(1),
+            min_layer_gain=torch.zeros(1),
+            stop_tokens=torch.full((b, sizes.num_stop_tokens), -1, dtype=torch.int32),
+            calibration=calibration.repeat(b, 1),
+            tree_scratch=allocate_tree_scratch(
+                b, nodes, max(sizes.max_width, 1), max(sizes.num_candidates, 1)
+            ),
+        )
+
+
+def _ints(*shape: int) -> torch.Tensor:
+    return torch.zeros(shape, dtype=torch.int32)

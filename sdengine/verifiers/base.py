@@ -1,0 +1,50 @@
+"""What a verifier does: launches between the target's logits and the commit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from sdengine.kernels.program import Program
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Verdict:
+    """What a verifier writes; int32.
+
+    Args:
+        num_accepted: [B].
+        path: [B, D] accepted nodes.
+        out_tokens: [B, D + 1] their tokens and the target's own last one.
+        final_node: [B] last accepted node.
+        tried, accepted: [B, 32] children tested and of these accepted, by bin of their estimate;
+            added to.
+    """
+
+    num_accepted: torch.Tensor
+    path: torch.Tensor
+    out_tokens: torch.Tensor
+    final_node: torch.Tensor
+    tried: torch.Tensor
+    accepted: torch.Tensor
+
+    @classmethod
+    def allocate(cls, max_num_seqs: int, max_depth: int) -> Verdict:
+        """Buffers for B slots and trees of depth D."""
+        b, depth = max_num_seqs, max(max_depth, 1)
+
+        def ints(*shape: int) -> torch.Tensor:
+            return torch.zeros(shape, dtype=torch.int32)
+
+        return cls(
+            ints(b), ints(b, depth), ints(b, depth + 1), ints(b), ints(b, 32), ints(b, 32)
+        )
+
+
+class Verifier(Protocol):
+    """Turns logits into a verdict."""
+
+    def verify(self, program: Program, verdict: Verdict) -> None:
+        """Appends the launches."""
