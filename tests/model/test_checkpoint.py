@@ -242,6 +242,24 @@ def test_nan_and_infinity_are_named_when_asked_for(copy: Path) -> None:
         checkpoint.weight("final_norm", check_finite=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_one_bad_number_is_found_wherever_it_stands(copy: Path, dtype, value: float) -> None:
+    """The last rows too, where a vectorised search has its remainder."""
+    name = "model.layers.0.mlp.down_proj.weight"
+    size = 96 * 88
+    for index in (0, 1, 31, size // 2 + 5, size - 9, size - 2, size - 1):
+
+        def spoil(weights, index: int = index) -> None:
+            weights[name] = torch.randn(size, generator=torch.Generator().manual_seed(1)).to(dtype)
+            weights[name][index] = value
+            weights[name] = weights[name].view(96, 88)
+
+        edit_weights(copy, spoil)
+        with pytest.raises(CheckpointError, match=f"{value} at element {index} of {size}"):
+            open_checkpoint(copy).weight("layers.0.down", check_finite=True)
+
+
 def test_pickle_checkpoints_are_refused_with_the_conversion(copy: Path) -> None:
     (copy / WEIGHTS).rename(copy / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match=r"pytorch_model\.bin; only safetensors.*save_pretr"):
