@@ -1,0 +1,130 @@
+"""chat, train, bench, info and the demo, without models."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+
+from sdengine.cli import chat, demo, info
+from sdengine.cli.main import main
+from sdengine.core.config import BACKENDS
+from tests.cli.fakes import FakeLLM, TerminalStream
+
+
+def run_chat(lines: str, monkeypatch: pytest.MonkeyPatch) -> FakeLLM:
+    llm = FakeLLM(steps=("ok",))
+    monkeypatch.setattr(chat, "open_llm", lambda args: llm)
+    monkeypatch.setattr(chat, "require_chat_template", lambda args: None)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    assert main(["chat", "--seed", "5"]) == 0
+    return llm
+
+
+def test_chat_remembers_and_forgets(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    llm = run_chat("abc\n\nde\n/reset\nf\n/exit\nignored\n", monkeypatch)
+    # prompts are the lengths of the messages: user, assistant, user, ...
+    assert [prompt for prompt, _ in llm.requests] == [[3], [3, 2, 2], [1]]
+    assert capsys.readouterr().out == "ok\nok\nok\n"
+
+
+def test_chat_turns_have_seeds_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds = [params.seed for _, params in run_chat("a\nb\n", monkeypatch).requests]
+    assert len(set(seeds)) == 2
+
+
+def test_chat_refuses_a_model_without_a_template_before_loading(capsys) -> None:
+    assert main(["chat"]) == 2
+    assert "chat template" in capsys.readouterr().err
+
+
+def test_train_pair_hands_its_options_to_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = {}
+    monkeypatch.setattr("sdengine.train.pair.run", lambda args: seen.update(vars(args)) or 0)
+    assert main(["train", "pair", "--out", "somewhere", "--steps", "3"]) == 0
+    assert seen["steps"] == 3 and seen["out"] == Path("somewhere")
+
+
+def test_train_pair_refuses_wrong_options_on_one_line(capsys) -> None:
+    assert main(["train", "pair", "--steps", "3"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("sdengine: ") and err.count("\n") == 1 and "--out" in err
+
+
+def test_bench_without_a_clone_says_so(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr("sdengine.cli.bench.find_spec", lambda name: None)
+    assert main(["bench", "generate"]) == 2
+    assert "clone" in capsys.readouterr().err
+
+
+def test_bench_hands_its_options_to_the_harness(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    seen = []
+    monkeypatch.setattr("runpy.run_module", lambda name, **_: seen.append((name, sys.argv[1:])))
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
+    assert main(["bench", "generate", "--repeats", "2"]) == 0
+    assert seen == [("benchmarks.generate", ["--repeats", "2"])]
+
+
+def test_info_tells_about_every_backend_and_why(capsys) -> None:
+    assert main(["info"]) == 0
+    out = capsys.readouterr().out
+    for name in BACKENDS:
+        assert f"\n  {name} " in out
+    for title in ("backends", "cpu", "gpus", "bundled models", "environment", "versions"):
+        assert f"{title}\n" in out
+    assert "cuda                   not available: this version" in out
+
+
+def test_info_gives_the_reason_of_a_missing_extension(monkeypatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "sdengine.kernels._cpu", None)
+    monkeypatch.delattr("sdengine.kernels._cpu", raising=False)
+    assert main(["info"]) == 0
+    out = capsys.readouterr().out
+    assert "not available: backend 'cpu': the compiled extension is missing" in out
+    assert "nothing: the compiled extension is missing" in out
+
+
+def test_info_shows_a_lowered_instruction_set() -> None:
+    assert info.isa_text(lambda: "avx512", lambda: "avx512") == "avx512"
+    lowered = info.isa_text(lambda: "avx512", lambda: "portable")
+    assert lowered.startswith("portable") and "avx512" in lowered
+
+
+def test_info_refuses_an_unknown_variable(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setenv("SDENGINE_SPEED", "11")
+    assert main(["info"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "SDENGINE_SPEED" in err
+
+
+def run_demo(monkeypatch: pytest.MonkeyPatch, plain_steps: tuple[str, ...]) -> int:
+    def llm(model: str, speculation: object = "auto", max_num_seqs: int = 8) -> FakeLLM:
+        if speculation is None:
+            return FakeLLM(steps=plain_steps, is_speculative=False)
+        return FakeLLM()
+
+    monkeypatch.setattr("sdengine.llm.LLM", llm)
+    return demo.main([])
+
+
+def test_demo_ends_with_identical_tokens(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    assert run_demo(monkeypatch, ("ab", "c", "def")) == 0
+    out = capsys.readouterr().out
+    assert out.endswith("identical tokens: yes\n")
+    assert "mean acceptance length" in out and "2.00" in out
+
+
+def test_demo_fails_when_tokens_differ(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    assert run_demo(monkeypatch, ("ab", "c", "dxf")) == 1
+    assert capsys.readouterr().out.endswith("identical tokens: no\n")
+
+
+def test_demo_tints_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    screen = TerminalStream()
+    monkeypatch.setattr(sys, "stdout", screen)
+    assert run_demo(monkeypatch, ("ab", "c", "def")) == 0
+    assert "\x1b[36ma\x1b[0mb" in screen.getvalue()

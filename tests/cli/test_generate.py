@@ -1,0 +1,109 @@
+"""generate: where the prompt comes from, what is printed where, JSON, comparison."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from sdengine.cli import generate
+from sdengine.cli.main import main
+from sdengine.cli.prompts import PROMPTS
+from tests.cli.fakes import FakeLLM
+
+
+@pytest.fixture
+def llms(monkeypatch: pytest.MonkeyPatch) -> dict[str, FakeLLM]:
+    """Models by speculation; the command line opens these."""
+    fakes = {"auto": FakeLLM(name="spec"), "off": FakeLLM(is_speculative=False, name="plain")}
+    monkeypatch.setattr(
+        generate, "open_llm", lambda args, speculation=None: fakes[speculation or args.speculation]
+    )
+    return fakes
+
+
+def test_text_goes_to_stdout_and_one_line_of_statistics_to_stderr(llms, capsys) -> None:
+    assert main(["generate", "hello", "--seed", "7"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "abcdef\n"
+    assert err.count("\n") == 1
+    for part in ("6 tokens", "tok/s", "mean acceptance length 2.00", "acceptance rate 25%"):
+        assert part in err
+    assert err.endswith("seed 7\n")
+
+
+def test_plain_decoding_says_so(llms, capsys) -> None:
+    assert main(["generate", "hello", "--speculation", "off"]) == 0
+    assert "no speculation" in capsys.readouterr().err
+
+
+def test_the_command_line_overrides_the_checkpoints_defaults(llms, capsys) -> None:
+    main(["generate", "a", "--seed", "3", "--max-tokens", "9"])
+    main(["generate", "a", "--temperature", "0"])
+    first, second = (params for _, params in llms["auto"].requests)
+    assert (first.temperature, first.top_k, first.max_tokens, first.seed) == (0.5, 7, 9, 3)
+    assert second.temperature == 0.0 and second.seed is not None
+
+
+def test_an_unasked_seed_is_printed_and_fresh(llms, capsys) -> None:
+    seeds = set()
+    for _ in range(3):
+        main(["generate", "a"])
+        seeds.add(capsys.readouterr().err.rpartition("seed ")[2])
+    assert len(seeds) == 3
+
+
+def test_dash_reads_stdin_as_it_is(llms, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "def f():\n    # \N{SNOWMAN}\n"
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(text.encode())))
+    assert main(["generate", "-"]) == 0
+    assert llms["auto"].requests[0][0] == text
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\xfe"])
+def test_unusable_stdin_exits_2(llms, data, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
+    assert main(["generate", "-"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_without_a_prompt_the_bundled_pair_shows_an_example(llms) -> None:
+    assert main(["generate"]) == 0
+    assert llms["auto"].requests[0][0] == PROMPTS[0].text
+
+
+def test_json_is_one_document_on_stdout(llms, capsys) -> None:
+    assert main(["generate", "hello", "--json", "--seed", "7"]) == 0
+    out, err = capsys.readouterr()
+    document = json.loads(out)
+    assert err == ""
+    assert document["text"] == "abcdef" and document["seed"] == 7
+    assert document["token_ids"] == [ord(letter) for letter in "abcdef"]
+    assert document["speculation"]["num_steps"] == 3
+    assert document["finish_reason"] == "length"
+
+
+def test_compare_prints_speeds_ratio_and_identity(llms, capsys) -> None:
+    assert main(["generate", "hello", "--compare"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("abcdef\n")
+    for part in ("plain:", "speculative:", "ratio:", "identical tokens: yes\n"):
+        assert part in out
+
+
+def test_compare_tells_when_tokens_differ(llms, capsys) -> None:
+    llms["off"].steps = ("ab", "c", "dex")
+    assert main(["generate", "hello", "--compare"]) == 0
+    assert "identical tokens: no" in capsys.readouterr().out
+
+
+def test_compare_as_json(llms, capsys) -> None:
+    assert main(["generate", "hello", "--compare", "--json"]) == 0
+    comparison = json.loads(capsys.readouterr().out)["comparison"]
+    assert comparison["identical_tokens"] is True
+    ratio = comparison["speculative_tokens_per_s"] / comparison["plain_tokens_per_s"]
+    assert comparison["ratio"] == pytest.approx(ratio)
+    assert comparison["runs_each"] == generate.COMPARE_REPEATS

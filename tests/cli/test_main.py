@@ -1,0 +1,136 @@
+"""Exit codes, one-line errors, and that arguments are parsed before torch is imported."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+
+import pytest
+
+from sdengine.cli import main as cli
+from sdengine.errors import CacheFull, CheckpointError, RequestError, SdengineError
+
+
+def run_with(action, debug: bool = False) -> int:
+    def run(args: argparse.Namespace) -> int:
+        return action()
+
+    return cli.run_guarded(argparse.Namespace(run=run, debug=debug))
+
+
+def raiser(error: BaseException):
+    def action() -> int:
+        raise error
+
+    return action
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["no-such-command"],
+        ["generate", "--no-such-flag"],
+        ["generate", "--max-tokens", "many", "x"],
+        ["generate", "--max-tokens", "0", "x"],
+        ["generate", "--temperature", "nan", "x"],
+        ["generate", "--seed", "0.5", "x"],
+        ["generate", "--speculation", "magic", "x"],
+        ["generate", "--speculation", "off", "--compare", "x"],
+        ["generate", "--model", "no/such/model", "x"],
+        ["generate", "--model", "elsewhere"],
+        ["generate", ""],
+        ["generate", "\udcff"],
+        ["chat"],
+        ["chat", "--model", "no/such/model"],
+        ["bench", "nothing"],
+        ["train", "nothing"],
+    ],
+)
+def test_wrong_arguments_are_one_line_and_exit_2(argv: list[str], capfd) -> None:
+    assert cli.main(argv) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("sdengine: ") and err.count("\n") == 1, err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("error_class", [SdengineError, RequestError, CheckpointError, CacheFull])
+def test_unusable_input_exits_2_on_one_line(error_class, capfd) -> None:
+    assert run_with(raiser(error_class("first line\n  second line"))) == 2
+    assert capfd.readouterr().err == "sdengine: first line second line\n"
+
+
+@pytest.mark.parametrize("error", [ValueError("odd"), KeyError(), OSError(28, "No space left")])
+def test_failures_at_run_time_exit_1_on_one_line(error: Exception, capfd) -> None:
+    assert run_with(raiser(error)) == 1
+    err = capfd.readouterr().err
+    assert err.startswith(f"sdengine: {type(error).__name__}") and err.count("\n") == 1
+
+
+def test_debug_shows_the_traceback_before_the_line(capfd) -> None:
+    assert run_with(raiser(RequestError("no")), debug=True) == 2
+    err = capfd.readouterr().err
+    assert "Traceback" in err and err.endswith("sdengine: no\n")
+
+
+def test_debug_is_found_behind_passed_on_options(monkeypatch: pytest.MonkeyPatch, capfd) -> None:
+    monkeypatch.setattr("sdengine.cli.bench.find_spec", lambda name: None)
+    assert cli.main(["bench", "kernels", "--debug", "--op", "embed"]) == 2
+    assert "Traceback" in capfd.readouterr().err
+
+
+def test_ctrl_c_is_quiet(capfd) -> None:
+    assert run_with(raiser(KeyboardInterrupt())) == 130
+    assert capfd.readouterr() == ("", "")
+
+
+def test_exit_of_a_harness_is_passed_on(capfd, monkeypatch: pytest.MonkeyPatch) -> None:
+    for code, expected in ((None, 0), (0, 0), (3, 3), ("text", 1)):
+        monkeypatch.setattr("sdengine.cli.info.run", raiser_of(SystemExit(code)))
+        assert cli.main(["info"]) == expected
+
+
+def raiser_of(error: BaseException):
+    def run(args: argparse.Namespace) -> int:
+        raise error
+
+    return run
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def test_a_closed_pipe_is_quiet() -> None:
+    code = (
+        "import argparse, os, sys\n"
+        "from sdengine.cli.main import run_guarded\n"
+        "reader, writer = os.pipe(); os.close(reader); os.dup2(writer, 1)\n"
+        "run = lambda args: print('x' * 100000) or 0\n"
+        "sys.exit(run_guarded(argparse.Namespace(run=run, debug=False)))\n"
+    )
+    done = python(code)
+    assert done.returncode == 141
+    assert done.stderr == ""
+
+
+def test_help_and_errors_do_not_import_torch() -> None:
+    code = (
+        "import sys\n"
+        "from sdengine.cli.main import main\n"
+        "for argv in (['--help'], ['generate', '--help'], ['generate', '--max-tokens', '0', 'x'],\n"
+        "             ['generate', '--model', 'no/such/model', 'x'], ['bench', 'x'], ['chat']):\n"
+        "    main(argv)\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'\n"
+    )
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_names_every_command(capfd) -> None:
+    assert cli.main(["--help"]) == 0
+    out = capfd.readouterr().out
+    for name in ("generate", "chat", "bench", "train", "info"):
+        assert name in out
