@@ -12,13 +12,16 @@ from typing import Any
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "LLM": "sdengine.llm",
     "CompletionOutput": "sdengine.core.outputs",
+    "Engine": "sdengine.engine",
     "EngineConfig": "sdengine.core.config",
     "RequestMetrics": "sdengine.core.outputs",
     "RequestOutput": "sdengine.core.outputs",
     "SamplingParams": "sdengine.core.sampling_params",
     "SpeculationConfig": "sdengine.core.config",
     "SpeculationStats": "sdengine.core.outputs",
+    "StreamDelta": "sdengine.llm",
 }
 
 __all__ = ["__version__", *_EXPORTS]
