@@ -50,7 +50,7 @@ def check(
             cu_pending[b + 1]; the last one is the root of its tree.
         computed_lens: [B] int32, tokens whose KV is in the cache = position of the first pending.
         wants_logits: [B] int32; 0: the sequence gets no logit rows and no tree rows (unfinished
-            prefill); 1: the root and every node.
+            prefill); 1: the root and every node; 2: the root, and no tree rows.
         num_seqs: [1] int32.
         block_tables: [B, P_max] int32; must cover computed + pending + nodes logical slots.
         block_size: static; tokens per KV block.
@@ -120,7 +120,8 @@ def reference(
         rows.tree_starts[b] = start
         entries = [(t, first + j, first + j, 0, first + j + 1) for j, t in enumerate(pending)]
         wanted = bool(wants_logits[b]) and bool(pending)
-        num_nodes = int(tree.num_nodes[b]) if tree is not None and wanted else 0
+        has_nodes = tree is not None and wanted and int(wants_logits[b]) == 1
+        num_nodes = int(tree.num_nodes[b]) if has_nodes else 0
         for i in range(1, num_nodes + 1):
             position = start - 1 + int(tree.depths[b, i])
             entries.append((int(tree.tokens[b, i]), position, start + i - 1, i, start))

@@ -103,9 +103,9 @@ def check(
             nodes. Nodes that would need a slot past P_max * block_size are not forwarded.
         num_seqs: [1] int32, live sequences.
         scratch: int64, at least tree_scratch_size(B, T, max_width, K) elements.
-        rows: RowBatch, written: the next layer's rows; room for B * max_width rows and
-            64 W >= (layer + 1) * max_width. May be the batch that cu_rows and frontier_nodes came
-            from. Tree key s - 1 is draft slot s. None: no next layer.
+        rows: RowBatch, written: the next layer's rows; room for B * max_width rows. May be the
+            batch that cu_rows and frontier_nodes came from. Tree key s - 1 is draft slot s; at most
+            64 W nodes of a sequence are forwarded in all. None: no next layer.
         creation_ids: [N] int32 written or None: draft slot of each next row's node, the `extra` of
             its draft noise (roots: 0). Unique within sequence and step.
         calibration: [B, 32] float32, acceptance at the bin centers (sdengine/calibration.h); None
@@ -160,11 +160,11 @@ def check(
     orders = (layer + 2) * batch * (tree.max_nodes + 1)
     expect(OP_NAME, orders < 2**32, f"tree: layers * B * (T + 1) must be below 2^32, got {orders}")
     if rows is not None:
-        _check_rows(layer, max_width, batch, rows, creation_ids)
+        _check_rows(max_width, batch, rows, creation_ids)
 
 
 def _check_rows(
-    layer: int, max_width: int, batch: int, rows: RowBatch, creation_ids: torch.Tensor | None
+    max_width: int, batch: int, rows: RowBatch, creation_ids: torch.Tensor | None
 ) -> None:
     expect_row_batch(OP_NAME, "rows", rows, batch)
     expect(
@@ -172,13 +172,8 @@ def _check_rows(
         rows.max_rows >= batch * max_width,
         f"rows: expected room for B * max_width = {batch * max_width} rows, got {rows.max_rows}",
     )
-    forwarded = (layer + 1) * max_width
-    expect(
-        OP_NAME,
-        64 * rows.mask_words >= forwarded,
-        f"rows.ancestor_mask: expected {mask_words(forwarded)} words for {forwarded} forwarded "
-        f"nodes, got {rows.mask_words}",
-    )
+    words = rows.mask_words
+    expect(OP_NAME, words >= 1, f"rows.ancestor_mask: expected at least one word, got {words}")
     if creation_ids is not None:
         expect_tensor(OP_NAME, "creation_ids", creation_ids, torch.int32, (rows.max_rows,))
 

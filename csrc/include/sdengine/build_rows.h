@@ -12,7 +12,7 @@ struct BuildRowsArgs {
   const int32_t* pending_tokens;  // [N_p], packed
   const int32_t* cu_pending;      // [B + 1]
   const int32_t* computed_lens;   // [B], tokens whose KV is in the cache
-  const int32_t* wants_logits;    // [B]
+  const int32_t* wants_logits;    // [B], 0 nothing, 1 root and nodes, 2 root only
   const int32_t* num_seqs;        // [1]
   BlockTablesView tables;
   int32_t window;      // sliding window of the attention, 0 without
@@ -114,7 +114,7 @@ SDE_HD inline void build_row_batch(const BuildRowsArgs& args) {
     row = build::write_chain(args, b, row);
     if (args.wants_logits[b] && pending > 0) {
       const int32_t root = row - 1;
-      if (args.has_tree) row = build::write_nodes(args, b, row);
+      if (args.has_tree && args.wants_logits[b] == 1) row = build::write_nodes(args, b, row);
       for (int32_t r = root; r < row; ++r) args.logit_rows[logits++] = r;
     }
     rows.cu_rows[b + 1] = row;

@@ -49,7 +49,8 @@ SDE_HD inline bool keeps_all(const TreeSelectArgs& args, int32_t base, int32_t t
   if (base + total > args.max_rows) return false;
   float highest = 0.0f;
   for (int32_t i = base; i < base + total; ++i) {
-    if (!(args.thresholds[i] <= highest)) highest = args.thresholds[i];
+    if (args.thresholds[i] != args.thresholds[i]) return false;  // a NaN lets nothing pass
+    if (args.thresholds[i] > highest) highest = args.thresholds[i];
   }
   for (int32_t b = 0; b < *args.num_seqs; ++b) {
     const DraftTreeView draft = args.draft.sequence(b);
