@@ -53,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="directory of the finished pair")
     parser.add_argument("--run-dir", type=Path, default=Path("runs/pair"), help="work directory")
     parser.add_argument("--steps", type=int, default=1750, help="steps of target and draft")
+    parser.add_argument("--cooldown-steps", type=int, default=350, help="the last of these steps")
     parser.add_argument("--draft-steps", type=int, default=600, help="steps of the draft alone")
     parser.add_argument("--samples", type=int, default=256, help="texts sampled from the target")
     parser.add_argument("--seed", type=int, default=0)
@@ -111,13 +112,13 @@ def pin_recipe(directory: Path, config: PairConfig, corpus: Corpus) -> None:
         )
 
 
-def stage_configs(steps: int, draft_steps: int) -> tuple[LoopConfig, LoopConfig]:
-    """Lengths of both stages: a fifth of the joint stage is cooldown, all of the draft's is."""
-    joint = LoopConfig(steps, warmup_steps=min(40, steps), cooldown_steps=max(1, steps // 5))
+def stage_configs(args: argparse.Namespace) -> tuple[LoopConfig, LoopConfig]:
+    """Lengths of both stages; the draft's own stage is a cooldown from its first step."""
+    joint = LoopConfig(args.steps, warmup_steps=40, cooldown_steps=args.cooldown_steps)
     draft = LoopConfig(
-        draft_steps,
-        warmup_steps=min(10, draft_steps),
-        cooldown_steps=draft_steps,
+        args.draft_steps,
+        warmup_steps=10,
+        cooldown_steps=args.draft_steps,
         checkpoint_seconds=60.0,
     )
     return joint, draft
@@ -138,7 +139,7 @@ def stored_samples(
 
 def train_stages(args: argparse.Namespace, config: PairConfig, corpus: Corpus) -> bool:
     """Run or resume both stages; returns whether both reached their last step."""
-    joint_config, draft_config = stage_configs(args.steps, args.draft_steps)
+    joint_config, draft_config = stage_configs(args)
     target, draft = build_models(config)
     joint = JointObjective(target, draft, corpus.streams, config)
     state = train("pair", joint, joint_config, args.run_dir)
@@ -152,8 +153,10 @@ def train_stages(args: argparse.Namespace, config: PairConfig, corpus: Corpus) -
     return state.step >= last_step(state, draft_config)
 
 
-def restore_models(directory: Path, config: PairConfig) -> tuple[LlamaModule, LlamaModule]:
-    """Target and draft of the newest checkpoints.
+def restore_models(
+    directory: Path, config: PairConfig
+) -> tuple[LlamaModule, LlamaModule, dict[str, dict]]:
+    """Target and draft of the newest checkpoints, and the loop's state of each stage begun.
 
     Raises:
         CheckpointError: if the run directory has no checkpoint yet.
@@ -161,13 +164,16 @@ def restore_models(directory: Path, config: PairConfig) -> tuple[LlamaModule, Ll
     if not (directory / "pair.pt").exists():
         raise CheckpointError.from_parts(f"a checkpoint pair.pt in {directory}", "none")
     target, draft = build_models(config)
-    stage = torch.load(directory / "pair.pt", map_location="cpu", weights_only=True)["modules"]
-    target.load_state_dict(stage["target"])
-    draft.load_state_dict(stage["draft"])
-    if (directory / "draft.pt").exists():
-        own = torch.load(directory / "draft.pt", map_location="cpu", weights_only=True)["modules"]
-        draft.load_state_dict(own["draft"])
-    return target, draft
+    schedules = {}
+    for stage in ("pair", "draft"):
+        path = directory / f"{stage}.pt"
+        if path.exists():
+            payload = torch.load(path, map_location="cpu", weights_only=True)
+            schedules[stage] = payload["loop"]
+            for name, module in (("target", target), ("draft", draft)):
+                if name in payload["modules"]:
+                    module.load_state_dict(payload["modules"][name])
+    return target, draft, schedules
 
 
 def export_pair(args: argparse.Namespace, config: PairConfig, corpus: Corpus, done: bool) -> dict:
@@ -181,7 +187,7 @@ def export_pair(args: argparse.Namespace, config: PairConfig, corpus: Corpus, do
     Returns:
         The manifest without its file list.
     """
-    target, draft = restore_models(args.run_dir, config)
+    target, draft, schedules = restore_models(args.run_dir, config)
     for name, module in (("target", target), ("draft", draft)):
         export_checkpoint(module, corpus.tokenizer, args.out / name)
     target = load_exported(args.out / "target", config.device)
@@ -195,7 +201,7 @@ def export_pair(args: argparse.Namespace, config: PairConfig, corpus: Corpus, do
             "draft": draft.shape.num_parameters(),
         },
         "recipe": asdict(config),
-        "steps": {name: max((r["step"] for r in log), default=0) for name, log in logs.items()},
+        "schedules": schedules,
         "versions": software_versions(),
         "corpus": corpus_summary(corpus.files, corpus.streams),
         "held_out": held_out_figures(target, draft, corpus.streams.held_out, corpus.tokenizer),
@@ -214,6 +220,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     """
     counts = {
         "--steps": args.steps,
+        "--cooldown-steps": args.cooldown_steps,
         "--draft-steps": args.draft_steps,
         "--samples": args.samples,
         "--threads": 1 if args.threads is None else args.threads,

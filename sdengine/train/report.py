@@ -88,6 +88,7 @@ def held_out_figures(
 def model_card(manifest: dict) -> str:
     """The card in Markdown, figures taken from the manifest."""
     figures, corpus = manifest["held_out"], manifest["corpus"]
+    steps = {stage: schedule["step"] for stage, schedule in manifest["schedules"].items()}
     sizes = manifest["parameters"]
     warning = (
         "**Provisional: exported from an unfinished training.**\n\n"
@@ -116,8 +117,8 @@ accordingly.
 
 ## Training
 
-`sdengine train pair` makes both in two stages ({manifest["steps"]["pair"]} and
-{manifest["steps"]["draft"]} steps of {manifest["recipe"]["tokens_per_step"]} tokens, fp32, seed
+`sdengine train pair` makes both in two stages ({steps["pair"]} and
+{steps.get("draft", 0)} steps of {manifest["recipe"]["tokens_per_step"]} tokens, fp32, seed
 {manifest["recipe"]["seed"]}): target by cross-entropy with the draft following by forward KL, then
 the draft alone, half on corpus text, half on text sampled from the target. Matrices are stepped by
 Muon, embeddings and norms by AdamW; warm-up, constant rate, linear cooldown with the sequence

@@ -44,7 +44,7 @@ def small_recipe(tmp_path, monkeypatch):
     monkeypatch.setattr(recipe, "TARGET_SHAPE", shape)
     monkeypatch.setattr(recipe, "DRAFT_SHAPE", replace(shape, num_hidden_layers=1))
     words = ["--out", str(tmp_path / "out"), "--run-dir", str(tmp_path / "run"), "--steps", "6"]
-    return [*words, "--draft-steps", "4", "--samples", "8"]
+    return [*words, "--cooldown-steps", "2", "--draft-steps", "4", "--samples", "8"]
 
 
 def test_command_trains_exports_and_documents_a_pair(small_recipe, tmp_path):
@@ -52,7 +52,8 @@ def test_command_trains_exports_and_documents_a_pair(small_recipe, tmp_path):
     out = tmp_path / "out"
     manifest = json.loads((out / "MANIFEST.json").read_text())
     assert manifest["is_provisional"] is False
-    assert manifest["steps"] == {"pair": 6, "draft": 4}
+    pair, draft = manifest["schedules"]["pair"], manifest["schedules"]["draft"]
+    assert (pair["step"], pair["cooldown_start"], draft["step"]) == (6, 4, 4)
     assert manifest["corpus"]["num_files"] == 40
     assert manifest["corpus"]["held_out_files"] == ["module19.py", "module39.py"]
     held_out = manifest["held_out"]
@@ -82,7 +83,7 @@ def test_another_recipe_in_the_same_run_directory_is_refused(small_recipe):
         recipe.run(arguments(*small_recipe, "--seed", "7"))
 
 
-@pytest.mark.parametrize("option", ["--steps", "--draft-steps", "--samples"])
+@pytest.mark.parametrize("option", ["--steps", "--cooldown-steps", "--draft-steps", "--samples"])
 def test_counts_must_be_positive(small_recipe, option):
     with pytest.raises(ConfigError, match=f"{option} of at least 1, got 0"):
         recipe.run(arguments(*small_recipe, option, "0"))
