@@ -1,0 +1,94 @@
+"""What README.md and CONTRIBUTING.md tell a reader to type works as written."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shlex
+from pathlib import Path
+
+import pytest
+
+from sdengine.cli.main import build_parser
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """Fenced code blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.M | re.S)
+
+
+def commands(program: str) -> list[list[str]]:
+    """Command lines of a program in the shell blocks, without comments and redirections."""
+    lines = "\n".join(blocks(README + CONTRIBUTING, "sh")).splitlines()
+    split = [shlex.split(line.partition(" <")[0], comments=True) for line in lines]
+    return [words[1:] for words in split if words and words[0] == program]
+
+
+PYTHON_BLOCKS = blocks(README, "python")
+SDENGINE_COMMANDS = commands("sdengine")
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+def test_there_is_something_to_test() -> None:
+    assert len(PYTHON_BLOCKS) >= 3 and len(SDENGINE_COMMANDS) >= 6 and len(EXAMPLES) >= 3
+    assert ["demo"] in commands("make") and ["test"] in commands("make")
+
+
+@pytest.mark.parametrize("code", PYTHON_BLOCKS, ids=range(len(PYTHON_BLOCKS)))
+def test_python_blocks_run_as_written(code: str, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_examples_run(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(path), run_name="__main__")
+    out = capsys.readouterr().out
+    assert out and "DIFFERENT" not in out
+
+
+@pytest.mark.parametrize("argv", SDENGINE_COMMANDS, ids=" ".join)
+def test_commands_parse(argv: list[str]) -> None:
+    args = build_parser().parse_args(argv)
+    options = getattr(args, "options", [])
+    if argv[:2] == ["bench", "generate"]:
+        from benchmarks.generate import build_parser as build_benchmark_parser
+
+        build_benchmark_parser().parse_args(options)
+    elif argv[0] == "train":
+        from sdengine.cli.options import LineParser
+        from sdengine.train.pair import add_arguments
+
+        parser = LineParser()
+        add_arguments(parser)
+        parser.parse_args(options)
+    else:
+        assert not options
+
+
+@pytest.mark.parametrize("target", sorted({words[0] for words in commands("make")}))
+def test_make_targets_exist(target: str) -> None:
+    assert re.search(rf"^{target}:", MAKEFILE, re.M)
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\(([^)#:]+)\)", README + CONTRIBUTING))
+def test_links_lead_somewhere(link: str) -> None:
+    assert (ROOT / link).exists()
+
+
+def test_every_variable_named_is_one() -> None:
+    from sdengine.core.env import VARIABLES
+
+    named = set(re.findall(r"\bSDENGINE_[A-Z_]+\b", README + CONTRIBUTING))
+    assert named <= set(VARIABLES)
+
+
+def test_ci_runs_the_test_command_of_the_readme() -> None:
+    lines = (ROOT / ".ci/run").read_text(encoding="utf-8").splitlines()
+    steps = [line for line in lines if line.startswith("make ")]
+    assert steps == ["make test", "make lint", "make types"]
