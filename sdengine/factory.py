@@ -237,7 +237,8 @@ def _make_drafter(
         KVCache(draft.config, sizes.num_blocks, sizes.block_size, dtype),
         policy,
         workspace,
-        is_sampled=speculation.verifier == "rejection" and speculation.method in ("dyspec", "sampled", "chain"),
+        is_sampled=speculation.verifier == "rejection"
+        and speculation.method in ("dyspec", "sampled", "chain"),
         temperature=_draft_temperature(speculation, workspace),
         calibrate=speculation.calibrate,
         num_threads=num_threads(pool),
@@ -272,5 +273,7 @@ def _make_controller(
     costs = measure_costs(iteration)
     is_dynamic = speculation.method in ("dyspec", "ngram")
     if is_dynamic:
-        runner.set_costs(costs.row_costs(iteration.workspace.sizes.max_target_rows), costs.draft_layer_s)
+        runner.set_costs(
+            costs.row_costs(iteration.workspace.sizes.max_target_rows), costs.draft_layer_s
+        )
     return AdaptiveController(costs, drafter.max_depth, nodes, limit)

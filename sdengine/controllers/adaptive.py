@@ -1,19 +1,18 @@
 """adaptive: as much speculation as pays on this machine, for this pair, right now; possibly none.
 
-A draft token that is reached with probability r saves r * s seconds, where s is the time a
-committed token costs at present. It costs what one more row adds to the target's forward. So a node
-is worth its row while r >= (dT/dM) / s, and a draft layer is worth its time while the reach of the
-nodes it would grow is at least T_layer / s. Both comparisons happen on the device, node by node and
-layer by layer, on calibrated estimates; the controller only says what a second is worth.
+A draft token that is reached with probability r saves r * s seconds, where s is what a committed
+token costs at present; its row costs what one more row adds to the target's pass. So a node is
+worth its row while r >= (dT/dM) / s, and a draft layer is worth its time while the nodes it would
+grow are together reached with probability T_layer / s. Both comparisons happen on the device, node
+by node and layer by layer, on calibrated estimates; the controller only says what a second is worth
+and how many layers to record.
 
-Whether to speculate at all is decided on the host: the seconds per token seen while speculating
-against the measured cost of plain decoding. While it does not pay, it is tried again after 16, 32,
-... 1024 plain steps, so that a pair that never pays costs under one per cent.
+Whether to speculate at all is decided here: seconds per token seen while speculating against the
+cost of plain decoding. While it does not pay it is tried again after 16, 32, ... 1024 plain steps,
+so that a pair that never pays costs under one per cent.
 """
 
 from __future__ import annotations
-
-import numpy as np
 
 from sdengine.controllers.base import StepPlan, StepReport
 from sdengine.controllers.cost_model import CostModel
@@ -23,6 +22,8 @@ TRIAL_STEPS = 6  # speculative steps of one trial
 FIRST_PAUSE = 16  # plain steps between the first two trials
 LONGEST_PAUSE = 1024
 PATIENCE = 12  # speculative steps before the first verdict
+SPARE_LAYERS = 2  # recorded beyond the depth that was of use lately
+HICCUP = 3.0  # a time so many times its running mean is the machine's, not the step's
 
 
 class AdaptiveController:
@@ -42,33 +43,35 @@ class AdaptiveController:
         self._max_depth = max_depth
         self._max_nodes = max_nodes
         self._max_batch_nodes = max_batch_nodes
-        self._seconds_per_token: dict[int, float] = {}
+        self._slowdown = 1.0  # of the machine since the costs were measured
+        self._token_s: dict[int, float] = {}  # by decoding sequences, while speculating
         self._depth_used = float(max_depth)
         self._steps_left = PATIENCE
         self._pause = FIRST_PAUSE
         self._plain_left = 0
-
-    @property
-    def costs(self) -> CostModel:
-        """The measured costs it decides by."""
-        return self._costs
 
     def plan(self, num_decoding: int) -> StepPlan:
         """Plain decoding during a pause, otherwise a tree priced at the current speed."""
         if num_decoding == 0 or self._plain_left > 0:
             return StepPlan(0, 0, 0)
         limit = self._max_batch_nodes or self._max_nodes * num_decoding
-        depth = min(self._max_depth, round(self._depth_used) + 2)
-        return StepPlan(depth, self._max_nodes, limit, 1.0 / self._token_seconds(num_decoding))
+        depth = min(self._max_depth, int(self._depth_used + 0.5) + SPARE_LAYERS)
+        # The device compares with the costs as they were measured, so the price is, too.
+        return StepPlan(
+            depth, self._max_nodes, limit, self._slowdown / self._token_seconds(num_decoding)
+        )
 
     def observe(self, plan: StepPlan, report: StepReport) -> None:
         """Updates the running means and the verdict."""
         num_decoding = len(report.num_accepted)
         if num_decoding == 0:
             return
+        if report.is_steady:
+            expected = self._costs.verify_time(report.num_rows)
+            self._slowdown = _mean(self._slowdown, report.verify_time_s / expected)
         if plan.depth == 0:
-            self._plain_left = max(self._plain_left - 1, 0)
-            if self._plain_left == 0 and self._steps_left <= 0:
+            self._plain_left -= 1
+            if self._plain_left == 0:
                 self._steps_left = TRIAL_STEPS
             return
         self._learn(num_decoding, report)
@@ -76,33 +79,35 @@ class AdaptiveController:
         if self._steps_left <= 0:
             self._judge(num_decoding)
 
+    def _plain_seconds(self, num_decoding: int) -> float:
+        return self._slowdown * self._costs.verify_time(num_decoding) / num_decoding
+
     def _token_seconds(self, num_decoding: int) -> float:
-        """Seconds per committed token of the whole batch."""
-        plain = self._costs.verify_time(num_decoding) / num_decoding
-        return min(self._seconds_per_token.get(num_decoding, plain), plain)
+        """Seconds per committed token of the whole batch, at best what plain decoding takes."""
+        plain = self._plain_seconds(num_decoding)
+        return min(self._token_s.get(num_decoding, plain), plain)
 
     def _learn(self, num_decoding: int, report: StepReport) -> None:
         deepest = max(report.num_accepted)
-        self._depth_used += SMOOTHING * (deepest - self._depth_used)
-        if deepest > self._depth_used:
-            self._depth_used += 0.5 * (deepest - self._depth_used)  # grow fast, shrink slowly
-        if not report.is_steady:
-            return
-        tokens = num_decoding + sum(report.num_accepted)
-        seen = (report.draft_time_s + report.verify_time_s) / tokens
-        old = self._seconds_per_token.get(num_decoding)
-        self._seconds_per_token[num_decoding] = seen if old is None else _mean(old, seen)
+        # Grows at once and shrinks slowly: a layer too many costs little, one too few a token.
+        rate = 0.5 if deepest > self._depth_used else SMOOTHING
+        self._depth_used += rate * (deepest - self._depth_used)
+        if report.is_steady:
+            tokens = num_decoding + sum(report.num_accepted)
+            seen = (report.draft_time_s + report.verify_time_s) / tokens
+            self._token_s[num_decoding] = _mean(self._token_s.get(num_decoding, seen), seen)
 
     def _judge(self, num_decoding: int) -> None:
-        plain = self._costs.verify_time(num_decoding) / num_decoding
-        if self._seconds_per_token.get(num_decoding, 0.0) <= plain:
+        seen = self._token_s.get(num_decoding)
+        if seen is None or seen <= self._plain_seconds(num_decoding):
             self._pause = FIRST_PAUSE
-            self._steps_left = 1
             return
         self._plain_left = self._pause
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
+        # The next trial starts from what is known now, not from the trial that failed.
+        self._token_s.pop(num_decoding)
 
 
 def _mean(old: float, seen: float) -> float:
-    """Running mean of a ratio: in logarithms, so that one hiccup of the machine weighs little."""
-    return float(np.exp((1 - SMOOTHING) * np.log(old) + SMOOTHING * np.log(seen)))
+    """Running mean that a hiccup of the machine moves by little."""
+    return old + SMOOTHING * (min(seen, HICCUP * old) - old)

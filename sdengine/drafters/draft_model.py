@@ -121,9 +121,7 @@ class DraftModelDrafter:
         )
 
     def _describe_pass(self, program: Program, logits: Logits | None) -> None:
-        describe_forward(
-            program, self._weights, self.cache, self._spans, self._buffers, logits
-        )
+        describe_forward(program, self._weights, self.cache, self._spans, self._buffers, logits)
 
     def _describe_growth(self, program: Program, layer: int, depth: int) -> None:
         workspace, state, rows = self._workspace, self._workspace.state, self._rows

@@ -41,7 +41,9 @@ def measure_costs(iteration: Iteration, cache_dir: Path | None = None) -> CostMo
     key = _key(iteration)
     known = _read(path)
     if key in known:
-        return CostModel(**{k: tuple(v) if isinstance(v, list) else v for k, v in known[key].items()})
+        return CostModel(
+            **{k: tuple(v) if isinstance(v, list) else v for k, v in known[key].items()}
+        )
     costs = _measure(iteration)
     known[key] = asdict(costs)
     _write(path, known)

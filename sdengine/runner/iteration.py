@@ -138,9 +138,7 @@ class Iteration:
         self._describe_rows(program, has_trees)
         workspace = self.workspace
         logits = Logits(workspace.logits, workspace.sampled_rows, workspace.num_logits)
-        describe_forward(
-            program, self.weights, self._cache, self._spans, self._buffers, logits
-        )
+        describe_forward(program, self.weights, self._cache, self._spans, self._buffers, logits)
         if has_penalties:
             describe_penalties(program, workspace, self.penalties)
         self._verifier.verify(program, self.verdict)

@@ -268,5 +268,3 @@ class Runner:
         )
         if self._is_drafting:
             self._calibrator.observe()
-
-

@@ -65,20 +65,23 @@ def load_weights(
         CheckpointError: a tensor is missing, has the wrong shape, or its file is damaged.
     """
     names = set(checkpoint.names())
+    # Where nothing has to be converted `embed` stays a view of the mapped file: only the rows that
+    # are used take memory. The largest weights come first: while one is packed, its packed copy and
+    # its pages are both in memory, and the layers need that room later anyway.
+    embed = checkpoint.weight("embed", dtype, check_finite=True)
+    head = checkpoint.weight("lm_head", dtype, check_finite=True) if "lm_head" in names else embed
+    lm_head = pack_weight(head[:max_vocab], dtype, pool=pool)
+    del head
     layers = tuple(
         _load_layer(checkpoint, names, i, dtype, pool) for i in range(checkpoint.config.num_layers)
     )
-    # Where nothing has to be converted `embed` stays a view of the mapped file: only the rows that
-    # are used take memory.
-    embed = checkpoint.weight("embed", dtype, check_finite=True)
-    head = checkpoint.weight("lm_head", check_finite=True) if "lm_head" in names else embed
     return ModelWeights(
         config=checkpoint.config,
         dtype=dtype,
         embed=embed,
         layers=layers,
         final_norm=checkpoint.weight("final_norm", torch.float32).clone(),
-        lm_head=pack_weight(head[:max_vocab], dtype, pool=pool),
+        lm_head=lm_head,
         cos_sin=cos_sin_table(checkpoint.config.rope, max_model_len),
     )
 
@@ -89,9 +92,8 @@ def _load_layer(
     prefix = f"layers.{index}."
 
     def packed(name: str, interleave: bool = False) -> PackedWeight:
-        return pack_weight(
-            checkpoint.weight(prefix + name, check_finite=True), dtype, interleave, pool
-        )
+        parts = checkpoint.parts(prefix + name, dtype, check_finite=True)
+        return pack_weight(parts, dtype, interleave, pool)
 
     def vector(name: str) -> torch.Tensor | None:
         if prefix + name not in names:

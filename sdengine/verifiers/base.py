@@ -38,9 +38,7 @@ class Verdict:
         def ints(*shape: int) -> torch.Tensor:
             return torch.zeros(shape, dtype=torch.int32)
 
-        return cls(
-            ints(b), ints(b, depth), ints(b, depth + 1), ints(b), ints(b, 32), ints(b, 32)
-        )
+        return cls(ints(b), ints(b, depth), ints(b, depth + 1), ints(b), ints(b, 32), ints(b, 32))
 
 
 class Verifier(Protocol):

@@ -1,3 +1,6 @@
 """rejection: placeholder until the kernel lands."""
+
+
 class RejectionVerifier:
-    def __init__(self, workspace, drafter): raise AssertionError
+    def __init__(self, workspace, drafter):
+        raise AssertionError

@@ -1,0 +1,94 @@
+"""AdaptiveController: speculates where it pays, stops where it does not, and tries again rarely."""
+
+from __future__ import annotations
+
+import pytest
+
+from sdengine.controllers.adaptive import LONGEST_PAUSE, AdaptiveController
+from sdengine.controllers.base import StepPlan, StepReport
+from sdengine.controllers.cost_model import CostModel
+from sdengine.controllers.fixed import FixedController
+
+COSTS = CostModel((1, 8, 16), (1.0, 1.0, 2.0), 0.1, 0.1)
+
+
+def simulate(
+    controller: AdaptiveController, accepted: int, draft_s: float, steps: int, slowdown: float = 1.0
+) -> tuple[float, int, int]:
+    """Runs steps in a world where `accepted` draft tokens come of every tree.
+
+    Returns:
+        Seconds, tokens, and how many steps speculated.
+    """
+    seconds, tokens, speculated = 0.0, 0, 0
+    for _ in range(steps):
+        plan = controller.plan(1)
+        nodes = 7 if plan.depth else 0
+        num_accepted = min(accepted, plan.depth)
+        draft = draft_s if plan.depth else 0.0
+        verify = COSTS.verify_time(1 + nodes) * slowdown
+        controller.observe(
+            plan, StepReport([num_accepted], nodes, 1 + nodes, draft, verify, is_steady=True)
+        )
+        seconds += draft + verify
+        tokens += 1 + num_accepted
+        speculated += plan.depth > 0
+    return seconds, tokens, speculated
+
+
+@pytest.mark.parametrize("slowdown", [1.0, 2.5])
+def test_keeps_speculating_while_it_pays(slowdown: float) -> None:
+    controller = AdaptiveController(COSTS, 8, 16)
+    _, _, speculated = simulate(controller, 3, 0.4 * slowdown, 500, slowdown)
+    assert speculated == 500
+
+
+def test_a_useless_draft_costs_under_two_percent() -> None:
+    controller = AdaptiveController(COSTS, 8, 16)
+    seconds, tokens, speculated = simulate(controller, 0, 0.5, 3000)
+    assert tokens == 3000
+    assert seconds < 1.02 * 3000 * COSTS.verify_time(1)
+    assert speculated > 12, "it must be tried again now and then"
+
+
+def test_comes_back_when_the_draft_becomes_useful() -> None:
+    controller = AdaptiveController(COSTS, 8, 16)
+    simulate(controller, 0, 0.5, 500)
+    _, _, speculated = simulate(controller, 4, 0.5, 2 * LONGEST_PAUSE)
+    assert speculated > LONGEST_PAUSE // 2
+
+
+def test_depth_follows_what_is_accepted() -> None:
+    controller = AdaptiveController(COSTS, 8, 16)
+    simulate(controller, 1, 0.05, 200)
+    assert controller.plan(1).depth == 3
+    simulate(controller, 8, 0.05, 40)
+    assert controller.plan(1).depth == 8
+
+
+def test_a_faster_engine_asks_more_of_a_row() -> None:
+    slow, fast = AdaptiveController(COSTS, 8, 16), AdaptiveController(COSTS, 8, 16)
+    simulate(slow, 1, 0.5, 100)
+    simulate(fast, 6, 0.5, 100)
+    assert fast.plan(1).tokens_per_s > slow.plan(1).tokens_per_s > 0
+
+
+def test_nothing_is_drafted_without_decoding_sequences() -> None:
+    assert AdaptiveController(COSTS, 8, 16).plan(0).depth == 0
+    assert FixedController(8, 16).plan(0).depth == 0
+
+
+def test_fixed_plan_is_what_was_asked_for() -> None:
+    assert FixedController(4, 16).plan(3) == StepPlan(4, 16, 48)
+    assert FixedController(4, 16, 20).plan(3).max_batch_nodes == 20
+
+
+def test_cost_model_interpolates_and_is_monotone() -> None:
+    model = CostModel.from_samples((1, 2, 4, 8), (1.0, 1.4, 1.2, 2.0), 0.1, 0.05)
+    times = [model.verify_time(m) for m in range(1, 20)]
+    assert times == sorted(times)
+    assert model.verify_time(2) == pytest.approx(1.2)
+    assert model.verify_time(16) == pytest.approx(3.6)
+    assert model.row_costs(9)[4] == pytest.approx(0.2)
+    assert model.row_costs(9)[0] == 0.0
+    assert model.draft_time(0) == 0.0 and model.draft_time(3) == pytest.approx(0.2)
