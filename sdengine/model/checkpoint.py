@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,7 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 OTHER_FORMATS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.msgpack", "*.onnx")
 FINITE_CHUNK = 1 << 22
+SMALL_BYTES = 1 << 16
 
 
 class Checkpoint:
@@ -84,25 +86,37 @@ class Checkpoint:
         Raises:
             CheckpointError: `check_finite` found a NaN or an infinity; names file and tensor.
         """
-        for source in self._handed_out:
-            self._files[source].release(source)
-        self._handed_out = list(self._sources[name])
-        parts = [self._files[source].read(source) for source in self._handed_out]
-        if check_finite:
-            for source, part in zip(self._handed_out, parts, strict=True):
-                self._check_finite(source, part)
+        parts = self._stored_parts(name, check_finite)
         if dtype is None:
             dtype = parts[0].dtype
             for part in parts[1:]:
                 dtype = torch.promote_types(dtype, part.dtype)
         if len(parts) == 1:
-            return parts[0].to(dtype)
-        joined = torch.empty(self.shape(name), dtype=dtype)
+            return _converted(parts[0], dtype)
+        joined = scratch_tensor(self.shape(name), dtype)
         row = 0
         for part in parts:
             joined[row : row + part.shape[0]] = part
             row += part.shape[0]
         return joined
+
+    def parts(
+        self, name: str, dtype: torch.dtype, *, check_finite: bool = False
+    ) -> list[torch.Tensor]:
+        """Read one weight as the tensors that are stacked row-wise to form it (q, k and v of qkv).
+
+        Args:
+            name: as `weight`.
+            dtype: dtype of the result; what is stored in it already is not copied.
+            check_finite: as `weight`.
+
+        Returns:
+            One tensor or more, with the limits that `weight` states.
+
+        Raises:
+            CheckpointError: as `weight`.
+        """
+        return [_converted(part, dtype) for part in self._stored_parts(name, check_finite)]
 
     def weights(
         self, dtype: torch.dtype | None = None, *, check_finite: bool = False
@@ -116,6 +130,17 @@ class Checkpoint:
         """
         for name in sorted(self.names(), key=lambda name: -math.prod(self.shape(name))):
             yield name, self.weight(name, dtype, check_finite=check_finite)
+
+    def _stored_parts(self, name: str, check_finite: bool) -> list[torch.Tensor]:
+        """Map the stored tensors of a weight, after giving back the pages of the last ones."""
+        for source in self._handed_out:
+            self._files[source].release(source)
+        self._handed_out = list(self._sources[name])
+        parts = [self._files[source].read(source) for source in self._handed_out]
+        if check_finite:
+            for source, part in zip(self._handed_out, parts, strict=True):
+                self._check_finite(source, part)
+        return parts
 
     def _check_names(self) -> None:
         wanted = {source for sources in self._sources.values() for source in sources}
@@ -166,6 +191,24 @@ class Checkpoint:
                     f"{float(flat[index])} at element {index} of {math.prod(tensor.shape)}",
                     "the weights are damaged",
                 )
+
+
+def scratch_tensor(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Return an uninitialised tensor on memory of its own, which the system has back when it dies.
+
+    Taken from the heap, short-lived tensors between packed ones that stay leave holes too small for
+    the next: loading 8 layers of a 0.14B model peaked at 1.56 of its weights instead of 1.33.
+    """
+    num_bytes = math.prod(shape) * dtype.itemsize
+    if num_bytes < SMALL_BYTES:
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(mmap.mmap(-1, num_bytes), dtype=dtype).view(shape)
+
+
+def _converted(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    if tensor.dtype == dtype:
+        return tensor
+    return scratch_tensor(tuple(tensor.shape), dtype).copy_(tensor)
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:

@@ -88,6 +88,10 @@ def test_conversion_is_exact_and_keeps_the_file_unharmed() -> None:
         narrow = checkpoint.weight(name).clone()
         assert narrow.dtype == torch.bfloat16
         assert torch.equal(checkpoint.weight(name, torch.float32), narrow.float())
+        parts = checkpoint.parts(name, torch.float32)
+        assert torch.equal(torch.cat(parts), narrow.float())
+        assert len(parts) == (3 if name.endswith("qkv") else 1)
+        checkpoint.parts(name, torch.bfloat16)[0].zero_()
         checkpoint.weight(name).zero_()  # forbidden, and still without effect on the file
     assert (directory / WEIGHTS).read_bytes() == before
 

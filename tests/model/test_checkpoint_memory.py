@@ -59,6 +59,7 @@ def write_checkpoint(directory: Path) -> None:
             begin, end = end, end + 2 * torch.Size(shape).numel()
             header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
     with (directory / "model.safetensors").open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         ones = b"\x80\x3f" * (1 << 20)
