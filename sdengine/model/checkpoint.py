@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 
 from sdengine.errors import CheckpointError
-from sdengine.model.config import ModelConfig, load_model_config, read_json
+from sdengine.model.config import ModelConfig
+from sdengine.model.config_file import load_model_config, read_json
 from sdengine.model.safetensors_file import FLOAT_DTYPES, SafetensorsFile
 from sdengine.model.weight_map import is_ignored, weight_sources
 

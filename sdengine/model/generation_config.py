@@ -14,7 +14,8 @@ from typing import Any
 
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.errors import CheckpointError, RequestError
-from sdengine.model.config import ModelConfig, read_json, token_ids
+from sdengine.model.config import ModelConfig
+from sdengine.model.config_file import read_json, token_ids
 
 __all__ = ["default_sampling_params", "load_eos_token_ids", "read_generation_config"]
 

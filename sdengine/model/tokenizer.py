@@ -15,7 +15,7 @@ import tokenizers
 from tokenizers import AddedToken
 
 from sdengine.errors import CheckpointError, ConfigError, RequestError
-from sdengine.model.config import read_json
+from sdengine.model.config_file import read_json
 from sdengine.model.detokenizer import Detokenizer, parse_decoder
 
 __all__ = ["Tokenizer", "load_tokenizer"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sdengine.model.config import parse_model_config
+from sdengine.model.config_file import parse_model_config
 from sdengine.model.weight_map import weight_sources
 
 # A 68M Llama's proportions: half of the weights in embedding and output projection.

@@ -9,7 +9,7 @@ import pytest
 
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.errors import CheckpointError
-from sdengine.model.config import load_model_config
+from sdengine.model.config_file import load_model_config
 from sdengine.model.generation_config import default_sampling_params, load_eos_token_ids
 from tests.model.checkpoints import make_checkpoint
 

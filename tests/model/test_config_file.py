@@ -7,7 +7,8 @@ import json
 import pytest
 
 from sdengine.errors import CheckpointError
-from sdengine.model.config import ARCHITECTURES, ModelConfig, load_model_config, parse_model_config
+from sdengine.model.config import ModelConfig
+from sdengine.model.config_file import ARCHITECTURES, load_model_config, parse_model_config
 from tests.model.checkpoints import FAMILIES, make_checkpoint
 
 SIZES = {
