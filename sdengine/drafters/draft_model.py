@@ -8,6 +8,8 @@ needs no recomputation: `commit_plan` moves them into place.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from sdengine.cache.kv_cache import KVCache
@@ -76,6 +78,7 @@ class DraftModelDrafter:
         frontier = batch * max(sizes.max_width, 1)
         self._logits = torch.empty(frontier, weights.lm_head.num_outputs)
         self._creation_ids = _ints(sizes.max_draft_rows)
+        self._root_ids = _ints(sizes.max_draft_rows)
         store = (sizes.max_depth * frontier, sizes.num_candidates)
         self.proposal_tokens = torch.zeros(store, dtype=torch.int32)
         self.proposal_probs = torch.zeros(store)
@@ -126,23 +129,23 @@ class DraftModelDrafter:
     def _describe_growth(self, program: Program, layer: int, depth: int) -> None:
         workspace, state, rows = self._workspace, self._workspace.state, self._rows
         growth = self._policy.grow(layer)
-        offset = layer * self._logits.shape[0]
-        tokens = self.proposal_tokens[offset : offset + self._logits.shape[0]]
-        probs = self.proposal_probs[offset : offset + self._logits.shape[0]]
+        frontier = len(self._logits)
+        offset = layer * frontier
+        tokens = self.proposal_tokens[offset : offset + frontier]
+        probs = self.proposal_probs[offset : offset + frontier]
+        packed = len(rows.tokens) if layer == 0 else frontier
         program.launch(
             "draft_topk",
             logits=self._logits,
-            row_seq=rows.row_seq,
-            positions=rows.positions,
+            row_seq=rows.row_seq[:packed],
+            positions=rows.positions[:packed],
             temperature=self._temperature,
             seeds=state.seeds,
             out_tokens=tokens,
             out_probs=probs,
             num_rows=self._num_logits if layer == 0 else rows.num_rows,
-            noise="fresh" if self._is_sampled else "target",
-            rows=self._logit_rows[: len(self._logits)] if layer == 0 else None,
-            creation_ids=self._creation_ids if layer > 0 else None,
-            tree_starts=rows.tree_starts,
+            rows=self._logit_rows[:frontier] if layer == 0 else None,
+            **self._noise_arguments(layer, packed),
         )
         program.launch(
             "tree_expand",
@@ -170,6 +173,18 @@ class DraftModelDrafter:
             calibration=workspace.calibration if self._calibrate else None,
             proposal_offset=offset,
         )
+
+    def _noise_arguments(self, layer: int, packed: int) -> dict[str, Any]:
+        """Coupled drafts share the target's noise; sampled ones have noise of their own, keyed by
+        step (where its tree starts) and node."""
+        if not self._is_sampled:
+            return {"noise": "target"}
+        ids = self._root_ids if layer == 0 else self._creation_ids
+        return {
+            "noise": "fresh",
+            "creation_ids": ids[:packed],
+            "root_positions": self._rows.tree_starts,
+        }
 
 
 def tree_room(max_nodes: int, max_depth: int, max_width: int) -> int:

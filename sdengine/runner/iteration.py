@@ -44,15 +44,6 @@ class MovePlan:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class StepResults:
-    """What a step decided, as Python lists by slot."""
-
-    num_accepted: list[int]
-    out_tokens: list[list[int]]
-    path: list[list[int]]
-
-
 class Iteration:
     """The programs of one engine.
 
@@ -118,13 +109,6 @@ class Iteration:
         """The recorded verify program of this variant."""
         key = ("verify", has_trees, has_penalties)
         return self._program(key, lambda p: self._describe_verify(p, has_trees, has_penalties))
-
-    def results(self) -> StepResults:
-        """The last verify program's outcome."""
-        verdict = self.verdict
-        return StepResults(
-            verdict.num_accepted.tolist(), verdict.out_tokens.tolist(), verdict.path.tolist()
-        )
 
     def _program(self, key: tuple[object, ...], describe: Any) -> Program:
         program = self._programs.get(key)

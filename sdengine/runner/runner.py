@@ -38,7 +38,8 @@ class Commit:
             logits that are not finite.
         num_accepted: how many of them are draft tokens (all but the last).
         num_nodes: draft tokens that were verified.
-        logit_rows: row of the step's logits that each token was drawn from.
+        logit_rows: row of the step's logits that each token was drawn from; only when logprobs were
+            asked for.
     """
 
     sequence: Sequence
@@ -71,6 +72,9 @@ class Runner:
         self._written_blocks = [0] * self._sizes.max_num_seqs
         self._penalties = PenaltyTables(iteration.penalties)
         verdict = iteration.verdict
+        self._num_accepted = verdict.num_accepted.numpy()
+        self._out_tokens = verdict.out_tokens.numpy()
+        self._path = verdict.path.numpy()
         self._calibrator = Calibrator(workspace.calibration, verdict.tried, verdict.accepted)
         self._has_drafter = iteration.drafter is not None
         self._has_draft_cache = self._has_drafter and iteration.drafter.cache is not None
@@ -135,7 +139,8 @@ class Runner:
 
     def commit(self, schedule: Schedule) -> list[Commit]:
         """Reads the step's results and applies them to the sequences' computed lengths."""
-        results = self._iteration.results()
+        accepted = self._num_accepted.tolist()
+        tokens = self._out_tokens.tolist()
         computed = self._host.computed_lens.tolist()
         draft_computed = self._host.draft_computed_lens.tolist()
         nodes = self._num_nodes.tolist() if self._is_drafting else None
@@ -146,7 +151,8 @@ class Runner:
             sequence.num_draft_computed = draft_computed[slot]
             if self._host.wants_logits[slot]:
                 num_nodes = nodes[slot] if nodes is not None else 0
-                commits.append(self._commit_of(sequence, results, num_nodes))
+                committed = tokens[slot][: accepted[slot] + 1]
+                commits.append(self._commit_of(sequence, committed, num_nodes))
         self._finish_step(schedule, commits)
         return commits
 
@@ -227,22 +233,19 @@ class Runner:
             self._thresholds[:] = self._row_costs * plan.tokens_per_s
             self._min_layer_gain[0] = self._draft_layer_s * plan.tokens_per_s
 
-    def _commit_of(self, sequence: Sequence, results: Any, num_nodes: int) -> Commit:
-        slot = sequence.slot
-        count = results.num_accepted[slot] + 1
-        tokens = results.out_tokens[slot][:count]
-        if num_nodes:
-            first = int(self._cu_logits[slot])
-            path = results.path[slot][: count - 1]
-            rows: SequenceOf[int] = [first, *(first + node for node in path)]
-        else:
-            rows = (int(self._cu_logits[slot]),)
+    def _commit_of(self, sequence: Sequence, tokens: list[int], num_nodes: int) -> Commit:
+        num_accepted = len(tokens) - 1
         sequence.num_draft_tokens += num_nodes
         histogram = sequence.acceptance_histogram
-        if count > len(histogram):
-            histogram += [0] * (count - len(histogram))
-        histogram[count - 1] += 1
-        return Commit(sequence, tokens, count - 1, num_nodes, rows)
+        while len(histogram) <= num_accepted:
+            histogram.append(0)
+        histogram[num_accepted] += 1
+        rows: list[int] = []
+        if sequence.logprobs is not None:
+            first = int(self._cu_logits[sequence.slot])
+            path = self._path[sequence.slot, :num_accepted].tolist()
+            rows = [first, *(first + node for node in path)]
+        return Commit(sequence, tokens, num_accepted, num_nodes, rows)
 
     def _finish_step(self, schedule: Schedule, commits: list[Commit]) -> None:
         now = perf_counter()
