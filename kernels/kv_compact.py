@@ -1,8 +1,8 @@
-"""kv_compact: after verification, gathers the keys and values of the accepted path, in place, in every layer.
+"""kv_compact: gathers the keys and values of the accepted path in place, in every layer.
 
-logical index   ... n-1 | n   n+1 n+2 n+3 n+4 n+5 | free        tree nodes 1..6 live at n..n+5
-accepted path             ^       ^       ^                     move_src = [n, n+2, n+4], move_dst_start = n
-afterwards      ... n-1 | n   n+2 n+4 | free
+logical index   ... n-1 | n   n+1 n+2 n+3 n+4 n+5 | free    tree nodes 1..6 live at n..n+5
+accepted path             ^       ^       ^                 move_src = [n, n+2, n+4]
+afterwards      ... n-1 | n   n+2 n+4 | free                move_dst_start = n
 """
 
 from __future__ import annotations
@@ -31,11 +31,13 @@ def check(
     """Contract.
 
     Args:
-        kv_cache: [L, P, 2, H_kv, block_size, D] float32 or bfloat16, all layers of one model; changed in place.
+        kv_cache: [L, P, 2, H_kv, block_size, D] float32 or bfloat16, all layers of one model;
+            changed in place.
         block_tables: [B, P_max] int32, logical to physical block.
-        move_src: [B, M] int32, logical indices of the tokens to keep, strictly ascending in the first num_moves[b].
-        move_dst_start: [B] int32, logical index of the first destination, <= move_src[b, 0]; token k goes to
-            move_dst_start[b] + k.
+        move_src: [B, M] int32, logical indices of the tokens to keep; the first num_moves[b] are
+            strictly ascending.
+        move_dst_start: [B] int32, logical index of the first destination, <= move_src[b, 0]; token
+            k goes to move_dst_start[b] + k.
         num_moves: [B] int32, 0 to M.
         num_seqs: [1] int32.
     """

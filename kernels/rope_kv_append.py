@@ -32,13 +32,14 @@ def check(
     """Contract.
 
     Args:
-        qkv: [N, (H + 2 H_kv) D] float32: q heads, k heads, v heads; the q part is rotated in place, the k part
-            holds unspecified values afterwards.
-        cos_sin: [max_pos, 2, D_rot / 2] float32; pairs (i, i + D_rot / 2) are rotated, dimensions from D_rot on are
-            left alone.
+        qkv: [N, (H + 2 H_kv) D] float32: q heads, k heads, v heads; the q part is rotated in place,
+            the k part holds unspecified values afterwards.
+        cos_sin: [max_pos, 2, D_rot / 2] float32; pairs (i, i + D_rot / 2) are rotated, dimensions
+            from D_rot on are left alone.
         positions: [N] int32, each in [0, max_pos).
         slots: [N] int32, block * block_size + offset; distinct among live rows.
-        kv_cache: [P, 2, H_kv, block_size, D] float32 or bfloat16 (rounded to nearest even), written at `slots`.
+        kv_cache: [P, 2, H_kv, block_size, D] float32 or bfloat16 (rounded to nearest even), written
+            at `slots`.
         num_rows: [1] int32.
         num_heads, num_kv_heads, head_dim: H, H_kv, D.
         q_norm, k_norm: [D] float32 weights of an RMS norm per head before the rotation, or None.

@@ -25,7 +25,7 @@ F32, BF16 = torch.float32, torch.bfloat16
 
 @dataclass
 class Span:
-    """Rows of one sequence: a chain that ends at `context` keys, then tree nodes by their parents."""
+    """Rows of one sequence: a chain ending at `context` keys, then tree nodes by their parents."""
 
     chain: int
     context: int
