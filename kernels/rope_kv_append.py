@@ -92,7 +92,7 @@ def reference(
 ) -> None:
     """Norm, rotate, append; all rows at once."""
     n = int(num_rows)
-    heads = qkv[:n].view(n, -1, head_dim)
+    heads = qkv[:n].view(n, num_heads + 2 * num_kv_heads, head_dim)
     q, k, v = heads.split([num_heads, num_kv_heads, num_kv_heads], dim=1)
     angles = cos_sin[positions[:n].long()]
     k = rotate_pairs(norm_heads(k, k_norm, eps), angles)
