@@ -43,7 +43,7 @@ def test_chat_refuses_a_model_without_a_template_before_loading(capsys) -> None:
 def test_train_pair_hands_its_options_to_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = {}
     monkeypatch.setattr("sdengine.train.pair.run", lambda args: seen.update(vars(args)) or 0)
-    assert main(["train", "pair", "--out", "somewhere", "--steps", "3"]) == 0
+    assert main(["train", "pair", "--out", "somewhere", "--debug", "--steps", "3"]) == 0
     assert seen["steps"] == 3 and seen["out"] == Path("somewhere")
 
 

@@ -75,6 +75,12 @@ def test_without_a_prompt_the_bundled_pair_shows_an_example(llms) -> None:
     assert llms["auto"].requests[0][0] == PROMPTS[0].text
 
 
+def test_another_model_needs_a_prompt(llms, capsys) -> None:
+    assert main(["generate", "--model", "elsewhere"]) == 2
+    assert "expected a prompt, got none" in capsys.readouterr().err
+    assert not llms["auto"].requests
+
+
 def test_json_is_one_document_on_stdout(llms, capsys) -> None:
     assert main(["generate", "hello", "--json", "--seed", "7"]) == 0
     out, err = capsys.readouterr()

@@ -68,6 +68,7 @@ def test_a_pipe_gets_the_text_and_a_final_newline() -> None:
     assert shown(io.StringIO(), delta("abc", 2), delta("d", 0)) == "abcd\n"
     assert shown(io.StringIO(), delta("abc\n", 3)) == "abc\n"
     assert shown(io.StringIO(), delta("a", 0), delta("", 0)) == "a\n"
+    assert shown(io.StringIO(), delta("a\n", 0), delta("", 0)) == "a\n"
 
 
 def test_held_back_text_is_tinted_whole() -> None:
