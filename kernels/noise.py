@@ -12,22 +12,22 @@ TARGET, DRAFT, COIN, FINAL = range(4)
 _LOW = 0xFFFFFFFF
 _LN2_HIGH = 0.693145751953125
 _LN2_LOW = 1.42860682e-6
-_LOG_COEFFICIENTS = (
-    -0.07634429633617401,
-    0.12761549651622772,
-    -0.131601944565773,
-    0.14201761782169342,
-    -0.16623356938362122,
-    0.20001226663589478,
-    -0.250008225440979,
+_LOG = (
     0.3333333134651184,
+    -0.250008225440979,
+    0.20001226663589478,
+    -0.16623356938362122,
+    0.14201761782169342,
+    -0.131601944565773,
+    0.12761549651622772,
+    -0.07634429633617401,
 )
-_EXP_COEFFICIENTS = (
-    0.0013814596459269524,
-    0.0083687175065279,
-    0.04166838899254799,
-    0.1666652113199234,
+_EXP = (
     0.4999999403953552,
+    0.1666652113199234,
+    0.04166838899254799,
+    0.0083687175065279,
+    0.0013814596459269524,
 )
 
 
@@ -65,11 +65,10 @@ def random_words(seed: int, position: int, purpose: int, extra: int, count: int)
 
 
 def _log_reduced(f: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
-    p = torch.full_like(f, _LOG_COEFFICIENTS[0])
-    for coefficient in _LOG_COEFFICIENTS[1:]:
-        p = p * f + coefficient
-    square = f * f
-    tail = square * f * p - square * 0.5
+    f2 = f * f
+    p01, p23, p45, p67 = (f * _LOG[i + 1] + _LOG[i] for i in (0, 2, 4, 6))
+    p = (p01 + p23 * f2) + (p45 + p67 * f2) * (f2 * f2)
+    tail = (f2 * f) * p - f2 * 0.5
     return e * _LN2_HIGH + (f + (tail + e * _LN2_LOW))
 
 
@@ -90,10 +89,10 @@ def stable_exp(x: torch.Tensor) -> torch.Tensor:
     shifted = x * 1.44269504088896341 + 12582912.0
     n = shifted - 12582912.0
     r = (x - n * _LN2_HIGH) - n * _LN2_LOW
-    p = torch.full_like(x, _EXP_COEFFICIENTS[0])
-    for coefficient in _EXP_COEFFICIENTS[1:]:
-        p = p * r + coefficient
-    y = (r + r * r * p) + 1.0
+    r2 = r * r
+    p01, p23 = (r * _EXP[i + 1] + _EXP[i] for i in (0, 2))
+    p = p01 + (p23 + r2 * _EXP[4]) * r2
+    y = (r + r2 * p) + 1.0
     scaled = (y.view(torch.int32) + (shifted.view(torch.int32) << 23)).view(torch.float32)
     return torch.where(x < -86.0, torch.zeros_like(x), scaled)
 

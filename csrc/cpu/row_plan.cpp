@@ -6,9 +6,12 @@
 #include <limits>
 #include <vector>
 
+#include "cpu/best_tokens.h"
+
 namespace sdengine {
 namespace {
 
+constexpr int32_t kGatheredTopK = 1024;
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
 // Logits >= low, in no order that matters. Reused between rows: the largest row decides its size.
@@ -26,18 +29,8 @@ std::vector<float>& gather_candidates(const float* logits, int64_t vocab_size,
   return candidates;
 }
 
-// The k-th largest of the block maxima: at least k logits reach it, so the k-th largest logit does
-// not lie below.
-float top_k_floor(const float* block_max, int64_t num_blocks, int64_t k) {
-  if (k > num_blocks) return kMinusInfinity;
-  thread_local std::vector<float> maxima;
-  maxima.assign(block_max, block_max + num_blocks);
-  std::nth_element(maxima.begin(), maxima.begin() + (k - 1), maxima.end(), std::greater<float>());
-  return maxima[k - 1];
-}
-
 float top_k_threshold(const float* logits, int64_t vocab_size, const float* block_max, int64_t k) {
-  const float low = top_k_floor(block_max, num_vocab_blocks(vocab_size), k);
+  const float low = kth_largest(block_max, num_vocab_blocks(vocab_size), k);
   std::vector<float>& candidates = gather_candidates(logits, vocab_size, block_max, low);
   std::nth_element(candidates.begin(), candidates.begin() + (k - 1), candidates.end(),
                    std::greater<float>());
@@ -46,15 +39,14 @@ float top_k_threshold(const float* logits, int64_t vocab_size, const float* bloc
 
 // The largest value such that the values >= it weigh at least `needed`: halves the undecided part
 // until one is left.
-float mass_threshold(std::vector<float>& values, RowScale scale, uint64_t needed) {
+float mass_threshold(float* values, int64_t count, RowScale scale, uint64_t needed) {
   int64_t low = 0;
-  int64_t high = static_cast<int64_t>(values.size());
+  int64_t high = count;
   uint64_t above = 0;
   while (high - low > 1) {
     const int64_t middle = (low + high) / 2;
-    std::nth_element(values.begin() + low, values.begin() + middle, values.begin() + high,
-                     std::greater<float>());
-    const uint64_t half = vocab_passes().mass(values.data(), low, middle, scale, kMinusInfinity);
+    std::nth_element(values + low, values + middle, values + high, std::greater<float>());
+    const uint64_t half = vocab_passes().mass(values, low, middle, scale, kMinusInfinity);
     if (above + half >= needed) {
       high = middle;
     } else {
@@ -65,38 +57,59 @@ float mass_threshold(std::vector<float>& values, RowScale scale, uint64_t needed
   return values[low];
 }
 
-// Top-p on the renormalised set {logit >= threshold}.
-float top_p_threshold(const float* logits, int64_t vocab_size, const float* block_max,
-                      RowScale scale, float threshold, float top_p) {
-  const uint64_t total = vocab_passes().mass(logits, 0, vocab_size, scale, threshold);
+uint64_t needed_mass(float top_p, uint64_t total) {
   const double wanted =
       std::ceil(static_cast<double>(std::max(top_p, 0.0f)) * static_cast<double>(total));
-  const uint64_t needed =
-      std::min<uint64_t>(total, std::max<uint64_t>(1, static_cast<uint64_t>(wanted)));
-  // Tokens lighter than (total - needed) / V are dispensable all together; one e-fold of slack
-  // covers rounding.
-  const double spare =
-      static_cast<double>(total - needed) / static_cast<double>(vocab_size) * kMassUnit;
-  float low = threshold;
-  if (spare > 0.0) {
-    const double floor = scale.max + (std::log(spare) - 1.0) / scale.inverse_temperature;
-    low = std::max(low, static_cast<float>(floor));
-  }
-  return mass_threshold(gather_candidates(logits, vocab_size, block_max, low), scale, needed);
+  return std::min(total, std::max<uint64_t>(1, static_cast<uint64_t>(wanted)));
+}
+
+// Top-p on a set small enough to gather.
+float top_p_of_candidates(std::vector<float>& candidates, RowScale scale, float top_p) {
+  const int64_t count = static_cast<int64_t>(candidates.size());
+  const uint64_t total = vocab_passes().mass(candidates.data(), 0, count, scale, kMinusInfinity);
+  return mass_threshold(candidates.data(), count, scale, needed_mass(top_p, total));
+}
+
+// Top-p on the renormalised set {logit >= floor}: one pass sorts mass into bins, then one bin is
+// looked at closely.
+float top_p_threshold(const float* logits, int64_t vocab_size, const float* block_max,
+                      RowScale scale, float floor, float top_p) {
+  thread_local std::vector<uint64_t> mass_of_bin;
+  mass_of_bin.assign(LogitBins::kCount + 1, 0);
+  const LogitBins bins = LogitBins::over(floor, scale.max);
+  vocab_passes().histogram(logits, 0, vocab_size, block_max, scale, bins, mass_of_bin.data());
+  uint64_t total = 0;
+  for (uint64_t mass : mass_of_bin) total += mass;
+  const uint64_t needed = needed_mass(top_p, total);
+  uint64_t above = 0;
+  int bin = 0;
+  while (above + mass_of_bin[bin] < needed) above += mass_of_bin[bin++];
+  thread_local std::vector<float> values;
+  if (static_cast<int64_t>(values.size()) < vocab_size) values.resize(vocab_size);
+  const int64_t count =
+      vocab_passes().gather_bin(logits, 0, vocab_size, block_max, bins, bin, values.data());
+  return mass_threshold(values.data(), count, scale, needed - above);
 }
 
 float allowed_threshold(const float* logits, int64_t vocab_size, const float* block_max,
-                        RowScale scale, const SamplingTables& tables, int32_t b) {
+                        RowScale scale, const SamplingTables& tables, int32_t b, float row_min) {
   float threshold = kMinusInfinity;
-  if (tables.top_k[b] >= 1 && tables.top_k[b] < vocab_size) {
+  const bool has_top_k = tables.top_k[b] >= 1 && tables.top_k[b] < vocab_size;
+  if (has_top_k) {
     threshold = top_k_threshold(logits, vocab_size, block_max, tables.top_k[b]);
   }
-  if (tables.top_p[b] < 1.0f) {
-    threshold = top_p_threshold(logits, vocab_size, block_max, scale, threshold, tables.top_p[b]);
+  if (tables.top_p[b] < 1.0f && has_top_k && tables.top_k[b] <= kGatheredTopK) {
+    threshold = top_p_of_candidates(gather_candidates(logits, vocab_size, block_max, threshold),
+                                    scale, tables.top_p[b]);
+  } else if (tables.top_p[b] < 1.0f) {
+    // Below max - 32 T a token's mass rounds to 0.
+    const float weightless = scale.max - 32.0f / scale.inverse_temperature;
+    const float floor = std::max({threshold, row_min, weightless});
+    threshold = top_p_threshold(logits, vocab_size, block_max, scale, floor, tables.top_p[b]);
   }
   if (tables.min_p[b] > 0.0f) {
-    const float log_ratio =
-        scalar::stable_log({std::min(std::max(tables.min_p[b], 1e-37f), 1.0f)}).v;
+    const float ratio = std::min(std::max(tables.min_p[b], 1e-37f), 1.0f);
+    const float log_ratio = scalar::stable_log({ratio}).v;
     threshold = std::max(threshold, scale.max + log_ratio * tables.temperature[b]);
   }
   return threshold;
@@ -124,9 +137,9 @@ RowPlan plan_row(const float* logits, int64_t vocab_size, const float* block_max
   plan.scale = row_scale(scan.max, tables.temperature[b]);
   plan.argmax = first_token_with(logits, vocab_size, block_max, scan.max);
   plan.is_greedy = tables.temperature[b] < kGreedyTemperature;
-  plan.threshold = plan.is_greedy
-                       ? scan.max
-                       : allowed_threshold(logits, vocab_size, block_max, plan.scale, tables, b);
+  plan.threshold = plan.is_greedy ? scan.max
+                                  : allowed_threshold(logits, vocab_size, block_max, plan.scale,
+                                                      tables, b, scan.min);
   return plan;
 }
 

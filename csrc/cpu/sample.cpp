@@ -37,6 +37,7 @@ void plan_sliced_row(const SampleArgs& args, int64_t r, int num_slices) {
   for (int s = 1; s < num_slices; ++s) {
     const RowScan& part = args.scratch->scans[r * kMaxSlices + s];
     whole.max = std::max(whole.max, part.max);
+    whole.min = std::min(whole.min, part.min);
     whole.has_nan = whole.has_nan || part.has_nan;
   }
   args.scratch->plans[r] =

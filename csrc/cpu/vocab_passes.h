@@ -28,12 +28,27 @@ struct RowScale {
 
 struct RowScan {
   float max;  // -inf for an empty range
+  float min;  // inf for an empty range
   bool has_nan;
 };
 
 struct ScoredToken {
   float score;
   int32_t token;  // -1: none
+};
+
+// Bins of equal width over logits [low, high], the highest logits first; the same on every machine.
+struct LogitBins {
+  static constexpr int kCount = 2048;
+  float high;
+  float low;
+  float per_unit;
+
+  static LogitBins over(float low, float high) {
+    const float per_unit = static_cast<float>(kCount - 1) / (high - low);
+    return {high, low, per_unit < 1e30f ? per_unit : 0.0f};
+  }
+  int of(float logit) const { return static_cast<int>((high - logit) * per_unit); }
 };
 
 struct VocabPasses {
@@ -45,15 +60,28 @@ struct VocabPasses {
   uint64_t (*mass)(const float* logits, int64_t begin, int64_t end, RowScale scale,
                    float threshold);
 
+  // mass_of_bin[bins.of(z)] += mass of z, for logits z >= bins.low. Blocks below are skipped
+  // unseen.
+  void (*histogram)(const float* logits, int64_t begin, int64_t end, const float* block_max,
+                    RowScale scale, LogitBins bins, uint64_t* mass_of_bin);
+
+  // Appends the logits >= bins.low of one bin to `values` (room for all), returns how many.
+  int64_t (*gather_bin)(const float* logits, int64_t begin, int64_t end, const float* block_max,
+                        LogitBins bins, int bin, float* values);
+
   // Best token of logits[begin:end) among logits >= threshold by perturbed score, lowest id on
   // ties. Blocks and draws that cannot reach `bound` (a score known to be attained by an allowed
   // token) are skipped unseen.
   ScoredToken (*race)(const float* logits, int64_t begin, int64_t end, const float* block_max,
                       RowScale scale, float threshold, const NoiseKey& key, float bound);
 
-  // scores[begin:end) = perturbed scores, with their block maxima; key == nullptr: without noise.
+  // noise[begin:end) = Gumbel noise of the tokens; begin is a multiple of kVocabBlock.
+  void (*fill_noise)(const NoiseKey& key, int64_t begin, int64_t end, float* noise);
+
+  // scores[begin:end) = scaled logits + noise (none when noise == nullptr), with their block
+  // maxima.
   void (*perturb)(const float* logits, int64_t begin, int64_t end, RowScale scale,
-                  const NoiseKey* key, float* scores, float* block_max);
+                  const float* noise, float* scores, float* block_max);
 };
 
 // The passes for the instruction set of this process.

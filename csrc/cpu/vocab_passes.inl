@@ -16,12 +16,18 @@ SDE_INLINE Vec load_logits(const float* logits, int64_t i, int64_t end) {
   return select(first_lanes(n), load_partial(logits + i, n), broadcast(kMinusInfinity));
 }
 
+// Lanes past the end as +inf; n may be negative.
+SDE_INLINE Vec past_end(Vec z, int n) {
+  return select(first_lanes(n > 0 ? n : 0), z, broadcast(-kMinusInfinity));
+}
+
 SDE_INLINE Vec scaled_logits(Vec z, RowScale scale) {
   return (z - broadcast(scale.max)) * broadcast(scale.inverse_temperature);
 }
 
 RowScan scan_row(const float* logits, int64_t begin, int64_t end, float* block_max) {
   float row_max = kMinusInfinity;
+  Vec least = broadcast(-kMinusInfinity);
   bool has_nan = false;
   for (int64_t block = begin; block < end; block += kVocabBlock) {
     Vec best = broadcast(kMinusInfinity);
@@ -30,13 +36,14 @@ RowScan scan_row(const float* logits, int64_t begin, int64_t end, float* block_m
       const Vec z = load_logits(logits, i, end);
       best = max(best, z);
       nan = nan | is_nan(z);
+      least = min(least, i + kLanes <= end ? z : past_end(z, static_cast<int>(end - i)));
     }
     const float block_best = max_lane(best);
     block_max[block / kVocabBlock] = block_best;
     row_max = block_best > row_max ? block_best : row_max;
     has_nan = has_nan || any(nan);
   }
-  return {row_max, has_nan};
+  return {row_max, -max_lane(-least), has_nan};
 }
 
 // Adds a in units of 2^-44, rounded to nearest even: the whole part in units of 2^-22, then the
@@ -77,6 +84,56 @@ uint64_t mass_of_row(const float* logits, int64_t begin, int64_t end, RowScale s
   return total;
 }
 
+// Lanes below bins.low get a bin that means nothing.
+SDE_INLINE IntVec bins_of(Vec z, LogitBins bins) {
+  const Vec inside = max(z, broadcast(bins.low));
+  return truncate_to_int((broadcast(bins.high) - inside) * broadcast(bins.per_unit));
+}
+
+SDE_INLINE void add_to_bins(Vec z, RowScale scale, LogitBins bins, uint64_t* mass_of_bin) {
+  const uint32_t inside = bits_of(less_equal(broadcast(bins.low), z));
+  if (inside == 0) return;
+  alignas(64) int32_t highs[kLanes], lows[kLanes], places[kLanes];
+  IntVec high = broadcast_int(0);
+  IntVec low = broadcast_int(0);
+  add_mass(stable_exp(scaled_logits(z, scale)), &high, &low);
+  store_int(highs, high);
+  store_int(lows, low);
+  store_int(places, bins_of(z, bins));
+  for (int lane = 0; lane < kLanes; ++lane) {
+    if ((inside >> lane & 1u) == 0) continue;
+    mass_of_bin[places[lane]] +=
+        (static_cast<uint64_t>(highs[lane]) << 22) + static_cast<uint64_t>(lows[lane]);
+  }
+}
+
+void histogram_row(const float* logits, int64_t begin, int64_t end, const float* block_max,
+                   RowScale scale, LogitBins bins, uint64_t* mass_of_bin) {
+  for (int64_t block = begin; block < end; block += kVocabBlock) {
+    if (block_max[block / kVocabBlock] < bins.low) continue;
+    for (int64_t i = block; i < block + kVocabBlock && i < end; i += kLanes) {
+      add_to_bins(load_logits(logits, i, end), scale, bins, mass_of_bin);
+    }
+  }
+}
+
+int64_t gather_bin_of_row(const float* logits, int64_t begin, int64_t end, const float* block_max,
+                          LogitBins bins, int bin, float* values) {
+  int64_t count = 0;
+  for (int64_t block = begin; block < end; block += kVocabBlock) {
+    const float top = block_max[block / kVocabBlock];
+    if (top < bins.low || bins.of(top) > bin) continue;
+    for (int64_t i = block; i < block + kVocabBlock && i < end; i += kLanes) {
+      const Vec z = load_logits(logits, i, end);
+      const IntVec places = bins_of(z, bins);
+      uint32_t inside =
+          bits_of(equal(places, broadcast_int(bin)) & less_equal(broadcast(bins.low), z));
+      for (; inside != 0; inside &= inside - 1) values[count++] = logits[i + __builtin_ctz(inside)];
+    }
+  }
+  return count;
+}
+
 // The best score so far of every lane; a lane meets its tokens in rising order, so strict
 // improvement keeps the lowest.
 struct LaneBest {
@@ -100,19 +157,35 @@ SDE_INLINE ScoredToken best_of_lanes(LaneBest best) {
   return winner;
 }
 
-SDE_INLINE void race_block(const float* logits, int64_t block, int64_t end, RowScale scale,
-                           Vec threshold, const NoiseKey& key, IntVec offsets, LaneBest* best) {
-  for (int64_t first = block; first < block + kVocabBlock && first < end; first += kDrawWidth) {
-    IntVec words[4];
-    random_words(key, offsets, first, words);
-    for (int j = 0; j < 4; ++j) {
-      const int64_t i = first + j * kLanes;
-      const Vec z = load_logits(logits, i, end);
-      const Vec score = scaled_logits(z, scale) + gumbel_noise(words[j]);
-      const Mask wins = less(best->score, score) & less_equal(threshold, z);
-      best->score = select(wins, score, best->score);
-      best->token = select(wins, iota() + broadcast_int(static_cast<int32_t>(i)), best->token);
-    }
+// Lanes whose score may reach `bound`. The noise is at most -log u, so a token can only reach it
+// when u <= e^(scaled - bound); the exponential is bounded from above by a straight line between
+// powers of two (in its bits), with 0.001 of slack for every rounding on the way. It spares both
+// logarithms for all but a handful of tokens a row.
+SDE_INLINE Mask may_reach(Vec scaled, IntVec words, Vec bound) {
+  constexpr float kBitsPerUnit = 12102203.161561f;  // 2^23 / ln 2
+  constexpr float kBitsOfScale = (127.0f + 31.0f) * 8388608.0f;
+  const Vec bits =
+      (scaled - bound + broadcast(0.001f)) * broadcast(kBitsPerUnit) + broadcast(kBitsOfScale);
+  const Vec limit = from_bits(truncate_to_int(max(bits, zeros())));
+  return less(to_float(shift_right_logical<1>(words)), limit);
+}
+
+SDE_INLINE void race_words(const float* logits, int64_t first, int64_t end, RowScale scale,
+                           Vec threshold, const IntVec* words, float bound, LaneBest* best) {
+  Vec z[4];
+  uint32_t reaches = 0;
+  for (int j = 0; j < 4; ++j) {
+    z[j] = load_logits(logits, first + j * kLanes, end);
+    reaches |= bits_of(may_reach(scaled_logits(z[j], scale), words[j], broadcast(bound)) &
+                       less_equal(threshold, z[j]));
+  }
+  if (reaches == 0) return;
+  for (int j = 0; j < 4; ++j) {
+    const Vec score = scaled_logits(z[j], scale) + gumbel_noise(words[j]);
+    const Mask wins = less(best->score, score) & less_equal(threshold, z[j]);
+    const IntVec tokens = iota() + broadcast_int(static_cast<int32_t>(first + j * kLanes));
+    best->score = select(wins, score, best->score);
+    best->token = select(wins, tokens, best->token);
   }
 }
 
@@ -124,38 +197,51 @@ ScoredToken race_row(const float* logits, int64_t begin, int64_t end, const floa
     const float top = block_max[block / kVocabBlock];
     const float reachable = (top - scale.max) * scale.inverse_temperature + kMaxGumbel;
     if (top < threshold || reachable < bound) continue;
-    race_block(logits, block, end, scale, broadcast(threshold), key, offsets, &best);
+    for (int64_t first = block; first < block + kVocabBlock && first < end; first += kDrawWidth) {
+      IntVec words[4];
+      random_words(key, offsets, first, words);
+      race_words(logits, first, end, scale, broadcast(threshold), words, bound, &best);
+    }
     const float found = max_lane(best.score);
     bound = found > bound ? found : bound;
   }
   return best_of_lanes(best);
 }
 
-void perturb_row(const float* logits, int64_t begin, int64_t end, RowScale scale,
-                 const NoiseKey* key, float* scores, float* block_max) {
+SDE_INLINE void store_until(float* p, int64_t i, int64_t end, Vec a) {
+  if (i + kLanes <= end) {
+    store(p + i, a);
+  } else if (i < end) {
+    store_partial(p + i, a, static_cast<int>(end - i));
+  }
+}
+
+void fill_noise_of_row(const NoiseKey& key, int64_t begin, int64_t end, float* noise) {
   const IntVec offsets = counter_offsets();
+  for (int64_t first = begin; first < end; first += kDrawWidth) {
+    IntVec words[4];
+    random_words(key, offsets, first, words);
+    for (int j = 0; j < 4; ++j) store_until(noise, first + j * kLanes, end, gumbel_noise(words[j]));
+  }
+}
+
+void perturb_row(const float* logits, int64_t begin, int64_t end, RowScale scale,
+                 const float* noise, float* scores, float* block_max) {
   for (int64_t block = begin; block < end; block += kVocabBlock) {
     Vec best = broadcast(kMinusInfinity);
-    for (int64_t first = block; first < block + kVocabBlock && first < end; first += kDrawWidth) {
-      IntVec words[4];
-      if (key != nullptr) random_words(*key, offsets, first, words);
-      for (int64_t i = first; i < first + kDrawWidth && i < end; i += kLanes) {
-        Vec score = scaled_logits(load_logits(logits, i, end), scale);
-        if (key != nullptr) score = score + gumbel_noise(words[(i - first) / kLanes]);
-        best = max(best, score);
-        if (i + kLanes <= end) {
-          store(scores + i, score);
-        } else {
-          store_partial(scores + i, score, static_cast<int>(end - i));
-        }
-      }
+    for (int64_t i = block; i < block + kVocabBlock && i < end; i += kLanes) {
+      Vec score = scaled_logits(load_logits(logits, i, end), scale);
+      if (noise != nullptr) score = score + load_logits(noise, i, end);
+      best = max(best, score);
+      store_until(scores, i, end, score);
     }
     block_max[block / kVocabBlock] = max_lane(best);
   }
 }
 
 // Constant, so that no instruction of a wider set runs while the library is loaded.
-constexpr VocabPasses kThesePasses = {scan_row, mass_of_row, race_row, perturb_row};
+constexpr VocabPasses kThesePasses = {scan_row, mass_of_row,       histogram_row, gather_bin_of_row,
+                                      race_row, fill_noise_of_row, perturb_row};
 
 }  // namespace SDENGINE_ISA_NAMESPACE
 }  // namespace sdengine

@@ -1,0 +1,205 @@
+"""draft_topk: the K best tokens of each row of draft logits, in order, with their probabilities.
+
+noise "target" (coupled verifier): tokens are ranked with the very noise that the target will be
+drawn with at that position, so a draft that resembles the target proposes what it will say.
+noise "fresh" (rejection verifier): q is the softmax over the K best logits and the candidates are
+the whole support, drawn from q without replacement. Fresh noise is keyed by the node, so that what
+is drawn below one node says nothing about another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from sdengine.kernels import noise as keyed
+from sdengine.kernels.backends import load_cpu
+from sdengine.kernels.row_plan import GREEDY_TEMPERATURE, MASS_UNIT, integer_mass, scaled_logits
+from sdengine.kernels.spec import Case, Op, address, expect, expect_tensor
+
+OP_NAME = "draft_topk"
+MAX_CANDIDATES = 64
+
+
+def check(
+    *,
+    noise: str,
+    logits: torch.Tensor,
+    row_seq: torch.Tensor,
+    positions: torch.Tensor,
+    temperature: torch.Tensor,
+    seeds: torch.Tensor,
+    out_tokens: torch.Tensor,
+    out_probs: torch.Tensor,
+    num_rows: torch.Tensor,
+    rows: torch.Tensor | None = None,
+    softness: torch.Tensor | None = None,
+    creation_ids: torch.Tensor | None = None,
+    root_positions: torch.Tensor | None = None,
+) -> None:
+    """Contract.
+
+    Args:
+        noise: Static; "target" or "fresh".
+        logits: [N, V] float32. -inf is a masked token.
+        row_seq: [N'] int32, sequence of each packed row.
+        positions: [N'] int32, position of each packed row's token ("target").
+        temperature: [B] float32; below 1e-5: no noise, plain descending logits.
+        seeds: [B] int64.
+        out_tokens: [N, K] int32, written, K <= 64; -1 where a row has fewer than K tokens that can
+            be drawn (everywhere for a row with NaN or +inf).
+        out_probs: [N, K] float32, written; 0 where the token is -1. "target": softmax over the
+            whole row of the perturbed score times T / softness (T = 1 when greedy). "fresh": q
+            in draw order; sums to 1.
+        num_rows: [1] int32.
+        rows: [N] int32, packed row that row r of logits belongs to; None: row r itself.
+        softness: [B] float32 > 0, temperature of the estimate ("target"); None: the row's own.
+        creation_ids: [N'] int32, node of the draft tree the row holds ("fresh").
+        root_positions: [B] int32, position of the tree's root ("fresh").
+    """
+    expect(
+        OP_NAME, noise in ("target", "fresh"), f"noise: expected 'target' or 'fresh', got {noise!r}"
+    )
+    n, _ = expect_tensor(OP_NAME, "logits", logits, torch.float32, (None, None)).shape
+    batch = expect_tensor(OP_NAME, "temperature", temperature, torch.float32, (None,)).shape[0]
+    packed = expect_tensor(OP_NAME, "row_seq", row_seq, torch.int32, (n if rows is None else None,))
+    candidates = expect_tensor(OP_NAME, "out_tokens", out_tokens, torch.int32, (n, None)).shape[1]
+    limits = f"out_tokens: expected 1 <= K <= {MAX_CANDIDATES}, got {candidates}"
+    expect(OP_NAME, 1 <= candidates <= MAX_CANDIDATES, limits)
+    expect_tensor(OP_NAME, "positions", positions, torch.int32, tuple(packed.shape))
+    expect_tensor(OP_NAME, "seeds", seeds, torch.int64, (batch,))
+    expect_tensor(OP_NAME, "out_probs", out_probs, torch.float32, (n, candidates))
+    expect_tensor(OP_NAME, "num_rows", num_rows, torch.int32, (1,))
+    if rows is not None:
+        expect_tensor(OP_NAME, "rows", rows, torch.int32, (n,))
+    if softness is not None:
+        expect_tensor(OP_NAME, "softness", softness, torch.float32, (batch,))
+    if noise == "fresh":
+        expect_tensor(OP_NAME, "creation_ids", creation_ids, torch.int32, tuple(packed.shape))
+        expect_tensor(OP_NAME, "root_positions", root_positions, torch.int32, (batch,))
+
+
+def _order(scores: torch.Tensor, limit: int) -> torch.Tensor:
+    """Token ids by score descending, id ascending, those above -inf only."""
+    order = scores.argsort(descending=True, stable=True)[:limit]
+    return order[scores[order] > float("-inf")]
+
+
+def _softmax_of(tokens: torch.Tensor, scaled: torch.Tensor) -> torch.Tensor:
+    """Probabilities of `tokens` under exp(scaled), the sum taken in integers."""
+    total = (integer_mass(scaled).sum().double() * MASS_UNIT).float()
+    return keyed.stable_exp(scaled[tokens]) / total
+
+
+def reference(
+    *,
+    noise: str,
+    logits: torch.Tensor,
+    row_seq: torch.Tensor,
+    positions: torch.Tensor,
+    temperature: torch.Tensor,
+    seeds: torch.Tensor,
+    out_tokens: torch.Tensor,
+    out_probs: torch.Tensor,
+    num_rows: torch.Tensor,
+    rows: torch.Tensor | None = None,
+    softness: torch.Tensor | None = None,
+    creation_ids: torch.Tensor | None = None,
+    root_positions: torch.Tensor | None = None,
+) -> None:
+    """Row by row over the whole vocabulary; the same bits as the kernel."""
+    vocab, limit = logits.shape[1], out_tokens.shape[1]
+    for r in range(int(num_rows)):
+        packed = r if rows is None else int(rows[r])
+        b = int(row_seq[packed])
+        out_tokens[r], out_probs[r] = -1, 0.0
+        if not bool(logits[r].max().isfinite()):
+            continue
+        is_greedy = float(temperature[b]) < GREEDY_TEMPERATURE
+        scores = scaled_logits(logits[r], float(temperature[b]))
+        if noise == "target":
+            if not is_greedy:
+                key = (int(seeds[b]), int(positions[packed]) + 1, keyed.TARGET, 0)
+                scores = scores + keyed.gumbel(*key, vocab)
+            tokens = _order(scores, limit)
+            unit = torch.ones(()) if is_greedy else temperature[b]
+            ratio = torch.ones(()) if softness is None else unit / softness[b]
+            probs = _softmax_of(tokens, (scores - scores.max()) * ratio)
+        else:
+            assert creation_ids is not None and root_positions is not None
+            support = _order(logits[r], limit)
+            scaled = torch.full_like(scores, float("-inf"))
+            scaled[support] = scores[support]
+            tokens = support
+            if not is_greedy:
+                key = (
+                    int(seeds[b]),
+                    int(root_positions[b]),
+                    keyed.DRAFT,
+                    int(creation_ids[packed]),
+                )
+                tokens = _order(scaled + keyed.gumbel(*key, vocab), limit)
+            probs = _softmax_of(tokens, scaled)
+        out_tokens[r, : len(tokens)] = tokens.int()
+        out_probs[r, : len(tokens)] = probs
+
+
+def cpu(
+    native: Any,
+    *,
+    noise: str,
+    logits: torch.Tensor,
+    row_seq: torch.Tensor,
+    positions: torch.Tensor,
+    temperature: torch.Tensor,
+    seeds: torch.Tensor,
+    out_tokens: torch.Tensor,
+    out_probs: torch.Tensor,
+    num_rows: torch.Tensor,
+    rows: torch.Tensor | None = None,
+    softness: torch.Tensor | None = None,
+    creation_ids: torch.Tensor | None = None,
+    root_positions: torch.Tensor | None = None,
+) -> None:
+    """Appends the native launch."""
+    tensors = (logits, rows, row_seq, positions, creation_ids, temperature, softness, seeds)
+    outputs = (root_positions, out_tokens, out_probs, num_rows)
+    load_cpu().draft_topk(
+        native,
+        *map(address, tensors + outputs),
+        logits.shape[1],
+        out_tokens.shape[1],
+        noise == "fresh",
+    )
+
+
+def bench_cases() -> Iterator[Case]:
+    """Small and large vocabularies, both kinds of noise."""
+    for noise, rows, vocab, candidates in (
+        ("target", 1, 2048, 8),
+        ("target", 16, 2048, 8),
+        ("fresh", 16, 2048, 16),
+        ("target", 8, 32000, 8),
+        ("target", 8, 128256, 8),
+        ("fresh", 8, 128256, 64),
+    ):
+        args = {
+            "noise": noise,
+            "logits": torch.randn(rows, vocab) * 3,
+            "row_seq": torch.zeros(rows, dtype=torch.int32),
+            "positions": torch.zeros(rows, dtype=torch.int32),  # one layer of one tree
+            "temperature": torch.tensor([0.8]),
+            "seeds": torch.tensor([1]),
+            "out_tokens": torch.empty(rows, candidates, dtype=torch.int32),
+            "out_probs": torch.empty(rows, candidates),
+            "num_rows": torch.tensor([rows], dtype=torch.int32),
+            "creation_ids": torch.arange(rows, dtype=torch.int32),
+            "root_positions": torch.zeros(1, dtype=torch.int32),
+        }
+        label = f"{noise} N={rows} V={vocab} K={candidates} T=0.8"
+        yield Case(label, args, bytes_moved=rows * vocab * 4)
+
+
+OP = Op(OP_NAME, check, reference, ("out_tokens", "out_probs"), cpu, bench_cases=bench_cases)
