@@ -15,9 +15,9 @@ from sdengine.controllers.base import BudgetController
 from sdengine.controllers.fixed import FixedController
 from sdengine.core.config import EngineConfig, SpeculationConfig
 from sdengine.core.env import read_environment
+from sdengine.core.growth import TreePolicy
 from sdengine.core.request import RequestLimits
 from sdengine.core.sampling_params import SamplingParams
-from sdengine.drafters.base import Drafter
 from sdengine.drafters.draft_model import DraftModelDrafter, tree_room
 from sdengine.drafters.ngram import NgramDrafter
 from sdengine.errors import BackendUnavailable, ConfigError
@@ -29,17 +29,17 @@ from sdengine.model.config import ModelConfig
 from sdengine.model.generation_config import default_sampling_params, load_eos_token_ids
 from sdengine.model.registry import resolve_model
 from sdengine.model.tokenizer import Tokenizer, load_tokenizer
-from sdengine.policies.base import TreePolicy
 from sdengine.policies.dyspec import DySpecPolicy
 from sdengine.policies.static import StaticPolicy
 from sdengine.runner.costs import measure_costs
+from sdengine.runner.drafter import Drafter
 from sdengine.runner.iteration import Iteration
 from sdengine.runner.memory import fitting_blocks
 from sdengine.runner.runner import Runner
+from sdengine.runner.verifier import Verifier
 from sdengine.runner.weights import ModelWeights, load_weights
 from sdengine.runner.workspace import Sizes, Workspace
 from sdengine.scheduler.scheduler import Scheduler
-from sdengine.verifiers.base import Verifier
 from sdengine.verifiers.coupled import CoupledVerifier
 from sdengine.verifiers.rejection import RejectionVerifier
 

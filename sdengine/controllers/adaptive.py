@@ -14,8 +14,8 @@ so that a pair that never pays costs under one per cent.
 
 from __future__ import annotations
 
-from sdengine.controllers.base import StepPlan, StepReport
-from sdengine.controllers.cost_model import CostModel
+from sdengine.core.cost_model import CostModel
+from sdengine.core.plan import StepPlan, StepReport
 
 SMOOTHING = 0.08  # of the running means: some 12 steps
 TRIAL_STEPS = 6  # speculative steps of one trial

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sdengine.controllers.base import StepPlan, StepReport
+from sdengine.core.plan import StepPlan, StepReport
 
 
 class FixedController:

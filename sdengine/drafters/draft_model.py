@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from sdengine.cache.kv_cache import KVCache
+from sdengine.core.growth import TreePolicy
 from sdengine.kernels.program import Program
 from sdengine.kernels.row_batch import RowBatch
 from sdengine.kernels.token_tree import mask_words
-from sdengine.policies.base import TreePolicy
 from sdengine.runner.forward import Activations, Logits, Spans, describe_forward
 from sdengine.runner.weights import ModelWeights
 from sdengine.runner.workspace import Workspace

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sdengine.core.config import SpeculationConfig
-from sdengine.policies.base import LayerGrowth, ValueRule
+from sdengine.core.growth import LayerGrowth, ValueRule
 
 MAX_WIDTH = 16
 """Most nodes forwarded per layer and sequence. Best-first trees of 64 nodes are at most some 13-25

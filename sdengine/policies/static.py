@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sdengine.core.config import SpeculationConfig
-from sdengine.policies.base import LayerGrowth, ValueRule
+from sdengine.core.growth import LayerGrowth, ValueRule
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from time import perf_counter
 
 import torch
 
-from sdengine.controllers.cost_model import CostModel
+from sdengine.core.cost_model import CostModel
 from sdengine.kernels.program import Program, num_threads
 from sdengine.runner.batch_state import HostView
 from sdengine.runner.iteration import Iteration

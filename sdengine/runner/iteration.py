@@ -16,13 +16,13 @@ from typing import Any
 import torch
 
 from sdengine.cache.kv_cache import KVCache
-from sdengine.drafters.base import Drafter
 from sdengine.kernels.program import Program, make_program, num_threads
+from sdengine.runner.drafter import Drafter
 from sdengine.runner.forward import Activations, Logits, Spans, describe_forward
 from sdengine.runner.penalties import PenaltyBuffers, describe_penalties
+from sdengine.runner.verifier import Verdict, Verifier
 from sdengine.runner.weights import ModelWeights
 from sdengine.runner.workspace import Workspace
-from sdengine.verifiers.base import Verdict, Verifier
 
 
 @dataclass(frozen=True, slots=True, eq=False)

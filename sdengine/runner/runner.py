@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sdengine.controllers.base import StepPlan, StepReport
+from sdengine.core.plan import StepPlan, StepReport
 from sdengine.core.sequence import Sequence
 from sdengine.runner.batch_state import HostView
 from sdengine.runner.calibration import Calibrator

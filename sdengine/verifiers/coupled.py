@@ -10,8 +10,8 @@ Source: fixed-noise (drafter-invariant) speculation, arXiv 2408.07978, over tree
 from __future__ import annotations
 
 from sdengine.kernels.program import Program
+from sdengine.runner.verifier import Verdict
 from sdengine.runner.workspace import Workspace
-from sdengine.verifiers.base import Verdict
 
 
 class CoupledVerifier:

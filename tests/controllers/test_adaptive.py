@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from sdengine.controllers.adaptive import LONGEST_PAUSE, AdaptiveController
-from sdengine.controllers.base import StepPlan, StepReport
-from sdengine.controllers.cost_model import CostModel
 from sdengine.controllers.fixed import FixedController
+from sdengine.core.cost_model import CostModel
+from sdengine.core.plan import StepPlan, StepReport
 
 COSTS = CostModel((1, 8, 16), (1.0, 1.0, 2.0), 0.1, 0.1)
 

@@ -1,0 +1,46 @@
+"""What a step may speculate, and what it turned out to do: the words between controller and runner."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """How much the next step speculates.
+
+    Args:
+        depth: draft layers to run; 0 is plain decoding.
+        max_nodes: most tree nodes per sequence.
+        max_batch_nodes: most tree nodes of the whole step.
+        tokens_per_s: what a second is worth; nodes and layers that promise less than they cost at
+            this rate are left out. 0 keeps every node.
+    """
+
+    depth: int
+    max_nodes: int
+    max_batch_nodes: int
+    tokens_per_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What a step did.
+
+    Args:
+        num_accepted: per decoding sequence, draft tokens accepted.
+        num_nodes: tree nodes verified over all sequences.
+        num_rows: rows of the target's forward, prefill included.
+        draft_time_s: time spent growing trees.
+        verify_time_s: time of the target's forward, verification and commit.
+        is_steady: whether the step was free of prefill and draft catch-up, so that its times can be
+            learned from.
+    """
+
+    num_accepted: Sequence[int]
+    num_nodes: int
+    num_rows: int
+    draft_time_s: float
+    verify_time_s: float
+    is_steady: bool
