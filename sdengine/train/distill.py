@@ -25,6 +25,8 @@ from sdengine.train.losses import (
 )
 from sdengine.train.optim import build_optimizers
 
+LONG_BELOW = 0.6  # long sequences once the cooldown has taken two fifths of the learning rate
+
 
 @dataclass(frozen=True, slots=True)
 class PairConfig:
@@ -35,7 +37,7 @@ class PairConfig:
         tokens_per_pass: of one forward and backward; 512 keeps a layer's activations in the L2
             cache of a core, a GPU wants the whole batch.
         workers: passes at a time, each on one thread; 1 leaves threading to torch.
-        short_length, long_length: sequence length before and during the cooldown.
+        short_length, long_length: sequence length, and the one late in the cooldown.
         matrix_lr, embedding_lr: peaks of Muon and AdamW.
         cross_entropy_share: weight of the labels in the draft's loss of stage one, beside the KL.
         eval_tokens: held-out tokens of the evaluations during training.
@@ -170,10 +172,10 @@ class JointObjective(_Distillation):
         self._own("target", target, decays=True)
         self._own("draft", draft, decays=False)
 
-    def accumulate(self, step: int, is_cooling: bool) -> dict[str, float]:
-        """Gradients of both models on one batch; long sequences while cooling."""
+    def accumulate(self, step: int, remaining: float) -> dict[str, float]:
+        """Gradients of both models on one batch; long sequences late in the cooldown."""
         config = self.config
-        length = config.long_length if is_cooling else config.short_length
+        length = config.long_length if remaining < LONG_BELOW else config.short_length
         batch = self.sampler.batch(step, config.tokens_per_step, length)
         return {**self._accumulate(batch), "length": float(length)}
 
@@ -221,7 +223,7 @@ class DraftObjective(_Distillation):
             rows.append(self.samples[order[place]])
         return make_blocks(np.stack(rows), self.bos_id)
 
-    def accumulate(self, step: int, is_cooling: bool) -> dict[str, float]:
+    def accumulate(self, step: int, remaining: float) -> dict[str, float]:
         """Gradient of the draft's KL on one batch."""
         return {**self._accumulate(self._batch(step)), "is_sampled": float(step % 2)}
 

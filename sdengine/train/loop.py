@@ -73,8 +73,11 @@ class Objective(Protocol):
     modules: dict[str, nn.Module]
     optimizers: dict[str, torch.optim.Optimizer]
 
-    def accumulate(self, step: int, is_cooling: bool) -> dict[str, float]:
-        """Add the gradients of step `step` into the parameters; returns figures for the log."""
+    def accumulate(self, step: int, remaining: float) -> dict[str, float]:
+        """Set the gradients of step `step`; returns figures for the log, `loss` among them.
+
+        `remaining` is the factor of the cooldown: 1 before it, falling to 0 at its end.
+        """
 
     def evaluate(self) -> dict[str, float]:
         """Held-out figures."""
@@ -85,13 +88,18 @@ def cooldown_length(state: LoopState, config: LoopConfig) -> int:
     return max(1, config.cooldown_steps if state.cooldown_steps is None else state.cooldown_steps)
 
 
+def cooldown_remaining(step: int, state: LoopState, config: LoopConfig) -> float:
+    """Linear fall of the cooldown at `step`: 1 before it, above 0 at its last step."""
+    if state.cooldown_start is None or step < state.cooldown_start:
+        return 1.0
+    done = (step - state.cooldown_start) / cooldown_length(state, config)
+    return state.cooldown_scale * (1.0 - done)
+
+
 def learning_rate_scale(step: int, state: LoopState, config: LoopConfig, decays: bool) -> float:
     """Warm-up, stable, decay: the factor on the peak learning rate at `step`, in (0, 1]."""
-    scale = min(1.0, (step + 1) / max(1, config.warmup_steps))
-    if decays and state.cooldown_start is not None and step >= state.cooldown_start:
-        done = (step - state.cooldown_start) / cooldown_length(state, config)
-        scale *= state.cooldown_scale * (1.0 - done)
-    return scale
+    warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    return warmup * (cooldown_remaining(step, state, config) if decays else 1.0)
 
 
 def last_step(state: LoopState, config: LoopConfig) -> int:
@@ -126,8 +134,7 @@ class Control:
         if state.cooldown_start is None and (asked is not None or self.must_cool or is_due):
             state.cooldown_start, state.cooldown_steps = state.step, steps
         elif state.cooldown_start is not None and steps is not None:
-            done = (state.step - state.cooldown_start) / cooldown_length(state, config)
-            state.cooldown_scale *= 1.0 - done
+            state.cooldown_scale = cooldown_remaining(state.step, state, config)
             state.cooldown_start, state.cooldown_steps = state.step, steps
 
     @contextmanager
@@ -182,8 +189,8 @@ def append_log(path: Path, record: dict[str, object]) -> None:
 
 def _optimiser_step(objective: Objective, state: LoopState, config: LoopConfig) -> dict[str, float]:
     """One step; returns the figures of the objective and the gradient norms."""
-    is_cooling = state.cooldown_start is not None and state.step >= state.cooldown_start
-    figures = objective.accumulate(state.step, is_cooling)
+    remaining = cooldown_remaining(state.step, state, config)
+    figures = objective.accumulate(state.step, remaining)
     for name, module in objective.modules.items():
         norm = nn.utils.clip_grad_norm_(module.parameters(), config.clip_norm)
         figures[f"{name}_grad_norm"] = float(norm)
