@@ -1,8 +1,9 @@
 // Fuzzing without a framework: cases register themselves, the driver runs each with many seeds.
 //
-// A case is a function of a random source: it makes an input, runs a kernel on buffers of exactly the promised size (so
-// that the address sanitizer sees every step beyond), and calls `require` on what must hold afterwards. To add one, write
-// fuzz_<name>.cpp with SDENGINE_FUZZ(name, seeds) { ... }; the test compiles every fuzz_*.cpp beside the driver.
+// A case is a function of a random source: it makes an input, runs a kernel on buffers of exactly
+// the promised size (so that the address sanitizer sees every step beyond), and calls `require` on
+// what must hold afterwards. To add one, write fuzz_<name>.cpp with SDENGINE_FUZZ(name, seeds) {
+// ... }; the test compiles every fuzz_*.cpp beside the driver.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +14,15 @@
 
 namespace fuzz {
 
-// A bug planted on purpose, chosen by the environment variable SDENGINE_PLANT, so that tests see that it is found.
-enum class Plant { kNone = 0, kShortBuffer = 1, kOverflow = 2, kWrongTree = 3, kMissingBarrier = 4 };
+// A bug planted on purpose, chosen by the environment variable SDENGINE_PLANT, so that tests see
+// that it is found.
+enum class Plant {
+  kNone = 0,
+  kShortBuffer = 1,
+  kOverflow = 2,
+  kWrongTree = 3,
+  kMissingBarrier = 4
+};
 
 inline Plant plant() {
   static const Plant chosen = [] {
@@ -76,7 +84,9 @@ inline std::vector<Case>& cases() {
 }
 
 struct Registration {
-  Registration(const char* name, int seeds, void (*run)(Random&)) { cases().push_back({name, seeds, run}); }
+  Registration(const char* name, int seeds, void (*run)(Random&)) {
+    cases().push_back({name, seeds, run});
+  }
 };
 
 inline void require(bool holds, const char* what) {
@@ -87,7 +97,7 @@ inline void require(bool holds, const char* what) {
 
 }  // namespace fuzz
 
-#define SDENGINE_FUZZ(name, seeds)                                        \
-  static void fuzz_##name(fuzz::Random& random);                         \
+#define SDENGINE_FUZZ(name, seeds)                                          \
+  static void fuzz_##name(fuzz::Random& random);                            \
   static fuzz::Registration registration_##name(#name, seeds, fuzz_##name); \
   static void fuzz_##name(fuzz::Random& random)

@@ -1,4 +1,5 @@
-// Runs every registered case, or the one named on the command line; a second argument replays one seed.
+// Runs every registered case, or the one named on the command line; a second argument replays one
+// seed.
 #include <cstring>
 
 #include "fuzz.h"

@@ -1,4 +1,5 @@
-// ngram_match on random texts: structure, budgets, and that every proposed path follows an earlier occurrence.
+// ngram_match on random texts: structure, budgets, and that every proposed path follows an earlier
+// occurrence.
 #include <algorithm>
 
 #include "sdengine/ngram_match.h"
@@ -11,10 +12,13 @@ using fuzz::Exact;
 using fuzz::Random;
 using fuzz::require;
 
-// Whether the first token of some path can be found after an earlier occurrence of the last min_ngram tokens.
+// Whether the first token of some path can be found after an earlier occurrence of the last
+// min_ngram tokens.
 bool follows_a_match(const int32_t* text, int32_t count, int32_t min_ngram, int32_t token) {
   for (int32_t end = min_ngram; end < count; ++end) {
-    if (text[end] == token && std::equal(text + end - min_ngram, text + end, text + count - min_ngram)) return true;
+    if (text[end] == token &&
+        std::equal(text + end - min_ngram, text + end, text + count - min_ngram))
+      return true;
   }
   return false;
 }
@@ -23,7 +27,8 @@ SDENGINE_FUZZ(ngram_match, 20000) {
   const int32_t batch = random.integer(1, 3), nodes = random.integer(0, 20);
   const int32_t stride = random.integer(0, random.chance(0.1f) ? 400 : 60);
   const int32_t vocab = random.integer(1, 6);
-  Exact<int32_t> lens(batch), budgets(batch), limits(batch), stops(batch, -1), live(1, random.integer(0, batch));
+  Exact<int32_t> lens(batch), budgets(batch), limits(batch), stops(batch, -1),
+      live(1, random.integer(0, batch));
   Exact<int32_t> history(static_cast<size_t>(batch) * stride);
   for (size_t i = 0; i < history.size(); ++i) history[i] = random.integer(0, vocab - 1);
   for (int32_t b = 0; b < batch; ++b) {
@@ -59,7 +64,8 @@ SDENGINE_FUZZ(ngram_match, 20000) {
       require(drafted.depths[i] <= limits[b], "depth limit");
       if (drafted.parents[i] != 0) continue;
       const int32_t* text = history.get() + static_cast<int64_t>(b) * stride;
-      require(follows_a_match(text, lens[b], args.min_ngram, drafted.tokens[i]), "a token nobody wrote");
+      require(follows_a_match(text, lens[b], args.min_ngram, drafted.tokens[i]),
+              "a token nobody wrote");
     }
   }
 }

@@ -1,4 +1,5 @@
-// tree_expand over random layers, then tree_select, build_rows and the coupled walk: what one step does to its trees.
+// tree_expand over random layers, then tree_select, build_rows and the coupled walk: what one step
+// does to its trees.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -47,7 +48,8 @@ struct Growth {
       limits[b] = random.integer(0, layers + 1);
       stops[2 * b] = random.integer(-1, 3);
     }
-    for (size_t i = 0; i < calibration.size(); ++i) calibration[i] = random.chance(0.01f) ? NAN : random.unit();
+    for (size_t i = 0; i < calibration.size(); ++i)
+      calibration[i] = random.chance(0.01f) ? NAN : random.unit();
     for (size_t i = 0; i < tables.size(); ++i) tables[i] = static_cast<int32_t>(i);
   }
 
@@ -65,7 +67,8 @@ struct Growth {
 
 float random_probability(Random& random) {
   if (random.chance(0.95f)) return random.unit();
-  const float odd[] = {0.0f, -1.0f, NAN, std::numeric_limits<float>::infinity(), 1.0f, 1e-30f, 1e-42f};
+  const float odd[] = {0.0f, -1.0f,  NAN,   std::numeric_limits<float>::infinity(),
+                       1.0f, 1e-30f, 1e-42f};
   return odd[random.integer(0, 6)];
 }
 
@@ -106,9 +109,11 @@ void require_rows(const Growth& growth) {
       const int32_t slot = tree.draft_slots[rows.row_node[row]];
       require(slot >= 1 && slot <= 64 * rows.mask_words, "draft slot");
       require(growth.creation_ids[row] == slot, "creation id");
-      const uint64_t word = rows.ancestor_mask[static_cast<int64_t>(row) * rows.mask_words + (slot - 1) / 64];
+      const uint64_t word =
+          rows.ancestor_mask[static_cast<int64_t>(row) * rows.mask_words + (slot - 1) / 64];
       require(word >> ((slot - 1) % 64) & 1, "a row sees itself");
-      require(rows.slots[row] < growth.batch * growth.max_blocks * growth.block_size, "physical slot");
+      require(rows.slots[row] < growth.batch * growth.max_blocks * growth.block_size,
+              "physical slot");
     }
   }
 }
@@ -117,7 +122,8 @@ void require_rows(const Growth& growth) {
 void grow(Growth& growth, Random& random) {
   TreeExpandArgs args = expand_args(growth, random);
   Exact<int32_t> roots(growth.batch + 1, 0);
-  for (int32_t b = 0; b < growth.live[0]; ++b) roots[b + 1] = roots[b] + (random.chance(0.9f) ? 1 : 0);
+  for (int32_t b = 0; b < growth.live[0]; ++b)
+    roots[b + 1] = roots[b] + (random.chance(0.9f) ? 1 : 0);
   for (args.layer = 0; args.layer < growth.layers; ++args.layer) {
     const RowBatchView& rows = growth.rows.view;
     const bool is_first = args.layer == 0;
@@ -183,8 +189,10 @@ void select(const Growth& growth, Selection& chosen, const Exact<float>& thresho
   args.places = chosen.places.get();
   args.next = chosen.next.get();
   select_trees(args);
-  if (fuzz::plant() == fuzz::Plant::kWrongTree && *chosen.tree.view.num_nodes > 1) chosen.tree.view.parents[2] = 2;
-  for (int32_t b = 0; b < growth.live[0]; ++b) fuzz::require_token_structure(chosen.tree.view.sequence(b));
+  if (fuzz::plant() == fuzz::Plant::kWrongTree && *chosen.tree.view.num_nodes > 1)
+    chosen.tree.view.parents[2] = 2;
+  for (int32_t b = 0; b < growth.live[0]; ++b)
+    fuzz::require_token_structure(chosen.tree.view.sequence(b));
 }
 
 void walk(const Growth& growth, const Selection& chosen, const int32_t* cu_logits, Random& random) {
@@ -195,11 +203,12 @@ void walk(const Growth& growth, const Selection& chosen, const int32_t* cu_logit
     const bool is_root_only = cu_logits[b + 1] - cu_logits[b] < *tree.num_nodes + 1;
     const int32_t depth = random.integer(0, growth.layers);
     Exact<int32_t> path(depth), out(depth + 1), tried(kCalibrationBins), accepted(kCalibrationBins);
-    const WalkEnd end =
-        walk_coupled(tree, targets.get(), is_root_only, {path.get(), out.get(), depth, tried.get(), accepted.get()});
+    const WalkEnd end = walk_coupled(tree, targets.get(), is_root_only,
+                                     {path.get(), out.get(), depth, tried.get(), accepted.get()});
     require(end.num_accepted <= depth, "accepted within the depth");
     for (int32_t i = 0; i < end.num_accepted; ++i) {
-      require(tree.parents[path[i]] == (i ? path[i - 1] : 0) && tree.tokens[path[i]] == out[i], "path is a chain");
+      require(tree.parents[path[i]] == (i ? path[i - 1] : 0) && tree.tokens[path[i]] == out[i],
+              "path is a chain");
     }
   }
 }
@@ -213,26 +222,40 @@ SDENGINE_FUZZ(tree_growth, 20000) {
   const int32_t base = chosen.pending[growth.batch];
   Exact<float> thresholds(std::max(base, total + random.integer(-3, 3)), 0.0f);
   const float scale = random.chance(0.5f) ? 0.0f : random.unit();
-  for (size_t i = 0; i < thresholds.size(); ++i) thresholds[i] = random.chance(0.01f) ? NAN : scale * random.unit();
+  for (size_t i = 0; i < thresholds.size(); ++i)
+    thresholds[i] = random.chance(0.01f) ? NAN : scale * random.unit();
   select(growth, chosen, thresholds);
 
   const int32_t capacity = static_cast<int32_t>(thresholds.size());
   const int32_t reach = (9 + 3 + growth.nodes) / growth.block_size + 1;
-  Exact<int32_t> tokens(chosen.pending[growth.batch], 5), tables(growth.batch * static_cast<size_t>(reach), 1);
+  Exact<int32_t> tokens(chosen.pending[growth.batch], 5),
+      tables(growth.batch * static_cast<size_t>(reach), 1);
   Exact<int32_t> logit_rows(capacity), cu_logits(growth.batch + 1), num_logits(1);
   fuzz::RowBatchBuffers rows(growth.batch, capacity, chosen.tree.words + random.integer(0, 1));
-  BuildRowsArgs args{tokens.get(), chosen.pending.get(), chosen.computed.get(), chosen.wants.get(), growth.live.get(),
-                     {tables.get(), reach, growth.block_size}, random.chance(0.3f) ? 2 : 0, true, chosen.tree.view,
-                     rows.view, logit_rows.get(), cu_logits.get(), num_logits.get()};
+  BuildRowsArgs args{tokens.get(),
+                     chosen.pending.get(),
+                     chosen.computed.get(),
+                     chosen.wants.get(),
+                     growth.live.get(),
+                     {tables.get(), reach, growth.block_size},
+                     random.chance(0.3f) ? 2 : 0,
+                     true,
+                     chosen.tree.view,
+                     rows.view,
+                     logit_rows.get(),
+                     cu_logits.get(),
+                     num_logits.get()};
   build_row_batch(args);
-  require(*rows.view.num_rows <= capacity && num_logits[0] <= *rows.view.num_rows, "target rows fit");
+  require(*rows.view.num_rows <= capacity && num_logits[0] <= *rows.view.num_rows,
+          "target rows fit");
   walk(growth, chosen, cu_logits.get(), random);
 }
 
 SDENGINE_FUZZ(selection_of_keys, 10000) {
   const int32_t count = random.integer(1, random.chance(0.1f) ? 900 : 40);
   Exact<uint64_t> keys(count), sorted(count), buffer(count);
-  for (int32_t i = 0; i < count; ++i) keys[i] = sorted[i] = rank_key(random.integer(0, 5) / 5.0f, i);
+  for (int32_t i = 0; i < count; ++i)
+    keys[i] = sorted[i] = rank_key(random.integer(0, 5) / 5.0f, i);
   sort_descending(sorted.get(), buffer.get(), count);
   require(std::is_sorted(sorted.get(), sorted.get() + count, std::greater<uint64_t>()), "sorted");
   const int32_t k = random.integer(1, count);

@@ -14,8 +14,10 @@ struct DraftTreeBuffers {
     const size_t n = static_cast<size_t>(batch) * (nodes + 1);
     int32_t* i = ints.get();
     float* f = floats.get();
-    view = {i,         i + n,     i + 2 * n, i + 3 * n,    f,                    f + n, f + 2 * n,
-            f + 3 * n, i + 4 * n, i + 5 * n, counts.get(), counts.get() + batch, nodes};
+    view = {i,         i + n,     i + 2 * n,    i + 3 * n,
+            f,         f + n,     f + 2 * n,    f + 3 * n,
+            i + 4 * n, i + 5 * n, counts.get(), counts.get() + batch,
+            nodes};
   }
   Exact<int32_t> ints;
   Exact<float> floats;
@@ -33,8 +35,8 @@ struct TokenTreeBuffers {
     const size_t n = static_cast<size_t>(batch) * (nodes + 1);
     int32_t* i = ints.get();
     float* f = floats.get();
-    view = {i,         i + n, i + 2 * n, i + 3 * n, i + 4 * n,   i + 5 * n,    i + 6 * n, i + 7 * n,
-            f,         f + n, f + 2 * n, masks.get(), counts.get(), nodes,     words};
+    view = {i, i + n, i + 2 * n, i + 3 * n,   i + 4 * n,    i + 5 * n, i + 6 * n, i + 7 * n,
+            f, f + n, f + 2 * n, masks.get(), counts.get(), nodes,     words};
   }
   int32_t words;
   Exact<int32_t> ints;
@@ -46,10 +48,22 @@ struct TokenTreeBuffers {
 
 struct RowBatchBuffers {
   RowBatchBuffers(int32_t batch, int32_t rows, int32_t words)
-      : ints(size_t{6} * rows, -77), masks(static_cast<size_t>(rows) * words, ~uint64_t{0}), per_seq(2 * batch + 2, 0) {
+      : ints(size_t{6} * rows, -77),
+        masks(static_cast<size_t>(rows) * words, ~uint64_t{0}),
+        per_seq(2 * batch + 2, 0) {
     int32_t* i = ints.get();
-    view = {i,           i + rows,      i + 2 * rows,                i + 3 * rows, i + 4 * rows, i + 5 * rows,
-            masks.get(), per_seq.get(), per_seq.get() + batch + 1, per_seq.get() + 2 * batch + 1, rows, words};
+    view = {i,
+            i + rows,
+            i + 2 * rows,
+            i + 3 * rows,
+            i + 4 * rows,
+            i + 5 * rows,
+            masks.get(),
+            per_seq.get(),
+            per_seq.get() + batch + 1,
+            per_seq.get() + 2 * batch + 1,
+            rows,
+            words};
   }
   Exact<int32_t> ints;
   Exact<uint64_t> masks;
@@ -66,10 +80,13 @@ inline void require_draft_structure(const sdengine::DraftTreeView& tree) {
     const int32_t parent = tree.parents[i];
     require(parent >= 0 && parent < i, "parent before child");
     require(tree.depths[i] == tree.depths[parent] + 1, "depth");
-    require(tree.values[i] > 0.0f && tree.values[i] <= tree.values[parent], "value against the parent's");
+    require(tree.values[i] > 0.0f && tree.values[i] <= tree.values[parent],
+            "value against the parent's");
     const bool is_first = tree.ranks[i] == 0;
-    require(is_first || (tree.parents[i - 1] == parent && tree.ranks[i - 1] == tree.ranks[i] - 1), "closed siblings");
-    require(is_first || tree.values[i] <= tree.values[i - 1], "value against the earlier sibling's");
+    require(is_first || (tree.parents[i - 1] == parent && tree.ranks[i - 1] == tree.ranks[i] - 1),
+            "closed siblings");
+    require(is_first || tree.values[i] <= tree.values[i - 1],
+            "value against the earlier sibling's");
   }
 }
 
@@ -80,11 +97,13 @@ inline void require_token_structure(const sdengine::TokenTreeView& tree) {
   require(tree.first_child[0] == (count > 0 ? 1 : -1) && tree.next_sibling[0] == -1, "root links");
   for (int32_t i = 1; i <= count; ++i) {
     const int32_t parent = tree.parents[i];
-    require(parent >= 0 && parent < i && tree.depths[i] == tree.depths[parent] + 1, "selected parent");
+    require(parent >= 0 && parent < i && tree.depths[i] == tree.depths[parent] + 1,
+            "selected parent");
     const bool has_child = i < count && tree.parents[i + 1] == i;
     require(tree.first_child[i] == (has_child ? i + 1 : -1), "first child");
     const int32_t next = tree.next_sibling[i];
-    require(next == -1 || (next > i && next <= count && tree.parents[next] == parent), "next sibling");
+    require(next == -1 || (next > i && next <= count && tree.parents[next] == parent),
+            "next sibling");
     for (int32_t w = 0; w < tree.mask_words; ++w) {
       const uint64_t own = w == (i - 1) / 64 ? uint64_t{1} << ((i - 1) % 64) : 0;
       const uint64_t above = tree.ancestor_mask[parent * tree.mask_words + w];

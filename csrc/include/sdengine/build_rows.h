@@ -15,7 +15,7 @@ struct BuildRowsArgs {
   const int32_t* wants_logits;    // [B], 0 nothing, 1 root and nodes, 2 root only
   const int32_t* num_seqs;        // [1]
   BlockTablesView tables;
-  int32_t window;      // sliding window of the attention, 0 without
+  int32_t window;  // sliding window of the attention, 0 without
   bool has_tree;
   TokenTreeView tree;
   RowBatchView rows;
@@ -49,8 +49,8 @@ class SlotCursor {
   int32_t offset_;
 };
 
-SDE_HD inline void write_row(const RowBatchView& rows, int32_t row, int32_t token, int32_t position, int32_t slot,
-                             int64_t b, int32_t node, int32_t visible_len) {
+SDE_HD inline void write_row(const RowBatchView& rows, int32_t row, int32_t token, int32_t position,
+                             int32_t slot, int64_t b, int32_t node, int32_t visible_len) {
   rows.tokens[row] = token;
   rows.positions[row] = position;
   rows.slots[row] = slot;
@@ -78,24 +78,29 @@ SDE_HD inline int32_t write_chain(const BuildRowsArgs& args, int64_t b, int32_t 
 }
 
 // Clears the bits of ancestors that lie outside the sliding window of a node.
-SDE_HD inline void apply_window(const TokenTreeView& tree, int32_t node, int32_t window, uint64_t* mask) {
+SDE_HD inline void apply_window(const TokenTreeView& tree, int32_t node, int32_t window,
+                                uint64_t* mask) {
   for (int32_t at = node; at != 0; at = tree.parents[at]) {
-    if (tree.depths[node] - tree.depths[at] >= window) mask[(at - 1) >> 6] &= ~(uint64_t{1} << ((at - 1) & 63));
+    if (tree.depths[node] - tree.depths[at] >= window)
+      mask[(at - 1) >> 6] &= ~(uint64_t{1} << ((at - 1) & 63));
   }
 }
 
-// The tree nodes: everything up to the root is visible, the tree through the mask. Returns the next row.
+// The tree nodes: everything up to the root is visible, the tree through the mask. Returns the next
+// row.
 SDE_HD inline int32_t write_nodes(const BuildRowsArgs& args, int64_t b, int32_t row) {
   const RowBatchView& rows = args.rows;
   const TokenTreeView tree = args.tree.sequence(b);
   const int32_t start = rows.tree_starts[b];
   SlotCursor slots(args.tables, b, start);
   for (int32_t node = 1; node <= *tree.num_nodes; ++node, ++row) {
-    write_row(rows, row, tree.tokens[node], start - 1 + tree.depths[node], slots.next(), b, node, start);
+    write_row(rows, row, tree.tokens[node], start - 1 + tree.depths[node], slots.next(), b, node,
+              start);
     const uint64_t* from = tree.ancestor_mask + int64_t{node} * tree.mask_words;
     uint64_t* mask = row_mask(rows, row);
     for (int32_t w = 0; w < rows.mask_words; ++w) mask[w] = w < tree.mask_words ? from[w] : 0;
-    if (args.window > 0 && tree.depths[node] > args.window) apply_window(tree, node, args.window, mask);
+    if (args.window > 0 && tree.depths[node] > args.window)
+      apply_window(tree, node, args.window, mask);
   }
   return row;
 }

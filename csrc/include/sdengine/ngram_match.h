@@ -1,9 +1,10 @@
 // Draft trees from a sequence's own text: what followed earlier occurrences of its last tokens.
 //
-// Earlier occurrences of the last m tokens (m as long as possible, at most max_ngram, at least min_ngram) vote for their
-// continuations, longer matches with more weight. The votes form a trie; a child's estimate is its share of its parent's
-// votes, with an escape for texts that go on differently. The tree is the best `budget` nodes of the trie by reach. An
-// occurrence so close to the end that its continuation runs into the end goes on with what it has just proposed, as in
+// Earlier occurrences of the last m tokens (m as long as possible, at most max_ngram, at least
+// min_ngram) vote for their continuations, longer matches with more weight. The votes form a trie;
+// a child's estimate is its share of its parent's votes, with an escape for texts that go on
+// differently. The tree is the best `budget` nodes of the trie by reach. An occurrence so close to
+// the end that its continuation runs into the end goes on with what it has just proposed, as in
 // Lempel-Ziv copying, so that a loop of any period is continued at any depth.
 #pragma once
 
@@ -66,7 +67,8 @@ SDE_HD inline int64_t ngram_scratch_words(int64_t max_matches, int64_t max_depth
 
 namespace ngram {
 
-// Votes of a match grow fourfold with each token of its length, up to 4^8: sums stay exact in a float.
+// Votes of a match grow fourfold with each token of its length, up to 4^8: sums stay exact in a
+// float.
 constexpr int32_t kMaxWeightSteps = 8;
 // Votes for "something else", in units of the shortest match.
 constexpr float kEscapeWeight = 1.0f;
@@ -113,7 +115,8 @@ SDE_HD inline bool contains(const int32_t* tokens, int32_t count, int32_t token)
 }
 
 // Inserts by length descending, earlier insertions first among equals; returns the new count.
-SDE_HD inline int32_t insert_match(NgramMatch* matches, int32_t count, int32_t capacity, NgramMatch match) {
+SDE_HD inline int32_t insert_match(NgramMatch* matches, int32_t count, int32_t capacity,
+                                   NgramMatch match) {
   if (count == capacity && matches[count - 1].length >= match.length) return count;
   int32_t at = count < capacity ? count : count - 1;
   for (; at > 0 && matches[at - 1].length < match.length; --at) matches[at] = matches[at - 1];
@@ -121,13 +124,15 @@ SDE_HD inline int32_t insert_match(NgramMatch* matches, int32_t count, int32_t c
   return count < capacity ? count + 1 : count;
 }
 
-// The longest earlier matches, the most recent first among equals. One backward pass; stops when only older equals remain.
+// The longest earlier matches, the most recent first among equals. One backward pass; stops when
+// only older equals remain.
 SDE_HD inline int32_t find_matches(const NgramMatchArgs& args, const int32_t* text, int32_t count,
                                    NgramMatch* matches) {
   const int32_t last = count > 0 ? text[count - 1] : -1;
   int32_t found = 0;
   for (int32_t high = count - 1; high >= args.min_ngram; high -= kScanBlock) {
-    const int32_t low = high - kScanBlock >= args.min_ngram - 1 ? high - kScanBlock : args.min_ngram - 1;
+    const int32_t low =
+        high - kScanBlock >= args.min_ngram - 1 ? high - kScanBlock : args.min_ngram - 1;
     if (!contains(text + low, high - low, last)) continue;
     for (int32_t end = high; end > low; --end) {
       if (text[end - 1] != last) continue;
@@ -156,8 +161,9 @@ SDE_HD inline int32_t child_of(NgramTrieNode* trie, int32_t node, int32_t token,
 }
 
 // Adds the continuation of every match; returns the number of trie nodes, root included.
-SDE_HD inline int32_t build_trie(const NgramMatchArgs& args, int64_t b, const int32_t* text, int32_t count,
-                                 int32_t depth, const Workspace& space, int32_t num_matches) {
+SDE_HD inline int32_t build_trie(const NgramMatchArgs& args, int64_t b, const int32_t* text,
+                                 int32_t count, int32_t depth, const Workspace& space,
+                                 int32_t num_matches) {
   int32_t nodes = 1;
   space.trie[0] = {-1, 0.0f, -1, -1};
   for (int32_t m = 0; m < num_matches; ++m) {
@@ -178,14 +184,16 @@ SDE_HD inline int32_t build_trie(const NgramMatchArgs& args, int64_t b, const in
 }
 
 // Appends the children of a ranked node, most votes first; returns the new count.
-SDE_HD inline int32_t rank_children(const NgramMatchArgs& args, int64_t b, const Workspace& space, int32_t parent,
-                                    int32_t count) {
+SDE_HD inline int32_t rank_children(const NgramMatchArgs& args, int64_t b, const Workspace& space,
+                                    int32_t parent, int32_t count) {
   const NgramRanked& above = space.ranked[parent];
   const float* table = args.calibration ? args.calibration + b * kCalibrationBins : nullptr;
   const int32_t first = count;
-  for (int32_t child = space.trie[above.trie].first_child; child >= 0; child = space.trie[child].next_sibling) {
+  for (int32_t child = space.trie[above.trie].first_child; child >= 0;
+       child = space.trie[child].next_sibling) {
     int32_t at = count++;
-    for (; at > first && space.trie[space.ranked[at - 1].trie].weight < space.trie[child].weight; --at) {
+    for (; at > first && space.trie[space.ranked[at - 1].trie].weight < space.trie[child].weight;
+         --at) {
       space.ranked[at] = space.ranked[at - 1];
     }
     space.ranked[at].trie = child;
@@ -196,14 +204,16 @@ SDE_HD inline int32_t rank_children(const NgramMatchArgs& args, int64_t b, const
   for (int32_t at = first; at < count; ++at) {
     const float estimate = space.trie[space.ranked[at].trie].weight / votes;
     const float value = expand::min_of(above.value * expand::acceptance_of(estimate, table), bound);
-    space.ranked[at] = {space.ranked[at].trie, parent, above.depth + 1, at - first, value, estimate};
+    space.ranked[at] = {
+        space.ranked[at].trie, parent, above.depth + 1, at - first, value, estimate};
     bound = value;
   }
   return count;
 }
 
 // Writes the ranked nodes whose key is at least `cut`; nodes of value 0 are never written.
-SDE_HD inline void write_tree(DraftTreeView tree, const Workspace& space, int32_t count, uint64_t cut) {
+SDE_HD inline void write_tree(DraftTreeView tree, const Workspace& space, int32_t count,
+                              uint64_t cut) {
   space.remap[0] = 0;
   for (int32_t r = 1; r < count; ++r) {
     const NgramRanked& node = space.ranked[r];
@@ -230,7 +240,8 @@ SDE_HD inline void match_ngrams(const NgramMatchArgs& args, int64_t b) {
   const int32_t depth = expand::min_of(args.depth_limits[b], args.max_depth);
   if (budget <= 0 || depth <= 0) return;
   const ngram::Workspace space = ngram::workspace(args, b);
-  const int32_t* text = args.history + (args.history_rows ? args.history_rows[b] : b) * args.history_stride;
+  const int32_t* text =
+      args.history + (args.history_rows ? args.history_rows[b] : b) * args.history_stride;
   const int32_t length = args.history_lens[b];
   const int32_t num_matches = ngram::find_matches(args, text, length, space.matches);
   if (num_matches == 0) return;

@@ -1,4 +1,5 @@
-// Ranking by (value descending, order ascending) as plain integers, and the k-th best of an array without sorting it.
+// Ranking by (value descending, order ascending) as plain integers, and the k-th best of an array
+// without sorting it.
 #pragma once
 
 #include <cstdint>
@@ -8,11 +9,20 @@
 
 namespace sdengine {
 
-// A larger key ranks earlier. `value` must be >= 0 (the bits of such floats order like integers) and not NaN.
+// A larger key ranks earlier. `value` must be >= 0 (the bits of such floats order like integers)
+// and not NaN.
 SDE_HD inline uint64_t rank_key(float value, uint32_t order) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
   return (uint64_t{bits} << 32) | (0xffffffffu - order);
+}
+
+// The value a key was made of.
+SDE_HD inline float key_value(uint64_t key) {
+  const uint32_t bits = static_cast<uint32_t>(key >> 32);
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
 }
 
 SDE_HD inline void swap_keys(uint64_t& a, uint64_t& b) {
@@ -21,7 +31,8 @@ SDE_HD inline void swap_keys(uint64_t& a, uint64_t& b) {
   b = held;
 }
 
-// The k-th largest of `count` distinct keys, 1 <= k <= count; permutes them. Quickselect, median of three.
+// The k-th largest of `count` distinct keys, 1 <= k <= count; permutes them. Quickselect, median of
+// three.
 SDE_HD inline uint64_t nth_largest(uint64_t* keys, int32_t count, int32_t k) {
   int32_t low = 0, high = count - 1;
   const int32_t target = k - 1;
@@ -49,7 +60,8 @@ SDE_HD inline uint64_t nth_largest(uint64_t* keys, int32_t count, int32_t k) {
   return keys[low];
 }
 
-// Sorts keys in descending order: insertion sort of runs of eight, then merges through `buffer` (as large as `keys`).
+// Sorts keys in descending order: insertion sort of runs of eight, then merges through `buffer` (as
+// large as `keys`).
 SDE_HD inline void sort_descending(uint64_t* keys, uint64_t* buffer, int32_t count) {
   constexpr int32_t kRun = 8;
   for (int32_t start = 0; start < count; start += kRun) {

@@ -1,9 +1,9 @@
 // Final choice of nodes over the batch, renumbered so that the likeliest path is contiguous.
 //
-// Nodes are taken in the order (value descending, depth, sequence, creation order ascending) until one is not worth its
-// row. Values never rise from parent to child or later sibling, so a prefix of that order is closed under parents and
-// earlier siblings; and a value does not depend on the node's own token (rule "slot"), so the choice stays valid for
-// rejection sampling.
+// Nodes are taken in the order (value descending, depth, sequence, creation order ascending) until
+// one is not worth its row. Values never rise from parent to child or later sibling, so a prefix of
+// that order is closed under parents and earlier siblings; and a value does not depend on the
+// node's own token (rule "slot"), so the choice stays valid for rejection sampling.
 #pragma once
 
 #include <cstdint>
@@ -16,8 +16,9 @@ namespace sdengine {
 
 struct TreeSelectArgs {
   DraftTreeView draft;
-  const float* thresholds;    // [N]: least value of the node that would become row i of the target batch
-  int32_t max_rows;           // N
+  const float*
+      thresholds;    // [N]: least value of the node that would become row i of the target batch
+  int32_t max_rows;  // N
   const int32_t* cu_pending;  // [B + 1]
   const int32_t* num_seqs;    // [1]
   int32_t batch_size;         // B
@@ -31,17 +32,12 @@ struct TreeSelectArgs {
 
 namespace select {
 
-SDE_HD inline uint64_t node_key(const TreeSelectArgs& args, DraftTreeView draft, int64_t b, int32_t i) {
+SDE_HD inline uint64_t node_key(const TreeSelectArgs& args, DraftTreeView draft, int64_t b,
+                                int32_t i) {
   const uint32_t stride = args.draft.capacity + 1;
-  const uint32_t order = static_cast<uint32_t>(draft.depths[i]) * args.batch_size + static_cast<uint32_t>(b);
+  const uint32_t order =
+      static_cast<uint32_t>(draft.depths[i]) * args.batch_size + static_cast<uint32_t>(b);
   return rank_key(draft.values[i], order * stride + i);
-}
-
-SDE_HD inline float value_of(uint64_t key) {
-  const uint32_t bits = static_cast<uint32_t>(key >> 32);
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
 }
 
 // Whether every node passes the thresholds in any order, so that nothing has to be sorted.
@@ -71,11 +67,13 @@ SDE_HD inline uint64_t cut_key(const TreeSelectArgs& args) {
   int32_t count = 0;
   for (int32_t b = 0; b < num_seqs; ++b) {
     const DraftTreeView draft = args.draft.sequence(b);
-    for (int32_t i = 1; i <= *draft.num_nodes; ++i) args.keys[count++] = node_key(args, draft, b, i);
+    for (int32_t i = 1; i <= *draft.num_nodes; ++i)
+      args.keys[count++] = node_key(args, draft, b, i);
   }
   sort_descending(args.keys, args.buffer, count);
   int32_t kept = 0;
-  while (kept < count && base + kept < args.max_rows && value_of(args.keys[kept]) >= args.thresholds[base + kept]) {
+  while (kept < count && base + kept < args.max_rows &&
+         key_value(args.keys[kept]) >= args.thresholds[base + kept]) {
     ++kept;
   }
   return kept > 0 ? args.keys[kept - 1] : ~uint64_t{0};
@@ -92,9 +90,11 @@ SDE_HD inline void write_root(TokenTreeView tree, DraftTreeView draft, int32_t n
 }
 
 // Subtree sizes of the kept nodes; sizes[0] - 1 of them are kept.
-SDE_HD inline void count_subtrees(const TreeSelectArgs& args, DraftTreeView draft, int64_t b, uint64_t cut) {
+SDE_HD inline void count_subtrees(const TreeSelectArgs& args, DraftTreeView draft, int64_t b,
+                                  uint64_t cut) {
   args.sizes[0] = 1;
-  for (int32_t i = 1; i <= *draft.num_nodes; ++i) args.sizes[i] = node_key(args, draft, b, i) >= cut ? 1 : 0;
+  for (int32_t i = 1; i <= *draft.num_nodes; ++i)
+    args.sizes[i] = node_key(args, draft, b, i) >= cut ? 1 : 0;
   for (int32_t i = *draft.num_nodes; i > 0; --i) args.sizes[draft.parents[i]] += args.sizes[i];
 }
 
@@ -106,7 +106,8 @@ SDE_HD inline void write_mask(TokenTreeView tree, int32_t node, int32_t parent) 
   to[(node - 1) >> 6] |= uint64_t{1} << ((node - 1) & 63);
 }
 
-// Copies the kept nodes to their preorder places; siblings keep their order, so a first child follows its parent.
+// Copies the kept nodes to their preorder places; siblings keep their order, so a first child
+// follows its parent.
 SDE_HD inline void renumber(const TreeSelectArgs& args, int64_t b, uint64_t cut) {
   const DraftTreeView draft = args.draft.sequence(b);
   const TokenTreeView tree = args.tree.sequence(b);
