@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, TextIO
 
-from sdengine.cli.terminal import palette_for, printable, write
+from sdengine.cli.terminal import is_terminal, palette_for, printable, write
 
 if TYPE_CHECKING:
     from sdengine.llm import LLM, StreamDelta
@@ -30,9 +30,11 @@ class StreamView:
         self._tokenizer = llm.engine.tokenizer
         self._ends_line = True
 
-    def show_prompt(self, prompt: str) -> None:
-        """Repeats the prompt, faint, before its completion; a pipe gets the completion alone."""
-        if self._stream.isatty():
+    def show_prompt(self, prompt: str, in_pipe: bool = False) -> None:
+        """Repeats the prompt, faint, before its completion; a pipe gets the completion alone unless
+        `in_pipe`.
+        """
+        if in_pipe or is_terminal(self._stream):
             write(self._palette.faint(printable(prompt, self._stream)), self._stream)
             self._ends_line = prompt.endswith("\n")
 
