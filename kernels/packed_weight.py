@@ -95,9 +95,9 @@ def pack_weight(
     block = BLOCK_OUTPUTS // 2 if interleave_gate_up else BLOCK_OUTPUTS
     blocks = -(-outputs // block)
     if dtype == torch.bfloat16:
-        storage = _empty_on_huge_pages((blocks, -(-num_inputs // 2), BLOCK_OUTPUTS, 2), dtype)
+        storage = empty_on_huge_pages((blocks, -(-num_inputs // 2), BLOCK_OUTPUTS, 2), dtype)
     else:
-        storage = _empty_on_huge_pages((blocks, num_inputs, BLOCK_OUTPUTS), dtype)
+        storage = empty_on_huge_pages((blocks, num_inputs, BLOCK_OUTPUTS), dtype)
     native = load_cpu()
     native.pack_weight(
         pool if pool is not None else native.ThreadPool(1),
@@ -129,7 +129,7 @@ def _check_parts(parts: list[torch.Tensor], dtype: torch.dtype | None) -> torch.
     return dtype
 
 
-def _empty_on_huge_pages(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+def empty_on_huge_pages(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     """An uninitialised tensor; from 2 MB on it starts on a 2 MB boundary and asks for 2 MB pages.
 
     A pass over 2 GB of weights touches half a million 4 kB pages, or a thousand of 2 MB: reading is 10-20% faster.

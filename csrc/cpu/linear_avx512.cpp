@@ -13,26 +13,42 @@ struct Bf16Dot {
   static constexpr int kDepth = 2;
 
   template <int R, int C>
-  static SDE_INLINE void step(Vec (&sums)[R][C], const uint16_t* const (&x)[R], int64_t k, const uint16_t* w) {
+  static SDE_INLINE void step(Vec (&sums)[R][C], const uint16_t* const (&x)[R], int64_t k,
+                              const uint16_t* const (&w)[C], int64_t i) {
     IntVec weights[C];
-    for (int c = 0; c < C; ++c) weights[c] = load_int(reinterpret_cast<const int32_t*>(w) + c * kLanes);
+    for (int c = 0; c < C; ++c) weights[c] = pairs_at(w[c] + i);
     for (int r = 0; r < R; ++r) {
-      int32_t pair;
-      std::memcpy(&pair, x[r] + k, sizeof(pair));
-      const IntVec value = broadcast_int(pair);
-      for (int c = 0; c < C; ++c) sums[r][c] = dot(sums[r][c], value, weights[c]);
+      const IntVec value = from_pair(x[r] + k);
+      for (int c = 0; c < C; ++c) add_dot(sums[r][c], value, weights[c]);
     }
   }
 
   // The rounded rows are padded with a zero, as the weights are.
   template <int R, int C>
-  static SDE_INLINE void half_step(Vec (&sums)[R][C], const uint16_t* const (&x)[R], int64_t k, const uint16_t* w) {
-    step<R, C>(sums, x, k, w);
+  static SDE_INLINE void last_half_step(Vec (&sums)[R][C], const uint16_t* const (&x)[R], int64_t k,
+                                        const uint16_t* const (&w)[C], int64_t i) {
+    step<R, C>(sums, x, k, w, i);
   }
 
-  static SDE_INLINE Vec dot(Vec sum, IntVec a, IntVec b) {
-    return {_mm512_dpbf16_ps(sum.v, reinterpret_cast<__m512bh>(a.v), reinterpret_cast<__m512bh>(b.v))};
+#if defined(SDENGINE_PINNED_STEPS)
+  static SDE_INLINE void add_dot(Vec& sum, IntVec a, IntVec b) {
+    asm volatile("vdpbf16ps %2, %1, %0" : "+v"(sum.v) : "v"(a.v), "v"(b.v));
   }
+  static SDE_INLINE IntVec from_pair(const uint16_t* p) {
+    IntVec a;
+    asm volatile("vpbroadcastd %1, %0" : "=v"(a.v) : "m"(*reinterpret_cast<const char(*)[4]>(p)));
+    return a;
+  }
+#else
+  static SDE_INLINE void add_dot(Vec& sum, IntVec a, IntVec b) {
+    sum.v = _mm512_dpbf16_ps(sum.v, reinterpret_cast<__m512bh>(a.v), reinterpret_cast<__m512bh>(b.v));
+  }
+  static SDE_INLINE IntVec from_pair(const uint16_t* p) {
+    int32_t pair;
+    std::memcpy(&pair, p, sizeof(pair));
+    return broadcast_int(pair);
+  }
+#endif
 
   static SDE_INLINE void prepare_rows(const LinearArgs& args, int64_t first, int64_t count, void* scratch,
                                       const uint16_t** x) {

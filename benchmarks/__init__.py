@@ -1,0 +1,1 @@
+"""Microbenchmarks and end-to-end measurements; every figure is printed with its conditions."""

@@ -1,0 +1,177 @@
+// The innermost step of `linear`: R rows times C vectors of columns times one or two inputs, sums in registers.
+//
+// A Kernel says how weights and activations are stored and how a step multiplies them. The order of additions into a sum
+// is fixed by the step alone, so that it is the same for every R and C.
+#pragma once
+
+#include "cpu/linear.h"
+#include "cpu/packed_weight.h"
+#include "cpu/vec.h"
+
+#if defined(__AVX2__) && !defined(SDENGINE_SIMDE) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#define SDENGINE_PINNED_STEPS 1
+#endif
+
+namespace sdengine {
+inline namespace SDENGINE_ISA_NAMESPACE {
+namespace linear_op {
+
+// The instructions of a step, pinned to the order in which they are written: left to itself gcc 12 hoists loads, runs out
+// of registers and spills sums, and 6 rows x 2 vectors of AVX2 fall from 95% of the FMA peak to 65%.
+// Sanitizers do not see into them, so a sanitized build leaves them to the compiler.
+#if defined(SDENGINE_PINNED_STEPS)
+// A vector's worth of memory at p, as an operand.
+template <class T>
+SDE_INLINE const char (&vector_at(const T* p))[sizeof(Vec)] {
+  return *reinterpret_cast<const char(*)[sizeof(Vec)]>(p);
+}
+SDE_INLINE void add_product(Vec& sum, Vec a, Vec b) {
+  asm volatile("vfmadd231ps %2, %1, %0" : "+v"(sum.v) : "v"(a.v), "v"(b.v));
+}
+SDE_INLINE Vec activation(const float* p) {
+  Vec a;
+  asm volatile("vbroadcastss %1, %0" : "=v"(a.v) : "m"(*p));
+  return a;
+}
+SDE_INLINE Vec weights_at(const float* p) {
+  Vec a;
+  asm volatile("vmovups %1, %0" : "=v"(a.v) : "m"(vector_at(p)));
+  return a;
+}
+SDE_INLINE IntVec pairs_at(const uint16_t* p) {
+  IntVec a;
+  asm volatile("vmovups %1, %0" : "=v"(a.v) : "m"(vector_at(p)));
+  return a;
+}
+SDE_INLINE Vec first_of(IntVec pairs) {
+  Vec a;
+  asm volatile("vpslld $16, %1, %0" : "=v"(a.v) : "v"(pairs.v));
+  return a;
+}
+SDE_INLINE Vec second_of(IntVec pairs, IntVec upper) {
+  Vec a;
+  asm volatile("vandps %2, %1, %0" : "=v"(a.v) : "v"(pairs.v), "v"(upper.v));
+  return a;
+}
+// With the mask in memory: where twelve sums leave no register for it.
+SDE_INLINE Vec second_of(IntVec pairs) {
+  alignas(64) static constexpr uint32_t kUpper[16] = {0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u,
+                                                      0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u,
+                                                      0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u,
+                                                      0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u};
+  asm volatile("vandps %1, %0, %0" : "+v"(pairs.v) : "m"(kUpper));
+  return from_bits(pairs);
+}
+#else
+SDE_INLINE void add_product(Vec& sum, Vec a, Vec b) { sum = fma(a, b, sum); }
+SDE_INLINE Vec activation(const float* p) { return broadcast(*p); }
+SDE_INLINE Vec weights_at(const float* p) { return load(p); }
+SDE_INLINE IntVec pairs_at(const uint16_t* p) { return load_int(reinterpret_cast<const int32_t*>(p)); }
+SDE_INLINE Vec first_of(IntVec pairs) { return from_bits(shift_left<16>(pairs)); }
+SDE_INLINE Vec second_of(IntVec pairs, IntVec upper) { return from_bits(pairs & upper); }
+SDE_INLINE Vec second_of(IntVec pairs) {
+  return second_of(pairs, broadcast_int(static_cast<int32_t>(0xffff0000u)));
+}
+#endif
+
+// sums[r][c] += x[r][k] * weight(c). The fewer operands stay in registers, the others pass by.
+template <int R, int C, class WeightAt>
+SDE_INLINE void multiply_add(Vec (&sums)[R][C], const float* const (&x)[R], int64_t k, WeightAt weight) {
+  if constexpr (C <= R) {
+    Vec weights[C];
+    for (int c = 0; c < C; ++c) weights[c] = weight(c);
+    for (int r = 0; r < R; ++r) {
+      const Vec value = activation(x[r] + k);
+      for (int c = 0; c < C; ++c) add_product(sums[r][c], value, weights[c]);
+    }
+  } else {
+    Vec values[R];
+    for (int r = 0; r < R; ++r) values[r] = activation(x[r] + k);
+    for (int c = 0; c < C; ++c) {
+      const Vec w = weight(c);
+      for (int r = 0; r < R; ++r) add_product(sums[r][c], values[r], w);
+    }
+  }
+}
+
+// The activations that make output row `row`.
+SDE_INLINE const float* input_row(const LinearArgs& args, int64_t row) {
+  return args.x + (args.rows == nullptr ? row : args.rows[row]) * args.num_inputs;
+}
+
+// float32 rows are used where they lie.
+SDE_INLINE void point_at_rows(const LinearArgs& args, int64_t first, int64_t count, const float** x) {
+  for (int64_t r = 0; r < count; ++r) x[r] = input_row(args, first + r);
+}
+
+// bfloat16 weights, widened by a shift or a mask, which is exact; float32 activations.
+struct WidenedBf16 {
+  using Weight = uint16_t;
+  using Input = float;
+  static constexpr int kDepth = 2;  // inputs a step
+
+  // Inputs k and k + 1; the weights of column vector c at w[c] + i.
+  template <int R, int C>
+  static SDE_INLINE void step(Vec (&sums)[R][C], const float* const (&x)[R], int64_t k,
+                              const uint16_t* const (&w)[C], int64_t i) {
+    if constexpr (R * C + 2 * R + 3 <= 16) {
+      step_in_one_pass(sums, x, k, w, i);
+    } else {
+      last_half_step(sums, x, k, w, i);
+      multiply_add(sums, x, k + 1, [&](int c) { return second_of(pairs_at(w[c] + i)); });
+    }
+  }
+
+  // Input k alone, when K is odd.
+  template <int R, int C>
+  static SDE_INLINE void last_half_step(Vec (&sums)[R][C], const float* const (&x)[R], int64_t k,
+                                        const uint16_t* const (&w)[C], int64_t i) {
+    multiply_add(sums, x, k, [&](int c) { return first_of(pairs_at(w[c] + i)); });
+  }
+
+  // Loads each pair once: with one or two rows the loads are the bottleneck (1 x 8: 63 GB/s from L2 instead of 41).
+  template <int R, int C>
+  static SDE_INLINE void step_in_one_pass(Vec (&sums)[R][C], const float* const (&x)[R], int64_t k,
+                                          const uint16_t* const (&w)[C], int64_t i) {
+    const IntVec upper = broadcast_int(static_cast<int32_t>(0xffff0000u));
+    Vec first_values[R], second_values[R];
+    for (int r = 0; r < R; ++r) first_values[r] = activation(x[r] + k);
+    for (int r = 0; r < R; ++r) second_values[r] = activation(x[r] + k + 1);
+    for (int c = 0; c < C; ++c) {
+      const IntVec pairs = pairs_at(w[c] + i);
+      const Vec first = first_of(pairs);
+      for (int r = 0; r < R; ++r) add_product(sums[r][c], first_values[r], first);
+      const Vec second = second_of(pairs, upper);
+      for (int r = 0; r < R; ++r) add_product(sums[r][c], second_values[r], second);
+    }
+  }
+
+  static SDE_INLINE void prepare_rows(const LinearArgs& args, int64_t first, int64_t count, void*, const float** x) {
+    point_at_rows(args, first, count, x);
+  }
+};
+
+// float32 weights and activations.
+struct Fp32 {
+  using Weight = float;
+  using Input = float;
+  static constexpr int kDepth = 1;
+
+  template <int R, int C>
+  static SDE_INLINE void step(Vec (&sums)[R][C], const float* const (&x)[R], int64_t k, const float* const (&w)[C],
+                              int64_t i) {
+    multiply_add(sums, x, k, [&](int c) { return weights_at(w[c] + i); });
+  }
+
+  template <int R, int C>
+  static SDE_INLINE void last_half_step(Vec (&)[R][C], const float* const (&)[R], int64_t, const float* const (&)[C],
+                                        int64_t) {}
+
+  static SDE_INLINE void prepare_rows(const LinearArgs& args, int64_t first, int64_t count, void*, const float** x) {
+    point_at_rows(args, first, count, x);
+  }
+};
+
+}  // namespace linear_op
+}  // namespace SDENGINE_ISA_NAMESPACE
+}  // namespace sdengine

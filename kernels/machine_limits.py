@@ -1,0 +1,82 @@
+"""What this machine allows right now: read bandwidth of memory and cache, arithmetic peaks, for a pool of threads.
+
+Limits drift on a shared machine (DRAM bandwidth by half within an hour), so a ratio quoted against one must come from the
+same run: keep a `LimitProbe` and let it measure beside the kernels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+
+from sdengine.kernels.backends import load_cpu
+from sdengine.kernels.packed_weight import empty_on_huge_pages
+
+DRAM_BYTES = 5 << 28  # 1.25 GB: far beyond any last-level cache share
+CACHE_BYTES_PER_THREAD = 4 << 20  # beyond the L2 caches, within a last-level cache
+
+
+@dataclass(frozen=True, slots=True)
+class MachineLimits:
+    """Medians of the repeats of one measurement.
+
+    Args:
+        num_threads: Threads that worked together.
+        dram_gbps: Read bandwidth over more than 1 GB on 2 MB pages.
+        cache_gbps: Read bandwidth of data that fits the last-level cache (4 MB a thread).
+        fp32_gflops: Peak of float32 multiply-adds.
+        bf16_gflops: Peak of the instruction that `linear` uses for bfloat16 weights: a bfloat16 dot product on AVX-512,
+            otherwise the float32 multiply-add.
+    """
+
+    num_threads: int
+    dram_gbps: float
+    cache_gbps: float
+    fp32_gflops: float
+    bf16_gflops: float
+
+    def floor_seconds(self, bytes_moved: int, operations: int, dtype: torch.dtype) -> float:
+        """No kernel that reads `bytes_moved` from memory and does `operations` can be faster."""
+        peak = self.bf16_gflops if dtype == torch.bfloat16 else self.fp32_gflops
+        return max(bytes_moved / (self.dram_gbps * 1e9), operations / (peak * 1e9))
+
+
+class LimitProbe:
+    """Measures limits as often as asked, with buffers allocated once.
+
+    Args:
+        pool: Native thread pool to measure with.
+        dram_bytes: Bytes of the DRAM probe's buffer.
+    """
+
+    def __init__(self, pool: Any, dram_bytes: int = DRAM_BYTES) -> None:
+        self._pool = pool
+        self._native = load_cpu()
+        self._memory = empty_on_huge_pages((dram_bytes // 4,), torch.float32).fill_(1.0)
+
+    def dram_gbps(self, repeats: int = 1) -> list[float]:
+        return self._read(self._memory.numel() * 4, repeats)
+
+    def cache_gbps(self, repeats: int = 30) -> list[float]:
+        return self._read(CACHE_BYTES_PER_THREAD * self._pool.num_threads, repeats + 2)[2:]  # two passes to warm up
+
+    def gflops(self, dtype: torch.dtype, repeats: int = 5, milliseconds: float = 4.0) -> list[float]:
+        rates = self._native.measure_arithmetic(self._pool, dtype == torch.bfloat16, milliseconds, repeats)
+        return [r / 1e9 for r in rates]
+
+    def limits(self, repeats: int = 3) -> MachineLimits:
+        """All limits, medians of `repeats` (a few tenths of a second)."""
+        return MachineLimits(
+            self._pool.num_threads,
+            median(self.dram_gbps(repeats)),
+            median(self.cache_gbps(10 * repeats)),
+            median(self.gflops(torch.float32, 3 * repeats)),
+            median(self.gflops(torch.bfloat16, 3 * repeats)),
+        )
+
+    def _read(self, num_bytes: int, repeats: int) -> list[float]:
+        rates = self._native.measure_read(self._pool, self._memory.data_ptr(), num_bytes, repeats)
+        return [r / 1e9 for r in rates]
