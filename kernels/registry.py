@@ -26,6 +26,7 @@ OP_NAMES = (
     "commit_plan",
     "kv_compact",
     "ngram_match",
+    "timestamp",
 )
 
 

@@ -42,6 +42,7 @@ class Engine:
             config = config.with_changes(**settings)
         parts: EngineParts = build_engine_parts(config)
         self.config = config
+        self.target_path = parts.target_path
         self.tokenizer = parts.tokenizer
         self.default_params = parts.default_params
         self._runner = parts.runner
@@ -83,7 +84,8 @@ class Engine:
             RequestError: bad prompt, id in use, token out of range, prompt too long for the context
                 or for the KV cache.
         """
-        for sequence in self._book.open(request_id, prompt, params or self.default_params):
+        params = self.default_params if params is None else params
+        for sequence in self._book.open(request_id, prompt, params):
             self._scheduler.add(sequence)
 
     def abort_request(self, request_id: str) -> RequestOutput:
@@ -103,6 +105,10 @@ class Engine:
                 self._runner.release(slot)
         return self._book.close(request)
 
+    def has_request(self, request_id: str) -> bool:
+        """Whether a request of that id is unfinished."""
+        return request_id in self._book
+
     def has_unfinished_requests(self) -> bool:
         """Whether a `step` has anything to do."""
         return self._scheduler.has_unfinished()
@@ -116,8 +122,7 @@ class Engine:
         """
         schedule = self._scheduler.schedule()
         plan = self._controller.plan(self._runner.prepare(schedule))
-        self._runner.propose(plan)
-        self._runner.verify(plan)
+        self._runner.run(plan)
         commits = self._runner.commit(schedule)
         outputs = [self._advance(commit) for commit in commits if commit.token_ids]
         self._controller.observe(plan, self._runner.report)
@@ -127,15 +132,16 @@ class Engine:
     def _advance(self, commit: Commit) -> RequestOutput:
         sequence = commit.sequence
         request = self._book.get(sequence.request_id)
-        if request.first_token_time is None:
+        tokens = commit.token_ids
+        is_finite = tokens[-1] >= 0  # -1 is the sampler's flag for NaN or infinite logits
+        cut = request.stop_checkers[sequence.index].accept(tokens if is_finite else tokens[:-1])
+        self._runner.record_logprobs(commit, cut.num_tokens, self.tokenizer)
+        if cut.num_tokens and request.first_token_time is None:
             request.first_token_time = monotonic()
-        if commit.token_ids[-1] < 0:  # the sampler's flag for a row with NaN or infinite logits
+        if cut.finish_reason is not None:
+            self._end(sequence, cut.finish_reason, cut.stop_reason)
+        elif not is_finite:
             self._end(sequence, "abort", NOT_FINITE)
-        else:
-            cut = request.stop_checkers[sequence.index].accept(commit.token_ids)
-            self._runner.record_logprobs(commit, cut.num_tokens, self.tokenizer)
-            if cut.finish_reason is not None:
-                self._end(sequence, cut.finish_reason, cut.stop_reason)
         if request.is_finished:
             self._book.close(request)
         return self._book.output(request, sequence)

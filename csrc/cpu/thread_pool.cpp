@@ -7,7 +7,7 @@ namespace sdengine {
 namespace {
 
 constexpr int kSpinsBeforeYield = 100;  // a few us. With 4000 two workers sharing a busy core took 140 us a barrier
-constexpr int kIdleSpinUs = 3;               // after a run; "a few microseconds" of a core at most
+constexpr int kIdleSpinUs = 5;          // after a run; "a few microseconds" of a core at most
 
 inline void pause() {
 #if defined(__x86_64__)

@@ -6,8 +6,10 @@ wrong about a single request is refused here, before anything is queued.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Set
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
+from operator import index
 from time import monotonic
 from typing import Protocol
 
@@ -93,6 +95,9 @@ class RequestBook:
 
     def __len__(self) -> int:
         return len(self._requests)
+
+    def __contains__(self, request_id: object) -> bool:
+        return isinstance(request_id, str) and request_id in self._requests
 
     def get(self, request_id: str) -> Request:
         """The unfinished request of that id.
@@ -223,14 +228,7 @@ class RequestBook:
         return token_ids
 
     def _checked_ids(self, prompt: SequenceOf[int]) -> list[int]:
-        try:
-            token_ids = [
-                int(token) for token in prompt if not isinstance(token, (bool, str, float))
-            ]
-        except (TypeError, ValueError):
-            token_ids = None
-        if token_ids is None or isinstance(prompt, bytes) or len(token_ids) != len(prompt):
-            raise RequestError.from_parts("a prompt of text or of token ids", type(prompt).__name__)
+        token_ids = integer_list(prompt)
         for position, token in enumerate(token_ids):
             if not 0 <= token < self.limits.vocab_size:
                 raise RequestError.from_parts(
@@ -283,6 +281,30 @@ def completion_output(sequence: Sequence) -> CompletionOutput:
         finish_reason=sequence.finish_reason,
         stop_reason=sequence.stop_reason,
     )
+
+
+def integer_list(prompt: object) -> list[int]:
+    """The token ids of a list, tuple, array or tensor.
+
+    Raises:
+        RequestError: it is something else, or holds something that is no integer.
+    """
+    expected = "a prompt of text or of token ids"
+    if isinstance(prompt, (bytes, bytearray, Mapping, Set)) or not isinstance(prompt, Iterable):
+        raise RequestError.from_parts(expected, type(prompt).__name__)
+    items = list(prompt)
+    for position, item in enumerate(items):
+        if not is_integer(item):
+            raise RequestError.from_parts(expected, f"{item!r:.40} at position {position}")
+    return list(map(index, items))
+
+
+def is_integer(value: object) -> bool:
+    """Whether a value is an integer of any library; a bool is none."""
+    try:
+        return not isinstance(value, bool) and index(value) is not None  # type: ignore[arg-type]
+    except TypeError:
+        return False
 
 
 def mix64(value: int) -> int:

@@ -53,7 +53,6 @@ class StopChecker:
         self._stream = stream
         self._eos = eos_token_ids
         self._strings = tuple(sequence.params.stop or ())
-        self._longest = max(map(len, self._strings), default=0)
         self._skip_special = sequence.params.skip_special_tokens
 
     def accept(self, token_ids: list[int]) -> Cut:
@@ -110,8 +109,7 @@ class StopChecker:
     def _find_stop_string(self, before: int) -> str | None:
         """Cuts the text at the first stop string that ends in the new part, and returns it."""
         sequence = self._sequence
-        start = max(0, before - self._longest + 1)
-        hits = [(sequence.text.find(s, start), s) for s in self._strings]
+        hits = [(sequence.text.find(s, max(0, before - len(s) + 1)), s) for s in self._strings]
         hits = [(position, s) for position, s in hits if position >= 0]
         if not hits:
             return None

@@ -1,7 +1,8 @@
 """Measures what steps cost on this machine: the target by rows, the draft by layers.
 
-Runs the engine's own programs on a dummy sequence before any request is there. Large models take seconds per measurement,
-so results are kept in a file of the user's cache directory, keyed by everything they depend on.
+Runs the engine's own launches on a dummy sequence before any request is there. Large models take
+seconds per measurement, so results are kept in a file of the user's cache directory, keyed by
+everything they depend on.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 import json
 import os
 import platform
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -18,7 +20,7 @@ from time import perf_counter
 import torch
 
 from sdengine.core.cost_model import CostModel
-from sdengine.kernels.program import Program, num_threads
+from sdengine.kernels.program import Program, make_program, num_threads
 from sdengine.runner.batch_state import HostView
 from sdengine.runner.iteration import Iteration
 
@@ -63,10 +65,12 @@ def _measure(iteration: Iteration) -> CostModel:
 
 
 def _time_verify(iteration: Iteration, host: HostView, num_rows: int) -> float:
-    """Seconds of a target step over a chain of `num_rows` rows."""
+    """Seconds from the trees to the commit, over a chain of `num_rows` rows."""
     _set_chain(iteration, num_rows - 1)
-    program = iteration.verify_program(num_rows > 1, False)
-    return _time(program, lambda: _reset(host, wants_logits=1 if num_rows > 1 else 2))
+    wants_logits = 1 if num_rows > 1 else 2
+    program = make_program(iteration.backend, iteration.pool)
+    iteration.describe_verify(program, has_trees=num_rows > 1)
+    return _time(program, lambda: _reset(host, wants_logits))
 
 
 def _time_draft(iteration: Iteration, host: HostView) -> tuple[float, float]:
@@ -74,20 +78,20 @@ def _time_draft(iteration: Iteration, host: HostView) -> tuple[float, float]:
     drafter = iteration.drafter
     if drafter is None:
         return 0.0, 0.0
+    workspace = iteration.workspace
+    workspace.total_budget[0] = workspace.sizes.max_nodes
+    workspace.min_layer_gain[0] = 0.0
+    times = []
     depth = min(drafter.max_depth, 4)
-    iteration.workspace.total_budget[0] = iteration.workspace.sizes.max_nodes
-    iteration.workspace.min_layer_gain[0] = 0.0
-    iteration.workspace.thresholds.zero_()
-    first = _time(iteration.propose_program(1), lambda: _reset(host, wants_logits=1))
-    if depth == 1:
-        return first, 0.0
-    deep = _time(iteration.propose_program(depth), lambda: _reset(host, wants_logits=1))
-    return first, max(deep - first, 0.0) / (depth - 1)
+    for layers in (1, depth):
+        program = make_program(iteration.backend, iteration.pool)
+        drafter.propose(program, layers)
+        times.append(_time(program, lambda: _reset(host, 1)))
+    return times[0], (times[-1] - times[0]) / max(depth - 1, 1) if times[-1] > times[0] else 0.0
 
 
-def _time(program: Program, reset: object) -> float:
+def _time(program: Program, reset: Callable[[], None]) -> float:
     """Median seconds of a replay, the first one (cold) left out."""
-    assert callable(reset)
     seconds: list[float] = []
     started = perf_counter()
     while len(seconds) < MAX_REPEATS + 1:

@@ -1,8 +1,9 @@
-"""One iteration as programs: propose, verify, commit. Described once per depth, replayed natively.
+"""One iteration as one program: propose, forward, verify, commit. Described once per variant.
 
     propose   gather_pending  build_rows  draft pass  draft_topk  tree_expand   (again per layer)
-    verify    gather_pending  tree_select  build_rows  target pass  penalize  sample  tree_verify
-              commit_plan  kv_compact
+    forward   gather_pending  tree_select  build_rows  target pass
+    verify    penalize  sample  tree_verify
+    commit    commit_plan  kv_compact  kv_compact
 
 Every size that changes between steps lies in a small tensor, so the same few programs serve all
 steps; and nothing between the first and the last launch looks at host state.
@@ -42,6 +43,21 @@ class MovePlan:
             torch.zeros(b, dtype=torch.int32),
             torch.zeros(b, dtype=torch.int32),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """What distinguishes two recorded iterations.
+
+    Args:
+        depth: most draft layers; 0 decodes plainly.
+        has_penalties: whether any sequence needs its logits changed.
+        catches_up: without trees: whether the drafter follows the pending tokens all the same.
+    """
+
+    depth: int
+    has_penalties: bool = False
+    catches_up: bool = False
 
 
 class Iteration:
@@ -84,49 +100,50 @@ class Iteration:
         self._num_emitted = torch.zeros(sizes.max_num_seqs, dtype=torch.int32)
         self._moves = MovePlan.allocate(sizes.max_num_seqs, sizes.max_depth)
         self._draft_moves = MovePlan.allocate(sizes.max_num_seqs, sizes.max_depth)
-        self._programs: dict[tuple[object, ...], Program] = {}
+        self._programs: dict[Variant, Program] = {}
+        # Start, after proposing, end: nanoseconds, written by the program itself.
+        self.times_ns = torch.zeros(3, dtype=torch.int64)
 
-    def replay_propose(self, depth: int) -> None:
-        """Grows trees of at most `depth` layers."""
-        self.propose_program(depth).replay()
-
-    def replay_catch_up(self) -> None:
-        """Brings the drafter's state up to the pending tokens."""
-        assert self.drafter is not None
-        self._program(("catch_up",), self.drafter.catch_up).replay()
-
-    def replay_verify(self, has_trees: bool, has_penalties: bool) -> None:
-        """Target pass, verification and commit."""
-        self.verify_program(has_trees, has_penalties).replay()
-
-    def propose_program(self, depth: int) -> Program:
-        """The recorded propose program of this depth."""
-        drafter = self.drafter
-        assert drafter is not None
-        return self._program(("propose", depth), lambda p: drafter.propose(p, depth))
-
-    def verify_program(self, has_trees: bool, has_penalties: bool) -> Program:
-        """The recorded verify program of this variant."""
-        key = ("verify", has_trees, has_penalties)
-        return self._program(key, lambda p: self._describe_verify(p, has_trees, has_penalties))
-
-    def _program(self, key: tuple[object, ...], describe: Any) -> Program:
-        program = self._programs.get(key)
+    def program(self, variant: Variant) -> Program:
+        """The recorded iteration of a variant; described when it is first asked for."""
+        program = self._programs.get(variant)
         if program is None:
             program = make_program(self.backend, self.pool)
-            describe(program)
-            self._programs[key] = program
+            self._describe(program, variant)
+            self._programs[variant] = program
         return program
 
-    def _describe_verify(self, program: Program, has_trees: bool, has_penalties: bool) -> None:
+    def _describe(self, program: Program, variant: Variant) -> None:
+        program.launch("timestamp", out_ns=self.times_ns[0:1])
+        self._describe_propose(program, variant)
+        program.launch("timestamp", out_ns=self.times_ns[1:2])
+        self.describe_verify(program, variant.depth > 0, variant.has_penalties)
+        program.launch("timestamp", out_ns=self.times_ns[2:3])
+
+    def describe_verify(
+        self, program: Program, has_trees: bool, has_penalties: bool = False
+    ) -> None:
+        """Appends everything after the trees are grown: the part of an iteration whose cost depends
+        on their size."""
+        self._describe_forward(program, has_trees)
+        if has_penalties:
+            describe_penalties(program, self.workspace, self.penalties)
+        self._verifier.verify(program, self.verdict)
+        self._describe_commit(program, has_trees, has_penalties)
+
+    def _describe_propose(self, program: Program, variant: Variant) -> None:
+        if variant.depth > 0:
+            assert self.drafter is not None
+            self.drafter.propose(program, variant.depth)
+        elif variant.catches_up:
+            assert self.drafter is not None
+            self.drafter.catch_up(program)
+
+    def _describe_forward(self, program: Program, has_trees: bool) -> None:
         self._describe_rows(program, has_trees)
         workspace = self.workspace
         logits = Logits(workspace.logits, workspace.sampled_rows, workspace.num_logits)
         describe_forward(program, self.weights, self._cache, self._spans, self._buffers, logits)
-        if has_penalties:
-            describe_penalties(program, workspace, self.penalties)
-        self._verifier.verify(program, self.verdict)
-        self._describe_commit(program, has_trees, has_penalties)
 
     def _describe_rows(self, program: Program, has_trees: bool) -> None:
         workspace, state = self.workspace, self.workspace.state

@@ -1,4 +1,5 @@
-"""Runs steps: writes what the host decides into the slots, replays programs, reads what was committed.
+"""Runs steps: writes what the host decides into the slots, replays programs, reads what was
+committed.
 
 The programs themselves are described once per depth and variant; see `iteration.py`.
 """
@@ -16,7 +17,7 @@ from sdengine.core.plan import StepPlan, StepReport
 from sdengine.core.sequence import Sequence
 from sdengine.runner.batch_state import HostView
 from sdengine.runner.calibration import Calibrator
-from sdengine.runner.iteration import Iteration
+from sdengine.runner.iteration import Iteration, Variant
 from sdengine.runner.logprobs import append_logprobs
 from sdengine.runner.penalties import PenaltyTables
 from sdengine.scheduler.scheduler import Schedule, ScheduledSequence
@@ -75,6 +76,7 @@ class Runner:
         self._num_accepted = verdict.num_accepted.numpy()
         self._out_tokens = verdict.out_tokens.numpy()
         self._path = verdict.path.numpy()
+        self._times_ns = iteration.times_ns.numpy()
         self._calibrator = Calibrator(workspace.calibration, verdict.tried, verdict.accepted)
         self._has_drafter = iteration.drafter is not None
         self._has_draft_cache = self._has_drafter and iteration.drafter.cache is not None
@@ -122,20 +124,17 @@ class Runner:
             num_decoding += self._host.wants_logits[entry.sequence.slot] != 0
         return num_decoding
 
-    def propose(self, plan: StepPlan) -> None:
-        """Grows this step's trees."""
+    def run(self, plan: StepPlan) -> None:
+        """Runs the iteration: grows trees, passes them through the target, verifies, commits."""
         self._is_drafting = self._has_drafter and plan.depth > 0
+        catches_up = False
         if self._is_drafting:
             self._write_prices(plan)
-            self._iteration.replay_propose(plan.depth)
         else:
-            self._propose_nothing()
-        self._proposed_at = perf_counter()
-
-    def verify(self, plan: StepPlan) -> None:
-        """Runs the target over pending tokens and trees, verifies, commits keys and values."""
-        self._iteration.replay_verify(self._is_drafting, self._penalties.is_needed)
-        self._verified_at = perf_counter()
+            catches_up = self._propose_nothing()
+        depth = plan.depth if self._is_drafting else 0
+        variant = Variant(depth, self._penalties.is_needed, catches_up)
+        self._iteration.program(variant).replay()
 
     def commit(self, schedule: Schedule) -> list[Commit]:
         """Reads the step's results and applies them to the sequences' computed lengths."""
@@ -179,13 +178,14 @@ class Runner:
             self._penalties.release(slot)
             self._written_blocks[slot] = 0
 
-    def _propose_nothing(self) -> None:
-        """Every root stands alone; the draft only follows prompts, so that later steps can draft."""
+    def _propose_nothing(self) -> bool:
+        """Every root stands alone. The draft only follows prompts, so that later steps can draft;
+        returns whether it does."""
         self._host.wants_logits *= ROOT_ONLY
         if self._has_draft_cache and self._needs_catch_up:
-            self._iteration.replay_catch_up()
-        else:
-            self._host.draft_pending_lens[:] = 0
+            return True
+        self._host.draft_pending_lens[:] = 0
+        return False
 
     def _admit(self, sequence: Sequence) -> None:
         slot = sequence.slot
@@ -248,12 +248,12 @@ class Runner:
         return Commit(sequence, tokens, num_accepted, num_nodes, rows)
 
     def _finish_step(self, schedule: Schedule, commits: list[Commit]) -> None:
+        start_ns, proposed_ns, end_ns = self._times_ns.tolist()
+        draft_s, verify_s = (proposed_ns - start_ns) * 1e-9, (end_ns - proposed_ns) * 1e-9
         now = perf_counter()
-        draft_s = self._proposed_at - self._prepared_at
-        verify_s = self._verified_at - self._proposed_at
-        idle_s = now - self._finished_at if self._finished_at else 0.0
-        self._finished_at = now
-        other_s = max(idle_s - draft_s - verify_s, 0.0)
+        since_last = now - (self._finished_at or self._prepared_at)
+        self._finished_at = now if len(schedule.scheduled) else 0.0
+        other_s = max(since_last - draft_s - verify_s, 0.0)
         for commit in commits:
             sequence = commit.sequence
             sequence.draft_time_s += draft_s

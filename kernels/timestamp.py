@@ -1,0 +1,39 @@
+"""timestamp: notes when a program reaches this launch, so that one replay can be timed in parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from time import monotonic_ns
+from typing import Any
+
+import torch
+
+from sdengine.kernels.backends import load_cpu
+from sdengine.kernels.spec import Case, Op, address, expect_tensor
+
+
+def check(*, out_ns: torch.Tensor) -> None:
+    """Contract.
+
+    Args:
+        out_ns: [1] int64, written: nanoseconds on a monotonic clock with an arbitrary zero.
+    """
+    expect_tensor("timestamp", "out_ns", out_ns, torch.int64, (1,))
+
+
+def reference(*, out_ns: torch.Tensor) -> None:
+    """Reads the clock."""
+    out_ns[0] = monotonic_ns()
+
+
+def cpu(native: Any, *, out_ns: torch.Tensor) -> None:
+    """Appends the native launch."""
+    load_cpu().timestamp(native, address(out_ns))
+
+
+def bench_cases() -> Iterator[Case]:
+    """What the launch itself costs."""
+    yield Case("-", {"out_ns": torch.zeros(1, dtype=torch.int64)}, bytes_moved=8)
+
+
+OP = Op("timestamp", check, reference, ("out_ns",), cpu, bench_cases=bench_cases)
