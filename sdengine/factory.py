@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from sdengine.controllers.adaptive import AdaptiveController
 from sdengine.controllers.base import BudgetController
 from sdengine.controllers.fixed import FixedController
 from sdengine.core.config import EngineConfig, SpeculationConfig
-from sdengine.core.env import read_environment
+from sdengine.core.env import Environment, read_environment
 from sdengine.core.growth import TreePolicy
 from sdengine.core.request import RequestLimits
 from sdengine.core.sampling_params import SamplingParams
@@ -57,6 +58,7 @@ class EngineParts:
     tokenizer: Tokenizer | None
     default_params: SamplingParams
     limits: RequestLimits
+    target_path: Path
 
 
 def build_engine_parts(config: EngineConfig) -> EngineParts:
@@ -65,8 +67,9 @@ def build_engine_parts(config: EngineConfig) -> EngineParts:
     Raises:
         ConfigError, CheckpointError, BackendUnavailable, CacheFull: as `Engine`.
     """
-    backend = _choose_backend(config)
-    paths = resolve_model(config.model, config.draft)
+    environment = read_environment()
+    backend = _choose_backend(config, environment)
+    paths = resolve_model(config.model, config.draft, bundled_dir=environment.bundled_dir)
     speculation = config.speculation_for(paths.draft is not None)
     target = open_checkpoint(paths.target)
     uses_draft = speculation is not None and speculation.needs_draft_model
@@ -75,7 +78,8 @@ def build_engine_parts(config: EngineConfig) -> EngineParts:
     max_model_len = _max_model_len(config, target.config, draft.config if draft else None)
     _check_windows(speculation, target.config, draft.config if draft else None)
     dtype = _choose_dtype(config, target.config)
-    pool = make_pool(config.num_threads or _num_cores()) if backend == "cpu" else None
+    threads = config.num_threads or environment.num_threads or _num_cores()
+    pool = make_pool(threads) if backend == "cpu" else None
 
     policy = _make_policy(speculation)
     sizes = _sizes(config, speculation, policy, target, draft, max_model_len, dtype)
@@ -92,21 +96,21 @@ def build_engine_parts(config: EngineConfig) -> EngineParts:
         config.max_num_batched_tokens,
         drafter.tree_room if drafter is not None else 0,
     )
-    controller = _make_controller(speculation, runner, iteration, drafter)
+    controller = _make_controller(speculation, runner, iteration, environment.cache_dir)
     eos = frozenset(load_eos_token_ids(paths.target, target.config))
     limits = RequestLimits(
         target.config.vocab_size, max_model_len, eos, has_speculation=speculation is not None
     )
     defaults = default_sampling_params(paths.target)
-    return EngineParts(runner, scheduler, controller, tokenizer, defaults, limits)
+    return EngineParts(runner, scheduler, controller, tokenizer, defaults, limits, paths.target)
 
 
-def _choose_backend(config: EngineConfig) -> str:
+def _choose_backend(config: EngineConfig, environment: Environment) -> str:
     if config.device.startswith("cuda"):
         raise BackendUnavailable(
             f'device: expected "cpu" or "auto", got {config.device!r}; this version runs on CPUs'
         )
-    wanted = config.backend if config.backend is not None else read_environment().backend
+    wanted = config.backend if config.backend is not None else environment.backend
     if isinstance(wanted, dict):
         raise ConfigError.from_parts("one backend for all ops", "a map from op to backend")
     if wanted is not None:
@@ -263,14 +267,15 @@ def _make_controller(
     speculation: SpeculationConfig | None,
     runner: Runner,
     iteration: Iteration,
-    drafter: Drafter | None,
+    cache_dir: Path,
 ) -> BudgetController:
+    drafter = iteration.drafter
     if speculation is None or drafter is None:
         return FixedController(0, 0)
     nodes, limit = speculation.max_nodes, speculation.max_batch_nodes
     if not speculation.adaptive:
         return FixedController(drafter.max_depth, nodes, limit)
-    costs = measure_costs(iteration)
+    costs = measure_costs(iteration, cache_dir)
     is_dynamic = speculation.method in ("dyspec", "ngram")
     if is_dynamic:
         runner.set_costs(

@@ -3,19 +3,20 @@ committed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
 
 from sdengine.core.config import EngineConfig
-from sdengine.core.outputs import RequestOutput
+from sdengine.core.outputs import CompletionOutput, RequestOutput
+from sdengine.core.request import is_integer
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.engine import NOT_FINITE, Engine
 from sdengine.errors import RequestError, SdengineError
 from sdengine.model.chat_template import load_chat_template
-from sdengine.model.registry import resolve_model
 
 Prompt = str | SequenceOf[int]
 BUNDLED = "python-completion"
@@ -38,6 +39,14 @@ class StreamDelta:
     output: RequestOutput | None = None
 
 
+@dataclass(slots=True, eq=False)
+class Inbox:
+    """Outputs of one call's requests, filled by whichever call steps the engine."""
+
+    request_ids: list[str] = field(default_factory=list)
+    outputs: list[RequestOutput] = field(default_factory=list)
+
+
 class LLM:
     """A loaded model pair.
 
@@ -52,8 +61,9 @@ class LLM:
 
     def __init__(self, model: str, draft: str | None = None, **settings: Any) -> None:
         self.engine = Engine(EngineConfig(model, draft, **settings))
-        self._chat_template = load_chat_template(resolve_model(model, draft).target)
+        self._chat_template = load_chat_template(self.engine.target_path)
         self._ids = count()
+        self._inboxes: dict[str, Inbox] = {}
 
     @classmethod
     def from_bundled(cls, name: str = BUNDLED, **settings: Any) -> LLM:
@@ -78,15 +88,16 @@ class LLM:
             RequestError: a prompt or a parameter is unusable; nothing was generated.
             SdengineError: the model produced logits that are not finite.
         """
-        requests = self._pair_up(prompts, params)
-        ids = [f"generate-{next(self._ids)}" for _ in requests]
-        self._add_all(ids, requests)
-        finished: dict[str, dict[int, RequestOutput]] = {request_id: {} for request_id in ids}
-        while self.engine.has_unfinished_requests():
-            for output in self.engine.step():
-                if output.request_id in finished and output.outputs[0].is_finished:
-                    finished[output.request_id][output.outputs[0].index] = output
-        return [_joined(finished[request_id]) for request_id in ids]
+        with self._opened(self._pair_up(prompts, params)) as inbox:
+            finished: dict[str, dict[int, RequestOutput]] = {name: {} for name in inbox.request_ids}
+            unfinished = set(finished)
+            while unfinished:
+                for output in self._received(inbox, unfinished):
+                    if output.outputs[0].is_finished:
+                        finished[output.request_id][output.outputs[0].index] = output
+                    if output.finished:
+                        unfinished.discard(output.request_id)
+        return [_joined(completions) for completions in finished.values()]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[StreamDelta]:
         """Completes one prompt and yields text as it is committed.
@@ -100,13 +111,12 @@ class LLM:
         Raises:
             RequestError: as `generate`, or n > 1.
         """
-        params = params or self.engine.default_params
-        if params.n != 1:
+        params = self.engine.default_params if params is None else params
+        if isinstance(params, SamplingParams) and params.n != 1:
             raise RequestError.from_parts("n = 1 when streaming", str(params.n), "call generate")
-        request_id = f"stream-{next(self._ids)}"
-        self.engine.add_request(request_id, prompt, params)
-        held_back = max(map(len, params.stop or ()), default=1) - 1
-        return self._stream(request_id, held_back)
+        deltas = self._deltas(prompt, params)
+        next(deltas)  # queues the request; from here on dropping the iterator aborts it
+        return deltas
 
     def chat(
         self,
@@ -126,62 +136,84 @@ class LLM:
 
     def render_chat(self, messages: SequenceOf[Mapping[str, Any]]) -> list[int]:
         """Token ids of a conversation, ready for the assistant's answer."""
-        if self._chat_template is None:
+        if self._chat_template is None or self.engine.tokenizer is None:
             raise RequestError.from_parts(
                 "a checkpoint with a chat template", "none", "call generate with a plain prompt"
             )
         text = self._chat_template.render(messages, add_generation_prompt=True)
         return self.engine.tokenizer.encode(text, add_special_tokens=False)
 
-    def _stream(self, request_id: str, held_back: int) -> Iterator[StreamDelta]:
-        sent_text, sent_tokens, done = 0, 0, False
-        try:
+    def _deltas(self, prompt: Prompt, params: SamplingParams) -> Iterator[StreamDelta]:
+        """An empty delta once the request is queued, then those of `stream`."""
+        with self._opened([(prompt, params)]) as inbox:
+            yield StreamDelta("", (), 0)
+            sent_text, sent_tokens, done = 0, 0, False
             while not done:
-                for output in self.engine.step():
-                    if output.request_id != request_id:
-                        continue
-                    completion = output.outputs[0]
-                    done = completion.is_finished
-                    end = len(completion.text) if done else len(completion.text) - held_back
-                    tokens = completion.token_ids[sent_tokens:]
-                    sent_tokens = len(completion.token_ids)
-                    text = completion.text[sent_text : max(end, sent_text)]
-                    sent_text += len(text)
+                for output in self._received(inbox, inbox.request_ids):
                     _raise_if_failed(output)
+                    completion, done = output.outputs[0], output.finished
+                    end = len(completion.text) - (0 if done else _num_held_back(completion, params))
+                    tokens = completion.token_ids[sent_tokens:]
+                    text = completion.text[sent_text:end]
+                    sent_text, sent_tokens = sent_text + len(text), len(completion.token_ids)
                     yield StreamDelta(
                         text, tokens, max(len(tokens) - 1, 0), output if done else None
                     )
+
+    @contextmanager
+    def _opened(self, requests: list[tuple[Prompt, SamplingParams]]) -> Iterator[Inbox]:
+        """Queues requests; whatever ends the block aborts those that are unfinished."""
+        inbox = Inbox()
+        try:
+            for prompt, params in requests:
+                request_id = f"llm-{next(self._ids)}"
+                self.engine.add_request(request_id, prompt, params)
+                inbox.request_ids.append(request_id)
+                self._inboxes[request_id] = inbox
+            yield inbox
         finally:
-            if not done:
-                self.engine.abort_request(request_id)
+            for request_id in inbox.request_ids:
+                self._inboxes.pop(request_id, None)
+                if self.engine.has_request(request_id):
+                    self.engine.abort_request(request_id)
+
+    def _received(self, inbox: Inbox, unfinished: Iterable[str]) -> list[RequestOutput]:
+        """Outputs that came for an inbox; steps the engine, for every inbox, until there are some.
+
+        Raises:
+            RequestError: the requests were aborted behind this object's back.
+        """
+        while not inbox.outputs:
+            if not any(map(self.engine.has_request, unfinished)):
+                raise RequestError.from_parts("a request to run to its end", "an aborted one")
+            for output in self.engine.step():
+                if output.request_id in self._inboxes:
+                    self._inboxes[output.request_id].outputs.append(output)
+        received, inbox.outputs = inbox.outputs, []
+        return received
 
     def _pair_up(
         self,
         prompts: Prompt | SequenceOf[Prompt],
         params: SamplingParams | SequenceOf[SamplingParams] | None,
     ) -> list[tuple[Prompt, SamplingParams]]:
-        is_single = isinstance(prompts, str) or (bool(prompts) and isinstance(prompts[0], int))
-        listed: list[Any] = [prompts] if is_single else list(prompts)
+        if isinstance(prompts, str):
+            prompts = [prompts]
+        listed: list[Any] = list(prompts) if isinstance(prompts, Iterable) else [prompts]
         if not listed:
             raise RequestError.from_parts("at least one prompt", "an empty list")
+        if is_integer(listed[0]):
+            listed = [listed]
         if params is None or isinstance(params, SamplingParams):
-            return [(prompt, params or self.engine.default_params) for prompt in listed]
-        if len(params) != len(listed):
+            params = self.engine.default_params if params is None else params
+            return [(prompt, params) for prompt in listed]
+        given = list(params) if isinstance(params, Iterable) else []
+        if len(given) != len(listed):
             raise RequestError.from_parts(
-                f"one SamplingParams, or {len(listed)} for {len(listed)} prompts", str(len(params))
+                f"one SamplingParams, or {len(listed)} for {len(listed)} prompts",
+                str(len(given)) if given else type(params).__name__,
             )
-        return list(zip(listed, params))
-
-    def _add_all(self, ids: list[str], requests: list[tuple[Prompt, SamplingParams]]) -> None:
-        added: list[str] = []
-        try:
-            for request_id, (prompt, params) in zip(ids, requests):
-                self.engine.add_request(request_id, prompt, params)
-                added.append(request_id)
-        except SdengineError:
-            for request_id in added:
-                self.engine.abort_request(request_id)
-            raise
+        return list(zip(listed, given))
 
 
 def _joined(outputs: Mapping[int, RequestOutput]) -> RequestOutput:
@@ -198,3 +230,18 @@ def _raise_if_failed(output: RequestOutput) -> None:
         raise SdengineError.from_parts(
             "finite logits", NOT_FINITE, "check the checkpoint's weights for NaN and infinity"
         )
+
+
+def _num_held_back(completion: CompletionOutput, params: SamplingParams) -> int:
+    """Characters at the end of a text that may turn out to be the beginning of a stop string."""
+    if params.include_stop_str_in_output:
+        return 0
+    return max(
+        (
+            size
+            for stop in params.stop_strings
+            for size in range(1, len(stop))
+            if completion.text.endswith(stop[:size])
+        ),
+        default=0,
+    )

@@ -6,10 +6,10 @@ wrong about a single request is refused here, before anything is queued.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping, Set
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
-from operator import index
 from time import monotonic
 from typing import Protocol
 
@@ -296,13 +296,13 @@ def integer_list(prompt: object) -> list[int]:
     for position, item in enumerate(items):
         if not is_integer(item):
             raise RequestError.from_parts(expected, f"{item!r:.40} at position {position}")
-    return list(map(index, items))
+    return list(map(operator.index, items))
 
 
 def is_integer(value: object) -> bool:
     """Whether a value is an integer of any library; a bool is none."""
     try:
-        return not isinstance(value, bool) and index(value) is not None  # type: ignore[arg-type]
+        return not isinstance(value, bool) and operator.index(value) is not None  # type: ignore[arg-type]
     except TypeError:
         return False
 
