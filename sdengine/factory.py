@@ -35,7 +35,7 @@ from sdengine.policies.static import StaticPolicy
 from sdengine.runner.costs import measure_costs
 from sdengine.runner.drafter import Drafter
 from sdengine.runner.iteration import Iteration
-from sdengine.runner.memory import fitting_blocks
+from sdengine.runner.memory import fitting_blocks, require_buffers
 from sdengine.runner.runner import Runner
 from sdengine.runner.verifier import Verifier
 from sdengine.runner.weights import ModelWeights, load_weights
@@ -199,10 +199,9 @@ def _sizes(
     room = tree_room(nodes, depth, width) if speculation else 0
     max_blocks = -(-(max_model_len + room) // config.block_size)
     models = [target.config] if draft is None else [target.config, draft.config]
-    num_blocks = config.num_kv_blocks or fitting_blocks(
-        models, config.block_size, dtype, config.max_num_seqs * max_blocks
-    )
-    return Sizes(
+    wanted = config.max_num_seqs * max_blocks
+    num_blocks = fitting_blocks(models, config.block_size, dtype, wanted, config.num_kv_blocks)
+    sizes = Sizes(
         max_num_seqs=config.max_num_seqs,
         max_batched_tokens=config.max_num_batched_tokens,
         max_history=max_model_len + depth + 1,
@@ -216,6 +215,8 @@ def _sizes(
         max_width=width,
         num_stop_tokens=DEVICE_STOP_TOKENS,
     )
+    require_buffers(sizes, models)
+    return sizes
 
 
 def _make_drafter(
@@ -233,7 +234,7 @@ def _make_drafter(
         return NgramDrafter(workspace, speculation.min_ngram, speculation.max_ngram)
     assert draft is not None
     weights: ModelWeights = load_weights(
-        draft, dtype, max_model_len, pool, max_vocab=workspace.sizes.vocab_size
+        draft, dtype, max_model_len, pool, vocab_size=workspace.sizes.vocab_size
     )
     sizes = workspace.sizes
     return DraftModelDrafter(

@@ -13,6 +13,7 @@ from sdengine.cli.options import (
     add_model_options,
     add_sampling_options,
     fresh_seed,
+    model_paths,
     open_llm,
     sampling_params,
 )
@@ -86,9 +87,8 @@ def require_chat_template(args: argparse.Namespace) -> None:
         CheckpointError: no such model, or its template is damaged.
     """
     from sdengine.model.chat_template import load_chat_template
-    from sdengine.model.registry import resolve_model
 
-    if load_chat_template(resolve_model(args.model, args.draft).target) is None:
+    if load_chat_template(model_paths(args).target) is None:
         raise RequestError.from_parts(
             "a model with a chat template",
             f"{args.model}, which has none",

@@ -13,10 +13,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from sdengine.core.config import SPECULATION_WORDS
+from sdengine.core.env import read_environment
 from sdengine.core.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from sdengine.llm import LLM
+    from sdengine.model.registry import ModelPaths
 
 __all__ = [
     "BUNDLED_MODEL",
@@ -27,6 +29,7 @@ __all__ = [
     "add_sampling_options",
     "fresh_seed",
     "integer",
+    "model_paths",
     "number",
     "open_llm",
     "sampling_params",
@@ -123,6 +126,17 @@ def fresh_seed() -> int:
     return int.from_bytes(os.urandom(4), "little") >> 1
 
 
+def model_paths(args: argparse.Namespace) -> ModelPaths:
+    """Directories that --model and --draft name.
+
+    Raises:
+        CheckpointError: nothing of that name.
+    """
+    from sdengine.model.registry import resolve_model
+
+    return resolve_model(args.model, args.draft, bundled_dir=read_environment().bundled_dir)
+
+
 def open_llm(args: argparse.Namespace, speculation: str | None = None) -> LLM:
     """Loads the model that --model, --draft and --speculation name, for one request at a time.
 
@@ -133,9 +147,7 @@ def open_llm(args: argparse.Namespace, speculation: str | None = None) -> LLM:
     Raises:
         ConfigError, CheckpointError, BackendUnavailable, CacheFull: as `LLM`.
     """
-    from sdengine.model.registry import resolve_model
-
-    resolve_model(args.model, args.draft)  # a misspelt name is answered before torch is imported
+    model_paths(args)  # a misspelt name is answered before torch is imported
     from sdengine.llm import LLM
 
     return LLM(args.model, args.draft, speculation=speculation or args.speculation, max_num_seqs=1)

@@ -43,6 +43,8 @@ MAX_TREE_NODES = 1024
 MAX_TREE_DEPTH = 256
 MAX_CHILDREN = 32
 MAX_NGRAM = 32
+MAX_THREADS = 1024
+INT32_MAX = 2**31 - 1
 DEFAULT_BRANCHING = (4, 2, 2, 1)
 SPECULATION_WORDS = ("auto", "off", *METHODS)
 
@@ -239,9 +241,13 @@ class EngineConfig:
         check_choice(error, "dtype", self.dtype, DTYPES)
         self._set("speculation", _checked_speculation(self.speculation))
         self._set("max_num_seqs", check_int(error, "max_num_seqs", self.max_num_seqs, 1, 4096))
-        for name, low in (("max_model_len", 2), ("num_kv_blocks", 1), ("num_threads", 1)):
+        for name, low, high in (
+            ("max_model_len", 2, INT64_MAX),
+            ("num_kv_blocks", 1, INT32_MAX),
+            ("num_threads", 1, MAX_THREADS),
+        ):
             if getattr(self, name) is not None:
-                self._set(name, check_int(error, name, getattr(self, name), low))
+                self._set(name, check_int(error, name, getattr(self, name), low, high))
         self._set("block_size", check_int(error, "block_size", self.block_size, 8, 256))
         if self.block_size & (self.block_size - 1):
             raise error.from_parts("block_size to be a power of two", str(self.block_size))

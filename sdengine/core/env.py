@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdengine.core.config import checked_backend
+from sdengine.core.config import MAX_THREADS, checked_backend
 from sdengine.errors import ConfigError
 
 __all__ = ["VARIABLES", "Environment", "read_environment"]
@@ -86,6 +86,8 @@ def _backend(text: str) -> str | dict[str, str] | None:
 def _num_threads(text: str) -> int | None:
     if not text.strip():
         return None
-    if not text.strip().isdecimal() or int(text) < 1:
-        raise ConfigError.from_parts("SDENGINE_NUM_THREADS to be an integer >= 1", repr(text))
+    if not text.strip().isdecimal() or not 1 <= int(text) <= MAX_THREADS:
+        raise ConfigError.from_parts(
+            f"SDENGINE_NUM_THREADS to be an integer from 1 to {MAX_THREADS}", repr(text)
+        )
     return int(text)

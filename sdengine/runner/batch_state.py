@@ -15,6 +15,8 @@ import torch
 from sdengine.core.sequence import Sequence
 
 TWO_TO_64 = 1 << 64
+INT32_MAX = 2**31 - 1
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,8 +115,8 @@ class HostView:
         self.history_lens[slot] = sequence.num_tokens
         self.computed_lens[slot] = sequence.num_computed
         self.draft_computed_lens[slot] = sequence.num_draft_computed
-        self.temperature[slot] = params.temperature
-        self.top_k[slot] = max(params.top_k, 0)
+        self.temperature[slot] = min(params.temperature, FLOAT32_MAX)
+        self.top_k[slot] = min(params.top_k, INT32_MAX)
         self.top_p[slot] = params.top_p
         self.min_p[slot] = params.min_p
         self.seeds[slot] = sequence.seed - (TWO_TO_64 if sequence.seed >= 1 << 63 else 0)

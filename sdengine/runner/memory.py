@@ -10,7 +10,9 @@ import torch
 from sdengine.cache.kv_cache import KVCache
 from sdengine.errors import CacheFull
 from sdengine.model.config import ModelConfig
+from sdengine.runner.workspace import Sizes
 
+GIB = 2**30
 CACHE_SHARE = 0.5
 """Most of the available memory that the KV cache takes when its size is not given; the rest is for
 weights, buffers and the rest of the machine."""
@@ -28,21 +30,46 @@ def available_bytes() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
+def require_memory(purpose: str, num_bytes: int, way_out: str) -> None:
+    """Refuses an allocation that the machine cannot back.
+
+    A system that overcommits would grant it and kill the process when the pages are written.
+
+    Raises:
+        CacheFull: more than is available.
+    """
+    available = available_bytes()
+    if num_bytes > available:
+        raise CacheFull.from_parts(
+            f"{purpose} within the {available / GIB:.1f} GiB of memory that are free",
+            f"{num_bytes / GIB:.1f} GiB",
+            way_out,
+        )
+
+
 def fitting_blocks(
-    models: Sequence[ModelConfig], block_size: int, dtype: torch.dtype, wanted: int
+    models: Sequence[ModelConfig],
+    block_size: int,
+    dtype: torch.dtype,
+    wanted: int,
+    asked: int | None = None,
 ) -> int:
-    """Blocks to allocate: as many as all slots can use, or as fit.
+    """Blocks to allocate: what was asked for, or as many as all slots can use, or as fit.
 
     Args:
         models: target, and draft if there is one; a block exists in both caches.
         block_size: tokens per block.
         dtype: of the caches.
         wanted: blocks that every slot at full length would need.
+        asked: the user's number.
 
     Raises:
-        CacheFull: not even one block fits.
+        CacheFull: so many, or even one block, do not fit.
     """
     per_block = sum(KVCache.block_bytes(model, block_size, dtype) for model in models)
+    if asked is not None:
+        require_memory("a KV cache", asked * per_block, "lower num_kv_blocks")
+        return asked
     budget = int(available_bytes() * CACHE_SHARE)
     if budget < per_block:
         raise CacheFull.from_parts(
@@ -51,3 +78,22 @@ def fitting_blocks(
             "free memory or use a smaller model",
         )
     return max(1, min(wanted, budget // per_block))
+
+
+def require_buffers(sizes: Sizes, models: Sequence[ModelConfig]) -> None:
+    """Refuses sizes whose buffers cannot fit: logits, activations and token histories, the ones
+    that grow with the number of sequences, nodes and rows.
+
+    Raises:
+        CacheFull: they do not fit.
+    """
+    floats = sizes.max_logit_rows * sizes.vocab_size + sizes.max_num_seqs * sizes.max_history
+    for model in models:
+        heads = model.num_heads * model.head_dim
+        per_row = 2 * model.hidden_size + model.qkv_rows + heads + model.intermediate_size
+        floats += sizes.max_target_rows * per_row
+    require_memory(
+        "buffers",
+        4 * floats,
+        "lower max_num_seqs, max_num_batched_tokens or the speculation's max_nodes",
+    )

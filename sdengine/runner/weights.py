@@ -49,7 +49,7 @@ def load_weights(
     dtype: torch.dtype,
     max_model_len: int,
     pool: Any,
-    max_vocab: int | None = None,
+    vocab_size: int | None = None,
 ) -> ModelWeights:
     """Reads, converts and packs a checkpoint, holding one unpacked tensor at a time.
 
@@ -58,8 +58,9 @@ def load_weights(
         dtype: float32 or bfloat16, of the matrices.
         max_model_len: positions for which the RoPE table is made.
         pool: native thread pool that shares the packing.
-        max_vocab: leading tokens to predict; a draft model's vocabulary may be padded further than
-            the target's.
+        vocab_size: the target's, when this is its draft model, whose vocabulary may be padded
+            otherwise: more tokens than these are not predicted, and of these those that it does not
+            have are embedded as zeros.
 
     Raises:
         CheckpointError: a tensor is missing, has the wrong shape, or its file is damaged.
@@ -70,8 +71,10 @@ def load_weights(
     # its pages are both in memory, and the layers need that room later anyway.
     embed = checkpoint.weight("embed", dtype, check_finite=True)
     head = checkpoint.weight("lm_head", dtype, check_finite=True) if "lm_head" in names else embed
-    lm_head = pack_weight(head[:max_vocab], dtype, pool=pool)
+    lm_head = pack_weight(head[:vocab_size], dtype, pool=pool)
     del head
+    if vocab_size is not None and vocab_size > len(embed):
+        embed = torch.nn.functional.pad(embed, (0, 0, 0, vocab_size - len(embed)))
     layers = tuple(
         _load_layer(checkpoint, names, i, dtype, pool) for i in range(checkpoint.config.num_layers)
     )
@@ -80,7 +83,7 @@ def load_weights(
         dtype=dtype,
         embed=embed,
         layers=layers,
-        final_norm=checkpoint.weight("final_norm", torch.float32).clone(),
+        final_norm=checkpoint.weight("final_norm", torch.float32, check_finite=True).clone(),
         lm_head=lm_head,
         cos_sin=cos_sin_table(checkpoint.config.rope, max_model_len),
     )
@@ -98,7 +101,7 @@ def _load_layer(
     def vector(name: str) -> torch.Tensor | None:
         if prefix + name not in names:
             return None
-        return checkpoint.weight(prefix + name, torch.float32).clone()
+        return checkpoint.weight(prefix + name, torch.float32, check_finite=True).clone()
 
     attn_norm, mlp_norm = vector("attn_norm"), vector("mlp_norm")
     assert attn_norm is not None and mlp_norm is not None
