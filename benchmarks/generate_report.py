@@ -113,7 +113,7 @@ def conditions(args: argparse.Namespace, prompts: list[Prompt]) -> dict[str, Any
     found: dict[str, Any] = {
         "command": shlex.join(["sdengine", "bench", "generate", *sys.argv[1:]]),
         "processor": processor()[0],
-        "instruction set": isa_text(native.detected_isa, native.selected_isa),
+        "instruction set": isa_text(native.detected_isa(), native.selected_isa()),
         "threads": args.num_threads or usable_cores(),
         "model": args.model,
         "draft": args.draft or "the pair's own",

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from sdengine.errors import BackendUnavailable
+from sdengine.errors import BackendUnavailable, ConfigError
 
 
 def load_cpu() -> ModuleType:
@@ -13,14 +13,19 @@ def load_cpu() -> ModuleType:
 
     Raises:
         BackendUnavailable: It was not built, or cannot be loaded here.
+        ConfigError: SDENGINE_ISA asks for instructions that this machine or the build lacks.
     """
     try:
         from sdengine.kernels import _cpu
     except ImportError as error:
         raise BackendUnavailable(
-            f"backend 'cpu': the compiled extension is missing ({error}); install a C++17 compiler and "
-            "reinstall sdengine, or choose backend 'reference'"
+            f"backend 'cpu': the compiled extension is missing ({error}); install a C++17 "
+            "compiler and reinstall sdengine, or choose backend 'reference'"
         ) from error
+    try:
+        _cpu.selected_isa()
+    except RuntimeError as error:
+        raise ConfigError(f"{error}; unset SDENGINE_ISA, or lower it") from None
     return _cpu
 
 

@@ -81,6 +81,11 @@ def test_links_lead_somewhere(link: str) -> None:
     assert (ROOT / link).exists()
 
 
+@pytest.mark.parametrize("path", re.findall(r"`(sdengine/[\w/]+(?:\.py)?)`", CONTRIBUTING))
+def test_paths_named_exist(path: str) -> None:
+    assert (ROOT / path).exists()
+
+
 def test_every_variable_named_is_one() -> None:
     from sdengine.core.env import VARIABLES
 

@@ -83,18 +83,14 @@ def cpu_lines() -> Iterator[Line]:
     except BackendUnavailable:
         yield "kernels use", "nothing: the compiled extension is missing"
     else:
-        yield "kernels use", isa_text(native.detected_isa, native.selected_isa)
+        yield "kernels use", isa_text(native.detected_isa(), native.selected_isa())
     yield "usable cores", str(usable_cores())
     threads = read_environment().num_threads
     yield "threads", str(threads or usable_cores()) + (" (SDENGINE_NUM_THREADS)" if threads else "")
 
 
-def isa_text(detected: object, selected: object) -> str:
+def isa_text(best: str, used: str) -> str:
     """The instruction set in use, and the better one that was asked away."""
-    try:
-        used, best = selected(), detected()  # type: ignore[operator]
-    except RuntimeError as error:  # SDENGINE_ISA asks for what is not there
-        return f"nothing: {error}"
     return used if used == best else f"{used} (SDENGINE_ISA; this machine has {best})"
 
 

@@ -23,6 +23,7 @@ EXIT_FAILED = 1
 EXIT_INTERRUPTED = 128 + 2
 EXIT_BROKEN_PIPE = 128 + 13
 DEBUG = "--debug"
+MAX_SURPRISE = 300  # characters of an error that nobody wrote for a reader
 COMMANDS = (generate, chat, bench, train, info)
 
 
@@ -83,7 +84,8 @@ def run_guarded(args: argparse.Namespace) -> int:
         return report(str(error), EXIT_USAGE, args.debug)
     except Exception as error:
         what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        return report(f"{what} (--debug shows where)", EXIT_FAILED, args.debug)
+        short = what if len(what) <= MAX_SURPRISE else what[: MAX_SURPRISE - 3] + "..."
+        return report(f"{short} (--debug shows where)", EXIT_FAILED, args.debug)
 
 
 def report(message: str, code: int, debug: bool) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -87,9 +89,17 @@ def test_info_gives_the_reason_of_a_missing_extension(monkeypatch, capsys) -> No
 
 
 def test_info_shows_a_lowered_instruction_set() -> None:
-    assert info.isa_text(lambda: "avx512", lambda: "avx512") == "avx512"
-    lowered = info.isa_text(lambda: "avx512", lambda: "portable")
+    assert info.isa_text("avx512", "avx512") == "avx512"
+    lowered = info.isa_text("avx512", "portable")
     assert lowered.startswith("portable") and "avx512" in lowered
+
+
+def test_an_impossible_instruction_set_exits_2() -> None:
+    command = [sys.executable, "-m", "sdengine.cli", "generate", "x", "--max-tokens", "2"]
+    environment = {**os.environ, "SDENGINE_ISA": "mmx"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("sdengine: ") and done.stderr.count("\n") == 1
 
 
 def test_info_refuses_an_unknown_variable(monkeypatch: pytest.MonkeyPatch, capsys) -> None:

@@ -68,6 +68,11 @@ def test_failures_at_run_time_exit_1_on_one_line(error: Exception, capfd) -> Non
     assert err.startswith(f"sdengine: {type(error).__name__}") and err.count("\n") == 1
 
 
+def test_a_long_surprise_is_cut(capfd) -> None:
+    assert run_with(raiser(TypeError("x" * 5000))) == 1
+    assert len(capfd.readouterr().err) < 400
+
+
 def test_debug_shows_the_traceback_before_the_line(capfd) -> None:
     assert run_with(raiser(RequestError("no")), debug=True) == 2
     err = capfd.readouterr().err
