@@ -37,7 +37,7 @@ def check(
     rows: torch.Tensor | None = None,
     softness: torch.Tensor | None = None,
     creation_ids: torch.Tensor | None = None,
-    root_positions: torch.Tensor | None = None,
+    tree_starts: torch.Tensor | None = None,
 ) -> None:
     """Contract.
 
@@ -57,7 +57,7 @@ def check(
         rows: [N] int32, packed row that row r of logits belongs to; None: row r itself.
         softness: [B] float32 > 0, temperature of the estimate ("target"); None: the row's own.
         creation_ids: [N'] int32, node of the draft tree the row holds ("fresh").
-        root_positions: [B] int32, position of the tree's root ("fresh").
+        tree_starts: [B] int32, position of the tree's root + 1 ("fresh").
     """
     expect(
         OP_NAME, noise in ("target", "fresh"), f"noise: expected 'target' or 'fresh', got {noise!r}"
@@ -78,7 +78,7 @@ def check(
         expect_tensor(OP_NAME, "softness", softness, torch.float32, (batch,))
     if noise == "fresh":
         expect_tensor(OP_NAME, "creation_ids", creation_ids, torch.int32, tuple(packed.shape))
-        expect_tensor(OP_NAME, "root_positions", root_positions, torch.int32, (batch,))
+        expect_tensor(OP_NAME, "tree_starts", tree_starts, torch.int32, (batch,))
 
 
 def _order(scores: torch.Tensor, limit: int) -> torch.Tensor:
@@ -107,7 +107,7 @@ def reference(
     rows: torch.Tensor | None = None,
     softness: torch.Tensor | None = None,
     creation_ids: torch.Tensor | None = None,
-    root_positions: torch.Tensor | None = None,
+    tree_starts: torch.Tensor | None = None,
 ) -> None:
     """Row by row over the whole vocabulary; the same bits as the kernel."""
     vocab, limit = logits.shape[1], out_tokens.shape[1]
@@ -128,7 +128,7 @@ def reference(
             ratio = torch.ones(()) if softness is None else unit / softness[b]
             probs = _softmax_of(tokens, (scores - scores.max()) * ratio)
         else:
-            assert creation_ids is not None and root_positions is not None
+            assert creation_ids is not None and tree_starts is not None
             support = _order(logits[r], limit)
             scaled = torch.full_like(scores, float("-inf"))
             scaled[support] = scores[support]
@@ -136,7 +136,7 @@ def reference(
             if not is_greedy:
                 key = (
                     int(seeds[b]),
-                    int(root_positions[b]),
+                    int(tree_starts[b]) - 1,
                     keyed.DRAFT,
                     int(creation_ids[packed]),
                 )
@@ -161,11 +161,11 @@ def cpu(
     rows: torch.Tensor | None = None,
     softness: torch.Tensor | None = None,
     creation_ids: torch.Tensor | None = None,
-    root_positions: torch.Tensor | None = None,
+    tree_starts: torch.Tensor | None = None,
 ) -> None:
     """Appends the native launch."""
     tensors = (logits, rows, row_seq, positions, creation_ids, temperature, softness, seeds)
-    outputs = (root_positions, out_tokens, out_probs, num_rows)
+    outputs = (tree_starts, out_tokens, out_probs, num_rows)
     load_cpu().draft_topk(
         native,
         *map(address, tensors + outputs),
@@ -196,7 +196,7 @@ def bench_cases() -> Iterator[Case]:
             "out_probs": torch.empty(rows, candidates),
             "num_rows": torch.tensor([rows], dtype=torch.int32),
             "creation_ids": torch.arange(rows, dtype=torch.int32),
-            "root_positions": torch.zeros(1, dtype=torch.int32),
+            "tree_starts": torch.ones(1, dtype=torch.int32),
         }
         label = f"{noise} N={rows} V={vocab} K={candidates} T=0.8"
         yield Case(label, args, bytes_moved=rows * vocab * 4)

@@ -1,10 +1,17 @@
 """tree_verify: walks each sequence's token tree from the root to the last accepted node.
 
-mode "coupled": the target token of every node was drawn already (`sample`); the walk follows them
-while they are in the tree. The tree cannot change the output, only how much of it one step yields.
+mode "coupled": the walk follows the target's own tokens, those plain decoding would draw, while
+they are in the tree. The tree cannot change the output, only how much of it one step yields.
 
     tree  root--a--b   target token after root: a, after a: b, after b: x
              `--c      path = [a, b], out_tokens = [a, b, x], num_accepted = 2
+
+mode "rejection": recursive rejection sampling without replacement. A child of a node with a
+proposal row was drawn from it (law Q; draw order); a child of another node, or one with draft
+probability 0, was chosen (law DELTA). Drawn children are tested first. The law of the output is
+the target's.
+
+At temperature 0 both follow the argmax. Only rows of visited nodes are sampled.
 """
 
 from __future__ import annotations
@@ -15,9 +22,11 @@ from typing import Any
 import torch
 
 from sdengine.kernels.backends import load_cpu
-from sdengine.kernels.calibration import NUM_BINS, calibration_bin
+from sdengine.kernels.calibration import NUM_BINS
+from sdengine.kernels.sample import PARAMETER_DTYPES
 from sdengine.kernels.spec import Case, Op, address, expect, expect_tensor
 from sdengine.kernels.token_tree import TokenTree, expect_token_tree
+from sdengine.kernels.tree_verify_reference import verify_sequence, write_walk
 
 OP_NAME = "tree_verify"
 
@@ -29,34 +38,56 @@ def check(
     logit_starts: torch.Tensor,
     wants_logits: torch.Tensor,
     num_seqs: torch.Tensor,
-    target_tokens: torch.Tensor,
     num_accepted: torch.Tensor,
     path: torch.Tensor,
     out_tokens: torch.Tensor,
     final_node: torch.Tensor,
     tried: torch.Tensor,
     accepted: torch.Tensor,
+    target_tokens: torch.Tensor | None = None,
+    logits: torch.Tensor | None = None,
+    tree_starts: torch.Tensor | None = None,
+    temperature: torch.Tensor | None = None,
+    top_k: torch.Tensor | None = None,
+    top_p: torch.Tensor | None = None,
+    min_p: torch.Tensor | None = None,
+    seeds: torch.Tensor | None = None,
+    proposal_tokens: torch.Tensor | None = None,
+    proposal_probs: torch.Tensor | None = None,
 ) -> None:
     """Contract.
 
     Args:
-        mode: Static; "coupled".
+        mode: Static; "coupled" or "rejection".
         tree: TokenTree [B, T + 1], read.
         logit_starts: [B] or [B + 1] int32; the logits of node i of sequence b are row
             logit_starts[b] + i.
         wants_logits: [B] int32; 0: no walk (num_accepted 0, out_tokens -1), 1: the tree, 2: the
             root only.
         num_seqs: [1] int32.
-        target_tokens: [N] int32, from `sample`: what the target draws after each node; -1: nothing
-            can be drawn (NaN logits), which ends the walk.
         num_accepted: [B] int32, written.
         path: [B, D] int32, written: num_accepted nodes, top first. D is the deepest path committed.
-        out_tokens: [B, D + 1] int32, written: num_accepted + 1 tokens.
+        out_tokens: [B, D + 1] int32, written: num_accepted + 1 tokens. The last is -1 when nothing
+            can be drawn (NaN logits), or when the drawn children are not a prefix of the proposal.
         final_node: [B] int32, written: the last accepted node, or the root 0.
         tried: [B, 32] int32, added to: children that were tested, by bin of their raw estimate.
         accepted: [B, 32] int32, added to: those of them that were accepted.
+        target_tokens: [N] int32, from `sample`, coupled only: what the target draws after each
+            node. None: drawn here, for visited nodes only, from logits.
+        logits: [N, V] float32; rows of one sequence are changed while its last token is drawn, and
+            restored.
+        tree_starts: [B] int32, root position + 1.
+        temperature, top_k, top_p, min_p, seeds: [B], as for `sample`; with logits and tree_starts
+            required unless target_tokens is given.
+        proposal_tokens: [M, K] int32, K <= 64, `rejection` only: candidates of `draft_topk` with
+            fresh noise, by tree.proposal_rows; -1 past the support.
+        proposal_probs: [M, K] float32, their q.
     """
-    expect(OP_NAME, mode == "coupled", f"mode: expected 'coupled', got {mode!r}")
+    expect(
+        OP_NAME,
+        mode in ("coupled", "rejection"),
+        f"mode: expected 'coupled' or 'rejection', got {mode!r}",
+    )
     expect_token_tree(OP_NAME, "tree", tree)
     batch = tree.batch_size
     starts = expect_tensor(OP_NAME, "logit_starts", logit_starts, torch.int32, (None,)).numel()
@@ -69,7 +100,6 @@ def check(
     for name, tensor, shape in (
         ("wants_logits", wants_logits, (batch,)),
         ("num_seqs", num_seqs, (1,)),
-        ("target_tokens", target_tokens, (None,)),
         ("num_accepted", num_accepted, (batch,)),
         ("out_tokens", out_tokens, (batch, depth + 1)),
         ("final_node", final_node, (batch,)),
@@ -77,54 +107,27 @@ def check(
         ("accepted", accepted, (batch, NUM_BINS)),
     ):
         expect_tensor(OP_NAME, name, tensor, torch.int32, shape)
+    if target_tokens is not None:
+        expect(OP_NAME, mode == "coupled", "target_tokens: expected None with mode 'rejection'")
+        expect_tensor(OP_NAME, "target_tokens", target_tokens, torch.int32, (None,))
+        return
+    expect_tensor(OP_NAME, "logits", logits, torch.float32, (None, None))
+    expect_tensor(OP_NAME, "tree_starts", tree_starts, torch.int32, (batch,))
+    parameters = (temperature, top_k, top_p, min_p, seeds)
+    for (name, dtype), tensor in zip(PARAMETER_DTYPES.items(), parameters):
+        expect_tensor(OP_NAME, name, tensor, dtype, (batch,))
+    if mode == "rejection":
+        store = expect_tensor(
+            OP_NAME, "proposal_tokens", proposal_tokens, torch.int32, (None, None)
+        ).shape
+        expect_tensor(OP_NAME, "proposal_probs", proposal_probs, torch.float32, tuple(store))
+        expect(OP_NAME, store[1] <= 64, f"proposal_tokens: expected K <= 64, got {store[1]}")
 
 
-def _children(tree: TokenTree, b: int, node: int) -> list[int]:
-    children = []
-    child = int(tree.first_child[b, node])
-    while child >= 0:
-        children.append(child)
-        child = int(tree.next_sibling[b, child])
-    return children
-
-
-def reference(
-    *,
-    mode: str,
-    tree: TokenTree,
-    logit_starts: torch.Tensor,
-    wants_logits: torch.Tensor,
-    num_seqs: torch.Tensor,
-    target_tokens: torch.Tensor,
-    num_accepted: torch.Tensor,
-    path: torch.Tensor,
-    out_tokens: torch.Tensor,
-    final_node: torch.Tensor,
-    tried: torch.Tensor,
-    accepted: torch.Tensor,
-) -> None:
-    """Sequence by sequence, node by node."""
-    for b in range(int(num_seqs)):
-        nodes: list[int] = []
-        tokens = [-1]
-        if int(wants_logits[b]):
-            start = int(logit_starts[b])
-            tokens = [int(target_tokens[start])]
-        while int(wants_logits[b]) == 1 and tokens[-1] >= 0 and len(nodes) < path.shape[1]:
-            children = _children(tree, b, nodes[-1] if nodes else 0)
-            matches = [c for c in children if int(tree.tokens[b, c]) == tokens[-1]]
-            for child in children:
-                column = int(calibration_bin(tree.estimates[b, child]))
-                tried[b, column] += 1
-                accepted[b, column] += child in matches[:1]
-            if not matches:
-                break
-            nodes.append(matches[0])
-            tokens.append(int(target_tokens[start + matches[0]]))
-        num_accepted[b] = len(nodes)
-        path[b, : len(nodes)] = torch.tensor(nodes, dtype=torch.int32)
-        out_tokens[b, : len(tokens)] = torch.tensor(tokens, dtype=torch.int32)
-        final_node[b] = nodes[-1] if nodes else 0
+def reference(**args: Any) -> None:
+    """Sequence by sequence, node by node; arguments as for `check`."""
+    for b in range(int(args["num_seqs"])):
+        write_walk(b, verify_sequence(b, args), args)
 
 
 def cpu(
@@ -135,53 +138,83 @@ def cpu(
     logit_starts: torch.Tensor,
     wants_logits: torch.Tensor,
     num_seqs: torch.Tensor,
-    target_tokens: torch.Tensor,
     num_accepted: torch.Tensor,
     path: torch.Tensor,
     out_tokens: torch.Tensor,
     final_node: torch.Tensor,
     tried: torch.Tensor,
     accepted: torch.Tensor,
+    target_tokens: torch.Tensor | None = None,
+    logits: torch.Tensor | None = None,
+    tree_starts: torch.Tensor | None = None,
+    temperature: torch.Tensor | None = None,
+    top_k: torch.Tensor | None = None,
+    top_p: torch.Tensor | None = None,
+    min_p: torch.Tensor | None = None,
+    seeds: torch.Tensor | None = None,
+    proposal_tokens: torch.Tensor | None = None,
+    proposal_probs: torch.Tensor | None = None,
 ) -> None:
     """Appends the native launch."""
     load_cpu().tree_verify(
         native,
+        mode == "rejection",
         tree.addresses(),
         tree.max_nodes,
         tree.mask_words,
-        address(logit_starts),
-        address(wants_logits),
-        address(num_seqs),
-        address(target_tokens),
-        address(num_accepted),
-        address(final_node),
-        address(path),
-        address(out_tokens),
+        *map(address, (logit_starts, wants_logits, num_seqs, target_tokens, logits)),
+        0 if logits is None else logits.shape[1],
+        *map(address, (tree_starts, temperature, top_k, top_p, min_p, seeds)),
+        *map(address, (proposal_tokens, proposal_probs)),
+        0 if proposal_tokens is None else proposal_tokens.shape[1],
+        *map(address, (num_accepted, final_node, path, out_tokens)),
         path.shape[1],
-        address(tried),
-        address(accepted),
+        *map(address, (tried, accepted)),
     )
 
 
+def _chain(batch: int, depth: int) -> TokenTree:
+    tree = TokenTree.allocate(batch, 64)
+    nodes = torch.arange(1, depth + 1, dtype=torch.int32)
+    tree.num_nodes[:] = depth
+    tree.tokens[:, 1 : depth + 1] = nodes
+    tree.depths[:, 1 : depth + 1] = nodes
+    tree.first_child[:, :depth] = nodes
+    tree.first_child[:, depth] = -1
+    tree.next_sibling[:, : depth + 1] = -1
+    return tree
+
+
 def bench_cases() -> Iterator[Case]:
-    """Chains of 8 nodes, all accepted: the longest walk."""
-    for batch in (1, 8):
-        tree = TokenTree.allocate(batch, 64)
-        tree.num_nodes[:] = 8
-        tree.tokens[:, 1:9] = torch.arange(8)
-        tree.first_child[:, :8] = torch.arange(1, 9)
-        tree.first_child[:, 8] = -1
-        tree.next_sibling[:, :9] = -1
-        ints = {"num_accepted": (batch,), "path": (batch, 8), "out_tokens": (batch, 9)}
+    """Chains of 8 nodes, all accepted: the longest walk; tokens given, and drawn from logits."""
+    depth, vocab = 8, 2048
+    for batch, draws in ((1, False), (8, False), (1, True), (8, True)):
+        ints = {"num_accepted": (batch,), "path": (batch, depth), "out_tokens": (batch, depth + 1)}
         ints |= {"final_node": (batch,), "tried": (batch, NUM_BINS), "accepted": (batch, NUM_BINS)}
         args: dict[str, Any] = {n: torch.zeros(s, dtype=torch.int32) for n, s in ints.items()}
         args["mode"] = "coupled"
-        args["tree"] = tree
-        args["logit_starts"] = torch.arange(batch, dtype=torch.int32) * 9
+        args["tree"] = _chain(batch, depth)
+        args["logit_starts"] = torch.arange(batch, dtype=torch.int32) * (depth + 1)
         args["wants_logits"] = torch.ones(batch, dtype=torch.int32)
         args["num_seqs"] = torch.tensor([batch], dtype=torch.int32)
-        args["target_tokens"] = torch.arange(9, dtype=torch.int32).repeat(batch)
-        yield Case(f"coupled B={batch} depth=8", args)
+        if draws:
+            logits = torch.randn(batch * (depth + 1), vocab) * 3
+            logits.view(batch, depth + 1, vocab)[
+                :, torch.arange(depth), torch.arange(depth) + 1
+            ] = 60
+            args["logits"] = logits
+            args["tree_starts"] = torch.ones(batch, dtype=torch.int32)
+            args["temperature"] = torch.full((batch,), 0.8)
+            args["top_k"] = torch.zeros(batch, dtype=torch.int32)
+            args["top_p"] = torch.ones(batch)
+            args["min_p"] = torch.zeros(batch)
+            args["seeds"] = torch.arange(batch)
+        else:
+            args["target_tokens"] = torch.arange(1, depth + 2, dtype=torch.int32).repeat(batch)
+        source = f"drawn from V={vocab}" if draws else "tokens given"
+        label = f"coupled B={batch} depth={depth} {source}"
+        moved = batch * (depth + 1) * vocab * 4 if draws else 0
+        yield Case(label, args, bytes_moved=moved)
 
 
 OUTPUTS = ("num_accepted", "path", "out_tokens", "final_node", "tried", "accepted")

@@ -6,7 +6,7 @@ namespace sdengine {
 void bind_draft_topk(pybind11::module_& module) {
   module.def("draft_topk", [](Program& program, uintptr_t logits, uintptr_t rows, uintptr_t row_seq,
                               uintptr_t positions, uintptr_t creation_ids, uintptr_t temperature,
-                              uintptr_t softness, uintptr_t seeds, uintptr_t root_positions,
+                              uintptr_t softness, uintptr_t seeds, uintptr_t tree_starts,
                               uintptr_t out_tokens, uintptr_t out_probs, uintptr_t num_rows,
                               int64_t vocab_size, int32_t num_candidates, bool is_fresh) {
     DraftTopkArgs args{};
@@ -18,7 +18,7 @@ void bind_draft_topk(pybind11::module_& module) {
     args.temperature = pointer<const float>(temperature);
     args.softness = pointer<const float>(softness);
     args.seeds = pointer<const int64_t>(seeds);
-    args.root_positions = pointer<const int32_t>(root_positions);
+    args.tree_starts = pointer<const int32_t>(tree_starts);
     args.out_tokens = pointer<int32_t>(out_tokens);
     args.out_probs = pointer<float>(out_probs);
     args.num_rows = pointer<const int32_t>(num_rows);

@@ -95,7 +95,7 @@ void coupled_candidates(const DraftTopkArgs& args, const Row& row, RowMemory& me
 void fresh_candidates(const DraftTopkArgs& args, const Row& row, RowMemory& memory, RowScan scan) {
   const float temperature = args.temperature[row.seq];
   const RowScale scale = row_scale(scan.max, temperature);
-  const NoiseKey key = {static_cast<uint64_t>(args.seeds[row.seq]), args.root_positions[row.seq],
+  const NoiseKey key = {static_cast<uint64_t>(args.seeds[row.seq]), args.tree_starts[row.seq] - 1,
                         Purpose::kDraft, args.creation_ids[row.packed]};
   ScoredToken best[kMaxCandidates];
   const int count =

@@ -1,5 +1,7 @@
 #include "cpu/tree_verify.h"
 
+#include "cpu/target_row.h"
+
 namespace sdengine {
 namespace {
 
@@ -8,14 +10,40 @@ WalkView walk_of(const WalkView& all, int64_t b) {
           all.tried + b * kCalibrationBins, all.accepted + b * kCalibrationBins};
 }
 
+WalkEnd walk_drawn_tokens(const TreeVerifyArgs& args, int64_t b, const WalkView& walk) {
+  const int32_t* tokens = args.target_tokens + args.logit_starts[b];
+  auto draw = [&](int32_t node) { return tokens[node]; };
+  return walk_coupled(args.tree.sequence(b), args.wants_logits[b] == 2, walk, draw);
+}
+
+WalkEnd walk_logits(const TreeVerifyArgs& args, int64_t b, const WalkView& walk) {
+  const TokenTreeView tree = args.tree.sequence(b);
+  const bool is_root_only = args.wants_logits[b] == 2;
+  TargetRow target(args.logits + args.logit_starts[b] * args.vocab_size, args.vocab_size,
+                   args.tables, static_cast<int32_t>(b));
+  const int32_t root_position = args.tree_starts[b] - 1;
+  const uint64_t seed = static_cast<uint64_t>(args.seeds[b]);
+  if (args.is_rejection && args.tables.temperature[b] >= kGreedyTemperature) {
+    const NoiseKey root_key = {seed, root_position, Purpose::kCoin, 0};
+    return walk_rejection(tree, args.proposals, root_key, is_root_only, walk, target);
+  }
+  auto draw = [&](int32_t node) {
+    const int32_t depth = node == 0 ? 0 : tree.depths[node];
+    const NoiseKey key = {seed, root_position + depth + 1, Purpose::kTarget, 0};
+    return target.load(node) ? target.sample(key) : -1;
+  };
+  return walk_coupled(tree, is_root_only, walk, draw);
+}
+
 void verify_sequence(const TreeVerifyArgs& args, int64_t b) {
   const WalkView walk = walk_of(args.walk, b);
   WalkEnd end = {0, 0};
   if (args.wants_logits[b] == 0) {
     walk.out_tokens[0] = -1;
+  } else if (args.target_tokens != nullptr) {
+    end = walk_drawn_tokens(args, b, walk);
   } else {
-    end = walk_coupled(args.tree.sequence(b), args.target_tokens + args.logit_starts[b],
-                       args.wants_logits[b] == 2, walk);
+    end = walk_logits(args, b, walk);
   }
   args.num_accepted[b] = end.num_accepted;
   args.final_node[b] = end.final_node;

@@ -166,7 +166,9 @@ SDE_INLINE Mask may_reach(Vec scaled, IntVec words, Vec bound) {
   constexpr float kBitsOfScale = (127.0f + 31.0f) * 8388608.0f;
   const Vec bits =
       (scaled - bound + broadcast(0.001f)) * broadcast(kBitsPerUnit) + broadcast(kBitsOfScale);
-  const Vec limit = from_bits(truncate_to_int(max(bits, zeros())));
+  // Held within what converts: no bound at all (-inf) lets every token pass.
+  const Vec held = min(max(bits, zeros()), broadcast(2.13e9f));
+  const Vec limit = from_bits(truncate_to_int(held));
   return less(to_float(shift_right_logical<1>(words)), limit);
 }
 

@@ -27,7 +27,7 @@ def draft_args(
         "out_probs": torch.full((rows, candidates), -9.0),
         "num_rows": torch.tensor([rows], dtype=torch.int32),
         "creation_ids": torch.arange(rows, dtype=torch.int32) * 3,
-        "root_positions": torch.tensor([17, 23], dtype=torch.int32),
+        "tree_starts": torch.tensor([17, 23], dtype=torch.int32),
     }
 
 

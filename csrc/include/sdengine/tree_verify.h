@@ -6,6 +6,8 @@
 
 #include "sdengine/calibration.h"
 #include "sdengine/hd.h"
+#include "sdengine/noise.h"
+#include "sdengine/residual.h"
 #include "sdengine/token_tree.h"
 
 namespace sdengine {
@@ -22,6 +24,13 @@ struct WalkView {
 struct WalkEnd {
   int32_t num_accepted;
   int32_t final_node;
+};
+
+// The store of draft proposals: candidates and their q in draw order, -1 past the support.
+struct ProposalView {
+  const int32_t* tokens;  // [M, K]
+  const float* probs;     // [M, K]
+  int32_t capacity;       // K
 };
 
 SDE_HD inline void count_child(const TokenTreeView& tree, int32_t child, bool is_accepted,
@@ -43,20 +52,128 @@ SDE_HD inline int32_t matching_child(const TokenTreeView& tree, int32_t node, in
   return match;
 }
 
-// Coupled walk: follows the target's own tokens while they are in the tree. target_tokens[i] is the
-// token the target draws after node i (what plain decoding would draw there), so any tree
-// whatsoever leaves the output as it is. -1 (nothing could be drawn) ends the walk and is its last
-// token.
-SDE_HD inline WalkEnd walk_coupled(const TokenTreeView& tree, const int32_t* target_tokens,
-                                   bool is_root_only, const WalkView& walk) {
+// Coupled walk: follows the target's own tokens while they are in the tree. draw(node) is the token
+// the target draws after that node, the one plain decoding would draw there; so any tree whatsoever
+// leaves the output as it is, and only visited nodes are drawn for. -1 (nothing can be drawn) ends
+// the walk and is its last token.
+template <class Draw>
+SDE_HD inline WalkEnd walk_coupled(const TokenTreeView& tree, bool is_root_only,
+                                   const WalkView& walk, Draw& draw) {
   int32_t node = 0;
   int32_t num_accepted = 0;
   while (true) {
-    const int32_t token = target_tokens[node];
+    const int32_t token = draw(node);
     walk.out_tokens[num_accepted] = token;
     if (is_root_only || token < 0 || num_accepted == walk.max_depth) break;
     const int32_t child = matching_child(tree, node, token, walk);
     if (child < 0) break;
+    walk.path[num_accepted++] = child;
+    node = child;
+  }
+  return {num_accepted, node};
+}
+
+namespace rejection {
+
+// A child was drawn (law Q) when its parent has a proposal and its draft probability is positive,
+// else it was chosen (law DELTA).
+SDE_HD inline bool is_drawn(const TokenTreeView& tree, int32_t parent, int32_t child) {
+  return tree.proposal_rows[parent] >= 0 && tree.probs[child] > 0.0f;
+}
+
+template <class Target>
+SDE_HD inline void load_law(const TokenTreeView& tree, int32_t node, const ProposalView& proposals,
+                            Target& target, NodeLaw* law) {
+  const int32_t row = tree.proposal_rows[node];
+  law->count = 0;
+  if (row >= 0 && tree.first_child[node] >= 0) {
+    law->tokens = proposals.tokens + static_cast<int64_t>(row) * proposals.capacity;
+    law->draft_probs = proposals.probs + static_cast<int64_t>(row) * proposals.capacity;
+    while (law->count < proposals.capacity && law->tokens[law->count] >= 0) {
+      law->target_probs[law->count] = target.probability(law->tokens[law->count]);
+      ++law->count;
+    }
+  }
+  finish_law(law);
+}
+
+// Residual weight of a chosen child's token.
+template <class Target>
+SDE_HD inline double chosen_weight(const NodeLaw& law, const Residual& residual, Target& target,
+                                   int32_t token) {
+  if (is_struck(residual, token)) return 0.0;
+  const int32_t i = support_index(law, token);
+  return i >= 0 ? support_weight(law, residual, i) : target.probability(token);
+}
+
+constexpr int32_t kNone = -1;
+constexpr int32_t kBroken = -2;  // the tree's drawn children are not a prefix of the proposal
+
+// Tests the children of a node, the drawn ones first: the accepted child, or kNone.
+template <class Target>
+SDE_HD inline int32_t accepted_child(const TokenTreeView& tree, int32_t node, const NodeLaw& law,
+                                     Target& target, const NoiseKey& coin, const WalkView& walk,
+                                     Residual* residual) {
+  int32_t ordinal = 0;
+  for (int32_t child = tree.first_child[node]; child >= 0; child = tree.next_sibling[child]) {
+    if (!is_drawn(tree, node, child)) continue;
+    const int32_t i = residual->num_rejected;
+    if (i >= law.count || law.tokens[i] != tree.tokens[child]) return kBroken;
+    if (remaining_draft_mass(law, i) < kNegligibleMass) break;
+    const bool is_accepted = accepts_drawn(law, residual, uniform(coin, ordinal++));
+    count_child(tree, child, is_accepted, walk);
+    if (is_accepted) return child;
+    if (residual->is_collapsed) return kNone;
+  }
+  for (int32_t child = tree.first_child[node]; child >= 0; child = tree.next_sibling[child]) {
+    if (is_drawn(tree, node, child)) continue;
+    if (residual->num_struck == kMaxStruck) break;
+    const double weight = chosen_weight(law, *residual, target, tree.tokens[child]);
+    const bool is_accepted =
+        accepts_chosen(residual, tree.tokens[child], weight, uniform(coin, ordinal++));
+    count_child(tree, child, is_accepted, walk);
+    if (is_accepted) return child;
+    if (residual->is_collapsed) return kNone;
+  }
+  return kNone;
+}
+
+}  // namespace rejection
+
+// Rejection walk: recursive rejection sampling without replacement; the output's law is the
+// target's, its tokens depend on the tree. `target` offers
+//   bool load(node)                   makes that node's row current; false when nothing can be
+//   drawn from it double probability(token)         p of the current row int32_t draw(law,
+//   residual, key)  a token from the residual of the current row
+// root_key: seed and root position of the sequence. Coins and the last token are keyed by the
+// node's creation id, so no number is used twice.
+template <class Target>
+SDE_HD inline WalkEnd walk_rejection(const TokenTreeView& tree, const ProposalView& proposals,
+                                     const NoiseKey& root_key, bool is_root_only,
+                                     const WalkView& walk, Target& target) {
+  int32_t node = 0;
+  int32_t num_accepted = 0;
+  NodeLaw law;
+  Residual residual;
+  while (true) {
+    walk.out_tokens[num_accepted] = -1;
+    if (!target.load(node)) break;
+    law.count = 0;
+    law.outside = 1.0;
+    reset_residual(&residual);
+    NoiseKey key = {root_key.seed, root_key.position, Purpose::kCoin, tree.creation_ids[node]};
+    int32_t child = rejection::kNone;
+    if (!is_root_only && num_accepted < walk.max_depth) {
+      rejection::load_law(tree, node, proposals, target, &law);
+      child = rejection::accepted_child(tree, node, law, target, key, walk, &residual);
+    }
+    if (child == rejection::kBroken) break;
+    if (child == rejection::kNone) {
+      key.purpose = Purpose::kFinal;
+      walk.out_tokens[num_accepted] = target.draw(law, residual, key);
+      break;
+    }
+    walk.out_tokens[num_accepted] = tree.tokens[child];
     walk.path[num_accepted++] = child;
     node = child;
   }
