@@ -136,6 +136,7 @@ class Engine:
         is_finite = tokens[-1] >= 0  # -1 is the sampler's flag for NaN or infinite logits
         cut = request.stop_checkers[sequence.index].accept(tokens if is_finite else tokens[:-1])
         self._runner.record_logprobs(commit, cut.num_tokens, self.tokenizer)
+        sequence.count_step(min(commit.num_accepted, cut.num_tokens), commit.num_nodes)
         if cut.num_tokens and request.first_token_time is None:
             request.first_token_time = monotonic()
         if cut.finish_reason is not None:

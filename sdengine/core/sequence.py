@@ -84,6 +84,13 @@ class Sequence:
         """Whether no more tokens will come."""
         return self.status is SequenceStatus.FINISHED
 
+    def count_step(self, num_accepted: int, num_nodes: int) -> None:
+        """Counts a step that drafted `num_nodes` tokens, of which `num_accepted` are committed."""
+        missing = num_accepted + 1 - len(self.acceptance_histogram)
+        self.acceptance_histogram += [0] * missing
+        self.acceptance_histogram[num_accepted] += 1
+        self.num_draft_tokens += num_nodes
+
     def release(self) -> None:
         """Forgets blocks and computed lengths, as after preemption or at the end."""
         self.block_table = []

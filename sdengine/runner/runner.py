@@ -235,11 +235,6 @@ class Runner:
 
     def _commit_of(self, sequence: Sequence, tokens: list[int], num_nodes: int) -> Commit:
         num_accepted = len(tokens) - 1
-        sequence.num_draft_tokens += num_nodes
-        histogram = sequence.acceptance_histogram
-        while len(histogram) <= num_accepted:
-            histogram.append(0)
-        histogram[num_accepted] += 1
         rows: list[int] = []
         if sequence.logprobs is not None:
             first = int(self._cu_logits[sequence.slot])

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +14,12 @@ import pytest
 from sdengine.core.outputs import RequestOutput
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.engine import Engine
-from tests.model.checkpoints import make_checkpoint
+from sdengine.llm import LLM
+from tests.model.checkpoints import make_checkpoint, scratch_dir
+from tests.model.tokenizer_files import make_tokenizer_dir
 
 MakeEngine = Callable[..., Engine]
+MakeLLM = Callable[..., LLM]
 
 
 def related_draft(seed: int = 0) -> str:
@@ -20,28 +27,69 @@ def related_draft(seed: int = 0) -> str:
     return str(make_checkpoint(seed=seed, num_hidden_layers=2))
 
 
+@functools.cache
+def text_checkpoint(num_layers: int = 3, **settings: str) -> str:
+    """A random model with a byte-level tokenizer; with 2 layers a draft for the one with 3.
+
+    Args:
+        settings: further keys of tokenizer_config.json.
+    """
+    tokenizer = make_tokenizer_dir("byte_level", **settings)
+    source = make_checkpoint(
+        vocab_size=430, num_hidden_layers=num_layers, bos_token_id=0, eos_token_id=1
+    )
+    directory = Path(tempfile.mkdtemp(dir=scratch_dir()))
+    for file in (*source.iterdir(), *tokenizer.iterdir()):
+        shutil.copy(file, directory)
+    return str(directory)
+
+
+def tiny(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a small engine, overridden by `settings`."""
+    return {
+        "block_size": 8,
+        "max_num_seqs": 3,
+        "max_num_batched_tokens": 32,
+        "num_threads": 1,
+        "dtype": "float32",
+        "speculation": None,
+        **settings,
+    }
+
+
 @pytest.fixture
-def make_engine() -> Iterator[MakeEngine]:
-    """Builds engines; afterwards asserts that none of them lost a block."""
-    engines: list[Engine] = []
+def engines() -> Iterator[list[Engine]]:
+    """Engines of a test; afterwards asserts that none of them lost a block or kept a request."""
+    made: list[Engine] = []
+    yield made
+    for engine in made:
+        assert not engine.has_unfinished_requests(), "the test left requests behind"
+        assert engine.num_free_blocks == engine.num_blocks, "KV blocks leaked"
+        assert len(engine._book) == 0, "finished requests are still remembered"
+
+
+@pytest.fixture
+def make_engine(engines: list[Engine]) -> MakeEngine:
+    """Builds engines."""
 
     def make(target: str | None = None, draft: str | None = None, **settings: Any) -> Engine:
-        values: dict[str, Any] = {
-            "block_size": 8,
-            "max_num_seqs": 3,
-            "max_num_batched_tokens": 32,
-            "num_threads": 1,
-            "dtype": "float32",
-            "speculation": None,
-        }
-        engine = Engine(target or str(make_checkpoint()), draft=draft, **{**values, **settings})
+        engine = Engine(target or str(make_checkpoint()), draft=draft, **tiny(settings))
         engines.append(engine)
         return engine
 
-    yield make
-    for engine in engines:
-        assert not engine.has_unfinished_requests(), "the test left requests behind"
-        assert engine.num_free_blocks == engine.num_blocks, "KV blocks leaked"
+    return make
+
+
+@pytest.fixture
+def make_llm(engines: list[Engine]) -> MakeLLM:
+    """Builds LLMs over `text_checkpoint`."""
+
+    def make(target: str | None = None, draft: str | None = None, **settings: Any) -> LLM:
+        llm = LLM(target or text_checkpoint(), draft, **tiny(settings))
+        engines.append(llm.engine)
+        return llm
+
+    return make
 
 
 def run_all(
