@@ -19,7 +19,7 @@ LinearBlocks choose() {
 // Room for one pass of rows as bfloat16, aligned to a cache line. Grows to the widest layer and stays.
 void* row_scratch(int64_t num_inputs) {
   static thread_local std::vector<uint16_t> memory;
-  const size_t needed = static_cast<size_t>(kLinearMaxRows * (num_inputs + 32) + 32);
+  const size_t needed = static_cast<size_t>(kLinearMaxRows * (num_inputs + 64) + 32);
   if (memory.size() < needed) memory.resize(needed);
   const uintptr_t address = reinterpret_cast<uintptr_t>(memory.data());
   return reinterpret_cast<void*>((address + 63) / 64 * 64);

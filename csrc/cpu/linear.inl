@@ -87,7 +87,7 @@ SDE_INLINE float* partial_at(float* partial, int row, int v) {
 // Adds to partial sums, or starts them.
 template <int R, int C>
 SDE_INLINE void fold(const Vec (&sums)[R][C], int first, bool is_first, float* partial) {
-  for (int r = 0; r < R; ++r) {
+  SDE_UNROLL for (int r = 0; r < R; ++r) {
     for (int c = 0; c < C; ++c) {
       float* p = partial_at(partial, r, first + c);
       store(p, is_first ? sums[r][c] : load(p) + sums[r][c]);
@@ -101,7 +101,7 @@ SDE_INLINE void run_chain(Vec (&sums)[R][C], const typename Kernel::Input* const
                           const typename Kernel::Weight* const (&w)[C], int64_t begin, int64_t end, int first,
                           int64_t ahead) {
   constexpr int64_t kStride = kBlockOutputs * Kernel::kDepth;
-  for (int r = 0; r < R; ++r) {
+  SDE_UNROLL for (int r = 0; r < R; ++r) {
     for (int c = 0; c < C; ++c) sums[r][c] = zeros();
   }
   int64_t k = begin;
@@ -118,7 +118,7 @@ template <class Kernel, int R, int C>
 SDE_INLINE void run_pass(const typename Kernel::Input* const* rows, const Chunk<Kernel>& chunk, int group, int first,
                          float* partial) {
   const typename Kernel::Input* x[R];
-  for (int r = 0; r < R; ++r) x[r] = rows[r] + chunk.first_input;
+  SDE_UNROLL for (int r = 0; r < R; ++r) x[r] = rows[r] + chunk.first_input;
   const typename Kernel::Weight* w[C];
   for (int c = 0; c < C; ++c) {
     const int v = first + c;

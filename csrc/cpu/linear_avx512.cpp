@@ -1,4 +1,3 @@
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // false alarms inside the compiler's own AVX-512 header
 #include "cpu/linear.inl"
 
 namespace sdengine {
@@ -17,7 +16,7 @@ struct Bf16Dot {
                               const uint16_t* const (&w)[C], int64_t i) {
     IntVec weights[C];
     for (int c = 0; c < C; ++c) weights[c] = pairs_at(w[c] + i);
-    for (int r = 0; r < R; ++r) {
+    SDE_UNROLL for (int r = 0; r < R; ++r) {
       const IntVec value = from_pair(x[r] + k);
       for (int c = 0; c < C; ++c) add_dot(sums[r][c], value, weights[c]);
     }
@@ -52,7 +51,7 @@ struct Bf16Dot {
 
   static SDE_INLINE void prepare_rows(const LinearArgs& args, int64_t first, int64_t count, void* scratch,
                                       const uint16_t** x) {
-    const int64_t stride = (args.num_inputs + 31) / 32 * 32;
+    const int64_t stride = ((args.num_inputs + 31) / 32 | 1) * 32;  // an odd number of lines: rows spread over the sets
     for (int64_t r = 0; r < count; ++r) {
       uint16_t* rounded = static_cast<uint16_t*>(scratch) + r * stride;
       const float* row = input_row(args, first + r);

@@ -12,6 +12,9 @@
 #define SDENGINE_PINNED_STEPS 1
 #endif
 
+// Rows of a step, unrolled before arrays of sums are turned into registers: gcc 12 keeps 12 x 2 in memory otherwise.
+#define SDE_UNROLL _Pragma("GCC unroll 12")
+
 namespace sdengine {
 inline namespace SDENGINE_ISA_NAMESPACE {
 namespace linear_op {
@@ -80,16 +83,16 @@ SDE_INLINE void multiply_add(Vec (&sums)[R][C], const float* const (&x)[R], int6
   if constexpr (C <= R) {
     Vec weights[C];
     for (int c = 0; c < C; ++c) weights[c] = weight(c);
-    for (int r = 0; r < R; ++r) {
+    SDE_UNROLL for (int r = 0; r < R; ++r) {
       const Vec value = activation(x[r] + k);
       for (int c = 0; c < C; ++c) add_product(sums[r][c], value, weights[c]);
     }
   } else {
     Vec values[R];
-    for (int r = 0; r < R; ++r) values[r] = activation(x[r] + k);
+    SDE_UNROLL for (int r = 0; r < R; ++r) values[r] = activation(x[r] + k);
     for (int c = 0; c < C; ++c) {
       const Vec w = weight(c);
-      for (int r = 0; r < R; ++r) add_product(sums[r][c], values[r], w);
+      SDE_UNROLL for (int r = 0; r < R; ++r) add_product(sums[r][c], values[r], w);
     }
   }
 }
@@ -135,14 +138,14 @@ struct WidenedBf16 {
                                           const uint16_t* const (&w)[C], int64_t i) {
     const IntVec upper = broadcast_int(static_cast<int32_t>(0xffff0000u));
     Vec first_values[R], second_values[R];
-    for (int r = 0; r < R; ++r) first_values[r] = activation(x[r] + k);
-    for (int r = 0; r < R; ++r) second_values[r] = activation(x[r] + k + 1);
+    SDE_UNROLL for (int r = 0; r < R; ++r) first_values[r] = activation(x[r] + k);
+    SDE_UNROLL for (int r = 0; r < R; ++r) second_values[r] = activation(x[r] + k + 1);
     for (int c = 0; c < C; ++c) {
       const IntVec pairs = pairs_at(w[c] + i);
       const Vec first = first_of(pairs);
-      for (int r = 0; r < R; ++r) add_product(sums[r][c], first_values[r], first);
+      SDE_UNROLL for (int r = 0; r < R; ++r) add_product(sums[r][c], first_values[r], first);
       const Vec second = second_of(pairs, upper);
-      for (int r = 0; r < R; ++r) add_product(sums[r][c], second_values[r], second);
+      SDE_UNROLL for (int r = 0; r < R; ++r) add_product(sums[r][c], second_values[r], second);
     }
   }
 
