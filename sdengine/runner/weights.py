@@ -43,6 +43,12 @@ class ModelWeights:
     lm_head: PackedWeight  # [V, E]
     cos_sin: torch.Tensor  # [max_pos, 2, D_rot / 2]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the matrices that one pass reads."""
+        layers = (w.nbytes for x in self.layers for w in (x.qkv, x.o, x.gate_up, x.down))
+        return self.lm_head.nbytes + sum(layers)
+
 
 def load_weights(
     checkpoint: Checkpoint,
