@@ -46,6 +46,9 @@ from sdengine.verifiers.rejection import RejectionVerifier
 
 DEVICE_STOP_TOKENS = 8
 """Stop tokens per sequence below which the device drafts nothing; more are only cut by the host."""
+PROPOSAL_SUPPORT = 64
+"""Likeliest tokens that sampled drafts are drawn from (renormalised): the rejection verifier then
+reads 64 probabilities per node instead of a whole vocabulary, and stays exact for any support."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +198,8 @@ def _sizes(
         if speculation.level_widths:
             depth = len(speculation.level_widths)
         candidates = policy.num_candidates
+        if speculation.verifier == "rejection":
+            candidates = min(PROPOSAL_SUPPORT, target.config.vocab_size)
         width = min(max(policy.grow(layer).max_width for layer in range(depth)), nodes)
     room = tree_room(nodes, depth, width) if speculation else 0
     max_blocks = -(-(max_model_len + room) // config.block_size)
@@ -242,8 +247,7 @@ def _make_drafter(
         KVCache(draft.config, sizes.num_blocks, sizes.block_size, dtype),
         policy,
         workspace,
-        is_sampled=speculation.verifier == "rejection"
-        and speculation.method in ("dyspec", "sampled", "chain"),
+        is_sampled=speculation.verifier == "rejection",
         temperature=_draft_temperature(speculation, workspace),
         calibrate=speculation.calibrate,
         num_threads=num_threads(pool),
@@ -260,7 +264,7 @@ def _make_verifier(
     speculation: SpeculationConfig | None, workspace: Workspace, drafter: Drafter | None
 ) -> Verifier:
     if speculation is not None and speculation.verifier == "rejection":
-        return RejectionVerifier(workspace, drafter)
+        return RejectionVerifier(workspace, drafter.proposals if drafter is not None else None)
     return CoupledVerifier(workspace)
 
 

@@ -109,6 +109,12 @@ class SpeculationConfig:
             self._set(name, check_int(error, name, getattr(self, name), 1, high, way_out))
         for name in ("adaptive", "calibrate"):
             check_bool(error, name, getattr(self, name))
+        if self.method == "kary" and self.verifier == "rejection":
+            raise error.from_parts(
+                'verifier "coupled" with method "kary"',
+                '"rejection"',
+                'a kary tree is chosen, not drawn; method="sampled" is its drawn counterpart',
+            )
         if self.min_ngram > self.max_ngram:
             raise error.from_parts(
                 f"min_ngram <= max_ngram = {self.max_ngram}", str(self.min_ngram)

@@ -1,4 +1,5 @@
-"""What a step may speculate, and what it turned out to do: the words between controller and runner."""
+"""What a step may speculate, and what it turned out to do: the words between controller and
+runner."""
 
 from __future__ import annotations
 

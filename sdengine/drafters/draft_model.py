@@ -17,6 +17,7 @@ from sdengine.core.growth import TreePolicy
 from sdengine.kernels.program import Program
 from sdengine.kernels.row_batch import RowBatch
 from sdengine.kernels.token_tree import mask_words
+from sdengine.runner.drafter import Proposals
 from sdengine.runner.forward import Activations, Logits, Spans, describe_forward
 from sdengine.runner.weights import ModelWeights
 from sdengine.runner.workspace import Workspace
@@ -80,8 +81,7 @@ class DraftModelDrafter:
         self._creation_ids = _ints(sizes.max_draft_rows)
         self._root_ids = _ints(sizes.max_draft_rows)
         store = (sizes.max_depth * frontier, sizes.num_candidates)
-        self.proposal_tokens = torch.zeros(store, dtype=torch.int32)
-        self.proposal_probs = torch.zeros(store)
+        self.proposals = Proposals(torch.zeros(store, dtype=torch.int32), torch.zeros(store))
 
     def propose(self, program: Program, depth: int) -> None:
         self._describe_chain(program)
@@ -131,8 +131,8 @@ class DraftModelDrafter:
         growth = self._policy.grow(layer)
         frontier = len(self._logits)
         offset = layer * frontier
-        tokens = self.proposal_tokens[offset : offset + frontier]
-        probs = self.proposal_probs[offset : offset + frontier]
+        tokens = self.proposals.tokens[offset : offset + frontier]
+        probs = self.proposals.probs[offset : offset + frontier]
         packed = len(rows.tokens) if layer == 0 else frontier
         program.launch(
             "draft_topk",
@@ -183,7 +183,7 @@ class DraftModelDrafter:
         return {
             "noise": "fresh",
             "creation_ids": ids[:packed],
-            "root_positions": self._rows.tree_starts,
+            "tree_starts": self._rows.tree_starts,
         }
 
 

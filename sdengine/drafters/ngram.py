@@ -25,6 +25,7 @@ class NgramDrafter:
     """
 
     cache = None
+    proposals = None
 
     def __init__(self, workspace: Workspace, min_ngram: int, max_ngram: int) -> None:
         sizes = workspace.sizes

@@ -24,7 +24,7 @@ class StaticPolicy:
     @classmethod
     def from_config(cls, config: SpeculationConfig) -> StaticPolicy:
         """The shape that the configuration names."""
-        is_sampled = config.method == "sampled" and config.verifier == "rejection"
+        is_sampled = config.verifier == "rejection"
         return cls(config.level_widths, "uniform_slot" if is_sampled else "uniform")
 
     @property

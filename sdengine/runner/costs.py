@@ -108,8 +108,8 @@ def _draft_trial(iteration: Iteration, host: HostView, layers: int) -> Trial:
 def _fastest(trials: list[Trial]) -> list[float]:
     """Shortest time of each trial in seconds.
 
-    Other processes only ever add time, so the minimum is what the step itself takes; the trials take
-    turns, so that a busy moment of the machine does not fall on one of them alone.
+    Other processes only ever add time, so the minimum is what the step itself takes; the trials
+    take turns, so that a busy moment of the machine does not fall on one of them alone.
     """
     fastest = [inf] * len(trials)
     started = perf_counter()

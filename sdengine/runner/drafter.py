@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
+
+import torch
 
 from sdengine.cache.kv_cache import KVCache
 from sdengine.kernels.program import Program
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Proposals:
+    """What tree nodes' children were drawn from, one row per forwarded node.
+
+    Args:
+        tokens: [M, K] int32 in draw order, -1 past the support.
+        probs: [M, K] float32, their draft probabilities.
+    """
+
+    tokens: torch.Tensor
+    probs: torch.Tensor
 
 
 class Drafter(Protocol):
@@ -18,6 +34,10 @@ class Drafter(Protocol):
     @property
     def cache(self) -> KVCache | None:
         """Its KV cache, whose accepted entries a commit moves into place; None without one."""
+
+    @property
+    def proposals(self) -> Proposals | None:
+        """What it drew from; None when it chooses its tokens."""
 
     @property
     def max_depth(self) -> int:

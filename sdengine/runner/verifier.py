@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from sdengine.kernels.program import Program
+from sdengine.runner.workspace import Workspace
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,3 +47,27 @@ class Verifier(Protocol):
 
     def verify(self, program: Program, verdict: Verdict) -> None:
         """Appends the launches."""
+
+
+def walk_arguments(workspace: Workspace, verdict: Verdict) -> dict[str, Any]:
+    """Arguments of `tree_verify` that every verifier shares: trees, logits, parameters, outputs."""
+    state = workspace.state
+    return {
+        "tree": workspace.token_tree,
+        "logit_starts": workspace.cu_logits,
+        "wants_logits": state.wants_logits,
+        "num_seqs": workspace.num_seqs,
+        "logits": workspace.logits,
+        "tree_starts": workspace.target_rows.tree_starts,
+        "temperature": state.temperature,
+        "top_k": state.top_k,
+        "top_p": state.top_p,
+        "min_p": state.min_p,
+        "seeds": state.seeds,
+        "num_accepted": verdict.num_accepted,
+        "path": verdict.path,
+        "out_tokens": verdict.out_tokens,
+        "final_node": verdict.final_node,
+        "tried": verdict.tried,
+        "accepted": verdict.accepted,
+    }

@@ -1,0 +1,94 @@
+"""rejection through the whole engine: greedy text is plain greedy text, sampled text has the
+target's law, whatever drafts; a broken draw (negative control) is noticed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from scipy.stats import chisquare
+
+from sdengine.core.config import SpeculationConfig
+from sdengine.core.sampling_params import SamplingParams
+from sdengine.errors import ConfigError
+from sdengine.model.checkpoint import open_checkpoint
+from sdengine.model.reference import load_weights, reference_logits
+from tests.engine.conftest import MakeEngine, related_draft, run_all
+from tests.engine.test_exactness import PROMPTS, plain_tokens, sampling
+from tests.model.checkpoints import make_checkpoint
+
+METHODS: dict[str, dict[str, Any]] = {
+    "dyspec": {"method": "dyspec", "max_nodes": 10, "max_depth": 3, "adaptive": False},
+    "dyspec-adaptive": {"method": "dyspec", "max_nodes": 10, "max_depth": 3},
+    "chain": {"method": "chain", "max_nodes": 3, "max_depth": 3, "adaptive": False},
+    "sampled": {"method": "sampled", "branching": (3, 2), "adaptive": False},
+    "ngram": {"method": "ngram", "max_nodes": 6, "min_ngram": 1, "adaptive": False},
+}
+PROMPT = [7, 8, 9, 7, 8]
+TEMPERATURE, TOP_K = 1.0, 4
+NUM_SAMPLES = 1200
+
+
+def engine_with(make_engine: MakeEngine, method: str, **settings: Any) -> Any:
+    draft = None if method == "ngram" else related_draft()
+    spec = SpeculationConfig(verifier="rejection", **METHODS[method])
+    return make_engine(draft=draft, speculation=spec, **settings)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_greedy_text_is_plain_greedy_text(make_engine: MakeEngine, method: str) -> None:
+    engine = engine_with(make_engine, method)
+    params = [sampling("greedy", i) for i in range(len(PROMPTS))]
+    assert run_all(engine, PROMPTS, params) == plain_tokens(make_engine, "greedy")
+
+
+def law_of_two_tokens() -> dict[tuple[int, int], float]:
+    """Exact probabilities of the first two tokens after PROMPT under the reference model."""
+    checkpoint = open_checkpoint(make_checkpoint())
+    weights = load_weights(checkpoint)
+
+    def step(tokens: list[int]) -> dict[int, float]:
+        logits = reference_logits(weights, checkpoint.config, torch.tensor(tokens))[-1]
+        best = logits.topk(TOP_K)
+        probs = torch.softmax(best.values.double() / TEMPERATURE, dim=0)
+        return dict(zip(best.indices.tolist(), probs.tolist()))
+
+    return {(a, b): p * q for a, p in step(PROMPT).items() for b, q in step([*PROMPT, a]).items()}
+
+
+def p_value(engine: Any, law: dict[tuple[int, int], float]) -> float:
+    """Chi-square test of NUM_SAMPLES two-token samples against `law`."""
+    params = [
+        SamplingParams(max_tokens=2, temperature=TEMPERATURE, top_k=TOP_K, seed=s, ignore_eos=True)
+        for s in range(NUM_SAMPLES)
+    ]
+    counts = Counter(map(tuple, run_all(engine, [PROMPT] * NUM_SAMPLES, params)))
+    assert set(counts) <= set(law), "a token outside the target's top-k"
+    pairs = sorted(law, key=lambda pair: -law[pair])
+    expected = [law[pair] * NUM_SAMPLES for pair in pairs]
+    observed = [counts[pair] for pair in pairs]
+    while expected[-1] < 5 and len(expected) > 2:
+        expected[-2] += expected.pop()
+        observed[-2] += observed.pop()
+    return float(chisquare(observed, expected).pvalue)
+
+
+@pytest.mark.parametrize("method", ["dyspec", "chain", "sampled", "ngram"])
+def test_sampled_text_has_the_targets_law(make_engine: MakeEngine, method: str) -> None:
+    engine = engine_with(make_engine, method, max_num_seqs=8, max_num_batched_tokens=64)
+    assert p_value(engine, law_of_two_tokens()) > 1e-4
+
+
+def test_the_law_test_notices_another_temperature(make_engine: MakeEngine) -> None:
+    engine = engine_with(make_engine, "dyspec", max_num_seqs=8, max_num_batched_tokens=64)
+    law = law_of_two_tokens()
+    flat = {pair: p**0.6 for pair, p in law.items()}
+    total = sum(flat.values())
+    assert p_value(engine, {pair: p / total for pair, p in flat.items()}) < 1e-4
+
+
+def test_chosen_trees_are_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match=r"kary tree is chosen.*sampled"):
+        SpeculationConfig(method="kary", verifier="rejection")
