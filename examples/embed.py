@@ -14,7 +14,7 @@ while engine.has_unfinished_requests():
             print(f"{output.request_id}: {output.outputs[0].text!r}")
     num_steps += 1
     if num_steps == 3:
-        engine.add_request("late", "import sys\n", params)
+        engine.add_request("late", "import sys\n", SamplingParams(max_tokens=48, ignore_eos=True))
     if num_steps == 5:
         partial = engine.abort_request("late")
         print(f"late: aborted after {len(partial.outputs[0].token_ids)} tokens")
