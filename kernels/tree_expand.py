@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from sdengine.kernels.backends import load_cpu
+from sdengine.kernels.calibration import bin_centers
 from sdengine.kernels.row_batch import RowBatch, expect_row_batch
 from sdengine.kernels.spec import Case, Op, address, expect, expect_tensor
 from sdengine.kernels.token_tree import (
@@ -221,60 +222,43 @@ def cpu(native: Any, **args: Any) -> None:
 
 
 def bench_cases() -> Iterator[Case]:
-    """A first, a growing and a full layer at batch 1; a full layer of a batch."""
-    for layer, batch, nodes, width, k in (
-        (0, 1, 64, 8, 8),
-        (1, 1, 64, 16, 16),
-        (3, 1, 64, 16, 16),
-        (3, 8, 16, 4, 8),
-    ):
-        args = _bench_args(layer, batch, nodes, width, k)
-        yield Case(f"layer={layer} B={batch} T={nodes} width={width} K={k}", args)
+    """A first layer, and layers of many rows. All are layer 0, which resets the trees, so that a
+    replay does the same work every time.
+    """
+    for batch, nodes, width, k in ((1, 64, 1, 8), (1, 64, 16, 16), (8, 16, 4, 8), (1, 512, 64, 16)):
+        args = _bench_args(batch, nodes, width, k)
+        yield Case(f"B={batch} T={nodes} rows={width} K={k} per sequence", args)
 
 
-def _bench_args(layer: int, batch: int, nodes: int, width: int, k: int) -> dict[str, Any]:
-    """The arguments of layer `layer` after the layers before it have run."""
+def _bench_args(batch: int, nodes: int, width: int, k: int) -> dict[str, Any]:
     rng = torch.Generator().manual_seed(0)
-    tree, rows = (
-        DraftTree.allocate(batch, nodes),
-        RowBatch.allocate(batch, batch * width, mask_words(width * (layer + 1))),
-    )
     ints = {"dtype": torch.int32}
-    args: dict[str, Any] = {
+    rows = batch * width
+    logits = 2 * torch.randn(rows, 4 * k, generator=rng)
+    probs = logits.softmax(dim=1).sort(descending=True).values
+    return {
+        "layer": 0,
         "rule": "node",
         "max_children": k,
         "max_width": width,
         "block_size": 64,
-        "tree": tree,
+        "candidate_tokens": torch.arange(k, **ints).repeat(rows, 1).contiguous(),
+        "candidate_probs": probs[:, :k].contiguous(),
+        "cu_rows": width * torch.arange(batch + 1, **ints),
+        "frontier_nodes": None,
+        "tree": DraftTree.allocate(batch, nodes),
         "tree_starts": torch.full((batch,), 100, **ints),
         "node_budgets": torch.full((batch,), nodes, **ints),
         "total_budget": torch.tensor([batch * nodes], **ints),
         "depth_limits": torch.full((batch,), 100, **ints),
         "stop_tokens": torch.full((batch, 2), -1, **ints),
-        "calibration": None,
+        "calibration": bin_centers().repeat(batch, 1),
         "min_layer_gain": torch.zeros(1),
         "block_tables": torch.arange(batch * 8, **ints).view(batch, 8),
         "num_seqs": torch.tensor([batch], **ints),
         "scratch": allocate_tree_scratch(batch, nodes, width, k),
-        "rows": rows,
+        "rows": RowBatch.allocate(batch, rows, mask_words(width)),
     }
-    for at in range(layer + 1):
-        count = batch * (1 if at == 0 else width)
-        probs = (
-            torch.softmax(2 * torch.randn(count, 4 * k, generator=rng), dim=1)
-            .sort(descending=True)
-            .values
-        )
-        args |= {
-            "layer": at,
-            "candidate_tokens": torch.arange(k, **ints).repeat(count, 1).contiguous(),
-            "candidate_probs": probs[:, :k].contiguous(),
-            "cu_rows": torch.arange(batch + 1, **ints) if at == 0 else rows.cu_rows.clone(),
-            "frontier_nodes": None if at == 0 else rows.row_node.clone(),
-        }
-        if at < layer:
-            expand_reference(**args)
-    return args
 
 
 OP = Op(
