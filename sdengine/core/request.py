@@ -229,11 +229,13 @@ class RequestBook:
 
     def _checked_ids(self, prompt: SequenceOf[int]) -> list[int]:
         token_ids = integer_list(prompt)
-        for position, token in enumerate(token_ids):
-            if not 0 <= token < self.limits.vocab_size:
-                raise RequestError.from_parts(
-                    f"token ids in [0, {self.limits.vocab_size})", f"{token} at position {position}"
-                )
+        if token_ids and not 0 <= min(token_ids) <= max(token_ids) < self.limits.vocab_size:
+            allowed = range(self.limits.vocab_size)
+            position = next(i for i, token in enumerate(token_ids) if token not in allowed)
+            raise RequestError.from_parts(
+                f"token ids in [0, {self.limits.vocab_size})",
+                f"{token_ids[position]} at position {position}",
+            )
         return token_ids
 
     def _check_length(self, token_ids: list[int], params: SamplingParams) -> None:
@@ -293,6 +295,8 @@ def integer_list(prompt: object) -> list[int]:
     if isinstance(prompt, (bytes, bytearray, Mapping, Set)) or not isinstance(prompt, Iterable):
         raise RequestError.from_parts(expected, type(prompt).__name__)
     items = list(prompt)
+    if set(map(type, items)) <= {int}:
+        return items
     for position, item in enumerate(items):
         if not is_integer(item):
             raise RequestError.from_parts(expected, f"{item!r:.40} at position {position}")
