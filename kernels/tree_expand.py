@@ -222,8 +222,8 @@ def cpu(native: Any, **args: Any) -> None:
 
 
 def bench_cases() -> Iterator[Case]:
-    """A first layer, and layers of many rows. All are layer 0, which resets the trees, so that a
-    replay does the same work every time.
+    """A first layer, and the candidates of wide layers with the weights that rows have there. All
+    are layer 0, which resets the trees, so that a replay does the same work every time.
     """
     for batch, nodes, width, k in ((1, 64, 1, 8), (1, 64, 16, 16), (8, 16, 4, 8), (1, 512, 64, 16)):
         args = _bench_args(batch, nodes, width, k)
@@ -236,6 +236,7 @@ def _bench_args(batch: int, nodes: int, width: int, k: int) -> dict[str, Any]:
     rows = batch * width
     logits = 2 * torch.randn(rows, 4 * k, generator=rng)
     probs = logits.softmax(dim=1).sort(descending=True).values
+    probs *= 0.75 ** torch.arange(rows).remainder(width).view(rows, 1)  # reach of the row's node
     return {
         "layer": 0,
         "rule": "node",

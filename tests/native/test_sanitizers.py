@@ -21,7 +21,57 @@ THREAD_SOURCES = [
     HERE / "threads_main.cpp",
     *(
         CSRC / "cpu" / f"{name}.cpp"
-        for name in (
+        for name in ("thread_pool", "program", "ngram_match", "tree_select", "build_rows")
+    ),
+]
+COMPILER = shutil.which(os.environ.get("CXX", "c++"))
+
+
+def compile_driver(sources: list[Path], sanitizer: str, folder: Path) -> Path:
+    """Compiles and links with a sanitizer; skips where the toolchain has none."""
+    if COMPILER is None:
+        pytest.skip("no C++ compiler")
+    target = folder / "driver"
+    flags = ["-std=c++17", "-O1", "-g1", "-pthread", "-fno-sanitize-recover=all"]
+    includes = [f"-I{path}" for path in (CSRC, CSRC / "include", HERE)]
+    command = [COMPILER, *flags, f"-fsanitize={sanitizer}", *includes, "-o", str(target)]
+    probe = folder / "probe.cpp"
+    probe.write_text("int main() { return 0; }\n")
+    if subprocess.run([*command, str(probe)], capture_output=True, check=False).returncode != 0:
+        pytest.skip(f"the compiler has no {sanitizer} sanitizer here")
+    built = subprocess.run(
+        [*command, *map(str, sources)], capture_output=True, text=True, check=False
+    )
+    assert built.returncode == 0, built.stderr
+    return target
+
+
+def run(command: list[str], plant: int = 0) -> subprocess.CompletedProcess[str]:
+    """Runs a driver, with a planted bug unless 0."""
+    env = {**os.environ, "SDENGINE_PLANT": str(plant)}
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=env)
+
+
+@pytest.fixture(scope="module")
+def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The fuzz driver."""
+    folder = tmp_path_factory.mktemp("fuzzer")
+    return [str(compile_driver(FUZZ_SOURCES, "address,undefined", folder))]
+
+
+@pytest.fixture(scope="module")
+def threads(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The driver of pool and programs; some kernels need a fixed address layout for it."""
+    driver = compile_driver(THREAD_SOURCES, "thread", tmp_path_factory.mktemp("threads"))
+    fixed = ["setarch", platform.machine(), "-R"]
+    can_fix = shutil.which("setarch") and run([*fixed, "true"]).returncode == 0
+    return [*fixed, str(driver)] if can_fix else [str(driver)]
+
+
+def test_fuzzed_algorithms_are_clean(fuzzer: list[str]) -> None:
+    result = run(fuzzer)
+    assert result.returncode == 0, result.stderr[-4000:]
+    for name in (
         "tree_growth",
         "selection_of_keys",
         "ngram_match",
