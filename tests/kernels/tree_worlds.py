@@ -1,4 +1,4 @@
-"""Random worlds for tree tests: each path has a fixed table of candidates, as a draft would give."""
+"""Random worlds for tree tests: each path has a fixed table of candidates, as from a draft."""
 
 from __future__ import annotations
 
