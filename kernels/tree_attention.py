@@ -28,7 +28,7 @@ CACHE_DTYPES = (torch.float32, torch.bfloat16)
 MAX_MASK_WORDS = 16
 MAX_HEAD_DIM = 256
 SPLIT = 128  # positions of one partial result (kSplit)
-QUERIES_PER_TILE = 64  # (row, head) pairs that share a pass over the keys (kMaxQueries)
+QUERIES_PER_TILE = 128  # (row, head) pairs that share a pass over the keys (kMaxQueries)
 
 
 def attention_scratch(

@@ -1,8 +1,9 @@
-// One tile of tree_attention: some rows of a sequence, one kv head and its group of query heads, split by split.
+// One tile of tree_attention: some rows of a sequence, one kv head and its group of query heads,
+// split by split.
 //
-// Queries of a tile are numbered row * group + head: the heads of a row are neighbours. The unmasked prefix is scored and
-// summed for all queries together; the ancestors of tree rows are scored together (each tree key that any row sees,
-// once) and summed row by row.
+// Queries of a tile are numbered row * group + head: the heads of a row are neighbours. The
+// unmasked prefix is scored and summed for all queries together; the ancestors of tree rows are
+// scored together (each tree key that any row sees, once) and summed row by row.
 #pragma once
 
 #include "cpu/attention_math.h"
@@ -16,8 +17,9 @@ constexpr int64_t kMaxMaskWords = 16;
 SDE_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 SDE_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// What one row sees, in positions of its own path: [lo, visible) is the prefix, where position = logical index; then
-// tree_count ancestors (set bits in order) at positions tree_begin, tree_begin + 1, ...
+// What one row sees, in positions of its own path: [lo, visible) is the prefix, where position =
+// logical index; then tree_count ancestors (set bits in order) at positions tree_begin, tree_begin
+// + 1, ...
 struct RowView {
   int64_t lo;
   int64_t visible;
@@ -37,7 +39,8 @@ inline RowView view_row(const TreeAttentionArgs& args, int64_t row) {
   }
   view.tree_begin = view.visible;
   if (args.window > 0) {
-    // A window that hides part of the path hides the whole prefix, and counts back from the row itself.
+    // A window that hides part of the path hides the whole prefix, and counts back from the row
+    // itself.
     view.lo = larger(0, args.positions[row] - args.window + 1);
     view.tree_begin = larger(view.visible, args.positions[row] + 1 - view.tree_count);
   }
@@ -79,13 +82,15 @@ class Tile {
     }
   }
 
-  // Stores the last split for merging by whoever comes last: per query max, sum, then the accumulator.
+  // Stores the last split for merging by whoever comes last: per query max, sum, then the
+  // accumulator.
   void save_split(float* partial) const {
     for (int64_t q = 0; q < num_queries(); ++q) {
       float* to = partial + q * (stride_ + 16);
       to[0] = sums_[q].max;
       to[1] = sums_[q].sum;
-      for (int64_t d = 0; d < stride_; d += kLanes) store(to + 16 + d, load(acc_ + q * stride_ + d));
+      for (int64_t d = 0; d < stride_; d += kLanes)
+        store(to + 16 + d, load(acc_ + q * stride_ + d));
     }
   }
 
@@ -98,7 +103,8 @@ class Tile {
  private:
   float* result_row(int64_t query) const {
     const int64_t row = span_.first_row + query / group_;
-    return args_.out + (row * args_.num_heads + kv_head_ * group_ + query % group_) * args_.head_dim;
+    return args_.out +
+           (row * args_.num_heads + kv_head_ * group_ + query % group_) * args_.head_dim;
   }
   const T* key_at(int64_t index) const {
     const int64_t block = table_[index / args_.block_size];
@@ -152,11 +158,12 @@ void Tile<T>::start(const TileSpan& span, int64_t kv_head) {
   keys_ = static_cast<const T*>(args_.kv_cache) + kv_head * args_.block_size * args_.head_dim;
   table_ = args_.block_tables + span.sequence * args_.max_blocks;
   const int64_t row_width = (args_.num_heads + 2 * args_.num_kv_heads) * args_.head_dim;
+  const float scale = args_.scale * 1.44269504088896341f;  // scores in units of log 2
   for (int64_t r = 0; r < span.num_rows; ++r) rows_[r] = view_row(args_, span.first_row + r);
   for (int64_t q = 0; q < num_queries(); ++q) {
     const float* from = args_.qkv + (span.first_row + q / group_) * row_width +
                         (kv_head * group_ + q % group_) * args_.head_dim;
-    for (int64_t d = 0; d < args_.head_dim; ++d) queries_[q * stride_ + d] = from[d] * args_.scale;
+    for (int64_t d = 0; d < args_.head_dim; ++d) queries_[q * stride_ + d] = from[d] * scale;
     state_[q] = {0.0f, 0.0f};
   }
 }
@@ -191,7 +198,8 @@ void Tile<T>::find_prefix(int64_t split_begin) {
     const int64_t index = split_begin + c;
     const int64_t in_block = args_.block_size - index % args_.block_size;
     const T* key = key_at(index);
-    for (const int64_t end = smaller(prefix_end_, c + in_block); c < end; ++c, key += args_.head_dim) {
+    for (const int64_t end = smaller(prefix_end_, c + in_block); c < end;
+         ++c, key += args_.head_dim) {
       prefix_keys_[c] = key;
     }
   }
@@ -223,7 +231,8 @@ bool Tile<T>::find_ancestors(int64_t split_begin) {
     }
     int64_t column = row.tree_begin - split_begin;
     for (int64_t w = 0; w < args_.mask_words; ++w) {
-      for (uint64_t bits = static_cast<uint64_t>(row.mask[w]); bits != 0; bits &= bits - 1, ++column) {
+      for (uint64_t bits = static_cast<uint64_t>(row.mask[w]); bits != 0;
+           bits &= bits - 1, ++column) {
         if (column < 0 || column >= kSplit) continue;
         tree_keys_[r][tree_count_[r]++] = static_cast<uint16_t>(w * 64 + __builtin_ctzll(bits));
       }
@@ -238,7 +247,8 @@ template <class T>
 void Tile<T>::score_ancestors() {
   uint64_t used[kMaxMaskWords] = {};
   for (int64_t r = 0; r < span_.num_rows; ++r) {
-    for (int64_t t = 0; t < tree_count_[r]; ++t) used[tree_keys_[r][t] / 64] |= uint64_t{1} << tree_keys_[r][t] % 64;
+    for (int64_t t = 0; t < tree_count_[r]; ++t)
+      used[tree_keys_[r][t] / 64] |= uint64_t{1} << tree_keys_[r][t] % 64;
   }
   int64_t found = 0;
   int8_t slot_of[kMaxMaskWords * 64];
@@ -278,7 +288,8 @@ void Tile<T>::sum_probabilities(int64_t split_begin) {
     const int64_t begin = larger(0, rows_[r].begin() - split_begin);
     const int64_t end = smaller(kSplit, rows_[r].end() - split_begin);
     for (int64_t q = r * group_; q < (r + 1) * group_; ++q) {
-      sums_[q] = begin < end ? softmax_split(scores_ + q * kSplit, begin, end) : Softmax{0.0f, 0.0f};
+      sums_[q] =
+          begin < end ? softmax_split(scores_ + q * kSplit, begin, end) : Softmax{0.0f, 0.0f};
     }
   }
 }
@@ -297,45 +308,52 @@ template <class T>
 void Tile<T>::accumulate_subtile(int64_t first, int64_t last) {
   const T* values[kSubtile];
   for (int64_t c = first; c < last; ++c) values[c - first] = prefix_keys_[c] + plane_;
-  if (sizeof(T) == sizeof(float) || num_queries() <= 4 || args_.head_dim % kLanes != 0) {
+  if (sizeof(T) == sizeof(float) || num_queries() <= 2 * kQueryBlock ||
+      args_.head_dim % kLanes != 0) {
     accumulate_range(first, last, values);
     return;
   }
   const float* wide[kSubtile];
   for (int64_t i = 0; i < last - first; ++i) {
     float* to = packed_ + i * stride_;
-    for (int64_t d = 0; d < args_.head_dim; d += kLanes) store(to + d, load_as_float(values[i] + d));
+    for (int64_t d = 0; d < args_.head_dim; d += kLanes)
+      store(to + d, load_as_float(values[i] + d));
     wide[i] = to;
   }
   accumulate_range(first, last, wide);
 }
 
-// Four queries at a time over the columns all four see; columns that only some see, one query at a time.
+// A block of queries over the columns all of them see; columns that only some see, one query at a
+// time.
 template <class T>
 template <class U>
 void Tile<T>::accumulate_range(int64_t first, int64_t last, const U* const* values) {
-  const int64_t dim = args_.head_dim;
-  const auto one = [&](int64_t q, int64_t begin, int64_t end) {
-    accumulate(1, scores_ + q * kSplit + begin, values + (begin - first), end - begin, dim,
-               acc_ + q * stride_, stride_);
+  const auto add = [&](int64_t q, int64_t count, int64_t begin, int64_t end) {
+    if (begin >= end) return;
+    accumulate(count, scores_ + q * kSplit + begin, values + (begin - first), end - begin,
+               args_.head_dim, acc_ + q * stride_, stride_);
   };
-  for (int64_t q = 0; q < num_queries(); q += 4) {
-    const int64_t count = smaller(4, num_queries() - q);
+  for (int64_t q = 0; q < num_queries(); q += kQueryBlock) {
+    const int64_t count = smaller(kQueryBlock, num_queries() - q);
+    const int64_t first_row = q / group_, last_row = (q + count - 1) / group_;
     int64_t begin = first, end = last;
-    for (int64_t r = q / group_; r <= (q + count - 1) / group_; ++r) {
+    bool is_ragged = false;
+    for (int64_t r = first_row; r <= last_row; ++r) {
+      is_ragged = is_ragged || row_begin_[r] > first || row_end_[r] < last;
       begin = larger(begin, row_begin_[r]);
       end = smaller(end, row_end_[r]);
     }
-    const bool has_common = begin < end;
-    for (int64_t i = q; i < q + count; ++i) {
-      const int64_t own_begin = larger(first, row_begin_[i / group_]);
-      const int64_t own_end = smaller(last, row_end_[i / group_]);
-      one(i, own_begin, has_common ? begin : own_end);
+    if (!is_ragged) {
+      add(q, count, first, last);
+      continue;
     }
-    if (!has_common) continue;
-    accumulate(count, scores_ + q * kSplit + begin, values + (begin - first), end - begin, dim,
-               acc_ + q * stride_, stride_);
-    for (int64_t i = q; i < q + count; ++i) one(i, end, smaller(last, row_end_[i / group_]));
+    if (begin > end) begin = end = last;  // nothing in common
+    for (int64_t i = q; i < q + count; ++i) {
+      const int64_t r = i / group_;
+      add(i, 1, larger(first, row_begin_[r]), smaller(begin, row_end_[r]));
+    }
+    add(q, count, begin, end);
+    for (int64_t i = q; i < q + count; ++i) add(i, 1, end, smaller(last, row_end_[i / group_]));
   }
 }
 
@@ -347,10 +365,10 @@ void Tile<T>::accumulate_ancestors() {
     for (int64_t t = 0; t < tree_count_[r]; ++t) {
       values[t] = key_at(args_.tree_starts[span_.sequence] + tree_keys_[r][t]) + plane_;
     }
-    for (int64_t head = 0; head < group_; head += 4) {
+    for (int64_t head = 0; head < group_; head += kQueryBlock) {
       const int64_t q = r * group_ + head;
-      accumulate(smaller(4, group_ - head), scores_ + q * kSplit + tree_column_[r], values,
-                 tree_count_[r], args_.head_dim, acc_ + q * stride_, stride_);
+      accumulate(smaller(kQueryBlock, group_ - head), scores_ + q * kSplit + tree_column_[r],
+                 values, tree_count_[r], args_.head_dim, acc_ + q * stride_, stride_);
     }
   }
 }

@@ -16,7 +16,8 @@ int64_t plane_offset(const KvCompactArgs& args, int64_t sequence, int64_t index)
   return (block * planes * args.block_size + index % args.block_size) * args.head_dim;
 }
 
-// All planes of one layer. Destinations never pass their sources, so copying in order is safe in place.
+// All planes of one layer. Destinations never pass their sources, so copying in order is safe in
+// place.
 void compact_layer(const KvCompactArgs& args, int64_t sequence, int64_t layer) {
   const int64_t planes = 2 * args.num_kv_heads;
   const int64_t plane_size = args.block_size * args.head_dim;
@@ -30,8 +31,8 @@ void compact_layer(const KvCompactArgs& args, int64_t sequence, int64_t layer) {
     const char* from = cache + plane_offset(args, sequence, source) * args.element_bytes;
     char* to = cache + plane_offset(args, sequence, target) * args.element_bytes;
     for (int64_t p = 0; p < planes; ++p) {
-      std::memcpy(to + p * plane_size * args.element_bytes, from + p * plane_size * args.element_bytes,
-                  bytes);
+      std::memcpy(to + p * plane_size * args.element_bytes,
+                  from + p * plane_size * args.element_bytes, bytes);
     }
   }
 }

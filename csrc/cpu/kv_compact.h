@@ -1,4 +1,5 @@
-// kv_compact: moves the keys and values of an accepted path to the front of its tree region, in every layer.
+// kv_compact: moves the keys and values of an accepted path to the front of its tree region, in
+// every layer.
 #pragma once
 
 #include "cpu/worker.h"

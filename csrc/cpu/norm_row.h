@@ -6,7 +6,8 @@
 namespace sdengine {
 inline namespace SDENGINE_ISA_NAMESPACE {
 
-// Four accumulators in a fixed order, folded pairwise: the sum depends on the row and its width alone.
+// Four accumulators in a fixed order, folded pairwise: the sum depends on the row and its width
+// alone.
 SDE_INLINE float sum_of_squares(const float* x, int64_t width) {
   Vec total[4] = {zeros(), zeros(), zeros(), zeros()};
   int64_t i = 0;
@@ -28,7 +29,8 @@ SDE_INLINE float sum_of_squares(const float* x, int64_t width) {
 }
 
 // out = x / rms(x) * weight; out may be x.
-SDE_INLINE void norm_row(const float* x, const float* weight, float* out, int64_t width, float eps) {
+SDE_INLINE void norm_row(const float* x, const float* weight, float* out, int64_t width,
+                         float eps) {
   const float mean = sum_of_squares(x, width) / static_cast<float>(width);
   const Vec scale = broadcast(1.0f / __builtin_sqrtf(mean + eps));
   int64_t i = 0;

@@ -56,14 +56,16 @@ void process_head(const RopeKvAppendArgs& args, int64_t row, int64_t head) {
   const float* norm = is_q ? args.q_norm : is_k ? args.k_norm : nullptr;
   if (norm != nullptr) norm_row(data, norm, data, width, args.eps);
   if (is_q || is_k) {
-    rotate(data, args.cos_sin + args.positions[row] * 2 * args.half_rotary_dim, args.half_rotary_dim);
+    rotate(data, args.cos_sin + args.positions[row] * 2 * args.half_rotary_dim,
+           args.half_rotary_dim);
   }
   if (is_q) return;
   const int64_t plane = is_k ? 0 : 1;
   const int64_t kv_head = head - args.num_heads - plane * args.num_kv_heads;
   const int64_t block = args.slots[row] / args.block_size;
   const int64_t offset = args.slots[row] % args.block_size;
-  const int64_t index = ((block * 2 + plane) * args.num_kv_heads + kv_head) * args.block_size + offset;
+  const int64_t index =
+      ((block * 2 + plane) * args.num_kv_heads + kv_head) * args.block_size + offset;
   copy_head(data, static_cast<T*>(args.kv_cache) + index * width, width);
 }
 

@@ -7,11 +7,12 @@
 namespace sdengine {
 inline namespace SDENGINE_ISA_NAMESPACE {
 
-// Elements below which another worker costs more than it saves: about half a microsecond of work in cache, the time
-// a cache line needs to travel to the other core and back.
+// Elements below which another worker costs more than it saves: about half a microsecond of work in
+// cache, the time a cache line needs to travel to the other core and back.
 constexpr int64_t kElementsPerWorker = 4096;
 
-// This worker's contiguous range of `items`, each of `elements` floats; workers without enough to do get none.
+// This worker's contiguous range of `items`, each of `elements` floats; workers without enough to
+// do get none.
 SDE_INLINE Range share_work(const Worker& worker, int64_t items, int64_t elements) {
   int64_t count = items * elements / kElementsPerWorker;
   if (count > worker.count) count = worker.count;

@@ -5,7 +5,8 @@ namespace sdengine {
 inline namespace SDENGINE_ISA_NAMESPACE {
 namespace {
 
-constexpr int64_t kColumns = 256;  // work is shared in pieces of this many columns: one row can use all workers
+constexpr int64_t kColumns =
+    256;  // work is shared in pieces of this many columns: one row can use all workers
 
 SDE_INLINE Vec silu(Vec gate) { return gate / (broadcast(1.0f) + exp(-gate)); }
 

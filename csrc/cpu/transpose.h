@@ -37,7 +37,8 @@ SDE_INLINE void transpose_8x4(const T* const* rows, int64_t offset, __m256 colum
 }
 
 // out[d * stride + r] = rows[r][offset + d] for r, d < 8.
-SDE_INLINE void transpose_8x8(const float* const* rows, int64_t offset, float* out, int64_t stride) {
+SDE_INLINE void transpose_8x8(const float* const* rows, int64_t offset, float* out,
+                              int64_t stride) {
   for (int half = 0; half < 2; ++half) {
     __m256 columns[4];
     transpose_8x4(rows, offset + 4 * half, columns);
@@ -46,7 +47,8 @@ SDE_INLINE void transpose_8x8(const float* const* rows, int64_t offset, float* o
 }
 
 // The same from bf16: pairs of elements travel together and are widened after the transposition.
-SDE_INLINE void transpose_8x8(const uint16_t* const* rows, int64_t offset, float* out, int64_t stride) {
+SDE_INLINE void transpose_8x8(const uint16_t* const* rows, int64_t offset, float* out,
+                              int64_t stride) {
   __m256 columns[4];
   transpose_8x4(rows, offset, columns);
   const __m256i upper = _mm256_set1_epi32(static_cast<int>(0xffff0000u));

@@ -6,8 +6,8 @@
 namespace sdengine {
 
 struct TreeAttentionArgs {
-  const float* qkv;              // [N, (H + 2 H_kv) D]; the q part is read
-  const void* kv_cache;          // [P, 2, H_kv, block_size, D]
+  const float* qkv;      // [N, (H + 2 H_kv) D]; the q part is read
+  const void* kv_cache;  // [P, 2, H_kv, block_size, D]
   bool cache_is_bf16;
   const int32_t* block_tables;   // [B, P_max]
   int64_t max_blocks;            // P_max

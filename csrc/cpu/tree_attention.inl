@@ -1,6 +1,7 @@
-// Division of the work: (tile, kv head) is a unit; its splits, in order, are the items. Every worker takes a contiguous
-// range of all items. A unit that lies inside one range is merged on the fly; a unit cut by a border stores its
-// splits and is merged after a barrier, in the same order, hence with the same bits.
+// Division of the work: (tile, kv head) is a unit; its splits, in order, are the items. Every
+// worker takes a contiguous range of all items. A unit that lies inside one range is merged on the
+// fly; a unit cut by a border stores its splits and is merged after a barrier, in the same order,
+// hence with the same bits.
 #include "cpu/attention_tile.h"
 
 namespace sdengine {
@@ -9,7 +10,8 @@ namespace {
 
 constexpr int64_t kPartialHeader = 16;  // floats before each saved accumulator: max, sum, alignment
 
-// A worker more must have at least this many multiply-adds, about half a microsecond, to be worth its wake-up.
+// A worker more must have at least this many multiply-adds, about half a microsecond, to be worth
+// its wake-up.
 constexpr int64_t kOperationsPerWorker = 25000;
 
 template <class Visit>
@@ -67,7 +69,8 @@ Division divide(const TreeAttentionArgs& args, int64_t available) {
   });
   int64_t workers = smaller(available, operations / kOperationsPerWorker);
   workers = smaller(workers, items);
-  workers = smaller(workers, 1 + args.scratch_floats / largest_unit);  // each border cuts one unit at most
+  workers = smaller(workers,
+                    1 + args.scratch_floats / largest_unit);  // each border cuts one unit at most
   return {items, larger(workers, 1)};
 }
 
@@ -90,20 +93,22 @@ template <class T>
 void run_items(const TreeAttentionArgs& args, const Division& division, int64_t worker) {
   const int64_t begin = division.begin(worker), end = division.begin(worker + 1);
   Tile<T> tile(args);
-  for_each_unit(args, division, [&](const TileSpan& span, int64_t kv_head, int64_t item, int64_t offset) {
-    const int64_t first = larger(begin, item), last = smaller(end, item + span.num_splits());
-    if (first >= last) return;
-    tile.start(span, kv_head);
-    for (int64_t i = first; i < last; ++i) {
-      tile.run_split(span.first_split + i - item);
-      if (offset < 0) {
-        tile.merge_split();
-      } else {
-        tile.save_split(args.scratch + offset + (i - item) * tile.num_queries() * partial_floats(args));
-      }
-    }
-    if (offset < 0) tile.write_results();
-  });
+  for_each_unit(
+      args, division, [&](const TileSpan& span, int64_t kv_head, int64_t item, int64_t offset) {
+        const int64_t first = larger(begin, item), last = smaller(end, item + span.num_splits());
+        if (first >= last) return;
+        tile.start(span, kv_head);
+        for (int64_t i = first; i < last; ++i) {
+          tile.run_split(span.first_split + i - item);
+          if (offset < 0) {
+            tile.merge_split();
+          } else {
+            tile.save_split(args.scratch + offset +
+                            (i - item) * tile.num_queries() * partial_floats(args));
+          }
+        }
+        if (offset < 0) tile.write_results();
+      });
 }
 
 // Merges the saved splits of units that several workers shared, query by query.
@@ -111,22 +116,24 @@ void merge_units(const TreeAttentionArgs& args, const Division& division, int64_
   const int64_t group = args.num_heads / args.num_kv_heads;
   const int64_t width = padded(args.head_dim);
   int64_t turn = 0;
-  for_each_unit(args, division, [&](const TileSpan& span, int64_t kv_head, int64_t, int64_t offset) {
-    if (offset < 0) return;
-    const int64_t queries = span.num_rows * group;
-    for (int64_t q = 0; q < queries; ++q) {
-      if (turn++ % division.num_workers != worker) continue;
-      alignas(64) float acc[kMaxHeadDim];
-      Softmax state{0.0f, 0.0f};
-      for (int64_t s = 0; s < span.num_splits(); ++s) {
-        const float* saved = args.scratch + offset + (s * queries + q) * partial_floats(args);
-        merge(&state, acc, {saved[0], saved[1]}, saved + kPartialHeader, width);
-      }
-      const int64_t head = kv_head * group + q % group;
-      const int64_t row = span.first_row + q / group;
-      write_result(state, acc, args.head_dim, args.out + (row * args.num_heads + head) * args.head_dim);
-    }
-  });
+  for_each_unit(
+      args, division, [&](const TileSpan& span, int64_t kv_head, int64_t, int64_t offset) {
+        if (offset < 0) return;
+        const int64_t queries = span.num_rows * group;
+        for (int64_t q = 0; q < queries; ++q) {
+          if (turn++ % division.num_workers != worker) continue;
+          alignas(64) float acc[kMaxHeadDim];
+          Softmax state{0.0f, 0.0f};
+          for (int64_t s = 0; s < span.num_splits(); ++s) {
+            const float* saved = args.scratch + offset + (s * queries + q) * partial_floats(args);
+            merge(&state, acc, {saved[0], saved[1]}, saved + kPartialHeader, width);
+          }
+          const int64_t head = kv_head * group + q % group;
+          const int64_t row = span.first_row + q / group;
+          write_result(state, acc, args.head_dim,
+                       args.out + (row * args.num_heads + head) * args.head_dim);
+        }
+      });
 }
 
 }  // namespace

@@ -1,30 +1,34 @@
 // Lanes of 32 bits: one vocabulary for AVX-512 (16 lanes), AVX2 (8) and compiler vectors (4).
 //
-// The instruction set of the translation unit decides, and everything lives in an inline namespace named after it, so
-// that objects compiled for different sets never share a symbol. A kernel is one `<op>.inl` that opens
-// `namespace sdengine { inline namespace SDENGINE_ISA_NAMESPACE {` and is included by <op>_portable.cpp,
-// <op>_avx2.cpp and <op>_avx512.cpp; <op>.cpp chooses with selected_isa(). A kernel must not call non-template,
-// non-SDE_INLINE functions defined in other headers (the linker could keep the copy with the wider instructions).
+// The instruction set of the translation unit decides, and everything lives in an inline namespace
+// named after it, so that objects compiled for different sets never share a symbol. A kernel is one
+// `<op>.inl` that opens `namespace sdengine { inline namespace SDENGINE_ISA_NAMESPACE {` and is
+// included by <op>_portable.cpp, <op>_avx2.cpp and <op>_avx512.cpp; <op>.cpp chooses with
+// selected_isa(). A kernel must not call non-template, non-SDE_INLINE functions defined in other
+// headers (the linker could keep the copy with the wider instructions).
 //
-// Vec (float), IntVec (int32 or uint32, as the function says) and Mask (one truth value per lane) offer
-//   broadcast(x)  load(p)  store(p, a)  load_partial(p, n)  store_partial(p, a, n)   lanes >= n: zero / not written
-//   + - * /  unary -  fma(a, b, c) = a * b + c (one rounding where the hardware has it)  abs  sqrt  round (half to even)
-//   min(a, b), max(a, b): b where either is NaN
-//   broadcast_int  iota  load_int  store_int  load_int_partial  store_int_partial  + - * (low 32 bits) ^ & |
-//   shift_left<k>  shift_right_logical<k>  shift_right_arithmetic<k>  mul_high_low(a, b, &high, &low) (unsigned)
+// Vec (float), IntVec (int32 or uint32, as the function says) and Mask (one truth value per lane)
+// offer
+//   broadcast(x)  load(p)  store(p, a)  load_partial(p, n)  store_partial(p, a, n)   lanes >= n:
+//   zero / not written
+//   + - * /  unary -  fma(a, b, c) = a * b + c (one rounding where the hardware has it)  abs  sqrt
+//   round (half to even) min(a, b), max(a, b): b where either is NaN broadcast_int  iota  load_int
+//   store_int  load_int_partial  store_int_partial  + - * (low 32 bits) ^ & | shift_left<k>
+//   shift_right_logical<k>  shift_right_arithmetic<k>  mul_high_low(a, b, &high, &low) (unsigned)
 //   bits_of(Vec)  from_bits(IntVec)  to_float (signed)  unsigned_to_float (round to nearest)
 //   round_to_int  truncate_to_int
 //   less  less_equal  equal  is_nan (false on NaN otherwise)  less(IntVec) (signed)  equal(IntVec)
-//   & | ~ on masks  first_lanes(n)  bits_of(Mask) (bit i = lane i)  any  all  select(m, a, b) = m ? a : b
-//   sum(a), max_lane(a): halves folded onto each other, lanes i and i + width / 2 first; always the same tree
-//   load_bf16  store_bf16 (round to nearest even, NaN stays NaN)  load_bf16_partial  store_bf16_partial
-//   exp  log  log1p: below 2 ulp, the same polynomials everywhere (bits differ where fma differs)
+//   & | ~ on masks  first_lanes(n)  bits_of(Mask) (bit i = lane i)  any  all  select(m, a, b) = m ?
+//   a : b sum(a), max_lane(a): halves folded onto each other, lanes i and i + width / 2 first;
+//   always the same tree load_bf16  store_bf16 (round to nearest even, NaN stays NaN)
+//   load_bf16_partial  store_bf16_partial exp  log  log1p: below 2 ulp, the same polynomials
+//   everywhere (bits differ where fma differs)
 #pragma once
 
 #define SDE_INLINE __attribute__((always_inline)) inline
 
-#if defined(SDENGINE_SIMDE) || \
-    (defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__))
+#if defined(SDENGINE_SIMDE) || (defined(__AVX512F__) && defined(__AVX512BW__) && \
+                                defined(__AVX512VL__) && defined(__AVX512DQ__))
 #define SDENGINE_ISA_NAMESPACE isa_avx512
 #include "cpu/vec_avx512.h"
 #elif defined(__AVX2__) && defined(__FMA__)
@@ -72,12 +76,13 @@ SDE_INLINE Vec exp(Vec a) {
   return scale_by_power(y, n);
 }
 
-// Natural logarithm. log(0) = -inf, log(negative) = NaN, log(inf) = inf; subnormals are exact inputs.
-// Source: polynomial of the Cephes library's logf on [sqrt(1/2), sqrt(2)).
+// Natural logarithm. log(0) = -inf, log(negative) = NaN, log(inf) = inf; subnormals are exact
+// inputs. Source: polynomial of the Cephes library's logf on [sqrt(1/2), sqrt(2)).
 SDE_INLINE Vec log(Vec a) {
   const Mask tiny = less(a, broadcast(1.17549435e-38f));
   const IntVec bits = bits_of(select(tiny, a * broadcast(8388608.0f), a));
-  // Shifting by sqrt(1/2)'s bits carries into the exponent field exactly when the mantissa is above sqrt(2).
+  // Shifting by sqrt(1/2)'s bits carries into the exponent field exactly when the mantissa is above
+  // sqrt(2).
   const IntVec shifted = bits - broadcast_int(0x3f3504f3);
   const IntVec exponent = shift_right_arithmetic<23>(shifted);
   const IntVec mantissa = (shifted & broadcast_int(0x007fffff)) + broadcast_int(0x3f3504f3);

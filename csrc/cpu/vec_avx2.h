@@ -30,8 +30,12 @@ SDE_INLINE __m256i lanes_below(int n) {
 SDE_INLINE Vec broadcast(float x) { return {_mm256_set1_ps(x)}; }
 SDE_INLINE Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
 SDE_INLINE void store(float* p, Vec a) { _mm256_storeu_ps(p, a.v); }
-SDE_INLINE Vec load_partial(const float* p, int n) { return {_mm256_maskload_ps(p, lanes_below(n))}; }
-SDE_INLINE void store_partial(float* p, Vec a, int n) { _mm256_maskstore_ps(p, lanes_below(n), a.v); }
+SDE_INLINE Vec load_partial(const float* p, int n) {
+  return {_mm256_maskload_ps(p, lanes_below(n))};
+}
+SDE_INLINE void store_partial(float* p, Vec a, int n) {
+  _mm256_maskstore_ps(p, lanes_below(n), a.v);
+}
 
 SDE_INLINE Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
 SDE_INLINE Vec operator-(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
@@ -43,7 +47,9 @@ SDE_INLINE Vec min(Vec a, Vec b) { return {_mm256_min_ps(a.v, b.v)}; }
 SDE_INLINE Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
 SDE_INLINE Vec abs(Vec a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
 SDE_INLINE Vec sqrt(Vec a) { return {_mm256_sqrt_ps(a.v)}; }
-SDE_INLINE Vec round(Vec a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+SDE_INLINE Vec round(Vec a) {
+  return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
 
 SDE_INLINE IntVec broadcast_int(int32_t x) { return {_mm256_set1_epi32(x)}; }
 SDE_INLINE IntVec iota() { return {_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)}; }

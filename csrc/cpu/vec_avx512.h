@@ -1,4 +1,5 @@
-// Sixteen lanes on AVX-512 F + BW + VL + DQ. Included by vec.h only, which documents every function.
+// Sixteen lanes on AVX-512 F + BW + VL + DQ. Included by vec.h only, which documents every
+// function.
 #pragma once
 
 #if !defined(SDENGINE_SIMDE)  // a test harness may bring emulated intrinsics of the same names
@@ -33,8 +34,12 @@ SDE_INLINE __mmask16 lanes_below(int n) { return static_cast<__mmask16>((1u << n
 SDE_INLINE Vec broadcast(float x) { return {_mm512_set1_ps(x)}; }
 SDE_INLINE Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
 SDE_INLINE void store(float* p, Vec a) { _mm512_storeu_ps(p, a.v); }
-SDE_INLINE Vec load_partial(const float* p, int n) { return {_mm512_maskz_loadu_ps(lanes_below(n), p)}; }
-SDE_INLINE void store_partial(float* p, Vec a, int n) { _mm512_mask_storeu_ps(p, lanes_below(n), a.v); }
+SDE_INLINE Vec load_partial(const float* p, int n) {
+  return {_mm512_maskz_loadu_ps(lanes_below(n), p)};
+}
+SDE_INLINE void store_partial(float* p, Vec a, int n) {
+  _mm512_mask_storeu_ps(p, lanes_below(n), a.v);
+}
 
 SDE_INLINE Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
 SDE_INLINE Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
@@ -133,7 +138,8 @@ SDE_INLINE Vec load_bf16(const uint16_t* p) {
   const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))};
 }
-// In integers: the bf16 conversion instruction flushes subnormals, which would differ from every other backend.
+// In integers: the bf16 conversion instruction flushes subnormals, which would differ from every
+// other backend.
 SDE_INLINE void store_bf16(uint16_t* p, Vec a) {
   const __m512i bits = _mm512_castps_si512(a.v);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));

@@ -1,5 +1,6 @@
-// Four lanes of compiler vectors (SSE2, NEON or whatever the baseline has). Included by vec.h only, which documents
-// every function. Without fused multiply-add: emulating it costs far more than the half ulp it saves.
+// Four lanes of compiler vectors (SSE2, NEON or whatever the baseline has). Included by vec.h only,
+// which documents every function. Without fused multiply-add: emulating it costs far more than the
+// half ulp it saves.
 #pragma once
 
 #include <cmath>
@@ -132,7 +133,8 @@ SDE_INLINE uint32_t bits_of(Mask a) {
 SDE_INLINE Vec select(Mask m, Vec a, Vec b) { return {m.v ? a.v : b.v}; }
 SDE_INLINE IntVec select(Mask m, IntVec a, IntVec b) { return {m.v ? a.v : b.v}; }
 
-// Adding 1.5 * 2^23 leaves no room for a fraction; beyond 2^22 a float of interest is integral already.
+// Adding 1.5 * 2^23 leaves no room for a fraction; beyond 2^22 a float of interest is integral
+// already.
 SDE_INLINE Vec round(Vec a) {
   const Vec magic = broadcast(12582912.0f);
   const Vec rounded = (a + magic) - magic;
