@@ -17,7 +17,7 @@ from .random_token_trees import fill_token_tree, int_tensor, random_token_tree
 OUTPUTS = ("num_accepted", "path", "out_tokens", "final_node", "tried", "accepted")
 
 
-def coupled_args(tree: TokenTree, target_tokens: torch.Tensor, depth: int) -> dict[str, Any]:
+def coupled_args(tree: TokenTree, target_tokens: torch.Tensor | None, depth: int) -> dict[str, Any]:
     batch = tree.batch_size
     sizes = [int(n) + 1 for n in tree.num_nodes]
     starts = torch.tensor([0, *sizes]).cumsum(0)[:-1].int()
@@ -97,6 +97,42 @@ def test_random_trees_equal_the_reference(seed: int) -> None:
     )
     assert (out["accepted"] <= out["tried"]).all()
     assert torch.equal(out["accepted"].sum(1), out["num_accepted"])
+
+
+def sampled_targets(args: dict[str, Any], rows: int) -> torch.Tensor:
+    """What `sample` draws for every node of every tree."""
+    tree, starts = args["tree"], args["logit_starts"].tolist()
+    row_seq, positions = torch.zeros(rows).int(), torch.zeros(rows).int()
+    for b, start in enumerate(starts):
+        for node in range(int(tree.num_nodes[b]) + 1):
+            row_seq[start + node] = b
+            depth = int(tree.depths[b, node]) if node else 0
+            positions[start + node] = args["tree_starts"][b] - 1 + depth
+    out = torch.empty(rows, dtype=torch.int32)
+    names = ("logits", "temperature", "top_k", "top_p", "min_p", "seeds")
+    parameters = {name: args[name] for name in names}
+    counts = {"num_rows": int_tensor([rows]), "out_tokens": out}
+    run_op("sample", row_seq=row_seq, positions=positions, **parameters, **counts)
+    return out
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_drawing_visited_nodes_only_gives_the_tokens_of_sample(seed: int) -> None:
+    rng = random.Random(seed)
+    tree = random_token_tree(rng, batch=4, max_nodes=30, vocab=4)
+    rows = int(tree.num_nodes.sum()) + 4
+    args = coupled_args(tree, None, depth=8)
+    args["logits"] = torch.randn(rows, 4, generator=torch.Generator().manual_seed(seed))
+    args["tree_starts"] = int_tensor([rng.randrange(1, 500) for _ in range(4)])
+    args["temperature"] = torch.tensor([0.0, 0.5, 1.0, 2.0])
+    args["top_k"] = int_tensor([0, 2, 0, 0])
+    args["top_p"] = torch.tensor([1.0, 1.0, 0.8, 1.0])
+    args["min_p"] = torch.tensor([0.0, 0.0, 0.0, 0.1])
+    args["seeds"] = torch.tensor([rng.randrange(-(2**62), 2**62) for _ in range(4)])
+    lazy = {name: value.clone() for name, value in run_both(args).items()}
+    eager = run_both(coupled_args(tree, sampled_targets(args, rows), depth=8))
+    for name in OUTPUTS:
+        assert torch.equal(lazy[name], eager[name]), name
 
 
 def test_bins_cover_the_unit_interval_in_order() -> None:
