@@ -17,6 +17,7 @@ OP_NAMES = (
     "penalize",
     "sample",
     "draft_topk",
+    "row_stats",
     "tree_expand",
     "tree_select",
     "gather_pending",
