@@ -1,4 +1,5 @@
-// The Python module sdengine.kernels._cpu: pool, program, CPU features. Ops bind themselves in bind_<op>.cpp.
+// The Python module sdengine.kernels._cpu: pool, program, CPU features. Ops bind themselves in
+// bind_<op>.cpp.
 #include "cpu/bind.h"
 #include "cpu/cpu_features.h"
 

@@ -34,7 +34,8 @@ Isa detected_isa() {
       __builtin_cpu_supports("avx512bf16")) {
     return Isa::kAvx512;
   }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("f16c")) {
     return Isa::kAvx2;
   }
 #endif

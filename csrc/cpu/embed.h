@@ -6,8 +6,8 @@
 namespace sdengine {
 
 struct EmbedArgs {
-  const int32_t* tokens;    // [N]
-  const void* weight;       // [V, E]
+  const int32_t* tokens;  // [N]
+  const void* weight;     // [V, E]
   bool weight_is_bf16;
   float* out;               // [N, E]
   const int32_t* num_rows;  // [1]

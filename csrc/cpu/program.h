@@ -12,7 +12,8 @@ namespace sdengine {
 
 class Program {
  public:
-  // Adds a launch of `kernel(args, worker)`; args are copied. Every worker runs it, then all meet at a barrier.
+  // Adds a launch of `kernel(args, worker)`; args are copied. Every worker runs it, then all meet
+  // at a barrier.
   template <class Args>
   void append(const char* name, void (*kernel)(const Args&, Worker&), const Args& args) {
     struct Bound {

@@ -7,10 +7,12 @@
 namespace sdengine {
 namespace {
 
-constexpr int kSpinsBeforeYield = 100;  // a few us. With 4000 two workers sharing a busy core took 140 us a barrier
-// After a run a worker expects the next one soon (the host needs some 30 us between two steps of a small model, and
-// waking a sleeping thread costs the waker 20 us on a virtual machine): it spins for a quarter of what the run took,
-// 5 to 50 us, then sleeps. So an idle engine burns nothing, and a busy one at most a quarter of one core's step.
+constexpr int kSpinsBeforeYield =
+    100;  // a few us. With 4000 two workers sharing a busy core took 140 us a barrier
+// After a run a worker expects the next one soon (the host needs some 30 us between two steps of a
+// small model, and waking a sleeping thread costs the waker 20 us on a virtual machine): it spins
+// for a quarter of what the run took, 5 to 50 us, then sleeps. So an idle engine burns nothing, and
+// a busy one at most a quarter of one core's step.
 constexpr int kShortestSpinUs = 5;
 constexpr int kLongestSpinUs = 50;
 
@@ -121,7 +123,8 @@ void ThreadPool::worker_main(int index) {
     const auto start = Clock::now();
     (*body_)(self);
     active_.fetch_sub(1, std::memory_order_acq_rel);
-    const auto took_us = std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - start).count();
+    const auto took_us =
+        std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - start).count();
     spin_us = static_cast<int>(std::clamp<int64_t>(took_us / 4, kShortestSpinUs, kLongestSpinUs));
   }
 }

@@ -1,7 +1,8 @@
 // A pool of workers that run one function together and sleep in between.
 //
-// Inside a run, workers meet at spinning barriers (a layer of a small model takes tens of microseconds; a futex
-// round trip costs 5-50 on a virtual machine). After a run they spin for a quarter of its time, at most 50 us, then sleep.
+// Inside a run, workers meet at spinning barriers (a layer of a small model takes tens of
+// microseconds; a futex round trip costs 5-50 on a virtual machine). After a run they spin for a
+// quarter of its time, at most 50 us, then sleep.
 #pragma once
 
 #include <atomic>
@@ -16,7 +17,8 @@
 
 namespace sdengine {
 
-// Generation barrier. Spins briefly, then yields, so that more threads than cores still make progress.
+// Generation barrier. Spins briefly, then yields, so that more threads than cores still make
+// progress.
 class Barrier {
  public:
   explicit Barrier(int count) : count_(count), waiting_(count) {}
@@ -38,11 +40,12 @@ class ThreadPool {
 
   int num_threads() const { return num_threads_; }
 
-  // Calls body(worker) on every worker, the calling thread being worker 0; returns when all are done.
-  // Not reentrant; one run at a time (guarded by a mutex, so two engines may share a pool).
+  // Calls body(worker) on every worker, the calling thread being worker 0; returns when all are
+  // done. Not reentrant; one run at a time (guarded by a mutex, so two engines may share a pool).
   void run(const std::function<void(Worker&)>& body);
 
-  // Wakes sleeping workers without giving them work: they spin for at most `max_wait_us` for the run that is about to come.
+  // Wakes sleeping workers without giving them work: they spin for at most `max_wait_us` for the
+  // run that is about to come.
   void prepare(int max_wait_us);
 
  private:

@@ -15,7 +15,9 @@ from sdengine.scheduler.scheduler import Schedule, Scheduler
 def make_sequence(name: str, num_prompt: int, max_tokens: int = 8, index: int = 0) -> Sequence:
     tokens = [hash((name, i)) % 50 for i in range(num_prompt)]
     params = SamplingParams(max_tokens=max_tokens)
-    return Sequence(name, index, params, 0, tokens, num_prompt, frozenset(), num_prompt + max_tokens)
+    return Sequence(
+        name, index, params, 0, tokens, num_prompt, frozenset(), num_prompt + max_tokens
+    )
 
 
 def run(schedule: Schedule) -> None:
@@ -122,7 +124,9 @@ def test_random_life_frees_every_block_and_slot(seed: int) -> None:
     alive: list[Sequence] = []
     for step in range(300):
         if rng.random() < 0.3:
-            sequence = make_sequence(f"q{rng.randrange(4)}", rng.randrange(1, 30), rng.randrange(1, 12))
+            sequence = make_sequence(
+                f"q{rng.randrange(4)}", rng.randrange(1, 30), rng.randrange(1, 12)
+            )
             sequence.request_id = f"r{step}"
             scheduler.add(sequence)
             alive.append(sequence)
