@@ -1,0 +1,135 @@
+"""vec.h on every instruction set, and the AVX-512 kernels on machines that have none.
+
+SIMDe (https://github.com/simd-everywhere/simde, Debian package libsimde-dev) emulates AVX-512, so
+the very sources that a larger machine runs pass the same tests as the others.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from sdengine.kernels.backends import load_cpu
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+CPU = ROOT / "csrc" / "cpu"
+COMPILER = shutil.which(os.environ.get("CXX", "c++"))
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+EMULATED = ["-DSDENGINE_SIMDE", "-include", str(HERE / "avx512_emulated.h"), "-Wno-psabi"]
+ISA_OPS = ("rms_norm", "silu_and_mul", "rope_kv_append", "tree_attention")
+
+needs_simde = pytest.mark.skipif(
+    not any(Path(p, "simde/x86/avx512.h").exists() for p in ("/usr/include", "/usr/local/include")),
+    reason="no SIMDe headers (Debian: libsimde-dev), AVX-512 cannot be emulated",
+)
+
+
+def native_avx2() -> list[str]:
+    """Flags that let the emulation use this machine's own instructions."""
+    return [] if load_cpu().detected_isa() == "portable" else AVX2
+
+
+def compile_file(source: Path, target: Path, *flags: str) -> Path:
+    if COMPILER is None:
+        pytest.skip("no C++ compiler")
+    command = [COMPILER, "-std=c++17", "-O1", "-ffp-contract=off", f"-I{CPU.parent}", *flags]
+    built = subprocess.run(
+        [*command, str(source), "-o", str(target)], capture_output=True, text=True, check=False
+    )
+    assert built.returncode == 0, built.stderr[-4000:]
+    return target
+
+
+def run_vec(folder: Path, *flags: str) -> str:
+    driver = compile_file(HERE / "vec_main.cpp", folder / "driver", *flags)
+    result = subprocess.run([str(driver)], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout
+    return result.stdout
+
+
+def test_vec_portable(tmp_path: Path) -> None:
+    assert "vec: ok, 4 lanes" in run_vec(tmp_path)
+
+
+def test_vec_avx2(tmp_path: Path) -> None:
+    if not native_avx2():
+        pytest.skip("this machine has no AVX2")
+    assert "vec: ok, 8 lanes" in run_vec(tmp_path, *AVX2)
+
+
+@needs_simde
+def test_vec_avx512_emulated(tmp_path: Path) -> None:
+    assert "vec: ok, 16 lanes" in run_vec(tmp_path, *EMULATED, *native_avx2())
+
+
+FORCED_ISA = """
+#include "cpu/cpu_features.h"
+namespace sdengine {
+Isa selected_isa() { return Isa::kAvx512; }
+Isa detected_isa() { return Isa::kAvx512; }
+const char* isa_name(Isa) { return "avx512"; }
+}
+"""
+
+RUN_TESTS = """
+import importlib.util, sys, pytest
+spec = importlib.util.spec_from_file_location("sdengine.kernels._cpu", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+import sdengine.kernels
+sdengine.kernels._cpu = sys.modules["sdengine.kernels._cpu"] = module
+assert module.selected_isa() == "avx512"
+sys.exit(pytest.main(["-p", "no:cacheprovider", *sys.argv[2:]]))
+"""
+
+
+def build_emulated_extension(folder: Path) -> Path:
+    """The extension with the ops of ISA_OPS, their AVX-512 variant emulated and always chosen."""
+    import pybind11
+
+    (folder / "ops.inc").write_text("".join(f"SDENGINE_OP({op})\n" for op in ISA_OPS))
+    (folder / "forced_isa.cpp").write_text(FORCED_ISA)
+    python = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
+    common = ["-c", "-fPIC", "-fvisibility=hidden", f"-I{folder}", *python]
+    plain = ["bindings", "program", "thread_pool"]
+    plain += [f"{prefix}{op}" for op in ISA_OPS for prefix in ("bind_", "")]
+    jobs = [(CPU / f"{name}.cpp", common) for name in plain]
+    jobs += [(CPU / f"{op}_portable.cpp", common) for op in ISA_OPS]
+    jobs += [(CPU / f"{op}_avx2.cpp", [*common, *AVX2]) for op in ISA_OPS]
+    emulated = [*common, *EMULATED, *native_avx2()]
+    jobs += [(CPU / f"{op}_avx512.cpp", emulated) for op in ISA_OPS]
+    jobs.append((folder / "forced_isa.cpp", common))
+
+    def compile_job(job: tuple[Path, list[str]]) -> str:
+        return str(compile_file(job[0], folder / f"{job[0].stem}.o", *job[1]))
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compile_job, jobs))
+    target = folder / f"_cpu{sysconfig.get_config_var('EXT_SUFFIX')}"
+    assert COMPILER is not None
+    subprocess.check_call([COMPILER, "-shared", "-pthread", *objects, "-o", str(target)])
+    return target
+
+
+@needs_simde
+@pytest.mark.slow
+def test_avx512_kernels_emulated(tmp_path: Path) -> None:
+    """The kernels' own tests, run against the emulated AVX-512 build."""
+    extension = build_emulated_extension(tmp_path)
+    tests = [str(ROOT / "tests" / "kernels" / f"test_{op}.py") for op in ISA_OPS]
+    result = subprocess.run(
+        [sys.executable, "-c", RUN_TESTS, str(extension), *tests],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
