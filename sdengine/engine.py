@@ -118,7 +118,10 @@ class Engine:
         tokens.
 
         Returns:
-            Cumulative outputs, one per sequence that got new tokens.
+            Cumulative outputs, one per sequence that got new tokens or came to an end.
+
+        Nothing is raised on purpose. When something is (an interrupt), the sequences of this step
+        are in doubt: abort the unfinished requests before the next one.
         """
         schedule = self._scheduler.schedule()
         plan = self._controller.plan(self._runner.prepare(schedule))

@@ -29,7 +29,8 @@ class StreamDelta:
     Args:
         text: what was added since the last delta.
         token_ids: the tokens committed in this step.
-        num_accepted: how many of these came from the draft; the last one is the target's own.
+        num_accepted: how many of these came from the draft; the last one is the target's own (when
+            a stop cut the step short, it may be the draft's, too).
         output: the finished output, on the last delta only.
     """
 

@@ -135,7 +135,7 @@ class RequestBook:
         base = params.seed if params.seed is not None else mix64(self._seed + self._num_opened)
         self._num_opened += 1
         for index in range(params.n):
-            self._add_sequence(request, index, base if index == 0 else mix64(base + index))
+            self._add_sequence(request, index, completion_seed(base, index))
         self._requests[request_id] = request
         return request.sequences
 
@@ -196,7 +196,7 @@ class RequestBook:
             request_id=request.request_id,
             index=index,
             params=params,
-            seed=seed & MASK64,
+            seed=seed,
             token_ids=list(request.prompt_token_ids),
             num_prompt_tokens=len(request.prompt_token_ids),
             stop_token_ids=stops if params.ignore_eos else stops | limits.eos_token_ids,
@@ -309,6 +309,13 @@ def is_integer(value: object) -> bool:
         return not isinstance(value, bool) and operator.index(value) is not None  # type: ignore[arg-type]
     except TypeError:
         return False
+
+
+def completion_seed(seed: int, index: int) -> int:
+    """Noise key of a request's completion: the request's own seed for the first, and for the others
+    one that no completion of a neighbouring seed has.
+    """
+    return (mix64(mix64(seed) + index) if index else seed) & MASK64
 
 
 def mix64(value: int) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from sdengine.core.outputs import RequestOutput
+from sdengine.core.request import completion_seed
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.engine import Engine
 from sdengine.llm import LLM
@@ -90,6 +91,12 @@ def make_llm(engines: list[Engine]) -> MakeLLM:
         return llm
 
     return make
+
+
+def signed_seed(seed: int, index: int) -> int:
+    """The seed with which a request of one completion is what completion `index` of `seed` is."""
+    key = completion_seed(seed, index)
+    return key - (1 << 64) if key >= 1 << 63 else key
 
 
 def run_all(

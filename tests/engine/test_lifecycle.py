@@ -17,7 +17,6 @@ import pytest
 
 from sdengine.core.config import SpeculationConfig
 from sdengine.core.outputs import RequestOutput
-from sdengine.core.request import mix64
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.engine import Engine
 from sdengine.errors import RequestError
@@ -26,6 +25,7 @@ from tests.engine.conftest import (
     MakeLLM,
     related_draft,
     run_all,
+    signed_seed,
     text_checkpoint,
     tiny,
 )
@@ -64,8 +64,7 @@ def plain_engine() -> Engine:
 @functools.cache
 def plain_tokens(prompt: tuple[int, ...], seed: int, index: int = 0) -> list[int]:
     """What completion `index` of a request must be."""
-    own = seed if index == 0 else mix64(seed + index)
-    params = replace(sampling(seed), seed=own - (1 << 64) if own >= 1 << 63 else own)
+    params = replace(sampling(seed), seed=signed_seed(seed, index))
     return run_all(plain_engine(), [list(prompt)], [params])[0]
 
 

@@ -13,7 +13,6 @@ import torch
 
 from sdengine.core.config import SpeculationConfig
 from sdengine.core.outputs import CompletionOutput, RequestOutput
-from sdengine.core.request import mix64
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.engine import Engine
 from sdengine.errors import RequestError
@@ -25,6 +24,7 @@ from tests.engine.conftest import (
     MakeLLM,
     related_draft,
     run_outputs,
+    signed_seed,
     text_checkpoint,
 )
 from tests.model.checkpoints import make_checkpoint
@@ -72,13 +72,18 @@ def test_completions_are_requests_with_seeds_of_their_own(
     assert [c.index for c in output.outputs] == [0, 1, 2, 3, 4]
     assert output.finished and output.metrics.num_generated_tokens == 60
     plain = make_llm(enable_prefix_caching=False)
-    seeds = [9, *(mix64(9 + i) for i in range(1, 5))]
-    for got, seed in zip(output.outputs, seeds):
-        signed = seed - (1 << 64) if seed >= 1 << 63 else seed
-        alone = plain.generate(PROMPT, SamplingParams(seed=signed, **params))[0]
+    for index, got in enumerate(output.outputs):
+        seed = signed_seed(9, index)
+        alone = plain.generate(PROMPT, SamplingParams(seed=seed, **params))[0]
         assert got.token_ids == alone.outputs[0].token_ids
         assert got.text == alone.outputs[0].text
     assert len({tuple(c.token_ids) for c in output.outputs}) == 5
+
+
+def test_neighbouring_seeds_share_no_noise() -> None:
+    seeds = {signed_seed(seed, index) for seed in range(-20, 20) for index in range(20)}
+    assert len(seeds) == 800
+    assert [signed_seed(seed, 0) for seed in (-(2**63), -1, 0, 7)] == [-(2**63), -1, 0, 7]
 
 
 @pytest.mark.parametrize("sharing", [True, False])
