@@ -1,5 +1,6 @@
 # Fresh machine, two commands: `make demo` and `make test`. Both do their own set-up: a virtual environment in .venv, torch, the
-# package with its CPU extension. Needs only Python >= 3.10, a C++17 compiler and make.
+# package with its CPU extension (without build isolation: an isolated build's objects name headers that are gone afterwards, and
+# would be compiled again). Needs only Python >= 3.10, a C++17 compiler and make.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -41,9 +42,10 @@ clean:  ## remove the environment and everything built
 	rm -rf $(VENV) build kernels/*.so *.egg-info
 
 $(VENV)/installed: pyproject.toml setup.py
+	@echo "Setting up $(VENV), once: PyTorch, tools and the compiled kernels take a few minutes."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check '$(TORCH)'
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check '$(TORCH)' 'setuptools>=68' wheel 'pybind11>=2.12'
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation -e '.[dev]'
 	@touch $@
 
 $(VENV)/ready: $(VENV)/installed $(NATIVE_SOURCES)
