@@ -1,4 +1,5 @@
-"""Prints the machine limits for 1 to n threads: `python -m benchmarks.machine_limits --threads 2`."""
+"""Prints the machine limits for 1 to n threads: `python -m benchmarks.machine_limits --threads
+2`."""
 
 from __future__ import annotations
 
@@ -12,7 +13,9 @@ from sdengine.kernels.program import make_pool
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="measure 1 to this many threads")
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count() or 1, help="measure 1 to this many threads"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     print(f"instruction set: {load_cpu().selected_isa()}")

@@ -1,8 +1,8 @@
 """linear: x W^T with a packed weight, and bias, residual, row gather or SiLU gate in the same pass.
 
-Row-invariant: the bits of an output row depend on its input row and the weight alone, never on how many other rows,
-row groups or threads there are. On AVX-512 with bfloat16 weights the activations are rounded to bfloat16; everywhere
-else they stay float32.
+Row-invariant: the bits of an output row depend on its input row and the weight alone, never on how
+many other rows, row groups or threads there are. On AVX-512 with bfloat16 weights the activations
+are rounded to bfloat16; everywhere else they stay float32.
 """
 
 from __future__ import annotations
@@ -40,13 +40,28 @@ def check(
         bias: [M] float32, gate first, then up, with "silu_gate".
         accumulate: Add to `out` (the residual) instead of overwriting it.
         rows: [N] int32, output row i is made from x[rows[i]]; None is the identity.
-        activation: "silu_gate": W was packed with `interleave_gate_up`, and out = silu(x gate^T) * (x up^T).
+        activation: "silu_gate": W was packed with `interleave_gate_up`, and out = silu(x gate^T) *
+            (x up^T).
     """
-    expect("linear", isinstance(weight, PackedWeight), f"weight: expected PackedWeight, got {type(weight).__name__}")
-    expect("linear", activation in ACTIVATIONS, f"activation: expected one of {ACTIVATIONS}, got {activation!r}")
+    expect(
+        "linear",
+        isinstance(weight, PackedWeight),
+        f"weight: expected PackedWeight, got {type(weight).__name__}",
+    )
+    expect(
+        "linear",
+        activation in ACTIVATIONS,
+        f"activation: expected one of {ACTIVATIONS}, got {activation!r}",
+    )
     gated = activation == "silu_gate"
-    expect("linear", gated == weight.is_gate_up, f"activation: got {activation!r} for {_kind(weight)}")
-    expect("linear", not (gated and accumulate), "accumulate: not available with activation 'silu_gate'")
+    expect(
+        "linear", gated == weight.is_gate_up, f"activation: got {activation!r} for {_kind(weight)}"
+    )
+    expect(
+        "linear",
+        not (gated and accumulate),
+        "accumulate: not available with activation 'silu_gate'",
+    )
     expect_tensor("linear", "x", x, torch.float32, (None, weight.num_inputs))
     capacity = x.shape[0]
     if rows is not None:
@@ -59,7 +74,11 @@ def check(
 
 
 def _kind(weight: PackedWeight) -> str:
-    return "a weight packed with interleave_gate_up" if weight.is_gate_up else "a weight packed without interleave_gate_up"
+    return (
+        "a weight packed with interleave_gate_up"
+        if weight.is_gate_up
+        else "a weight packed without interleave_gate_up"
+    )
 
 
 def reference(

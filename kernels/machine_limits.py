@@ -1,6 +1,8 @@
-"""What this machine allows right now: read bandwidth of memory and cache, arithmetic peaks, for a pool of threads.
+"""What this machine allows right now: read bandwidth of memory and cache, arithmetic peaks, for a
+pool of threads.
 
-Limits drift on a shared machine (DRAM bandwidth by half within an hour), so a ratio quoted against one must come from the
+Limits drift on a shared machine (DRAM bandwidth by half within an hour), so a ratio quoted against
+one must come from the
 same run: keep a `LimitProbe` and let it measure beside the kernels.
 """
 
@@ -16,6 +18,7 @@ from sdengine.kernels.backends import load_cpu
 from sdengine.kernels.packed_weight import empty_on_huge_pages
 
 DRAM_BYTES = 5 << 28  # 1.25 GB: far beyond any last-level cache share
+STRETCH_BYTES = 32 << 20
 CACHE_BYTES_PER_THREAD = 4 << 20  # beyond the L2 caches, within a last-level cache
 
 
@@ -28,8 +31,8 @@ class MachineLimits:
         dram_gbps: Read bandwidth over more than 1 GB on 2 MB pages.
         cache_gbps: Read bandwidth of data that fits the last-level cache (4 MB a thread).
         fp32_gflops: Peak of float32 multiply-adds.
-        bf16_gflops: Peak of the instruction that `linear` uses for bfloat16 weights: a bfloat16 dot product on AVX-512,
-            otherwise the float32 multiply-add.
+        bf16_gflops: Peak of the instruction that `linear` uses for bfloat16 weights: a bfloat16 dot
+            product on AVX-512, otherwise the float32 multiply-add.
     """
 
     num_threads: int
@@ -60,11 +63,24 @@ class LimitProbe:
     def dram_gbps(self, repeats: int = 1) -> list[float]:
         return self._read(self._memory.numel() * 4, repeats)
 
-    def cache_gbps(self, repeats: int = 30) -> list[float]:
-        return self._read(CACHE_BYTES_PER_THREAD * self._pool.num_threads, repeats + 2)[2:]  # two passes to warm up
+    def dram_gbps_by_stretch(self) -> list[float]:
+        """One pass over the buffer in stretches of 32 MB: the rate of each, always in the same order."""
+        rates: list[float] = []
+        for start in range(0, self._memory.numel() * 4, STRETCH_BYTES):
+            rates += self._read(STRETCH_BYTES, 1, start)
+        return rates
 
-    def gflops(self, dtype: torch.dtype, repeats: int = 5, milliseconds: float = 4.0) -> list[float]:
-        rates = self._native.measure_arithmetic(self._pool, dtype == torch.bfloat16, milliseconds, repeats)
+    def cache_gbps(self, repeats: int = 30) -> list[float]:
+        return self._read(CACHE_BYTES_PER_THREAD * self._pool.num_threads, repeats + 2)[
+            2:
+        ]  # two passes to warm up
+
+    def gflops(
+        self, dtype: torch.dtype, repeats: int = 5, milliseconds: float = 4.0
+    ) -> list[float]:
+        rates = self._native.measure_arithmetic(
+            self._pool, dtype == torch.bfloat16, milliseconds, repeats
+        )
         return [r / 1e9 for r in rates]
 
     def limits(self, repeats: int = 3) -> MachineLimits:
@@ -77,6 +93,8 @@ class LimitProbe:
             median(self.gflops(torch.bfloat16, 3 * repeats)),
         )
 
-    def _read(self, num_bytes: int, repeats: int) -> list[float]:
-        rates = self._native.measure_read(self._pool, self._memory.data_ptr(), num_bytes, repeats)
+    def _read(self, num_bytes: int, repeats: int, start: int = 0) -> list[float]:
+        rates = self._native.measure_read(
+            self._pool, self._memory.data_ptr() + start, num_bytes, repeats
+        )
         return [r / 1e9 for r in rates]

@@ -1,7 +1,8 @@
 """Packed weights: the layout that `linear` streams (csrc/cpu/packed_weight.h draws it).
 
-Packing reads the source where it lies (a memory-mapped checkpoint, say) and writes the packed copy directly, so that
-loading a model needs no second copy of a matrix. Large packs are placed so that the kernel can back them with 2 MB pages.
+Packing reads the source where it lies (a memory-mapped checkpoint, say) and writes the packed copy
+directly, so that loading a model needs no second copy of a matrix. Large packs are placed so that
+the kernel can back them with 2 MB pages.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ class PackedWeight:
     """A weight matrix W [M, K] in blocks of 32 outputs.
 
     Args:
-        storage: bfloat16 [ceil(M / 32), ceil(K / 2), 32, 2] or float32 [ceil(M / 32), K, 32]; zero where W has no element.
+        storage: bfloat16 [ceil(M / 32), ceil(K / 2), 32, 2] or float32 [ceil(M / 32), K, 32]; zero
+            where W has no element.
         num_outputs: M.
         num_inputs: K.
-        is_gate_up: W stacks a gate [M / 2, K] on an up projection [M / 2, K]; a block holds 16 outputs of each.
+        is_gate_up: W stacks a gate [M / 2, K] on an up projection [M / 2, K]; a block holds 16
+            outputs of each.
     """
 
     storage: torch.Tensor
@@ -61,7 +64,9 @@ class PackedWeight:
             return columns.reshape(blocks * BLOCK_OUTPUTS, -1)[: self.num_outputs].contiguous()
         halves = columns.reshape(blocks, 2, BLOCK_OUTPUTS // 2, self.num_inputs).transpose(0, 1)
         features = self.num_outputs // 2
-        return halves.reshape(2, -1, self.num_inputs)[:, :features].reshape(self.num_outputs, self.num_inputs)
+        return halves.reshape(2, -1, self.num_inputs)[:, :features].reshape(
+            self.num_outputs, self.num_inputs
+        )
 
 
 def pack_weight(
@@ -73,10 +78,13 @@ def pack_weight(
     """Packs W [M, K] for `linear`.
 
     Args:
-        weight: [M, K] float32 or bfloat16, rows contiguous in themselves (any row stride); or several of one dtype, which
-            are stacked ([q, k, v], [gate, up]) without being copied first.
-        dtype: float32 or bfloat16 of the packed weight; None keeps the source's. Rounding is to nearest even.
-        interleave_gate_up: W stacks gate on up; pack them side by side for `linear(activation="silu_gate")`.
+        weight: [M, K] float32 or bfloat16, rows contiguous in themselves (any row stride); or
+            several of one dtype, which are stacked ([q, k, v], [gate, up]) without being copied
+            first.
+        dtype: float32 or bfloat16 of the packed weight; None keeps the source's. Rounding is to
+            nearest even.
+        interleave_gate_up: W stacks gate on up; pack them side by side for
+            `linear(activation="silu_gate")`.
         pool: Native thread pool that shares the work; None packs on this thread.
 
     Returns:
@@ -88,9 +96,15 @@ def pack_weight(
     parts = [weight] if isinstance(weight, torch.Tensor) else list(weight)
     dtype = _check_parts(parts, dtype)
     num_outputs, num_inputs = sum(p.shape[0] for p in parts), parts[0].shape[1]
-    expect("pack_weight", num_outputs > 0 and num_inputs > 0, f"weight: expected elements, got {list(parts[0].shape)}")
+    expect(
+        "pack_weight",
+        num_outputs > 0 and num_inputs > 0,
+        f"weight: expected elements, got {list(parts[0].shape)}",
+    )
     even = not interleave_gate_up or num_outputs % 2 == 0
-    expect("pack_weight", even, f"weight: gate and up need an even number of rows, got {num_outputs}")
+    expect(
+        "pack_weight", even, f"weight: gate and up need an even number of rows, got {num_outputs}"
+    )
     outputs = num_outputs // 2 if interleave_gate_up else num_outputs
     block = BLOCK_OUTPUTS // 2 if interleave_gate_up else BLOCK_OUTPUTS
     blocks = -(-outputs // block)
@@ -116,23 +130,50 @@ def _check_parts(parts: list[torch.Tensor], dtype: torch.dtype | None) -> torch.
     """Validates the matrices to be stacked; returns the dtype to pack in."""
     expect("pack_weight", len(parts) > 0, "weight: expected at least one matrix, got none")
     for part in parts:
-        expect("pack_weight", isinstance(part, torch.Tensor), f"weight: expected a tensor, got {type(part).__name__}")
-        expect("pack_weight", part.dtype in WEIGHT_DTYPES, f"weight: expected float32 or bfloat16, got {part.dtype}")
-        expect("pack_weight", part.dtype == parts[0].dtype, "weight: expected one dtype in all parts")
-        expect("pack_weight", part.device.type == "cpu", f"weight: expected a cpu tensor, got one on {part.device}")
-        expect("pack_weight", part.dim() == 2, f"weight: expected shape [M, K], got {list(part.shape)}")
+        expect(
+            "pack_weight",
+            isinstance(part, torch.Tensor),
+            f"weight: expected a tensor, got {type(part).__name__}",
+        )
+        expect(
+            "pack_weight",
+            part.dtype in WEIGHT_DTYPES,
+            f"weight: expected float32 or bfloat16, got {part.dtype}",
+        )
+        expect(
+            "pack_weight", part.dtype == parts[0].dtype, "weight: expected one dtype in all parts"
+        )
+        expect(
+            "pack_weight",
+            part.device.type == "cpu",
+            f"weight: expected a cpu tensor, got one on {part.device}",
+        )
+        expect(
+            "pack_weight", part.dim() == 2, f"weight: expected shape [M, K], got {list(part.shape)}"
+        )
         same = part.shape[1] == parts[0].shape[1]
-        expect("pack_weight", same, f"weight: expected K={parts[0].shape[1]} in all parts, got {part.shape[1]}")
-        expect("pack_weight", part.stride(1) == 1 or part.shape[1] == 1, "weight: expected contiguous rows")
+        expect(
+            "pack_weight",
+            same,
+            f"weight: expected K={parts[0].shape[1]} in all parts, got {part.shape[1]}",
+        )
+        expect(
+            "pack_weight",
+            part.stride(1) == 1 or part.shape[1] == 1,
+            "weight: expected contiguous rows",
+        )
     dtype = parts[0].dtype if dtype is None else dtype
-    expect("pack_weight", dtype in WEIGHT_DTYPES, f"dtype: expected float32 or bfloat16, got {dtype}")
+    expect(
+        "pack_weight", dtype in WEIGHT_DTYPES, f"dtype: expected float32 or bfloat16, got {dtype}"
+    )
     return dtype
 
 
 def empty_on_huge_pages(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     """An uninitialised tensor; from 2 MB on it starts on a 2 MB boundary and asks for 2 MB pages.
 
-    A pass over 2 GB of weights touches half a million 4 kB pages, or a thousand of 2 MB: reading is 10-20% faster.
+    A pass over 2 GB of weights touches half a million 4 kB pages, or a thousand of 2 MB: reading is
+        10-20% faster.
     The slack before the boundary is address space only, never touched.
     """
     size = torch.empty(0, dtype=dtype).element_size()

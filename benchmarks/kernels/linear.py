@@ -1,8 +1,10 @@
-"""The curve that decides what a tree can gain: M rows in one forward against one row, for the linear layers of a model.
+"""The curve that decides what a tree can gain: M rows in one forward against one row, for the
+linear layers of a model.
 
-`python -m benchmarks.kernels.linear` runs the layers of a 1.1B model's shape (TinyLlama's) on seeded random weights and
-prints, for each M, the time, T(M) / T(1), and T(M) / floor(M) with floor(M) = max(weight bytes / DRAM bandwidth,
-operations / peak); both limits are measured between the timings of the same run, because they drift.
+`python -m benchmarks.kernels.linear` runs the layers of a 1.1B model's shape (TinyLlama's) on
+seeded random weights and prints, for each M, the time, T(M) / T(1), and T(M) / floor(M) with
+floor(M) = max(weight bytes / DRAM bandwidth, operations / peak); both limits are measured between
+the timings of the same run, because they drift.
 """
 
 from __future__ import annotations
@@ -10,12 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from sdengine.kernels.backends import load_cpu
 from sdengine.kernels.machine_limits import LimitProbe
@@ -23,6 +26,22 @@ from sdengine.kernels.packed_weight import PackedWeight, pack_weight
 from sdengine.kernels.program import Program, make_pool, make_program
 
 ROW_COUNTS = (1, 2, 4, 8, 16, 32, 64)
+IN_CACHE_BYTES = 24 << 20  # weights up to here are held against the cache's bandwidth
+
+
+def plain_torch(args: dict[str, Any]) -> Callable[[], None]:
+    """F.linear in the weight's dtype on the plain matrix, and the SiLU gate where the case has
+    one."""
+    dense = args["weight"].unpack()
+    x = args["x"].to(dense.dtype)
+    if args["activation"] is None:
+        return lambda: (F.linear(x, dense), None)[1]
+
+    def gated() -> None:
+        gate, up = F.linear(x, dense).chunk(2, dim=-1)
+        F.silu(gate).mul_(up)
+
+    return gated
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,20 +64,28 @@ SHAPES = {
 
 @dataclass(frozen=True, slots=True)
 class CurvePoint:
-    """One row count: medians over the rounds, times in milliseconds."""
+    """One row count, in milliseconds.
+
+    Args:
+        num_rows: M.
+        median_ms, median_floor_ms: Medians of the rounds, against the medians of the limits.
+        best_ms, best_floor_ms: Each launch at its fastest round, against each stretch of the read
+            probe and the peak at their fastest: what remains when neighbours are quiet.
+        gbps, gflops: Rates of the best.
+    """
 
     num_rows: int
-    time_ms: float
+    median_ms: float
+    median_floor_ms: float
     best_ms: float
-    floor_ms: float
-    over_floor: float
-    over_one_row: float
+    best_floor_ms: float
     gbps: float
     gflops: float
 
 
 class LinearLayers:
-    """The packed weights of a model and one program that runs all its linear layers on the rows of one buffer."""
+    """The packed weights of a model and one program that runs all its linear layers on the rows of
+    one buffer."""
 
     def __init__(self, shape: ModelShape, dtype: torch.dtype, pool: Any) -> None:
         self._pool = pool
@@ -70,7 +97,12 @@ class LinearLayers:
 
         size, ffn = shape.hidden_size, shape.ffn_size
         self.layers = [
-            (pack(shape.qkv_size, size), pack(size, size), pack(2 * ffn, size, True), pack(size, ffn))
+            (
+                pack(shape.qkv_size, size),
+                pack(size, size),
+                pack(2 * ffn, size, True),
+                pack(size, ffn),
+            )
             for _ in range(shape.num_layers)
         ]
         self.head = pack(shape.vocab_size, size)
@@ -78,7 +110,10 @@ class LinearLayers:
         rows = max(ROW_COUNTS)
         self.num_rows = torch.ones(1, dtype=torch.int32)
         self._hidden = torch.randn(rows, size, generator=generator)
-        self._qkv, self._attended = torch.empty(rows, shape.qkv_size), torch.randn(rows, size, generator=generator)
+        self._qkv, self._attended = (
+            torch.empty(rows, shape.qkv_size),
+            torch.randn(rows, size, generator=generator),
+        )
         self._ffn, self._logits = torch.empty(rows, ffn), torch.empty(rows, shape.vocab_size)
         self.program = self._record()
 
@@ -101,67 +136,117 @@ class LinearLayers:
         self._launch(program, self._hidden, self.head, self._logits)
         return program
 
-    def _launch(self, program: Program, x: torch.Tensor, weight: PackedWeight, out: torch.Tensor, **args: Any) -> None:
+    def _launch(
+        self,
+        program: Program,
+        x: torch.Tensor,
+        weight: PackedWeight,
+        out: torch.Tensor,
+        **args: Any,
+    ) -> None:
         program.launch("linear", x=x, weight=weight, out=out, num_rows=self.num_rows, **args)
 
-    def milliseconds(self, num_rows: int) -> float:
-        """One forward of `num_rows` rows."""
+    def milliseconds(self, num_rows: int) -> list[float]:
+        """One forward of `num_rows` rows: the time of each launch."""
         self.num_rows.fill_(num_rows)
         self._hidden.fill_(0.5)  # the residual stream would otherwise grow from run to run
-        return sum(ns for _, ns in self.program.replay_timed()) / 1e6
+        return [ns / 1e6 for _, ns in self.program.replay_timed()]
 
 
-def measure_curve(layers: LinearLayers, probe: LimitProbe, dtype: torch.dtype, rounds: int, in_cache: bool) -> list[CurvePoint]:
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Read bandwidth and peak of one run; see CurvePoint for the two kinds."""
+
+    median_gbps: float
+    best_gbps: float
+    median_gflops: float
+    best_gflops: float
+
+
+def best_sum(rounds: Sequence[Sequence[float]]) -> float:
+    """Sum over places of the smallest value that any round has there."""
+    return sum(min(column) for column in zip(*rounds))
+
+
+def measure_curve(
+    layers: LinearLayers, probe: LimitProbe, dtype: torch.dtype, rounds: int
+) -> tuple[Limits, list[CurvePoint]]:
     """Times all row counts in turn, `rounds` times, with the limits measured in every round."""
-    times: dict[int, list[float]] = {m: [] for m in ROW_COUNTS}
-    bandwidths: list[float] = []
+    times: dict[int, list[list[float]]] = {m: [] for m in ROW_COUNTS}
+    reads: list[list[float]] = []  # nanoseconds a byte, by stretch
     peaks: list[float] = []
+    in_cache = layers.nbytes < IN_CACHE_BYTES
     for _ in range(rounds):
-        bandwidths += probe.cache_gbps(10) if in_cache else probe.dram_gbps(1)
+        rates = probe.cache_gbps(10) if in_cache else probe.dram_gbps_by_stretch()
+        reads.append([1.0 / gbps for gbps in rates])
         peaks += probe.gflops(dtype, repeats=2)
         for m in ROW_COUNTS:
             if in_cache:
                 layers.milliseconds(m)
             times[m].append(layers.milliseconds(m))
-    gbps, gflops = median(bandwidths), median(peaks)
-    print(f"limits of this run (medians): read {gbps:.1f} GB/s, {dtype} {gflops:.0f} GFLOP/s")
-    one = median(times[1])
-    points = []
-    for m in ROW_COUNTS:
-        took, operations = median(times[m]), m * layers.operations
-        floor = max(layers.nbytes / gbps, operations / gflops) / 1e6
-        rates = layers.nbytes / took / 1e6, operations / took / 1e6
-        points.append(CurvePoint(m, took, min(times[m]), floor, took / floor, took / one, *rates))
-    return points
+    stretches = len(reads[0])
+    limits = Limits(
+        stretches / median(sum(r) for r in reads),
+        stretches / best_sum(reads),
+        median(peaks),
+        max(peaks),
+    )
+    return limits, [curve_point(m, times[m], layers, limits) for m in ROW_COUNTS]
 
 
-def print_curve(points: Sequence[CurvePoint]) -> None:
-    print("   M   T ms   best   floor ms  T/floor  T/T(1)   GB/s  GFLOP/s")
+def curve_point(
+    m: int, rounds: Sequence[Sequence[float]], layers: LinearLayers, limits: Limits
+) -> CurvePoint:
+    operations = m * layers.operations
+    best = best_sum(rounds)
+    return CurvePoint(
+        m,
+        median(sum(r) for r in rounds),
+        max(layers.nbytes / limits.median_gbps, operations / limits.median_gflops) / 1e6,
+        best,
+        max(layers.nbytes / limits.best_gbps, operations / limits.best_gflops) / 1e6,
+        layers.nbytes / best / 1e6,
+        operations / best / 1e6,
+    )
+
+
+def print_curve(limits: Limits, points: Sequence[CurvePoint]) -> None:
+    print(
+        f"limits of this run, median (best): read {limits.median_gbps:.1f} ({limits.best_gbps:.1f})"
+        f" GB/s, peak {limits.median_gflops:.0f} ({limits.best_gflops:.0f}) GFLOP/s"
+    )
+    print("   M  median ms  /floor  /T(1) |  best ms  /floor  /T(1)   GB/s  GFLOP/s")
+    one = points[0]
     for p in points:
         print(
-            f"{p.num_rows:4d} {p.time_ms:7.3f} {p.best_ms:6.3f} {p.floor_ms:9.3f} {p.over_floor:8.2f} {p.over_one_row:7.2f}"
-            f" {p.gbps:6.1f} {p.gflops:8.0f}"
+            f"{p.num_rows:4d} {p.median_ms:10.3f} {p.median_ms / p.median_floor_ms:7.2f}"
+            f" {p.median_ms / one.median_ms:6.2f}"
+            f" | {p.best_ms:8.3f} {p.best_ms / p.best_floor_ms:7.2f}"
+            f" {p.best_ms / one.best_ms:6.2f} {p.gbps:6.1f} {p.gflops:8.0f}"
         )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shape", choices=sorted(SHAPES), default="1.1b")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--json", action="store_true", help="also print the points as one line of JSON")
+    parser.add_argument(
+        "--json", action="store_true", help="also print the points as one line of JSON"
+    )
     options = parser.parse_args()
     dtype = getattr(torch, options.dtype)
     pool = make_pool(options.threads)
     layers = LinearLayers(SHAPES[options.shape], dtype, pool)
-    in_cache = layers.nbytes < 24 << 20
     print(
-        f"linear layers of shape {options.shape}, {options.dtype}, {layers.nbytes / 1e6:.1f} MB of weights, "
-        f"{options.threads} threads, {load_cpu().selected_isa()}, {options.rounds} rounds"
+        f"linear layers of shape {options.shape}, {options.dtype}, {layers.nbytes / 1e6:.1f} MB of"
+        f" weights, {options.threads} threads, {load_cpu().selected_isa()}, {options.rounds} rounds"
     )
-    points = measure_curve(layers, LimitProbe(pool), dtype, options.rounds, in_cache)
-    print_curve(points)
+    limits, points = measure_curve(layers, LimitProbe(pool), dtype, options.rounds)
+    print_curve(limits, points)
     if options.json:
         print(json.dumps([asdict(p) for p in points]))
 

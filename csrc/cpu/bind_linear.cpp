@@ -9,21 +9,23 @@ namespace {
 
 using PartList = std::vector<std::tuple<uintptr_t, int64_t, int64_t>>;  // address, rows, row stride
 
-void pack(ThreadPool& pool, const PartList& parts, bool source_is_bf16, uintptr_t packed, bool packed_is_bf16,
-          int64_t num_inputs, int64_t num_outputs, bool interleave_gate_up) {
-  PackArgs args{{},           source_is_bf16, packed_is_bf16, pointer<void>(packed),
-                num_inputs,   num_outputs,    interleave_gate_up};
-  for (const auto& [data, rows, stride] : parts) args.parts.push_back({pointer<const void>(data), rows, stride});
+void pack(ThreadPool& pool, const PartList& parts, bool source_is_bf16, uintptr_t packed,
+          bool packed_is_bf16, int64_t num_inputs, int64_t num_outputs, bool interleave_gate_up) {
+  PackArgs args{{},         source_is_bf16, packed_is_bf16,    pointer<void>(packed),
+                num_inputs, num_outputs,    interleave_gate_up};
+  for (const auto& [data, rows, stride] : parts)
+    args.parts.push_back({pointer<const void>(data), rows, stride});
   pool.run([&](Worker& worker) { pack_weight(args, worker); });
 }
 
-void append_linear(Program& program, uintptr_t x, uintptr_t weight, bool weight_is_bf16, uintptr_t out,
-                   uintptr_t num_rows, uintptr_t bias, uintptr_t rows, int64_t num_inputs, int64_t num_outputs,
-                   bool accumulate, bool silu_gate) {
-  program.append("linear", linear,
-                 LinearArgs{pointer<const float>(x), pointer<const void>(weight), weight_is_bf16, pointer<float>(out),
-                            pointer<const int32_t>(num_rows), pointer<const float>(bias),
-                            pointer<const int32_t>(rows), num_inputs, num_outputs, accumulate, silu_gate});
+void append_linear(Program& program, uintptr_t x, uintptr_t weight, bool weight_is_bf16,
+                   uintptr_t out, uintptr_t num_rows, uintptr_t bias, uintptr_t rows,
+                   int64_t num_inputs, int64_t num_outputs, bool accumulate, bool silu_gate) {
+  program.append(
+      "linear", linear,
+      LinearArgs{pointer<const float>(x), pointer<const void>(weight), weight_is_bf16,
+                 pointer<float>(out), pointer<const int32_t>(num_rows), pointer<const float>(bias),
+                 pointer<const int32_t>(rows), num_inputs, num_outputs, accumulate, silu_gate});
 }
 
 }  // namespace
@@ -31,8 +33,9 @@ void append_linear(Program& program, uintptr_t x, uintptr_t weight, bool weight_
 void bind_linear(pybind11::module_& module) {
   module.def("linear", append_linear);
   module.def("pack_weight", pack, pybind11::call_guard<pybind11::gil_scoped_release>());
-  module.def("advise_huge_pages",
-             [](uintptr_t data, int64_t bytes) { return advise_huge_pages(pointer<void>(data), bytes); });
+  module.def("advise_huge_pages", [](uintptr_t data, int64_t bytes) {
+    return advise_huge_pages(pointer<void>(data), bytes);
+  });
 }
 
 }  // namespace sdengine

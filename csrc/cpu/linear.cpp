@@ -16,7 +16,8 @@ LinearBlocks choose() {
   return linear_blocks_portable;
 }
 
-// Room for one pass of rows as bfloat16, aligned to a cache line. Grows to the widest layer and stays.
+// Room for one pass of rows as bfloat16, aligned to a cache line. Grows to the widest layer and
+// stays.
 void* row_scratch(int64_t num_inputs) {
   static thread_local std::vector<uint16_t> memory;
   const size_t needed = static_cast<size_t>(kLinearMaxRows * (num_inputs + 64) + 32);
@@ -29,7 +30,8 @@ void* row_scratch(int64_t num_inputs) {
 
 void linear(const LinearArgs& args, Worker& worker) {
   static const LinearBlocks blocks = choose();
-  static const bool rounds_rows = blocks != linear_blocks_portable && selected_isa() == Isa::kAvx512;
+  static const bool rounds_rows =
+      blocks != linear_blocks_portable && selected_isa() == Isa::kAvx512;
   const Range share = worker.share((args.num_outputs + kBlockOutputs - 1) / kBlockOutputs);
   if (share.begin == share.end || *args.num_rows <= 0) return;
   blocks(args, share.begin, share.end, rounds_rows ? row_scratch(args.num_inputs) : nullptr);

@@ -1,8 +1,10 @@
-// linear: out = x W^T with packed weights, float32 activations, and fused bias, residual or SiLU gate.
+// linear: out = x W^T with packed weights, float32 activations, and fused bias, residual or SiLU
+// gate.
 //
-// Row-invariant: an output element is the sum, in order, of partial sums over 128 inputs each; a partial sum is one chain
-// of multiply-adds in the order of k. Neither depends on the number of rows, the row group or the thread count. Chains of
-// 128 cost nothing (chains of 64: 1%) and halve the rounding error of a chain over 2048.
+// Row-invariant: an output element is the sum, in order, of partial sums over 128 inputs each; a
+// partial sum is one chain of multiply-adds in the order of k. Neither depends on the number of
+// rows, the row group or the thread count. Chains of 128 cost nothing (chains of 64: 1%) and halve
+// the rounding error of a chain over 2048.
 #pragma once
 
 #include "cpu/worker.h"
@@ -10,22 +12,23 @@
 namespace sdengine {
 
 struct LinearArgs {
-  const float* x;            // [N_x, K]
-  const void* weight;        // packed [M, K], see packed_weight.h
+  const float* x;      // [N_x, K]
+  const void* weight;  // packed [M, K], see packed_weight.h
   bool weight_is_bf16;
-  float* out;                // [N, M]; [N, M / 2] with silu_gate
-  const int32_t* num_rows;   // [1]
-  const float* bias;         // [M] or nullptr
-  const int32_t* rows;       // [N] rows of x to take, or nullptr
-  int64_t num_inputs;        // K
-  int64_t num_outputs;       // M
-  bool accumulate;           // out += instead of out =
-  bool silu_gate;            // W was packed with gate and up interleaved; out = silu(gate) * up
+  float* out;               // [N, M]; [N, M / 2] with silu_gate
+  const int32_t* num_rows;  // [1]
+  const float* bias;        // [M] or nullptr
+  const int32_t* rows;      // [N] rows of x to take, or nullptr
+  int64_t num_inputs;       // K
+  int64_t num_outputs;      // M
+  bool accumulate;          // out += instead of out =
+  bool silu_gate;           // W was packed with gate and up interleaved; out = silu(gate) * up
 };
 
 void linear(const LinearArgs& args, Worker& worker);
 
-// The same for blocks [begin, end) of 32 output columns, per instruction set. `scratch` holds linear_scratch_bytes().
+// The same for blocks [begin, end) of 32 output columns, per instruction set. `scratch` holds
+// linear_scratch_bytes().
 using LinearBlocks = void (*)(const LinearArgs& args, int64_t begin, int64_t end, void* scratch);
 void linear_blocks_portable(const LinearArgs& args, int64_t begin, int64_t end, void* scratch);
 void linear_blocks_avx2(const LinearArgs& args, int64_t begin, int64_t end, void* scratch);

@@ -1,9 +1,9 @@
 // The loops of `linear`, written once for all instruction sets; see linear.h for what they promise.
 //
-// A worker walks its share of the columns in panels of up to three blocks of 32; within a panel, chunks of K; over each
-// chunk run all groups of rows, R x C vectors of sums in registers. A weight comes from memory once, whatever the number
-// of rows (up to kLinearMaxRows), and is used from the L2 cache by all groups of rows; meanwhile the groups prefetch the
-// next chunk, each its part.
+// A worker walks its share of the columns in panels of up to three blocks of 32; within a panel,
+// chunks of K; over each chunk run all groups of rows, R x C vectors of sums in registers. A weight
+// comes from memory once, whatever the number of rows (up to kLinearMaxRows), and is used from the
+// L2 cache by all groups of rows; meanwhile the groups prefetch the next chunk, each its part.
 //
 //   panel            chunk             group of R rows        pass: C vectors
 //   [K, 96 columns]  [512, 96]         [R, 512] x [512, 96]   [R, 512] x [512, C * lanes]
@@ -16,12 +16,14 @@ inline namespace SDENGINE_ISA_NAMESPACE {
 namespace linear_op {
 
 constexpr int64_t kChunk = 512;  // inputs. Longer gains nothing, 256 costs 1-2%
-constexpr int64_t kFold = 128;   // inputs in one chain of additions; then it is folded into the partial sums
+constexpr int64_t kFold =
+    128;  // inputs in one chain of additions; then it is folded into the partial sums
 constexpr int kBlockVectors = kBlockOutputs / kLanes;
-constexpr int kMaxPanel = 3;                                                // blocks
-constexpr int kMaxGroup = kLanes == 16 ? 12 : 6;                            // rows
-constexpr int64_t kPartialStride = kLinearMaxRows * kBlockOutputs;          // partial sums: [block of the panel][row][32]
-constexpr int64_t kLine = 64;                                               // bytes
+constexpr int kMaxPanel = 3;                      // blocks
+constexpr int kMaxGroup = kLanes == 16 ? 12 : 6;  // rows
+constexpr int64_t kPartialStride =
+    kLinearMaxRows * kBlockOutputs;  // partial sums: [block of the panel][row][32]
+constexpr int64_t kLine = 64;        // bytes
 
 // One chunk of the weights of a panel.
 template <class Kernel>
@@ -35,9 +37,10 @@ struct Chunk {
   int64_t fetch_inputs;  // how much of it each group of rows prefetches
 };
 
-// Vectors of columns that R rows take at once: as many sums as leave registers for weights and activations. Sixteen
-// registers hold 12 sums, thirty-two hold 24. A multiply-add takes 4 cycles and two start in one, but 8 sums are not
-// enough in practice: 4 x 2 reaches 86% of the peak and 4 x 3 95%, hence panels of three blocks.
+// Vectors of columns that R rows take at once: as many sums as leave registers for weights and
+// activations. Sixteen registers hold 12 sums, thirty-two hold 24. A multiply-add takes 4 cycles
+// and two start in one, but 8 sums are not enough in practice: 4 x 2 reaches 86% of the peak and 4
+// x 3 95%, hence panels of three blocks.
 constexpr int columns_at_once(int rows, int blocks) {
   if (kLanes == 16) {
     if (blocks < kMaxPanel) return rows <= 6 ? 2 * blocks : 2;
@@ -48,28 +51,32 @@ constexpr int columns_at_once(int rows, int blocks) {
   return rows <= 3 ? 4 : 2;
 }
 
-// Blocks of the next panel. One row reads two streams, two and three rows one stream (whole blocks, which the hardware
-// prefetcher follows best); from four rows on the sums need three blocks.
+// Blocks of the next panel. One row reads two streams, two and three rows one stream (whole blocks,
+// which the hardware prefetcher follows best); from four rows on the sums need three blocks.
 SDE_INLINE int64_t next_panel(int64_t blocks_left, int64_t rows) {
   if (rows == 2 || rows == 3) return 1;
   if (rows == 1 || blocks_left == 4) return blocks_left < 2 ? blocks_left : 2;
   return blocks_left < kMaxPanel ? blocks_left : kMaxPanel;
 }
 
-// Size of the next group of rows: as few groups as possible, and 6, 4 and 5 rows (in this order) fill the registers best.
+// Size of the next group of rows: as few groups as possible, and 6, 4 and 5 rows (in this order)
+// fill the registers best.
 SDE_INLINE int64_t next_group(int64_t rows_left) {
-  if (kMaxGroup == 6) return rows_left <= 6 ? rows_left : rows_left <= 8 ? 4 : rows_left == 9 ? 5 : 6;
+  if (kMaxGroup == 6)
+    return rows_left <= 6 ? rows_left : rows_left <= 8 ? 4 : rows_left == 9 ? 5 : 6;
   const int64_t groups = (rows_left + kMaxGroup - 1) / kMaxGroup;
   return (rows_left + groups - 1) / groups;
 }
 
-// One and two rows are bound by memory alone, and the hardware prefetcher does better without help: 1.03x the time of a
-// plain read against 1.1-1.5x with software prefetch at any distance. From three rows on, prefetching into L2 a whole
-// chunk ahead is best (1.1x; into L1 1.5x; 4 KB ahead 1.4x).
+// One and two rows are bound by memory alone, and the hardware prefetcher does better without
+// help: 1.03x the time of a plain read against 1.1-1.5x with software prefetch at any distance.
+// From three rows on, prefetching into L2 a whole chunk ahead is best (1.1x; into L1 1.5x; 4 KB
+// ahead 1.4x).
 constexpr bool prefetches(int rows) { return rows > 2; }
 
 template <class Kernel>
-constexpr int64_t kVectorBytes = kLanes * Kernel::kDepth * static_cast<int64_t>(sizeof(typename Kernel::Weight));
+constexpr int64_t kVectorBytes =
+    kLanes * Kernel::kDepth * static_cast<int64_t>(sizeof(typename Kernel::Weight));
 
 // Fetches the lines of the C vectors from `first` on, as far as they begin in them.
 template <class Kernel, int C>
@@ -81,7 +88,8 @@ SDE_INLINE void prefetch_lines(const typename Kernel::Weight* const (&w)[C], int
 
 // Vector v of a panel, in partial sums [block][row][32].
 SDE_INLINE float* partial_at(float* partial, int row, int v) {
-  return partial + v / kBlockVectors * kPartialStride + row * kBlockOutputs + v % kBlockVectors * kLanes;
+  return partial + v / kBlockVectors * kPartialStride + row * kBlockOutputs +
+         v % kBlockVectors * kLanes;
 }
 
 // Adds to partial sums, or starts them.
@@ -98,8 +106,8 @@ SDE_INLINE void fold(const Vec (&sums)[R][C], int first, bool is_first, float* p
 // One chain: inputs [begin, end) of a chunk; `fetched` is the chunk that it prefetches.
 template <class Kernel, int R, int C, bool kPrefetch>
 SDE_INLINE void run_chain(Vec (&sums)[R][C], const typename Kernel::Input* const (&x)[R],
-                          const typename Kernel::Weight* const (&w)[C], int64_t begin, int64_t end, int first,
-                          int64_t ahead) {
+                          const typename Kernel::Weight* const (&w)[C], int64_t begin, int64_t end,
+                          int first, int64_t ahead) {
   constexpr int64_t kStride = kBlockOutputs * Kernel::kDepth;
   SDE_UNROLL for (int r = 0; r < R; ++r) {
     for (int c = 0; c < C; ++c) sums[r][c] = zeros();
@@ -113,16 +121,18 @@ SDE_INLINE void run_chain(Vec (&sums)[R][C], const typename Kernel::Input* const
   if (k < end) Kernel::template last_half_step<R, C>(sums, x, k, w, i);
 }
 
-// R rows against C vectors of columns of a chunk, from vector `first` of the panel on: partial (+)= x W^T.
+// R rows against C vectors of columns of a chunk, from vector `first` of the panel on: partial (+)=
+// x W^T.
 template <class Kernel, int R, int C>
-SDE_INLINE void run_pass(const typename Kernel::Input* const* rows, const Chunk<Kernel>& chunk, int group, int first,
-                         float* partial) {
+SDE_INLINE void run_pass(const typename Kernel::Input* const* rows, const Chunk<Kernel>& chunk,
+                         int group, int first, float* partial) {
   const typename Kernel::Input* x[R];
   SDE_UNROLL for (int r = 0; r < R; ++r) x[r] = rows[r] + chunk.first_input;
   const typename Kernel::Weight* w[C];
   for (int c = 0; c < C; ++c) {
     const int v = first + c;
-    w[c] = chunk.weight + v / kBlockVectors * chunk.block_stride + v % kBlockVectors * kLanes * Kernel::kDepth;
+    w[c] = chunk.weight + v / kBlockVectors * chunk.block_stride +
+           v % kBlockVectors * kLanes * Kernel::kDepth;
   }
   const int64_t fetch_begin = prefetches(R) ? group * chunk.fetch_inputs : 0;
   const int64_t fetch_end = prefetches(R) ? fetch_begin + chunk.fetch_inputs : 0;
@@ -138,18 +148,22 @@ SDE_INLINE void run_pass(const typename Kernel::Input* const* rows, const Chunk<
   }
 }
 
-// All columns of a panel of kBlocks blocks for R rows; `group` counts the groups of rows on this chunk.
+// All columns of a panel of kBlocks blocks for R rows; `group` counts the groups of rows on this
+// chunk.
 template <class Kernel, int R, int kBlocks>
-void run_group(const typename Kernel::Input* const* rows, const Chunk<Kernel>& chunk, int group, float* partial) {
+void run_group(const typename Kernel::Input* const* rows, const Chunk<Kernel>& chunk, int group,
+               float* partial) {
   constexpr int kVectors = kBlocks * kBlockVectors;
   constexpr int C = columns_at_once(R, kBlocks);
   static_assert(kVectors % C == 0, "columns must fill whole passes");
 #pragma GCC unroll 12
-  for (int first = 0; first < kVectors; first += C) run_pass<Kernel, R, C>(rows, chunk, group, first, partial);
+  for (int first = 0; first < kVectors; first += C)
+    run_pass<Kernel, R, C>(rows, chunk, group, first, partial);
 }
 
 template <class Kernel>
-using RunGroup = void (*)(const typename Kernel::Input* const*, const Chunk<Kernel>&, int group, float* partial);
+using RunGroup = void (*)(const typename Kernel::Input* const*, const Chunk<Kernel>&, int group,
+                          float* partial);
 
 template <class Kernel>
 struct Groups {
@@ -165,15 +179,15 @@ constexpr Groups<Kernel> all_groups(std::integer_sequence<int, Less...>) {
 template <class Kernel>
 RunGroup<Kernel> group_of(int64_t rows, int64_t blocks) {
   constexpr auto kSizes = std::make_integer_sequence<int, kMaxGroup>();
-  static constexpr Groups<Kernel> kTable[kMaxPanel] = {all_groups<Kernel, 1>(kSizes), all_groups<Kernel, 2>(kSizes),
-                                                       all_groups<Kernel, 3>(kSizes)};
+  static constexpr Groups<Kernel> kTable[kMaxPanel] = {
+      all_groups<Kernel, 1>(kSizes), all_groups<Kernel, 2>(kSizes), all_groups<Kernel, 3>(kSizes)};
   return kTable[blocks - 1].of_size[rows - 1];
 }
 
 // One panel of columns for up to kLinearMaxRows rows.
 template <class Kernel>
-void run_panel(const LinearArgs& args, const typename Kernel::Input* const* x, int64_t rows, int64_t block,
-               int64_t num_blocks, float* partial) {
+void run_panel(const LinearArgs& args, const typename Kernel::Input* const* x, int64_t rows,
+               int64_t block, int64_t num_blocks, float* partial) {
   constexpr int64_t kDepth = Kernel::kDepth;
   const int64_t stride = (args.num_inputs + kDepth - 1) / kDepth * kDepth * kBlockOutputs;
   const int64_t groups = (rows + kMaxGroup - 1) / kMaxGroup;
@@ -181,7 +195,8 @@ void run_panel(const LinearArgs& args, const typename Kernel::Input* const* x, i
   for (int64_t k = 0; k < args.num_inputs; k += kChunk) {
     const int64_t left = args.num_inputs - k;
     const int64_t inputs = left < kChunk ? left : kChunk;
-    const int64_t next = left > kChunk ? kChunk * kBlockOutputs : num_blocks * stride - k * kBlockOutputs;
+    const int64_t next =
+        left > kChunk ? kChunk * kBlockOutputs : num_blocks * stride - k * kBlockOutputs;
     const int64_t fetch = (kChunk / kFold + groups - 1) / groups * kFold;
     const Chunk<Kernel> chunk{weight + k * kBlockOutputs, stride, k, inputs, k == 0, next, fetch};
     int group = 0;
@@ -218,8 +233,8 @@ SDE_INLINE void finish_block(const LinearArgs& args, int64_t block, int64_t firs
 }
 
 // out = silu(gate) * up; a block holds 16 gates and their 16 ups.
-SDE_INLINE void finish_gated_block(const LinearArgs& args, int64_t block, int64_t first_row, int64_t rows,
-                                   const float* partial) {
+SDE_INLINE void finish_gated_block(const LinearArgs& args, int64_t block, int64_t first_row,
+                                   int64_t rows, const float* partial) {
   constexpr int kHalf = kBlockOutputs / 2;
   const int64_t features = args.num_outputs / 2;
   const int64_t feature = block * kHalf;

@@ -4,8 +4,9 @@ namespace sdengine {
 inline namespace SDENGINE_ISA_NAMESPACE {
 namespace linear_op {
 
-// bfloat16 dot products: two inputs an instruction. The rows are rounded to bfloat16 once, by every worker for itself
-// (128 rows of 2048 cost 10 us; a barrier and a shared buffer would save less than they cost).
+// bfloat16 dot products: two inputs an instruction. The rows are rounded to bfloat16 once, by every
+// worker for itself (128 rows of 2048 cost 10 us; a barrier and a shared buffer would save less
+// than they cost).
 struct Bf16Dot {
   using Weight = uint16_t;
   using Input = uint16_t;
@@ -40,7 +41,8 @@ struct Bf16Dot {
   }
 #else
   static SDE_INLINE void add_dot(Vec& sum, IntVec a, IntVec b) {
-    sum.v = _mm512_dpbf16_ps(sum.v, reinterpret_cast<__m512bh>(a.v), reinterpret_cast<__m512bh>(b.v));
+    sum.v =
+        _mm512_dpbf16_ps(sum.v, reinterpret_cast<__m512bh>(a.v), reinterpret_cast<__m512bh>(b.v));
   }
   static SDE_INLINE IntVec from_pair(const uint16_t* p) {
     int32_t pair;
@@ -49,9 +51,10 @@ struct Bf16Dot {
   }
 #endif
 
-  static SDE_INLINE void prepare_rows(const LinearArgs& args, int64_t first, int64_t count, void* scratch,
-                                      const uint16_t** x) {
-    const int64_t stride = ((args.num_inputs + 31) / 32 | 1) * 32;  // an odd number of lines: rows spread over the sets
+  static SDE_INLINE void prepare_rows(const LinearArgs& args, int64_t first, int64_t count,
+                                      void* scratch, const uint16_t** x) {
+    const int64_t stride = ((args.num_inputs + 31) / 32 | 1) *
+                           32;  // an odd number of lines: rows spread over the sets
     for (int64_t r = 0; r < count; ++r) {
       uint16_t* rounded = static_cast<uint16_t*>(scratch) + r * stride;
       const float* row = input_row(args, first + r);

@@ -1,27 +1,31 @@
-// The innermost step of `linear`: R rows times C vectors of columns times one or two inputs, sums in registers.
+// The innermost step of `linear`: R rows times C vectors of columns times one or two inputs, sums
+// in registers.
 //
-// A Kernel says how weights and activations are stored and how a step multiplies them. The order of additions into a sum
-// is fixed by the step alone, so that it is the same for every R and C.
+// A Kernel says how weights and activations are stored and how a step multiplies them. The order of
+// additions into a sum is fixed by the step alone, so that it is the same for every R and C.
 #pragma once
 
 #include "cpu/linear.h"
 #include "cpu/packed_weight.h"
 #include "cpu/vec.h"
 
-#if defined(__AVX2__) && !defined(SDENGINE_SIMDE) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#if defined(__AVX2__) && !defined(SDENGINE_SIMDE) && !defined(__SANITIZE_ADDRESS__) && \
+    !defined(__SANITIZE_THREAD__)
 #define SDENGINE_PINNED_STEPS 1
 #endif
 
-// Rows of a step, unrolled before arrays of sums are turned into registers: gcc 12 keeps 12 x 2 in memory otherwise.
+// Rows of a step, unrolled before arrays of sums are turned into registers: gcc 12 keeps 12 x 2 in
+// memory otherwise.
 #define SDE_UNROLL _Pragma("GCC unroll 12")
 
 namespace sdengine {
 inline namespace SDENGINE_ISA_NAMESPACE {
 namespace linear_op {
 
-// The instructions of a step, pinned to the order in which they are written: left to itself gcc 12 hoists loads, runs out
-// of registers and spills sums, and 6 rows x 2 vectors of AVX2 fall from 95% of the FMA peak to 65%.
-// Sanitizers do not see into them, so a sanitized build leaves them to the compiler.
+// The instructions of a step, pinned to the order in which they are written: left to itself gcc 12
+// hoists loads, runs out of registers and spills sums, and 6 rows x 2 vectors of AVX2 fall from 95%
+// of the FMA peak to 65%. Sanitizers do not see into them, so a sanitized build leaves them to the
+// compiler.
 #if defined(SDENGINE_PINNED_STEPS)
 // A vector's worth of memory at p, as an operand.
 template <class T>
@@ -58,10 +62,10 @@ SDE_INLINE Vec second_of(IntVec pairs, IntVec upper) {
 }
 // With the mask in memory: where twelve sums leave no register for it.
 SDE_INLINE Vec second_of(IntVec pairs) {
-  alignas(64) static constexpr uint32_t kUpper[16] = {0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u,
-                                                      0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u,
-                                                      0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u,
-                                                      0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u};
+  alignas(64) static constexpr uint32_t kUpper[16] = {
+      0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u,
+      0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u,
+      0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u};
   asm volatile("vandps %1, %0, %0" : "+v"(pairs.v) : "m"(kUpper));
   return from_bits(pairs);
 }
@@ -69,7 +73,9 @@ SDE_INLINE Vec second_of(IntVec pairs) {
 SDE_INLINE void add_product(Vec& sum, Vec a, Vec b) { sum = fma(a, b, sum); }
 SDE_INLINE Vec activation(const float* p) { return broadcast(*p); }
 SDE_INLINE Vec weights_at(const float* p) { return load(p); }
-SDE_INLINE IntVec pairs_at(const uint16_t* p) { return load_int(reinterpret_cast<const int32_t*>(p)); }
+SDE_INLINE IntVec pairs_at(const uint16_t* p) {
+  return load_int(reinterpret_cast<const int32_t*>(p));
+}
 SDE_INLINE Vec first_of(IntVec pairs) { return from_bits(shift_left<16>(pairs)); }
 SDE_INLINE Vec second_of(IntVec pairs, IntVec upper) { return from_bits(pairs & upper); }
 SDE_INLINE Vec second_of(IntVec pairs) {
@@ -79,7 +85,8 @@ SDE_INLINE Vec second_of(IntVec pairs) {
 
 // sums[r][c] += x[r][k] * weight(c). The fewer operands stay in registers, the others pass by.
 template <int R, int C, class WeightAt>
-SDE_INLINE void multiply_add(Vec (&sums)[R][C], const float* const (&x)[R], int64_t k, WeightAt weight) {
+SDE_INLINE void multiply_add(Vec (&sums)[R][C], const float* const (&x)[R], int64_t k,
+                             WeightAt weight) {
   if constexpr (C <= R) {
     Vec weights[C];
     for (int c = 0; c < C; ++c) weights[c] = weight(c);
@@ -103,7 +110,8 @@ SDE_INLINE const float* input_row(const LinearArgs& args, int64_t row) {
 }
 
 // float32 rows are used where they lie.
-SDE_INLINE void point_at_rows(const LinearArgs& args, int64_t first, int64_t count, const float** x) {
+SDE_INLINE void point_at_rows(const LinearArgs& args, int64_t first, int64_t count,
+                              const float** x) {
   for (int64_t r = 0; r < count; ++r) x[r] = input_row(args, first + r);
 }
 
@@ -132,7 +140,8 @@ struct WidenedBf16 {
     multiply_add(sums, x, k, [&](int c) { return first_of(pairs_at(w[c] + i)); });
   }
 
-  // Loads each pair once: with one or two rows the loads are the bottleneck (1 x 8: 63 GB/s from L2 instead of 41).
+  // Loads each pair once: with one or two rows the loads are the bottleneck (1 x 8: 63 GB/s from L2
+  // instead of 41).
   template <int R, int C>
   static SDE_INLINE void step_in_one_pass(Vec (&sums)[R][C], const float* const (&x)[R], int64_t k,
                                           const uint16_t* const (&w)[C], int64_t i) {
@@ -149,7 +158,8 @@ struct WidenedBf16 {
     }
   }
 
-  static SDE_INLINE void prepare_rows(const LinearArgs& args, int64_t first, int64_t count, void*, const float** x) {
+  static SDE_INLINE void prepare_rows(const LinearArgs& args, int64_t first, int64_t count, void*,
+                                      const float** x) {
     point_at_rows(args, first, count, x);
   }
 };
@@ -161,16 +171,17 @@ struct Fp32 {
   static constexpr int kDepth = 1;
 
   template <int R, int C>
-  static SDE_INLINE void step(Vec (&sums)[R][C], const float* const (&x)[R], int64_t k, const float* const (&w)[C],
-                              int64_t i) {
+  static SDE_INLINE void step(Vec (&sums)[R][C], const float* const (&x)[R], int64_t k,
+                              const float* const (&w)[C], int64_t i) {
     multiply_add(sums, x, k, [&](int c) { return weights_at(w[c] + i); });
   }
 
   template <int R, int C>
-  static SDE_INLINE void last_half_step(Vec (&)[R][C], const float* const (&)[R], int64_t, const float* const (&)[C],
-                                        int64_t) {}
+  static SDE_INLINE void last_half_step(Vec (&)[R][C], const float* const (&)[R], int64_t,
+                                        const float* const (&)[C], int64_t) {}
 
-  static SDE_INLINE void prepare_rows(const LinearArgs& args, int64_t first, int64_t count, void*, const float** x) {
+  static SDE_INLINE void prepare_rows(const LinearArgs& args, int64_t first, int64_t count, void*,
+                                      const float** x) {
     point_at_rows(args, first, count, x);
   }
 };

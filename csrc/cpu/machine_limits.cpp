@@ -31,7 +31,8 @@ std::vector<double> time_together(ThreadPool& pool, int repeats, const Work& wor
       const auto start = Clock::now();
       sink.store(work(worker), std::memory_order_relaxed);
       worker.barrier();
-      if (worker.index == 0) seconds[i] = std::chrono::duration<double>(Clock::now() - start).count();
+      if (worker.index == 0)
+        seconds[i] = std::chrono::duration<double>(Clock::now() - start).count();
     }
   });
   return seconds;
@@ -56,14 +57,17 @@ std::vector<double> measure_read(ThreadPool& pool, const void* data, int64_t byt
   return rates(seconds, static_cast<double>(count) * 4);
 }
 
-std::vector<double> measure_arithmetic(ThreadPool& pool, bool bf16_dot, double milliseconds, int repeats) {
+std::vector<double> measure_arithmetic(ThreadPool& pool, bool bf16_dot, double milliseconds,
+                                       int repeats) {
   const LimitProbes probes = choose();
   const auto run = bf16_dot ? probes.bf16_dot : probes.fma;
-  const double operations = static_cast<double>(bf16_dot ? probes.bf16_dot_operations : probes.fma_operations);
+  const double operations =
+      static_cast<double>(bf16_dot ? probes.bf16_dot_operations : probes.fma_operations);
   constexpr int64_t kTrial = 20000;
   const auto trial = time_together(pool, 5, [&](Worker&) { return run(kTrial); });
   const double each = *std::min_element(trial.begin(), trial.end()) / kTrial;
-  const int64_t rounds = std::max<int64_t>(kTrial, static_cast<int64_t>(milliseconds * 1e-3 / each));
+  const int64_t rounds =
+      std::max<int64_t>(kTrial, static_cast<int64_t>(milliseconds * 1e-3 / each));
   const auto seconds = time_together(pool, repeats, [&](Worker&) { return run(rounds); });
   return rates(seconds, operations * static_cast<double>(rounds) * pool.num_threads());
 }

@@ -1,6 +1,8 @@
-// Probes of what the machine allows: read bandwidth and arithmetic peaks, with the threads of a pool.
+// Probes of what the machine allows: read bandwidth and arithmetic peaks, with the threads of a
+// pool.
 //
-// A roofline needs limits measured in the same run as the kernel: on a shared machine they drift by half within an hour.
+// A roofline needs limits measured in the same run as the kernel: on a shared machine they drift by
+// half within an hour.
 #pragma once
 
 #include <cstdint>
@@ -10,17 +12,20 @@
 
 namespace sdengine {
 
-// Bytes per second of reading `bytes` at `data` `repeats` times; every worker reads its own contiguous share.
+// Bytes per second of reading `bytes` at `data` `repeats` times; every worker reads its own
+// contiguous share.
 std::vector<double> measure_read(ThreadPool& pool, const void* data, int64_t bytes, int repeats);
 
-// Operations per second (a multiply-add counts two) of independent chains in registers, for about `milliseconds` each.
-// `bf16_dot`: the instruction that `linear` uses for bfloat16 weights; without AVX-512 that is the float32 FMA.
-std::vector<double> measure_arithmetic(ThreadPool& pool, bool bf16_dot, double milliseconds, int repeats);
+// Operations per second (a multiply-add counts two) of independent chains in registers, for about
+// `milliseconds` each. `bf16_dot`: the instruction that `linear` uses for bfloat16 weights; without
+// AVX-512 that is the float32 FMA.
+std::vector<double> measure_arithmetic(ThreadPool& pool, bool bf16_dot, double milliseconds,
+                                       int repeats);
 
 // Per instruction set. The return value keeps the work from being optimised away.
 struct LimitProbes {
-  float (*read)(const float* data, int64_t count);     // count: multiple of 256
-  float (*fma)(int64_t rounds);                        // operations: rounds * fma_operations
+  float (*read)(const float* data, int64_t count);  // count: multiple of 256
+  float (*fma)(int64_t rounds);                     // operations: rounds * fma_operations
   float (*bf16_dot)(int64_t rounds);
   int64_t fma_operations;
   int64_t bf16_dot_operations;

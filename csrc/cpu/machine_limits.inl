@@ -7,7 +7,8 @@ inline namespace SDENGINE_ISA_NAMESPACE {
 namespace machine_limits_op {
 
 constexpr int kReadChains = 8;
-constexpr int kChains = kLanes == 16 ? 24 : 12;  // twice what latency needs, as many as registers allow
+constexpr int kChains =
+    kLanes == 16 ? 24 : 12;  // twice what latency needs, as many as registers allow
 
 // Reads every byte once, in order. Software prefetch as in `linear`.
 inline float read_all(const float* data, int64_t count) {

@@ -20,7 +20,8 @@ inline void convert(uint16_t from, uint16_t* to) { *to = from; }
 const void* find_row(const PackArgs& args, int64_t index) {
   const int64_t element = args.source_is_bf16 ? 2 : 4;
   for (const WeightRows& part : args.parts) {
-    if (index < part.num_rows) return static_cast<const char*>(part.data) + index * part.row_stride * element;
+    if (index < part.num_rows)
+      return static_cast<const char*>(part.data) + index * part.row_stride * element;
     index -= part.num_rows;
   }
   return nullptr;
@@ -46,7 +47,8 @@ template <class From, class To>
 void pack_block(const PackArgs& args, int64_t block, int64_t padded_inputs) {
   To* packed = static_cast<To*>(args.packed) + block * padded_inputs * kBlockOutputs;
   const From* rows[kBlockOutputs];
-  for (int64_t c = 0; c < kBlockOutputs; ++c) rows[c] = static_cast<const From*>(row_of(args, block, c));
+  for (int64_t c = 0; c < kBlockOutputs; ++c)
+    rows[c] = static_cast<const From*>(row_of(args, block, c));
   for (int64_t tile = 0; tile < padded_inputs; tile += kTile) {
     const int64_t end = std::min(tile + kTile, padded_inputs);
     for (int64_t c = 0; c < kBlockOutputs; ++c) {

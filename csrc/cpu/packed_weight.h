@@ -1,10 +1,10 @@
 // Packed weights: the layout that `linear` streams.
 //
 // W [M, K] is cut into blocks of 32 outputs; a block is contiguous and runs along K:
-//   bfloat16: [ceil(M / 32)][ceil(K / 2)][32][2]   pairs of inputs side by side, as a bf16 dot product eats them
-//   float32:  [ceil(M / 32)][K][32]
-// Missing outputs and inputs are zero. With `interleave_gate_up`, W stacks gate [F, K] on up [F, K] and a block holds
-// 16 outputs of the gate, then the same 16 of up.
+//   bfloat16: [ceil(M / 32)][ceil(K / 2)][32][2]   pairs of inputs side by side, as a bf16 dot
+//   product eats them float32:  [ceil(M / 32)][K][32]
+// Missing outputs and inputs are zero. With `interleave_gate_up`, W stacks gate [F, K] on up [F, K]
+// and a block holds 16 outputs of the gate, then the same 16 of up.
 #pragma once
 
 #include <cstdint>

@@ -17,7 +17,16 @@ from sdengine.kernels.program import make_pool, run_op
 
 torch.set_num_threads(1)
 DTYPES = [torch.float32, torch.bfloat16]
-SHAPES = [(1, 1), (31, 33), (33, 31), (64, 32), (257, 100), (300, 8), (704, 256), (1030, 40)]  # (K, M)
+SHAPES = [
+    (1, 1),
+    (31, 33),
+    (33, 31),
+    (64, 32),
+    (257, 100),
+    (300, 8),
+    (704, 256),
+    (1030, 40),
+]  # (K, M)
 UNTOUCHED = -7.0
 
 
@@ -39,21 +48,34 @@ def run(weight: PackedWeight, x: torch.Tensor, pool: Any = None, **args: Any) ->
     width = weight.num_outputs // 2 if weight.is_gate_up else weight.num_outputs
     out = args.pop("out", None)
     out = torch.full((rows, width), UNTOUCHED) if out is None else out
-    run_op("linear", pool=pool, x=x, weight=weight, out=out, num_rows=args.pop("num_rows", count(rows)), **args)
+    run_op(
+        "linear",
+        pool=pool,
+        x=x,
+        weight=weight,
+        out=out,
+        num_rows=args.pop("num_rows", count(rows)),
+        **args,
+    )
     return out
 
 
 def assert_error_is_honest(got: torch.Tensor, plain: torch.Tensor, exact: torch.Tensor) -> None:
-    """RMS error at most twice that of plain torch in the same dtype (plus the last bit of a sum that came out exact)."""
+    """RMS error at most twice that of plain torch in the same dtype (plus the last bit of a sum
+    that came out exact)."""
     scale = exact.square().mean().sqrt().item()
     error = (got.double() - exact).square().mean().sqrt().item()
     allowed = (plain.double() - exact).square().mean().sqrt().item()
-    assert error <= 2 * allowed + 1e-7 * scale, f"error {error:.3g}, plain torch {allowed:.3g}, scale {scale:.3g}"
+    assert error <= 2 * allowed + 1e-7 * scale, (
+        f"error {error:.3g}, plain torch {allowed:.3g}, scale {scale:.3g}"
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("num_inputs,num_outputs", SHAPES)
-def test_error_is_within_twice_that_of_torch(num_inputs: int, num_outputs: int, dtype: torch.dtype) -> None:
+def test_error_is_within_twice_that_of_torch(
+    num_inputs: int, num_outputs: int, dtype: torch.dtype
+) -> None:
     dense = matrix(num_inputs, num_outputs, dtype)
     weight = pack_weight(dense)
     for rows in (1, 2, 5, 8, 13, 64, 130):
@@ -65,7 +87,9 @@ def test_error_is_within_twice_that_of_torch(num_inputs: int, num_outputs: int, 
 def test_long_sums_are_as_good_as_torchs() -> None:
     dense = matrix(11264, 64, torch.float32)
     x = normal((3, 11264), 1)
-    assert_error_is_honest(run(pack_weight(dense), x), F.linear(x, dense), x.double() @ dense.double().T)
+    assert_error_is_honest(
+        run(pack_weight(dense), x), F.linear(x, dense), x.double() @ dense.double().T
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -83,26 +107,42 @@ def test_bias_and_residual(num_inputs: int, num_outputs: int, dtype: torch.dtype
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("num_inputs,features", [(7, 1), (31, 15), (64, 16), (100, 17), (256, 704), (301, 33)])
-def test_silu_gate_is_silu_of_the_gate_times_up(num_inputs: int, features: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    "num_inputs,features", [(7, 1), (31, 15), (64, 16), (100, 17), (256, 704), (301, 33)]
+)
+def test_silu_gate_is_silu_of_the_gate_times_up(
+    num_inputs: int, features: int, dtype: torch.dtype
+) -> None:
     gate, up = matrix(num_inputs, features, dtype, 1) * 3, matrix(num_inputs, features, dtype, 2)
     bias = normal((2 * features,), 3)
     weight = pack_weight([gate, up], interleave_gate_up=True)
     x = normal((11, num_inputs), 4)
     for with_bias in (None, bias):
-        args = (x.to(dtype), torch.cat([gate, up]), None if with_bias is None else with_bias.to(dtype))
+        args = (
+            x.to(dtype),
+            torch.cat([gate, up]),
+            None if with_bias is None else with_bias.to(dtype),
+        )
         plain = F.linear(*args)
         plain = F.silu(plain[:, :features]) * plain[:, features:]
-        wide = F.linear(x.double(), args[1].double(), None if with_bias is None else with_bias.double())
+        wide = F.linear(
+            x.double(), args[1].double(), None if with_bias is None else with_bias.double()
+        )
         exact = F.silu(wide[:, :features]) * wide[:, features:]
         assert_error_is_honest(run(weight, x, bias=with_bias, activation="silu_gate"), plain, exact)
 
 
 def test_silu_gate_at_the_ends_of_the_range() -> None:
     """x holds the gate's value in its first place; up is 1."""
-    values = torch.tensor([0.0, -0.0, 88.0, -88.0, 104.0, -104.0, 1e4, -1e4, 1e30, -1e30, float("nan")])
-    weight = pack_weight([torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])], interleave_gate_up=True)
-    got = run(weight, torch.stack([values, torch.ones_like(values)], dim=1), activation="silu_gate")[:, 0]
+    values = torch.tensor(
+        [0.0, -0.0, 88.0, -88.0, 104.0, -104.0, 1e4, -1e4, 1e30, -1e30, float("nan")]
+    )
+    weight = pack_weight(
+        [torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])], interleave_gate_up=True
+    )
+    got = run(
+        weight, torch.stack([values, torch.ones_like(values)], dim=1), activation="silu_gate"
+    )[:, 0]
     torch.testing.assert_close(got, F.silu(values), rtol=1e-6, atol=1e-37, equal_nan=True)
 
 
@@ -124,17 +164,26 @@ def test_rows_past_num_rows_are_untouched(live: int, dtype: torch.dtype) -> None
     for gated, width in ((False, 66), (True, 33)):
         weight = pack_weight(matrix(65, 66, dtype), interleave_gate_up=gated)
         padded = torch.full((15, width), UNTOUCHED)
-        run(weight, x, out=padded[1:14], num_rows=count(live), activation="silu_gate" if gated else None)
+        run(
+            weight,
+            x,
+            out=padded[1:14],
+            num_rows=count(live),
+            activation="silu_gate" if gated else None,
+        )
         assert padded[1 : 1 + live].isfinite().all() and (padded[1 : 1 + live] != UNTOUCHED).all()
         assert (padded[0] == UNTOUCHED).all() and (padded[1 + live :] == UNTOUCHED).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("num_inputs,num_outputs,gated", [(600, 70, False), (257, 32, False), (513, 70, True)])
+@pytest.mark.parametrize(
+    "num_inputs,num_outputs,gated", [(600, 70, False), (257, 32, False), (513, 70, True)]
+)
 def test_a_row_has_the_same_bits_in_any_company(
     num_inputs: int, num_outputs: int, gated: bool, dtype: torch.dtype
 ) -> None:
-    """Alone with one thread; among 1 to 70 (and more) rows, at a random place, with 1, 2 and 3 threads."""
+    """Alone with one thread; among 1 to 70 (and more) rows, at a random place, with 1, 2 and 3
+    threads."""
     weight = pack_weight(matrix(num_inputs, num_outputs, dtype), interleave_gate_up=gated)
     args = {"bias": normal((num_outputs,), 1), "activation": "silu_gate" if gated else None}
     row = normal((1, num_inputs), 2)
@@ -146,7 +195,9 @@ def test_a_row_has_the_same_bits_in_any_company(
         place = int(torch.randint(rows, (1,), generator=generator))
         x[place] = row
         got = run(weight, x, pools[rows % 3], **args)
-        assert torch.equal(got[place], alone[0]), f"row {place} of {rows} with {1 + rows % 3} threads"
+        assert torch.equal(got[place], alone[0]), (
+            f"row {place} of {rows} with {1 + rows % 3} threads"
+        )
 
 
 @pytest.mark.parametrize("source", DTYPES)
@@ -161,7 +212,9 @@ def test_packing_loses_nothing(
             weight = pack_weight(dense, packed, interleave_gate_up=gated, pool=pool)
             assert torch.equal(weight.unpack(), dense.to(packed))
             assert weight.dtype == packed and weight.shape == (num_outputs, num_inputs)
-            padding = weight.storage.float().square().sum() - dense.to(packed).float().square().sum()
+            padding = (
+                weight.storage.float().square().sum() - dense.to(packed).float().square().sum()
+            )
             assert abs(padding.item()) < 1e-4
 
 
@@ -169,7 +222,10 @@ def test_packing_stacks_parts_and_slices_without_a_copy() -> None:
     fused = matrix(40, 90, torch.bfloat16)
     parts = [fused[:30], fused[30:33], fused[33:]]
     assert torch.equal(pack_weight(parts).unpack(), fused)
-    assert torch.equal(pack_weight([fused[:, 3:20], fused[:7, 3:20]]).unpack(), torch.cat([fused[:, 3:20], fused[:7, 3:20]]))
+    assert torch.equal(
+        pack_weight([fused[:, 3:20], fused[:7, 3:20]]).unpack(),
+        torch.cat([fused[:, 3:20], fused[:7, 3:20]]),
+    )
 
 
 def test_a_large_pack_starts_on_a_huge_page() -> None:
@@ -200,7 +256,10 @@ def good_args() -> dict[str, Any]:
         ({"num_rows": torch.tensor(3)}, r"num_rows: expected torch.int32"),
         ({"activation": "relu"}, r"activation: expected one of .*got 'relu'"),
         ({"activation": "silu_gate"}, r"activation: got 'silu_gate' for a weight packed without"),
-        ({"weight": pack_weight(torch.randn(6, 8), interleave_gate_up=True)}, r"activation: got None for a weight packed with"),
+        (
+            {"weight": pack_weight(torch.randn(6, 8), interleave_gate_up=True)},
+            r"activation: got None for a weight packed with",
+        ),
     ],
 )
 def test_linear_names_the_wrong_argument(change: dict[str, Any], message: str) -> None:
@@ -210,7 +269,12 @@ def test_linear_names_the_wrong_argument(change: dict[str, Any], message: str) -
 
 def test_linear_refuses_a_gate_with_a_residual() -> None:
     weight = pack_weight(torch.randn(6, 8), interleave_gate_up=True)
-    change = {"weight": weight, "out": torch.empty(3, 3), "activation": "silu_gate", "accumulate": True}
+    change = {
+        "weight": weight,
+        "out": torch.empty(3, 3),
+        "activation": "silu_gate",
+        "accumulate": True,
+    }
     with pytest.raises(ValueError, match="linear: accumulate: not available"):
         run_op("linear", **{**good_args(), **change})
 
@@ -237,7 +301,18 @@ def test_packing_refuses(weight: Any, options: dict[str, Any], message: str) -> 
 def test_lower_instruction_sets_pass_the_same_tests() -> None:
     levels = ["portable", "avx2", "avx512"]
     for isa in levels[: levels.index(load_cpu().selected_isa())]:
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", "not lower_instruction", __file__]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-x",
+            "-p",
+            "no:cacheprovider",
+            "-k",
+            "not lower_instruction",
+            __file__,
+        ]
         env = {**os.environ, "SDENGINE_ISA": isa}
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout[-3000:]

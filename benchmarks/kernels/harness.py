@@ -1,0 +1,222 @@
+"""Runs an op's benchmark cases: correctness first, then time, with the machine's limits measured in
+between.
+
+Knows nothing of any op beyond its `Op`. A sample is one native launch, barrier included, after a
+few launches that wake the workers; outputs are put back to their first state before each sample, so
+that ops that grow a tree or rotate in place do the same work every time. Plain torch takes turns
+with the kernel: the op's reference, or what `benchmarks/kernels/<op>.py` offers as
+`plain_torch(args)` where the reference does more than a user of torch would.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from statistics import median, quantiles
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from sdengine.kernels.machine_limits import LimitProbe
+from sdengine.kernels.packed_weight import PackedWeight, pack_weight
+from sdengine.kernels.program import Program, make_program
+from sdengine.kernels.spec import Case, Op
+
+FLOAT_TOLERANCE = (
+    5e-3  # RMS, relative: bfloat16 activations on AVX-512 make 2e-3, a wrong index makes 1
+)
+UNCOMPARABLE_OPS = frozenset({"timestamp"})  # reads a clock
+CACHE_BYTES = (
+    16 << 20
+)  # traffic up to here is held against the cache's bandwidth, beyond against DRAM's
+WARM_UP_LAUNCHES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Microseconds of one contestant: median, tenth and ninetieth percentile."""
+
+    median_us: float
+    p10_us: float
+    p90_us: float
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One case of one op, with the limits of the same minutes.
+
+    Args:
+        op, label: What ran.
+        cpu: The native kernel.
+        torch: Plain torch; None when it was not timed.
+        gbps, gflops: Rates of the kernel's median; 0 where the case declares no traffic or
+            operations.
+        read_gbps, peak_gflops: Medians of the limits while this case was measured.
+        percent_of_limit: Share of the time that the tighter limit would allow; 0 where the case
+            declares neither.
+    """
+
+    op: str
+    label: str
+    cpu: Timing
+    torch: Timing | None
+    gbps: float
+    gflops: float
+    read_gbps: float
+    peak_gflops: float
+    percent_of_limit: float
+
+
+class WrongResult(Exception):
+    """A kernel disagrees with its reference; it must not be timed."""
+
+
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """All tensors of an argument, dataclasses and sequences included, in a fixed order."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from tensors_in(getattr(value, field.name))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors_in(item)
+
+
+def output_tensors(op: Op, args: dict[str, Any]) -> list[torch.Tensor]:
+    return [t for name in op.outputs for t in tensors_in(args.get(name))]
+
+
+def copy_of(args: dict[str, Any]) -> dict[str, Any]:
+    """A deep copy, except of packed weights, which no op writes."""
+    return {k: v if isinstance(v, PackedWeight) else copy.deepcopy(v) for k, v in args.items()}
+
+
+def check_case(op: Op, case: Case, pool: Any) -> None:
+    """Runs kernel and reference on copies of the arguments.
+
+    Raises:
+        WrongResult: An integer differs, or floats differ by more than FLOAT_TOLERANCE (RMS).
+    """
+    if op.name in UNCOMPARABLE_OPS:
+        return
+    got, expected = copy_of(case.args), copy_of(case.args)
+    program = make_program("cpu", pool)
+    program.launch(op.name, **got)
+    program.replay()
+    op.reference(**expected)
+    for ours, wanted in zip(output_tensors(op, got), output_tensors(op, expected)):
+        if not wanted.is_floating_point():
+            if not torch.equal(ours, wanted):
+                raise WrongResult(
+                    f"{op.name} [{case.label}]: {int((ours != wanted).sum())} integers differ"
+                )
+            continue
+        ours, wanted = ours.double().nan_to_num(0), wanted.double().nan_to_num(0)
+        error = (ours - wanted).square().mean().sqrt().item()
+        allowed = FLOAT_TOLERANCE * wanted.square().mean().sqrt().item()
+        if not error <= allowed:
+            raise WrongResult(
+                f"{op.name} [{case.label}]: RMS error {error:.3g}, allowed {allowed:.3g}"
+            )
+
+
+def warm_up(program: Program) -> None:
+    """Launches that wake the workers and keep them busy for some tens of microseconds."""
+    weight = pack_weight(torch.ones(256, 256))
+    x, out = torch.ones(16, 256), torch.empty(16, 256)
+    for _ in range(WARM_UP_LAUNCHES):
+        program.launch(
+            "linear", x=x, weight=weight, out=out, num_rows=torch.tensor([16], dtype=torch.int32)
+        )
+
+
+def alternate(
+    contestants: list[Callable[[], float]], seconds: float, least: int = 7
+) -> list[list[float]]:
+    """Samples the contestants in turn for about `seconds`, at least `least` times each; drops the
+    first round."""
+    samples: list[list[float]] = [[] for _ in contestants]
+    end = perf_counter() + seconds
+    while perf_counter() < end or len(samples[0]) <= least:
+        for sample, run in zip(samples, contestants):
+            sample.append(run())
+    return [sample[1:] for sample in samples]
+
+
+def plain_torch(op: Op, args: dict[str, Any]) -> Callable[[], None]:
+    """What a user of torch would run instead."""
+    name = f"benchmarks.kernels.{op.name}"
+    own = import_module(name) if find_spec(name) is not None else None
+    if own is not None and hasattr(own, "plain_torch"):
+        return own.plain_torch(args)
+    return lambda: op.reference(**args)
+
+
+def summary(microseconds: list[float]) -> Timing:
+    deciles = quantiles(microseconds, n=10, method="inclusive")
+    return Timing(median(microseconds), deciles[0], deciles[-1])
+
+
+def measure_case(
+    op: Op, case: Case, pool: Any, probe: LimitProbe, seconds: float, with_torch: bool
+) -> Measurement:
+    """Times one case; check it first (`check_case`)."""
+    args = case.args
+    written = output_tensors(op, args)
+    initial = [t.clone() for t in written]
+    program = make_program("cpu", pool)
+    warm_up(program)
+    program.launch(op.name, **args)
+
+    def restore() -> None:
+        for tensor, value in zip(written, initial):
+            tensor.copy_(value)
+
+    def kernel() -> float:
+        restore()
+        return program.replay_timed()[-1][1] / 1e3
+
+    run_torch = plain_torch(op, args)
+
+    def torch_op() -> float:
+        restore()
+        start = perf_counter()
+        run_torch()
+        return (perf_counter() - start) * 1e6
+
+    in_cache = case.bytes_moved <= CACHE_BYTES
+    dtype = getattr(args.get("weight"), "dtype", torch.float32)
+    contestants = [kernel, torch_op] if with_torch else [kernel]
+    reads, peaks, samples = [], [], [[] for _ in contestants]
+    for _ in range(3):
+        reads += probe.cache_gbps() if in_cache else probe.dram_gbps()
+        peaks += probe.gflops(dtype)
+        for all_samples, new in zip(samples, alternate(contestants, seconds / 3)):
+            all_samples += new
+    timings = [summary(s) for s in samples]
+    return rate(op, case, timings, median(reads), median(peaks))
+
+
+def rate(
+    op: Op, case: Case, timings: list[Timing], read_gbps: float, peak_gflops: float
+) -> Measurement:
+    """Puts a median beside the limits."""
+    took = timings[0].median_us * 1e-6
+    floor = max(case.bytes_moved / (read_gbps * 1e9), case.operations / (peak_gflops * 1e9))
+    torch_timing = timings[1] if len(timings) > 1 else None
+    rates = case.bytes_moved / took / 1e9, case.operations / took / 1e9
+    return Measurement(
+        op.name,
+        case.label,
+        timings[0],
+        torch_timing,
+        *rates,
+        read_gbps,
+        peak_gflops,
+        100 * floor / took,
+    )
