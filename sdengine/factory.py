@@ -36,6 +36,7 @@ from sdengine.runner.costs import measure_costs
 from sdengine.runner.drafter import Drafter
 from sdengine.runner.iteration import Iteration
 from sdengine.runner.memory import fitting_blocks, require_buffers
+from sdengine.runner.penalties import MAX_BIASES, MAX_MASKED
 from sdengine.runner.runner import Runner
 from sdengine.runner.verifier import Verifier
 from sdengine.runner.weights import ModelWeights, load_weights
@@ -102,7 +103,12 @@ def build_engine_parts(config: EngineConfig) -> EngineParts:
     controller = _make_controller(speculation, runner, iteration, environment.cache_dir)
     eos = frozenset(load_eos_token_ids(paths.target, target.config))
     limits = RequestLimits(
-        target.config.vocab_size, max_model_len, eos, has_speculation=speculation is not None
+        vocab_size=target.config.vocab_size,
+        max_model_len=max_model_len,
+        eos_token_ids=eos,
+        has_speculation=speculation is not None,
+        max_biases=MAX_BIASES,
+        max_masked=MAX_MASKED,
     )
     defaults = default_sampling_params(paths.target)
     return EngineParts(runner, scheduler, controller, tokenizer, defaults, limits, paths.target)

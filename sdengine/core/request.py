@@ -46,12 +46,16 @@ class RequestLimits:
         max_model_len: longest sequence, prompt included.
         eos_token_ids: tokens that end a sequence.
         has_speculation: whether outputs carry speculation statistics.
+        max_biases: tokens of a logit_bias.
+        max_masked: stop tokens that min_tokens can mask.
     """
 
     vocab_size: int
     max_model_len: int
     eos_token_ids: frozenset[int]
     has_speculation: bool
+    max_biases: int
+    max_masked: int
 
 
 @dataclass(slots=True, eq=False)
@@ -128,7 +132,7 @@ class RequestBook:
             raise RequestError.from_parts("params to be SamplingParams", type(params).__name__)
         token_ids = self._token_ids(prompt)
         self._check_length(token_ids, params)
-        self._check_bias(params)
+        self._check_tables(params)
         request = Request(
             request_id, prompt if isinstance(prompt, str) else None, token_ids, params, monotonic()
         )
@@ -254,12 +258,23 @@ class RequestBook:
                 "raise num_kv_blocks or lower max_tokens",
             )
 
-    def _check_bias(self, params: SamplingParams) -> None:
-        for token in params.logit_bias or {}:
-            if not 0 <= token < self.limits.vocab_size:
+    def _check_tables(self, params: SamplingParams) -> None:
+        """logit_bias and masked stop tokens have to fit the device's tables."""
+        biases, limits = params.logit_bias or {}, self.limits
+        for token in biases:
+            if not 0 <= token < limits.vocab_size:
                 raise RequestError.from_parts(
-                    f"logit_bias tokens in [0, {self.limits.vocab_size})", str(token)
+                    f"logit_bias tokens in [0, {limits.vocab_size})", str(token)
                 )
+        if len(biases) > limits.max_biases:
+            raise RequestError.from_parts(
+                f"at most {limits.max_biases} tokens in logit_bias", str(len(biases))
+            )
+        num_stops = len(params.stop_token_ids or ()) + len(limits.eos_token_ids)
+        if params.min_tokens and num_stops > limits.max_masked:
+            raise RequestError.from_parts(
+                f"at most {limits.max_masked} stop tokens together with min_tokens", str(num_stops)
+            )
 
 
 class NoText:

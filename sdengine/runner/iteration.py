@@ -127,7 +127,7 @@ class Iteration:
         on their size."""
         self._describe_forward(program, has_trees)
         if has_penalties:
-            describe_penalties(program, self.workspace, self.penalties)
+            describe_penalties(program, self.workspace, self.penalties, has_trees)
         self._verifier.verify(program, self.verdict)
         self._describe_commit(program, has_trees, has_penalties)
 

@@ -1,37 +1,157 @@
 """Penalties, logit bias and masked stop tokens: their tables by slot, and the launch that applies
-them."""
+them. Without a sequence that needs them the launch is left out of the iteration."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
-from sdengine.core.sampling_params import SamplingParams
 from sdengine.core.sequence import Sequence
 from sdengine.kernels.program import Program
 from sdengine.runner.workspace import Workspace
 
+MAX_BIASES = 1024
+"""Entries of logit_bias per sequence (servers of the field accept 300 to 1024)."""
+MAX_MASKED = 64
+"""Stop tokens per sequence that min_tokens can mask."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PenaltyBuffers:
-    output_counts: torch.Tensor | None
+    """Tables by slot; arguments of the op `penalize`, where they are documented."""
+
+    prompt_counts: torch.Tensor
+    output_counts: torch.Tensor
+    repetition_penalty: torch.Tensor
+    presence_penalty: torch.Tensor
+    frequency_penalty: torch.Tensor
+    bias_ids: torch.Tensor
+    bias_values: torch.Tensor
+    num_bias: torch.Tensor
+    stop_ids: torch.Tensor
+    num_stops: torch.Tensor
+    min_lens: torch.Tensor
 
     @classmethod
-    def allocate(cls, b: int, v: int) -> PenaltyBuffers:
-        return cls(None)
+    def allocate(cls, max_num_seqs: int, vocab_size: int) -> PenaltyBuffers:
+        """Neutral tables; pages of the count tables take memory when a sequence first uses them."""
+        b = max_num_seqs
+
+        def ints(*shape: int) -> torch.Tensor:
+            return torch.zeros(shape, dtype=torch.int32)
+
+        return cls(
+            prompt_counts=ints(b, vocab_size),
+            output_counts=ints(b, vocab_size),
+            repetition_penalty=torch.ones(b),
+            presence_penalty=torch.zeros(b),
+            frequency_penalty=torch.zeros(b),
+            bias_ids=ints(b, MAX_BIASES),
+            bias_values=torch.zeros(b, MAX_BIASES),
+            num_bias=ints(b),
+            stop_ids=ints(b, MAX_MASKED),
+            num_stops=ints(b),
+            min_lens=ints(b),
+        )
 
 
-def describe_penalties(program: Program, workspace: Workspace, buffers: PenaltyBuffers) -> None:
-    raise AssertionError
+def describe_penalties(
+    program: Program, workspace: Workspace, buffers: PenaltyBuffers, has_trees: bool
+) -> None:
+    """Appends the launch that changes the target's logits in place."""
+    rows = workspace.target_rows
+    program.launch(
+        "penalize",
+        logits=workspace.logits,
+        row_seq=rows.row_seq,
+        history_lens=workspace.state.history_lens,
+        num_rows=workspace.num_logits,
+        rows=workspace.sampled_rows,
+        row_node=rows.row_node if has_trees else None,
+        tree=workspace.token_tree if has_trees else None,
+        prompt_counts=buffers.prompt_counts,
+        output_counts=buffers.output_counts,
+        repetition_penalty=buffers.repetition_penalty,
+        presence_penalty=buffers.presence_penalty,
+        frequency_penalty=buffers.frequency_penalty,
+        bias_ids=buffers.bias_ids,
+        bias_values=buffers.bias_values,
+        num_bias=buffers.num_bias,
+        stop_ids=buffers.stop_ids,
+        num_stops=buffers.num_stops,
+        min_lens=buffers.min_lens,
+    )
 
 
 class PenaltyTables:
+    """Keeps the tables as sequences join and leave; the commit counts output tokens itself.
+
+    Args:
+        buffers: written.
+    """
+
     def __init__(self, buffers: PenaltyBuffers) -> None:
-        self.is_needed = False
+        self._prompt_counts = buffers.prompt_counts.numpy()
+        self._output_counts = buffers.output_counts.numpy()
+        self._repetition = buffers.repetition_penalty.numpy()
+        self._presence = buffers.presence_penalty.numpy()
+        self._frequency = buffers.frequency_penalty.numpy()
+        self._bias_ids = buffers.bias_ids.numpy()
+        self._bias_values = buffers.bias_values.numpy()
+        self._num_bias = buffers.num_bias.numpy()
+        self._stop_ids = buffers.stop_ids.numpy()
+        self._num_stops = buffers.num_stops.numpy()
+        self._min_lens = buffers.min_lens.numpy()
+        self._slots: set[int] = set()
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether any sequence's logits must be changed."""
+        return bool(self._slots)
 
     def admit(self, sequence: Sequence) -> None:
-        pass
+        """Fills a joining sequence's tables, its earlier output included (after a preemption)."""
+        params, slot = sequence.params, sequence.slot
+        if not (params.has_penalties or params.logit_bias or params.min_tokens):
+            return
+        self._slots.add(slot)
+        prompt = sequence.token_ids[: sequence.num_prompt_tokens]
+        _count(self._prompt_counts[slot], prompt)
+        _count(self._output_counts[slot], sequence.token_ids[sequence.num_prompt_tokens :])
+        self._repetition[slot] = params.repetition_penalty
+        self._presence[slot] = params.presence_penalty
+        self._frequency[slot] = params.frequency_penalty
+        biases = params.logit_bias or {}
+        self._num_bias[slot] = len(biases)
+        self._bias_ids[slot, : len(biases)] = list(biases.keys())
+        self._bias_values[slot, : len(biases)] = list(biases.values())
+        if params.min_tokens:
+            stops = sorted(sequence.stop_token_ids)
+            self._num_stops[slot] = len(stops)
+            self._stop_ids[slot, : len(stops)] = stops
+            self._min_lens[slot] = sequence.num_prompt_tokens + params.min_tokens
 
     def release(self, slot: int) -> None:
-        pass
+        """Makes a slot neutral again."""
+        if slot not in self._slots:
+            return
+        self._slots.remove(slot)
+        self._repetition[slot] = 1.0
+        for array in (
+            self._prompt_counts,
+            self._output_counts,
+            self._presence,
+            self._frequency,
+            self._num_bias,
+            self._num_stops,
+            self._min_lens,
+        ):
+            array[slot] = 0
+
+
+def _count(row: np.ndarray, token_ids: SequenceOf[int]) -> None:
+    """row[t] = occurrences of t."""
+    row[:] = np.bincount(np.asarray(token_ids, dtype=np.int64), minlength=len(row))
