@@ -2,6 +2,9 @@
 
 Everything lives in a run directory: `run.json` (the recipe), `tokenizer.json`, one checkpoint and
 one log per stage, the target's samples.  The same command continues whatever it finds there.
+
+The defaults are the lengths of the bundled weights.  They saw less than one pass over the corpus:
+more steps make a better pair.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from sdengine.errors import CheckpointError, ConfigError
 from sdengine.train.data import SourceFile, build_stream, corpus_sha256, standard_library_files
 from sdengine.train.distill import DraftObjective, JointObjective, PairConfig, Streams
 from sdengine.train.export import export_checkpoint, load_exported, write_manifest
-from sdengine.train.loop import LoopConfig, last_step, train
+from sdengine.train.loop import LoopConfig, LoopState, last_step, train
 from sdengine.train.module import LlamaModule, LlamaShape
 from sdengine.train.report import (
     corpus_summary,
@@ -52,10 +55,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `sdengine train pair`."""
     parser.add_argument("--out", type=Path, required=True, help="directory of the finished pair")
     parser.add_argument("--run-dir", type=Path, default=Path("runs/pair"), help="work directory")
-    parser.add_argument("--steps", type=int, default=1750, help="steps of target and draft")
-    parser.add_argument("--cooldown-steps", type=int, default=350, help="the last of these steps")
-    parser.add_argument("--draft-steps", type=int, default=600, help="steps of the draft alone")
-    parser.add_argument("--samples", type=int, default=256, help="texts sampled from the target")
+    parser.add_argument("--steps", type=int, default=541, help="steps of target and draft")
+    parser.add_argument("--cooldown-steps", type=int, default=140, help="the last of these steps")
+    parser.add_argument("--draft-steps", type=int, default=90, help="steps of the draft alone")
+    parser.add_argument("--samples", type=int, default=64, help="texts sampled from the target")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads of torch")
@@ -176,13 +179,20 @@ def restore_models(
     return target, draft, schedules
 
 
-def export_pair(args: argparse.Namespace, config: PairConfig, corpus: Corpus, done: bool) -> dict:
+def is_finished(args: argparse.Namespace, schedules: dict[str, dict]) -> bool:
+    """Whether both stages reached their last step, by the states in their checkpoints."""
+    configs = dict(zip(("pair", "draft"), stage_configs(args), strict=True))
+    states = {stage: LoopState(**schedule) for stage, schedule in schedules.items()}
+    return states.keys() == configs.keys() and all(
+        states[stage].step >= last_step(states[stage], configs[stage]) for stage in configs
+    )
+
+
+def export_pair(args: argparse.Namespace, config: PairConfig, corpus: Corpus) -> dict:
     """Write both checkpoints with manifest, card and loss curve into `args.out`.
 
-    Figures are measured on the exported weights, bf16 rounding included.
-
-    Args:
-        done: whether both stages reached their last step; a manifest says `provisional` if not.
+    Figures are measured on the exported weights, bf16 rounding included.  The manifest says
+    `is_provisional` while a stage has steps left.
 
     Returns:
         The manifest without its file list.
@@ -195,7 +205,7 @@ def export_pair(args: argparse.Namespace, config: PairConfig, corpus: Corpus, do
     logs = {name: read_log(args.run_dir / f"{name}.jsonl") for name in ("pair", "draft")}
     manifest = {
         "name": "python-completion",
-        "is_provisional": not done,
+        "is_provisional": not is_finished(args, schedules),
         "parameters": {
             "target": target.shape.num_parameters(),
             "draft": draft.shape.num_parameters(),
@@ -259,13 +269,10 @@ def run(args: argparse.Namespace) -> int:
         config = replace(config, tokens_per_pass=config.tokens_per_step)
     corpus = prepare_corpus(args.run_dir)
     pin_recipe(args.run_dir, config, corpus)
-    done = False
-    if not args.export_only:
-        done = train_stages(args, config, corpus)
-        if not done:
-            print("stopped; the same command continues", file=sys.stderr)
-            return 1
-    figures = export_pair(args, config, corpus, done)["held_out"]
+    if not args.export_only and not train_stages(args, config, corpus):
+        print("stopped; the same command continues", file=sys.stderr)
+        return 1
+    figures = export_pair(args, config, corpus)["held_out"]
     Console(file=sys.stderr).print_json(data=figures)
     return 0
 

@@ -90,6 +90,13 @@ def model_card(manifest: dict) -> str:
     figures, corpus = manifest["held_out"], manifest["corpus"]
     steps = {stage: schedule["step"] for stage, schedule in manifest["schedules"].items()}
     sizes = manifest["parameters"]
+    tokens = steps["pair"] * manifest["recipe"]["tokens_per_step"]
+    replanned = (
+        " The cooldown was replanned while it ran (`cooldown_scale` in the manifest), so that a\n"
+        "repetition gives an equivalent pair, not the same bits."
+        if manifest["schedules"]["pair"]["cooldown_scale"] != 1.0
+        else ""
+    )
     warning = (
         "**Provisional: exported from an unfinished training.**\n\n"
         if manifest["is_provisional"]
@@ -123,6 +130,8 @@ accordingly.
 the draft alone, half on corpus text, half on text sampled from the target. Matrices are stepped by
 Muon, embeddings and norms by AdamW; warm-up, constant rate, linear cooldown with the sequence
 length raised from 512 to 1024. Weights are stored in bf16. `loss_curve.png` shows the course.
+The target saw {tokens / 1e6:.1f}M tokens, {tokens / corpus["train_tokens"]:.1f} passes over the
+corpus: more steps buy a better pair.{replanned}
 
 ## Figures
 
