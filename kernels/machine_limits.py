@@ -64,16 +64,15 @@ class LimitProbe:
         return self._read(self._memory.numel() * 4, repeats)
 
     def dram_gbps_by_stretch(self) -> list[float]:
-        """One pass over the buffer in stretches of 32 MB: the rate of each, always in the same order."""
+        """One pass over the buffer in stretches of 32 MB: their rates, always in the same order."""
         rates: list[float] = []
         for start in range(0, self._memory.numel() * 4, STRETCH_BYTES):
             rates += self._read(STRETCH_BYTES, 1, start)
         return rates
 
     def cache_gbps(self, repeats: int = 30) -> list[float]:
-        return self._read(CACHE_BYTES_PER_THREAD * self._pool.num_threads, repeats + 2)[
-            2:
-        ]  # two passes to warm up
+        rates = self._read(CACHE_BYTES_PER_THREAD * self._pool.num_threads, repeats + 2)
+        return rates[2:]  # two passes to warm up
 
     def gflops(
         self, dtype: torch.dtype, repeats: int = 5, milliseconds: float = 4.0
