@@ -83,8 +83,9 @@ def check(
             the result is the same.
         num_heads, num_kv_heads, head_dim: H, H_kv, D; H / H_kv is an integer of at most 64.
         scale: Factor on q k^T.
-        window: Sliding window in tokens; 0 is none. Prefix keys at logical index <= position -
-            window are hidden; ancestors outside the window have no bit in the mask.
+        window: Sliding window in tokens, the row itself included; 0 is none. Prefix keys at logical
+            index <= position - window are hidden, and all but the last `window` bits of the mask
+            (which may have been cleared already).
     """
     expect(
         NAME,
@@ -118,6 +119,7 @@ def visible_path(batch: RowBatch, row: int, sequence: int, window: int) -> torch
     prefix = torch.arange(first, max(first, int(batch.visible_lens[row])))
     words = [int(word) for word in batch.ancestor_mask[row]]
     bits = [w * 64 + j for w, word in enumerate(words) for j in range(64) if word >> j & 1]
+    bits = bits[-window:]
     return torch.cat([prefix, int(batch.tree_starts[sequence]) + torch.tensor(bits).long()])
 
 

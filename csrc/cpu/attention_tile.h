@@ -27,7 +27,9 @@ struct RowView {
   int64_t tree_count;
   const int64_t* mask;
 
-  int64_t begin() const { return lo < visible ? lo : tree_begin; }
+  // First ancestor inside the window.
+  int64_t tree_first() const { return larger(tree_begin, lo); }
+  int64_t begin() const { return lo < visible ? lo : tree_first(); }
   int64_t end() const { return tree_count > 0 ? tree_begin + tree_count : visible; }
   bool is_empty() const { return begin() >= end(); }
 };
@@ -39,8 +41,7 @@ inline RowView view_row(const TreeAttentionArgs& args, int64_t row) {
   }
   view.tree_begin = view.visible;
   if (args.window > 0) {
-    // A window that hides part of the path hides the whole prefix, and counts back from the row
-    // itself.
+    // The mask may lack ancestors outside the window: positions count back from the row itself.
     view.lo = larger(0, args.positions[row] - args.window + 1);
     view.tree_begin = larger(view.visible, args.positions[row] + 1 - view.tree_count);
   }
@@ -224,7 +225,7 @@ bool Tile<T>::find_ancestors(int64_t split_begin) {
   for (int64_t r = 0; r < span_.num_rows; ++r) {
     const RowView& row = rows_[r];
     tree_count_[r] = 0;
-    tree_column_[r] = larger(0, row.tree_begin - split_begin);
+    tree_column_[r] = larger(0, row.tree_first() - split_begin);
     if (row.tree_count == 0 || row.tree_begin >= split_begin + kSplit ||
         row.tree_begin + row.tree_count <= split_begin) {
       continue;
@@ -233,7 +234,7 @@ bool Tile<T>::find_ancestors(int64_t split_begin) {
     for (int64_t w = 0; w < args_.mask_words; ++w) {
       for (uint64_t bits = static_cast<uint64_t>(row.mask[w]); bits != 0;
            bits &= bits - 1, ++column) {
-        if (column < 0 || column >= kSplit) continue;
+        if (column < tree_column_[r] || column >= kSplit) continue;
         tree_keys_[r][tree_count_[r]++] = static_cast<uint16_t>(w * 64 + __builtin_ctzll(bits));
       }
     }

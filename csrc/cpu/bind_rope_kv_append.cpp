@@ -7,8 +7,9 @@ void bind_rope_kv_append(pybind11::module_& module) {
   module.def("rope_kv_append", [](Program& program, uintptr_t qkv, uintptr_t cos_sin,
                                   uintptr_t positions, uintptr_t slots, uintptr_t kv_cache,
                                   bool cache_is_bf16, uintptr_t num_rows, uintptr_t q_norm,
-                                  uintptr_t k_norm, float eps, int64_t num_heads, int64_t num_kv_heads,
-                                  int64_t head_dim, int64_t half_rotary_dim, int64_t block_size) {
+                                  uintptr_t k_norm, float eps, int64_t num_heads,
+                                  int64_t num_kv_heads, int64_t head_dim, int64_t half_rotary_dim,
+                                  int64_t block_size) {
     program.append(
         "rope_kv_append", rope_kv_append,
         RopeKvAppendArgs{pointer<float>(qkv), pointer<const float>(cos_sin),

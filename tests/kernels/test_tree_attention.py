@@ -200,6 +200,17 @@ def test_sliding_window(window: int) -> None:
         assert_within_twice_plain(make_args([Span(chain, context, BUSHY)], 4, 2, window=window))
 
 
+@pytest.mark.parametrize("window", [1, 3, 8])
+def test_ancestors_outside_the_window_may_keep_their_bits(window: int) -> None:
+    args = make_args([Span(1, 124, CHAIN_IN_TREE)], 4, 2, window=window)
+    expected = run(args)
+    full = make_args([Span(1, 124, CHAIN_IN_TREE)])["batch"].ancestor_mask
+    assert not torch.equal(full, args["batch"].ancestor_mask)
+    args["batch"].ancestor_mask.copy_(full)
+    assert torch.equal(run(args), expected)
+    assert_within_twice_plain(args)
+
+
 def test_wide_trees_use_several_mask_words() -> None:
     parents = tuple(max(0, node - 1 - node % 3) for node in range(1, 151))
     assert_within_twice_plain(make_args([Span(1, 100, parents)], 4, 2, words=3))
