@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "sdengine/noise.h"
+#include "sdengine/penalty.h"
 
 namespace sdengine {
 
@@ -82,6 +83,10 @@ struct VocabPasses {
   // maxima.
   void (*perturb)(const float* logits, int64_t begin, int64_t end, RowScale scale,
                   const float* noise, float* scores, float* block_max);
+
+  // logits[begin:end) = penalized() of each; any begin and end.
+  void (*penalize)(float* logits, const int32_t* prompt_counts, const int32_t* output_counts,
+                   int64_t begin, int64_t end, const Penalties& penalties);
 };
 
 // The passes for the instruction set of this process.

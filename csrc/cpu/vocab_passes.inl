@@ -241,9 +241,33 @@ void perturb_row(const float* logits, int64_t begin, int64_t end, RowScale scale
   }
 }
 
+SDE_INLINE Vec penalized_lanes(Vec z, IntVec prompt, IntVec output, const Penalties& penalties) {
+  const Vec repetition = broadcast(penalties.repetition);
+  const IntVec none = broadcast_int(0);
+  const Vec scaled = select(less(zeros(), z), z / repetition, z * repetition);
+  const Vec base = select(less(none, prompt + output), scaled, z);
+  const Vec present = select(less(none, output), broadcast(penalties.presence), zeros());
+  return base - (broadcast(penalties.frequency) * to_float(output) + present);
+}
+
+void penalize_row(float* logits, const int32_t* prompt_counts, const int32_t* output_counts,
+                  int64_t begin, int64_t end, const Penalties& penalties) {
+  int64_t i = begin;
+  for (; i + kLanes <= end; i += kLanes) {
+    const Vec z = penalized_lanes(load(logits + i), load_int(prompt_counts + i),
+                                  load_int(output_counts + i), penalties);
+    store(logits + i, z);
+  }
+  if (i >= end) return;
+  const int n = static_cast<int>(end - i);
+  const Vec z = penalized_lanes(load_partial(logits + i, n), load_int_partial(prompt_counts + i, n),
+                                load_int_partial(output_counts + i, n), penalties);
+  store_partial(logits + i, z, n);
+}
+
 // Constant, so that no instruction of a wider set runs while the library is loaded.
 constexpr VocabPasses kThesePasses = {scan_row, mass_of_row,       histogram_row, gather_bin_of_row,
-                                      race_row, fill_noise_of_row, perturb_row};
+                                      race_row, fill_noise_of_row, perturb_row,   penalize_row};
 
 }  // namespace SDENGINE_ISA_NAMESPACE
 }  // namespace sdengine
