@@ -30,6 +30,7 @@ MAX_LOGPROBS = 20
 MAX_NUM_COMPLETIONS = 128
 MAX_TOKEN_ID = 2**31 - 1
 MAX_BIAS = 100.0
+MAX_REPETITION_PENALTY = 1000.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +48,8 @@ class SamplingParams:
         min_p: drop tokens less likely than min_p times the most likely one, 0 to 1.
         presence_penalty: subtracted once from the logit of every token generated before, -2 to 2.
         frequency_penalty: subtracted per earlier occurrence among the generated tokens, -2 to 2.
-        repetition_penalty: > 0; divides positive and multiplies negative logits of tokens of prompt
-            and output.
+        repetition_penalty: 0.001 to 1000; divides positive and multiplies negative logits of tokens
+            of prompt and output.
         logit_bias: token id -> number of [-100, 100] added to its logit.
         seed: 64-bit integer that fixes the request's random numbers; None takes one from the
             engine's seed.
@@ -126,7 +127,11 @@ def _checked(params: SamplingParams) -> dict[str, object]:
         "top_k": max(0, check_int(error, "top_k", params.top_k, -1)),
         "min_p": check_float(error, "min_p", params.min_p, 0.0, 1.0),
         "repetition_penalty": check_float(
-            error, "repetition_penalty", params.repetition_penalty, 0.0, low_is_open=True
+            error,
+            "repetition_penalty",
+            params.repetition_penalty,
+            1 / MAX_REPETITION_PENALTY,
+            MAX_REPETITION_PENALTY,
         ),
         "logit_bias": _checked_bias(params.logit_bias),
         "stop": _checked_stop(params.stop),
