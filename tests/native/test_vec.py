@@ -24,7 +24,7 @@ CPU = ROOT / "csrc" / "cpu"
 COMPILER = shutil.which(os.environ.get("CXX", "c++"))
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 EMULATED = ["-DSDENGINE_SIMDE", "-include", str(HERE / "avx512_emulated.h"), "-Wno-psabi"]
-ISA_OPS = ("rms_norm", "silu_and_mul", "rope_kv_append", "tree_attention")
+ISA_OPS = ("linear", "rms_norm", "silu_and_mul", "rope_kv_append", "tree_attention")
 
 needs_simde = pytest.mark.skipif(
     not any(Path(p, "simde/x86/avx512.h").exists() for p in ("/usr/include", "/usr/local/include")),
@@ -99,7 +99,7 @@ def build_emulated_extension(folder: Path) -> Path:
     (folder / "forced_isa.cpp").write_text(FORCED_ISA)
     python = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
     common = ["-c", "-fPIC", "-fvisibility=hidden", f"-I{folder}", *python]
-    plain = ["bindings", "program", "thread_pool"]
+    plain = ["bindings", "program", "thread_pool", "packed_weight"]
     plain += [f"{prefix}{op}" for op in ISA_OPS for prefix in ("bind_", "")]
     jobs = [(CPU / f"{name}.cpp", common) for name in plain]
     jobs += [(CPU / f"{op}_portable.cpp", common) for op in ISA_OPS]
