@@ -65,6 +65,8 @@ def check(
     rows: RowBatch | None,
     creation_ids: torch.Tensor | None = None,
     calibration: torch.Tensor | None = None,
+    row_prices: torch.Tensor | None = None,
+    cu_pending: torch.Tensor | None = None,
     proposal_offset: int = 0,
     window: int = 0,
 ) -> None:
@@ -111,6 +113,11 @@ def check(
             its draft noise (roots: 0). Unique within sequence and step.
         calibration: [B, 32] float32, acceptance at the bin centers (sdengine/calibration.h); None
             takes the estimate as it is.
+        row_prices: [N] float32, the thresholds of tree_select, or None. A node is forwarded only if a
+            child of it could still be selected: the child's value is at most the node's reach, and
+            the row it takes is at best the one after all nodes worth more. Static trees ignore it.
+        cu_pending: [B + 1] int32, rows that come before the trees, as for tree_select; required
+            with row_prices.
         proposal_offset: static; row of the proposal store that candidate row 0 is.
         window: static; sliding window of the draft's attention, 0 without.
     """
@@ -147,6 +154,9 @@ def check(
     expect_tensor(OP_NAME, "total_budget", total_budget, torch.int32, (1,))
     expect_tensor(OP_NAME, "stop_tokens", stop_tokens, torch.int32, (batch, None))
     expect_tensor(OP_NAME, "min_layer_gain", min_layer_gain, torch.float32, (1,))
+    if row_prices is not None:
+        expect_tensor(OP_NAME, "row_prices", row_prices, torch.float32, (None,))
+        expect_tensor(OP_NAME, "cu_pending", cu_pending, torch.int32, (tree.batch_size + 1,))
     expect_tensor(OP_NAME, "block_tables", block_tables, torch.int32, (batch, None))
     expect_tensor(OP_NAME, "num_seqs", num_seqs, torch.int32, (1,))
     if calibration is not None:
@@ -195,6 +205,8 @@ def cpu(native: Any, **args: Any) -> None:
         "calibration",
         "min_layer_gain",
         "num_seqs",
+        "row_prices",
+        "cu_pending",
     )
     load_cpu().tree_expand(
         native,
@@ -218,6 +230,7 @@ def cpu(native: Any, **args: Any) -> None:
         0 if rows is None else rows.mask_words,
         address(args.get("creation_ids")),
         address(args["scratch"]),
+        0 if args.get("row_prices") is None else args["row_prices"].shape[0],
     )
 
 

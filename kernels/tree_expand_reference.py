@@ -220,9 +220,19 @@ def _frontier(
         if n.depths == depth
         and (floor < 1 if uniform else n.reach > floor)
         and n.tokens not in stops
+        and (uniform or _can_pay(n, nodes, args))
     ]
     widest = sorted(worthy, key=lambda n: (-n.reach, n.index))[:room]
     return sorted(widest, key=lambda n: n.index)
+
+
+def _can_pay(node: Node, nodes: list[Node], args: dict[str, Any]) -> bool:
+    prices = args.get("row_prices")
+    if prices is None:
+        return True
+    row = int(args["cu_pending"][int(args["num_seqs"])])
+    row += sum(n.values >= node.reach for n in nodes[1:])
+    return row < len(prices) and bool(node.reach >= prices.numpy()[row])
 
 
 def _write_row(rows: RowBatch, row: int, b: int, node: Node, args: dict[str, Any]) -> None:

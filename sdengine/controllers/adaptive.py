@@ -23,7 +23,7 @@ FIRST_PAUSE = 16  # plain steps between the first two trials
 LONGEST_PAUSE = 1024
 PATIENCE = 12  # speculative steps before the first verdict
 SPARE_LAYERS = 2  # recorded beyond the depth that was of use lately
-HICCUP = 3.0  # a time so many times its running mean is the machine's, not the step's
+HICCUP = 2.0  # a time so many times what is expected is the machine's, not the step's
 
 
 class AdaptiveController:
@@ -44,7 +44,7 @@ class AdaptiveController:
         self._max_nodes = max_nodes
         self._max_batch_nodes = max_batch_nodes
         self._slowdown = 1.0  # of the machine since the costs were measured
-        self._token_s: dict[int, float] = {}  # by decoding sequences, while speculating
+        self._spent: dict[int, _Spent] = {}  # by decoding sequences, while speculating
         self._depth_used = float(max_depth)
         self._steps_left = PATIENCE
         self._pause = FIRST_PAUSE
@@ -68,13 +68,14 @@ class AdaptiveController:
             return
         if report.is_steady:
             expected = self._costs.verify_time(report.num_rows)
-            self._slowdown = _mean(self._slowdown, report.verify_time_s / expected)
+            seen = min(report.verify_time_s / expected, HICCUP * self._slowdown)
+            self._slowdown += SMOOTHING * (seen - self._slowdown)
         if plan.depth == 0:
             self._plain_left -= 1
             if self._plain_left == 0:
                 self._steps_left = TRIAL_STEPS
             return
-        self._learn(num_decoding, report)
+        self._learn(num_decoding, plan, report)
         self._steps_left -= 1
         if self._steps_left <= 0:
             self._judge(num_decoding)
@@ -85,29 +86,41 @@ class AdaptiveController:
     def _token_seconds(self, num_decoding: int) -> float:
         """Seconds per committed token of the whole batch, at best what plain decoding takes."""
         plain = self._plain_seconds(num_decoding)
-        return min(self._token_s.get(num_decoding, plain), plain)
+        spent = self._spent.get(num_decoding)
+        return plain if spent is None else min(spent.seconds / spent.tokens, plain)
 
-    def _learn(self, num_decoding: int, report: StepReport) -> None:
+    def _learn(self, num_decoding: int, plan: StepPlan, report: StepReport) -> None:
         deepest = max(report.num_accepted)
         # Grows at once and shrinks slowly: a layer too many costs little, one too few a token.
         rate = 0.5 if deepest > self._depth_used else SMOOTHING
         self._depth_used += rate * (deepest - self._depth_used)
-        if report.is_steady:
-            tokens = num_decoding + sum(report.num_accepted)
-            seen = (report.draft_time_s + report.verify_time_s) / tokens
-            self._token_s[num_decoding] = _mean(self._token_s.get(num_decoding, seen), seen)
+        if not report.is_steady:
+            return
+        draft_s = self._costs.draft_time(plan.depth)
+        expected = self._slowdown * (draft_s + self._costs.verify_time(report.num_rows))
+        seconds = min(report.draft_time_s + report.verify_time_s, HICCUP * expected)
+        spent = self._spent.setdefault(num_decoding, _Spent())
+        spent.add(seconds, num_decoding + sum(report.num_accepted))
 
     def _judge(self, num_decoding: int) -> None:
-        seen = self._token_s.get(num_decoding)
-        if seen is None or seen <= self._plain_seconds(num_decoding):
+        spent = self._spent.get(num_decoding)
+        if spent is None or spent.seconds <= spent.tokens * self._plain_seconds(num_decoding):
             self._pause = FIRST_PAUSE
             return
         self._plain_left = self._pause
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
-        # The next trial starts from what is known now, not from the trial that failed.
-        self._token_s.pop(num_decoding)
+        # The next trial starts from what is known then, not from the trial that failed.
+        self._spent.pop(num_decoding)
 
 
-def _mean(old: float, seen: float) -> float:
-    """Running mean that a hiccup of the machine moves by little."""
-    return old + SMOOTHING * (min(seen, HICCUP * old) - old)
+class _Spent:
+    """Recent seconds and the tokens they gave; older steps fade."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.tokens = 0.0
+
+    def add(self, seconds: float, tokens: int) -> None:
+        """Counts one step."""
+        self.seconds += seconds - SMOOTHING * self.seconds
+        self.tokens += tokens - SMOOTHING * self.tokens

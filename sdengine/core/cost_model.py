@@ -44,10 +44,31 @@ class CostModel:
         return self.verify_s[-1] + last * (num_rows - self.rows[-1])
 
     def row_costs(self, max_rows: int) -> np.ndarray:
-        """Seconds that row M + 1 adds to a step of M rows: [max_rows] float64, index M."""
-        times = np.array([self.verify_time(m) for m in range(1, max_rows + 2)])
-        return np.concatenate([[0.0], np.diff(times)])[:max_rows]
+        """Seconds that row M + 1 adds to a step of M rows: [max_rows] float64, index M; never
+        decreasing.
+
+        Taken from the convex hull of the measurements: kernels work in groups of rows, so times go
+        up in stairs, and a row is charged its share of the stair, not the whole of it.
+        """
+        hull = _lower_hull(self.rows, self.verify_s)
+        slopes = [(t1 - t0) / (m1 - m0) for (m0, t0), (m1, t1) in zip(hull, hull[1:])]
+        edges = [m for m, _ in hull[1:-1]]
+        index = np.searchsorted(edges, np.arange(max_rows), side="right")
+        return np.asarray(slopes or [0.0])[index]
 
     def draft_time(self, depth: int) -> float:
         """Seconds to grow a tree of `depth` layers."""
         return 0.0 if depth == 0 else self.draft_first_s + (depth - 1) * self.draft_layer_s
+
+
+def _lower_hull(rows: Sequence[int], times: Sequence[float]) -> list[tuple[int, float]]:
+    """Corners of the largest convex function below the points (rows ascending)."""
+    hull: list[tuple[int, float]] = []
+    for m, t in zip(rows, times):
+        while len(hull) > 1:
+            (m0, t0), (m1, t1) = hull[-2:]
+            if (t1 - t0) * (m - m1) < (t - t1) * (m1 - m0):
+                break
+            hull.pop()
+        hull.append((m, t))
+    return hull

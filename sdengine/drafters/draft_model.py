@@ -165,6 +165,8 @@ class DraftModelDrafter:
             depth_limits=state.depth_limits,
             stop_tokens=workspace.stop_tokens,
             min_layer_gain=workspace.min_layer_gain,
+            row_prices=workspace.thresholds,
+            cu_pending=workspace.cu_pending,
             block_tables=state.block_tables,
             num_seqs=workspace.num_seqs,
             scratch=workspace.tree_scratch,

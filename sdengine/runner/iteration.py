@@ -1,7 +1,7 @@
 """One iteration as one program: propose, forward, verify, commit. Described once per variant.
 
     propose   gather_pending  build_rows  draft pass  draft_topk  tree_expand   (again per layer)
-    forward   gather_pending  tree_select  build_rows  target pass
+    forward   tree_select  build_rows  target pass
     verify    penalize  sample  tree_verify
     commit    commit_plan  kv_compact  kv_compact
 
@@ -114,7 +114,10 @@ class Iteration:
         return program
 
     def _describe(self, program: Program, variant: Variant) -> None:
+        # Twice: the barrier after the first launch waits for workers to wake, which is no drafting.
         program.launch("timestamp", out_ns=self.times_ns[0:1])
+        program.launch("timestamp", out_ns=self.times_ns[0:1])
+        self.describe_pending(program)
         self._describe_propose(program, variant)
         program.launch("timestamp", out_ns=self.times_ns[1:2])
         self.describe_verify(program, variant.depth > 0, variant.has_penalties)
@@ -130,6 +133,19 @@ class Iteration:
             describe_penalties(program, self.workspace, self.penalties, has_trees)
         self._verifier.verify(program, self.verdict)
         self._describe_commit(program, has_trees, has_penalties)
+
+    def describe_pending(self, program: Program) -> None:
+        """Appends the packing of the target's pending tokens; drafting, too, counts their rows."""
+        workspace, state = self.workspace, self.workspace.state
+        program.launch(
+            "gather_pending",
+            history=state.history,
+            computed_lens=state.computed_lens,
+            pending_lens=state.pending_lens,
+            num_seqs=workspace.num_seqs,
+            pending_tokens=workspace.pending_tokens,
+            cu_pending=workspace.cu_pending,
+        )
 
     def _describe_propose(self, program: Program, variant: Variant) -> None:
         if variant.depth > 0:
@@ -147,15 +163,6 @@ class Iteration:
 
     def _describe_rows(self, program: Program, has_trees: bool) -> None:
         workspace, state = self.workspace, self.workspace.state
-        program.launch(
-            "gather_pending",
-            history=state.history,
-            computed_lens=state.computed_lens,
-            pending_lens=state.pending_lens,
-            num_seqs=workspace.num_seqs,
-            pending_tokens=workspace.pending_tokens,
-            cu_pending=workspace.cu_pending,
-        )
         if has_trees:
             program.launch(
                 "tree_select",

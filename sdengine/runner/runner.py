@@ -25,6 +25,9 @@ from sdengine.scheduler.scheduler import Schedule, ScheduledSequence
 WAKE_US = 200
 """How long a woken worker spins for the program that the host is preparing."""
 
+MAX_STEADY_PENDING = 2
+"""Tokens that a draft in step has to compute: the last accepted one, if it was a leaf, and the
+root."""
 ROOT_ONLY = 2
 """`wants_logits` of a sequence that decodes without a tree."""
 
@@ -82,6 +85,7 @@ class Runner:
         self._has_draft_cache = self._has_drafter and iteration.drafter.cache is not None
         self._is_drafting = False
         self._needs_catch_up = False
+        self._is_catching_up = False
         self._row_costs: np.ndarray | None = None
         self._draft_layer_s = 0.0
         self._prepared_at = 0.0
@@ -117,7 +121,7 @@ class Runner:
         for sequence in schedule.admitted:
             self._admit(sequence)
         room = self._sizes.max_batched_tokens
-        self._needs_catch_up = False
+        self._needs_catch_up = self._is_catching_up = False
         num_decoding = 0
         for entry in schedule.scheduled:
             room -= self._prepare_entry(entry, room)
@@ -218,6 +222,7 @@ class Runner:
         host.node_budgets[slot] = self._sizes.max_nodes if depth > 0 else 0
         host.depth_limits[slot] = min(depth, self._sizes.max_depth)
         self._needs_catch_up |= not decodes
+        self._is_catching_up |= pending > MAX_STEADY_PENDING
         return pending
 
     def _write_blocks(self, slot: int, block_table: list[int]) -> None:
@@ -262,7 +267,8 @@ class Runner:
             num_rows=num_pending + num_nodes,
             draft_time_s=draft_s,
             verify_time_s=verify_s,
-            is_steady=num_pending == len(commits),
+            is_steady=num_pending == len(commits)
+            and not (self._is_drafting and self._is_catching_up),
         )
         if self._is_drafting:
             self._calibrator.observe()

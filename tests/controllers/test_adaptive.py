@@ -89,6 +89,14 @@ def test_cost_model_interpolates_and_is_monotone() -> None:
     assert times == sorted(times)
     assert model.verify_time(2) == pytest.approx(1.2)
     assert model.verify_time(16) == pytest.approx(3.6)
-    assert model.row_costs(9)[4] == pytest.approx(0.2)
-    assert model.row_costs(9)[0] == 0.0
+
     assert model.draft_time(0) == 0.0 and model.draft_time(3) == pytest.approx(0.2)
+
+
+def test_a_row_is_charged_its_share_of_a_stair() -> None:
+    stairs = CostModel((1, 4, 5, 8, 9, 12), (1.0, 1.0, 2.0, 2.0, 3.0, 3.2), 0.1, 0.05)
+    prices = stairs.row_costs(20)
+    assert (prices[1:] >= prices[:-1]).all()
+    assert prices[3] == 0.0 and prices[4] == pytest.approx(0.25)
+    assert sum(prices[1:8]) == pytest.approx(1.0), "what 8 rows cost more than 1"
+    assert CostModel((1,), (1.0,), 0.1, 0.1).row_costs(3).tolist() == [0.0, 0.0, 0.0]

@@ -43,6 +43,7 @@ class World:
     stops: tuple[int, ...] = ()
     min_gain: float = 0.0
     calibration: torch.Tensor | None = None
+    prices: list[float] | None = None
     window: int = 0
     block_size: int = 8
     starts: list[int] | None = None
@@ -126,6 +127,8 @@ def expand_args(world: World) -> dict[str, Any]:
         "stop_tokens": torch.tensor([[-1, *world.stops]] * b, dtype=I32),
         "min_layer_gain": torch.tensor([world.min_gain]),
         "calibration": world.calibration,
+        "row_prices": None if world.prices is None else torch.tensor(world.prices),
+        "cu_pending": torch.arange(b + 1, dtype=I32),
         "block_tables": shuffled.to(I32).view(b, blocks),
         "num_seqs": torch.tensor([world.live], dtype=I32),
         "scratch": allocate_tree_scratch(b, world.nodes, world.width, world.k),

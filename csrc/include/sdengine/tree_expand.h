@@ -58,6 +58,9 @@ struct TreeExpandArgs {
   const int32_t* stop_tokens;   // [B, num_stop_tokens], -1 where unused
   const float* calibration;     // [B, 32] or null
   const float* min_layer_gain;  // [1]
+  const float* row_prices;      // [N], null: rows cost nothing
+  int32_t num_prices;           // N
+  const int32_t* cu_pending;    // [B + 1], with row_prices
   const int32_t* num_seqs;      // [1]
   BlockTablesView tables;
   RowBatchView rows;      // capacity 0: no next layer
@@ -311,11 +314,20 @@ SDE_HD inline int32_t frontier_room(const TreeExpandArgs& args, int64_t b, int32
                 args.tables.max_blocks * args.tables.block_size - args.tree_starts[b] - forwarded);
 }
 
+// Whether a child of the node could still be selected: at best it comes right after the nodes that
+// are worth more than its parent's reach, and has to pay for the row it takes there.
+SDE_HD inline bool can_pay(const TreeExpandArgs& args, DraftTreeView tree, int32_t node) {
+  if (args.row_prices == nullptr || is_uniform_rule(args.rule)) return true;
+  int32_t row = args.cu_pending[*args.num_seqs];
+  for (int32_t i = 1; i <= *tree.num_nodes; ++i) row += tree.values[i] >= tree.reach[node] ? 1 : 0;
+  return row < args.num_prices && tree.reach[node] >= args.row_prices[row];
+}
+
 // Whether a child of the node could still enter the kept set.
 SDE_HD inline bool is_worth_forwarding(const TreeExpandArgs& args, int64_t b, DraftTreeView tree,
                                        int32_t node, float floor) {
   const bool can_enter = is_uniform_rule(args.rule) ? floor < 1.0f : tree.reach[node] > floor;
-  return can_enter && !is_stop_token(args, b, tree.tokens[node]);
+  return can_enter && !is_stop_token(args, b, tree.tokens[node]) && can_pay(args, tree, node);
 }
 
 // Writes the nodes to forward next at rows.row_node[first...] in creation order; returns how many.

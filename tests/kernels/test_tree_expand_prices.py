@@ -1,0 +1,61 @@
+"""tree_expand with row prices: less is drafted, the same nodes are selected."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from tests.kernels.test_tree_select import select
+from tests.kernels.tree_worlds import World, assert_same_rows, assert_same_trees, grow, paths_of
+
+
+def priced_world(seed: int, batch: int = 1) -> World:
+    rng = np.random.default_rng([seed, 7])
+    nodes = int(rng.integers(1, 24))
+    rows = batch * (nodes + 1)
+    prices = np.sort(rng.uniform(0, 0.6, rows)) * (rng.uniform(size=rows) > 0.2)
+    return World(
+        seed=seed,
+        batch=batch,
+        nodes=nodes,
+        layers=4,
+        k=5,
+        rule=("node", "slot")[seed % 2],
+        levels=(0, 8)[seed // 2 % 2],
+        prices=np.sort(prices).astype(np.float32).tolist(),
+    )
+
+
+def forwarded(world: World) -> int:
+    return sum(int(rows.num_rows) for rows in grow(world).layers)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_what_is_selected_stays_the_same(batch: int) -> None:
+    saved = 0
+    for seed in range(150):
+        world = priced_world(seed, batch)
+        free = replace(world, prices=None)
+        thresholds = torch.tensor(world.prices)
+        gated, whole = (select(grow(w).tree, thresholds, batch) for w in (world, free))
+        for b in range(batch):
+            assert sorted(paths_of(gated, b)) == sorted(paths_of(whole, b)), seed
+        saved += forwarded(free) - forwarded(world)
+    assert saved > 150, "the prices saved no draft work"
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_equals_the_reference(seed: int) -> None:
+    world = priced_world(seed, batch=2)
+    native, plain = grow(world), grow(world, "reference")
+    assert_same_trees(native.tree, plain.tree, world.live)
+    for left, right in zip(native.layers, plain.layers):
+        assert_same_rows(left, right, world.live)
+
+
+def test_static_trees_ignore_prices() -> None:
+    world = World(seed=1, nodes=12, layers=3, k=2, rule="uniform", prices=[9.0] * 16)
+    assert forwarded(world) == forwarded(replace(world, prices=None)) > 0
