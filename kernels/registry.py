@@ -17,7 +17,6 @@ OP_NAMES = (
     "penalize",
     "sample",
     "draft_topk",
-    "row_stats",
     "tree_expand",
     "tree_select",
     "gather_pending",
