@@ -113,7 +113,8 @@ def check(
             its draft noise (roots: 0). Unique within sequence and step.
         calibration: [B, 32] float32, acceptance at the bin centers (sdengine/calibration.h); None
             takes the estimate as it is.
-        row_prices: [N] float32, the thresholds of tree_select, or None. A node is forwarded only if a
+        row_prices: [N] float32, the thresholds of tree_select, or None. A node is forwarded only if
+            a
             child of it could still be selected: the child's value is at most the node's reach, and
             the row it takes is at best the one after all nodes worth more. Static trees ignore it.
         cu_pending: [B + 1] int32, rows that come before the trees, as for tree_select; required

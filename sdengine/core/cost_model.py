@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -51,7 +52,7 @@ class CostModel:
         up in stairs, and a row is charged its share of the stair, not the whole of it.
         """
         hull = _lower_hull(self.rows, self.verify_s)
-        slopes = [(t1 - t0) / (m1 - m0) for (m0, t0), (m1, t1) in zip(hull, hull[1:])]
+        slopes = [(t1 - t0) / (m1 - m0) for (m0, t0), (m1, t1) in pairwise(hull)]
         edges = [m for m, _ in hull[1:-1]]
         index = np.searchsorted(edges, np.arange(max_rows), side="right")
         return np.asarray(slopes or [0.0])[index]

@@ -270,7 +270,7 @@ class RequestBook:
             raise RequestError.from_parts(
                 f"at most {limits.max_biases} tokens in logit_bias", str(len(biases))
             )
-        num_stops = len(params.stop_token_ids or ()) + len(limits.eos_token_ids)
+        num_stops = len(tuple(params.stop_token_ids or ())) + len(limits.eos_token_ids)
         if params.min_tokens and num_stops > limits.max_masked:
             raise RequestError.from_parts(
                 f"at most {limits.max_masked} stop tokens together with min_tokens", str(num_stops)

@@ -1,4 +1,5 @@
-"""BlockPool: nothing leaks, nothing is handed out twice, equal prefixes are shared and only they."""
+"""BlockPool: nothing leaks, nothing is handed out twice, equal prefixes are shared and only
+they."""
 
 from __future__ import annotations
 

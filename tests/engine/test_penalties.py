@@ -1,4 +1,5 @@
-"""Penalties, logit bias and min_tokens: counted along each node's own path, so speculation keeps the
+"""Penalties, logit bias and min_tokens: counted along each node's own path, so speculation keeps
+the
 very tokens; and they do what they say, against a plain loop over the reference model."""
 
 from __future__ import annotations
@@ -100,6 +101,6 @@ def test_preemption_keeps_the_counts(make_engine: MakeEngine) -> None:
 
 def test_more_biases_than_the_tables_hold_are_refused(make_engine: MakeEngine) -> None:
     engine = make_engine(str(make_checkpoint(vocab_size=2000)))
-    params = SamplingParams(logit_bias={token: 1.0 for token in range(1025)})
+    params = SamplingParams(logit_bias=dict.fromkeys(range(1025), 1.0))
     with pytest.raises(RequestError, match=r"at most 1024 .*1025"):
         engine.add_request("r", [5], params)

@@ -14,7 +14,8 @@ def test_embed_is_an_exact_gather(dtype: torch.dtype, rows: int, capacity: int, 
     weight = torch.randn(17, width).to(dtype)
     tokens = torch.randint(0, 17, (capacity,), dtype=torch.int32)
     out = torch.full((capacity, width), -7.0)
-    run_op("embed", tokens=tokens, weight=weight, out=out, num_rows=torch.tensor([rows], dtype=torch.int32))
+    count = torch.tensor([rows], dtype=torch.int32)
+    run_op("embed", tokens=tokens, weight=weight, out=out, num_rows=count)
     assert torch.equal(out[:rows], weight[tokens[:rows].long()].float())
     assert (out[rows:] == -7.0).all()
 

@@ -70,6 +70,27 @@ def test_vec_avx512_emulated(tmp_path: Path) -> None:
     assert "vec: ok, 16 lanes" in run_vec(tmp_path, *EMULATED, *native_avx2())
 
 
+@pytest.mark.parametrize("isa", ["portable", "avx2"])
+def test_kernels_of_lesser_instruction_sets(isa: str) -> None:
+    """The kernels' own tests in a process that asks for less than the machine has."""
+    order = ("portable", "avx2", "avx512")
+    if order.index(isa) >= order.index(load_cpu().detected_isa()):
+        pytest.skip(f"{isa} is not below what this machine has")
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *op_tests()],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "SDENGINE_ISA": isa},
+    )
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
+
+
+def op_tests() -> list[str]:
+    return [str(ROOT / "tests" / "kernels" / f"test_{op}.py") for op in ISA_OPS]
+
+
 FORCED_ISA = """
 #include "cpu/cpu_features.h"
 namespace sdengine {
@@ -124,9 +145,8 @@ def build_emulated_extension(folder: Path) -> Path:
 def test_avx512_kernels_emulated(tmp_path: Path) -> None:
     """The kernels' own tests, run against the emulated AVX-512 build."""
     extension = build_emulated_extension(tmp_path)
-    tests = [str(ROOT / "tests" / "kernels" / f"test_{op}.py") for op in ISA_OPS]
     result = subprocess.run(
-        [sys.executable, "-c", RUN_TESTS, str(extension), *tests],
+        [sys.executable, "-c", RUN_TESTS, str(extension), *op_tests()],
         cwd=ROOT,
         capture_output=True,
         text=True,
