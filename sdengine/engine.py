@@ -15,6 +15,7 @@ from sdengine.core.request import Request, RequestBook
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.core.sequence import Sequence
 from sdengine.factory import EngineParts, build_engine_parts
+from sdengine.runner.iteration import Iteration
 from sdengine.runner.runner import Commit
 from sdengine.scheduler.scheduler import Schedule
 
@@ -56,6 +57,11 @@ class Engine:
     def max_model_len(self) -> int:
         """Longest sequence, prompt included."""
         return self._book.limits.max_model_len
+
+    @property
+    def iteration(self) -> Iteration:
+        """The recorded programs and their buffers: for benchmarks and tools, not for requests."""
+        return self._runner.iteration
 
     @property
     def num_free_blocks(self) -> int:

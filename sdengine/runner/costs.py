@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from math import inf
 from pathlib import Path
@@ -69,16 +69,24 @@ def measure_costs(iteration: Iteration, cache_dir: Path | None = None) -> CostMo
 def _measure(iteration: Iteration) -> CostModel:
     host = HostView(iteration.workspace.state)
     counts = [m for m in ROW_COUNTS if m <= iteration.workspace.sizes.max_nodes + 1]
+    if iteration.backend == "reference":
+        counts = counts[:: len(counts) - 1 or 1]  # an oracle: a line through two points will do
     depth = min(iteration.drafter.max_depth, 4) if iteration.drafter is not None else 0
     trials = [_verify_trial(iteration, host, m) for m in counts]
     trials += [_draft_trial(iteration, host, layers) for layers in (1, depth) if depth]
     try:
-        seconds = _fastest(trials)
+        seconds = _fastest(trials, iteration.backend == "reference")
     finally:
         host.release(0)
     first, deep = seconds[len(counts) :] or (0.0, 0.0)
     layer = max(deep - first, 0.0) / (depth - 1) if depth > 1 else first
     return CostModel.from_samples(counts, seconds[: len(counts)], first, layer)
+
+
+def verify_trials(iteration: Iteration, row_counts: Sequence[int]) -> list[Trial]:
+    """Target passes over chains of so many rows, ready to be timed (benchmarks)."""
+    host = HostView(iteration.workspace.state)
+    return [_verify_trial(iteration, host, m) for m in row_counts]
 
 
 def _verify_trial(iteration: Iteration, host: HostView, num_rows: int) -> Trial:
@@ -122,7 +130,7 @@ def _trial(
     return Trial(program, reset, start, end)
 
 
-def _fastest(trials: list[Trial]) -> list[float]:
+def _fastest(trials: list[Trial], is_slow: bool) -> list[float]:
     """Shortest time of each trial in seconds.
 
     Other processes only ever add time, so the minimum is what the step itself takes. Trials take
@@ -131,10 +139,11 @@ def _fastest(trials: list[Trial]) -> list[float]:
     took twice its time (its weights had left the shared cache).
     """
     fastest = [inf] * len(trials)
+    replays = 1 if is_slow else REPLAYS_PER_TURN
     started = perf_counter()
     for turn in range(MAX_TURNS):
         for i, trial in enumerate(trials):
-            for _ in range(REPLAYS_PER_TURN):
+            for _ in range(replays):
                 trial.reset()
                 trial.program.replay()
                 fastest[i] = min(fastest[i], 1e-9 * int(trial.end_ns - trial.start_ns))

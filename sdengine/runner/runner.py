@@ -62,7 +62,7 @@ class Runner:
     """
 
     def __init__(self, iteration: Iteration, pool: Any) -> None:
-        self._iteration = iteration
+        self.iteration = iteration
         self._pool = pool
         workspace = iteration.workspace
         self._sizes = workspace.sizes
@@ -138,7 +138,7 @@ class Runner:
             catches_up = self._propose_nothing()
         depth = plan.depth if self._is_drafting else 0
         variant = Variant(depth, self._penalties.is_needed, catches_up)
-        self._iteration.program(variant).replay()
+        self.iteration.program(variant).replay()
 
     def commit(self, schedule: Schedule) -> list[Commit]:
         """Reads the step's results and applies them to the sequences' computed lengths."""
@@ -165,7 +165,7 @@ class Runner:
             append_logprobs(
                 commit.sequence,
                 commit.token_ids[:num_tokens],
-                self._iteration.workspace.logits[list(commit.logit_rows[:num_tokens])],
+                self.iteration.workspace.logits[list(commit.logit_rows[:num_tokens])],
                 codec,
             )
 

@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run-dir", type=Path, default=Path("runs/pair"), help="work directory")
     parser.add_argument("--steps", type=int, default=541, help="steps of target and draft")
     parser.add_argument("--cooldown-steps", type=int, default=140, help="the last of these steps")
-    parser.add_argument("--draft-steps", type=int, default=90, help="steps of the draft alone")
+    parser.add_argument("--draft-steps", type=int, default=111, help="steps of the draft alone")
     parser.add_argument("--samples", type=int, default=64, help="texts sampled from the target")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")

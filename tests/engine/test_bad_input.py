@@ -187,7 +187,7 @@ def test_another_vocabulary_padding_of_the_draft_is_accepted(
     expected = run_all(make_engine(), prompts, params)
     assert max(map(max, expected)) >= VOCAB - 24
     engine = make_engine(draft=draft, speculation=TREES)
-    weights = engine._runner._iteration.drafter._weights  # type: ignore[union-attr]
+    weights = engine.iteration.drafter._weights  # type: ignore[union-attr]
     assert len(weights.embed) >= VOCAB >= weights.lm_head.num_outputs
     assert run_all(engine, prompts, params) == expected
 
@@ -257,7 +257,7 @@ def test_variables_reach_the_engine(
     monkeypatch.setenv("SDENGINE_NUM_THREADS", "3")
     llm = make_llm("my-pair", speculation=TREES, num_threads=None)
     assert llm.engine._runner._pool.num_threads == 3
-    assert llm.engine._runner._iteration.drafter is not None
+    assert llm.engine.iteration.drafter is not None
     assert make_llm("my-pair", num_threads=1).engine._runner._pool.num_threads == 1
 
 
@@ -429,7 +429,7 @@ def test_max_tokens_without_end_stops_at_the_context(make_engine: MakeEngine) ->
 def poison(engine: Engine, tokens: list[int]) -> None:
     """Makes the target's embedding of some tokens NaN. Before the first step: nothing is recorded
     yet."""
-    iteration = engine._runner._iteration
+    iteration = engine.iteration
     embed = iteration.weights.embed.clone()
     embed[tokens] = float("nan")
     iteration.weights = replace(iteration.weights, embed=embed)
@@ -488,7 +488,7 @@ def test_a_draft_that_only_makes_nan_changes_nothing(make_engine: MakeEngine) ->
     params = [SamplingParams(max_tokens=24, ignore_eos=True, seed=i) for i in range(2)]
     expected = run_all(make_engine(), PROMPTS, params)
     engine = make_engine(draft=related_draft(), speculation=TREES)
-    drafter: Any = engine._runner._iteration.drafter
+    drafter: Any = engine.iteration.drafter
     embed = torch.full_like(drafter._weights.embed, float("nan"))
     drafter._weights = replace(drafter._weights, embed=embed)
     assert run_all(engine, PROMPTS, params) == expected
@@ -500,9 +500,9 @@ def test_what_lies_in_unused_cache_slots_is_never_read(
 ) -> None:
     expected = run_all(make_engine(), PROMPTS, [GREEDY] * 2)
     engine = poisoned_engine(make_engine, speculates, [])
-    engine._runner._iteration._cache.tensor.fill_(float("nan"))
+    engine.iteration._cache.tensor.fill_(float("nan"))
     if speculates:
-        drafter: Any = engine._runner._iteration.drafter
+        drafter: Any = engine.iteration.drafter
         drafter.cache.tensor.fill_(float("nan"))
     assert run_all(engine, PROMPTS, [GREEDY] * 2) == expected
 

@@ -77,7 +77,7 @@ def test_a_dropped_engine_frees_its_memory_and_threads(make_engine: MakeEngine) 
         engine.add_request("r", [5, 6, 7], SamplingParams(max_tokens=8, seed=0))
         while engine.has_unfinished_requests():
             engine.step()
-        engine._runner._iteration._cache.tensor.fill_(1.0)  # touches all of its 12 MiB
+        engine.iteration._cache.tensor.fill_(1.0)  # touches all of its 12 MiB
 
     for _ in range(2):
         live()
