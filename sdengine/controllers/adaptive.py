@@ -7,9 +7,12 @@ grow are together reached with probability T_layer / s. Both comparisons happen 
 by node and layer by layer, on calibrated estimates; the controller only says what a second is worth
 and how many layers to record.
 
-Whether to speculate at all is decided here: seconds per token seen while speculating against the
-cost of plain decoding. While it does not pay it is tried again after 16, 32, ... 1024 plain steps,
-so that a pair that never pays costs under one per cent.
+Whether to speculate at all is decided here, by what both ways of decoding were seen to cost: the
+first steps are plain, and two of every fifty while speculating. (Costs measured before the first
+request are good for prices, but not for this: with caches and cores warm from decoding, a plain
+step of the bundled pair took 180 us where the measurement had found 240.) While speculation does
+not pay it is tried again after 32, 64, ... 1024 plain steps, so that a pair that never pays costs
+little.
 """
 
 from __future__ import annotations
@@ -18,10 +21,14 @@ from sdengine.core.cost_model import CostModel
 from sdengine.core.plan import StepPlan, StepReport
 
 SMOOTHING = 0.08  # of the running means: some 12 steps
-TRIAL_STEPS = 6  # speculative steps of one trial
-FIRST_PAUSE = 16  # plain steps between the first two trials
+TRIAL_STEPS = 16  # speculative steps of one trial: of 6, chance alone moved the mean by 11%
+FIRST_PAUSE = 32  # plain steps between the first two trials
 LONGEST_PAUSE = 1024
-PATIENCE = 12  # speculative steps before the first verdict
+PATIENCE = 16  # speculative steps before the first verdict
+TOLERANCE = 1.03  # a verdict against speculation needs more than the noise of the comparison
+FADING = 0.03  # per step, of what the verdict looks at
+FIRST_PLAIN_STEPS = 4
+PROBE_STEPS, PROBE_EVERY = 2, 48  # plain steps while speculating, to keep the comparison fresh
 SPARE_LAYERS = 2  # recorded beyond the depth that was of use lately
 HICCUP = 2.0  # a time so many times what is expected is the machine's, not the step's
 
@@ -46,9 +53,11 @@ class AdaptiveController:
         self._slowdown = 1.0  # of the machine since the costs were measured
         self._spent: dict[int, _Spent] = {}  # by decoding sequences, while speculating
         self._depth_used = float(max_depth)
+        self._plain_s: dict[int, float] = {}  # of a plain step, by decoding sequences
         self._steps_left = PATIENCE
+        self._until_probe = PROBE_EVERY
         self._pause = FIRST_PAUSE
-        self._plain_left = 0
+        self._plain_left = FIRST_PLAIN_STEPS
 
     def plan(self, num_decoding: int) -> StepPlan:
         """Plain decoding during a pause, otherwise a tree priced at the current speed."""
@@ -71,17 +80,38 @@ class AdaptiveController:
             seen = min(report.verify_time_s / expected, HICCUP * self._slowdown)
             self._slowdown += SMOOTHING * (seen - self._slowdown)
         if plan.depth == 0:
-            self._plain_left -= 1
-            if self._plain_left == 0:
-                self._steps_left = TRIAL_STEPS
+            self._learn_plain(num_decoding, report)
             return
         self._learn(num_decoding, plan, report)
         self._steps_left -= 1
+        self._until_probe -= 1
         if self._steps_left <= 0:
             self._judge(num_decoding)
+        if self._until_probe <= 0 and self._plain_left == 0:
+            self._until_probe = PROBE_EVERY
+            self._plain_left = PROBE_STEPS
 
     def _plain_seconds(self, num_decoding: int) -> float:
-        return self._slowdown * self._costs.verify_time(num_decoding) / num_decoding
+        """Seconds per token of plain decoding: as seen, else as measured."""
+        step_s = self._plain_s.get(num_decoding)
+        if step_s is None:
+            step_s = self._slowdown * self._costs.verify_time(num_decoding)
+        return step_s / num_decoding
+
+    def _learn_plain(self, num_decoding: int, report: StepReport) -> None:
+        self._plain_left -= 1
+        if self._plain_left == 0:
+            self._steps_left = max(self._steps_left, TRIAL_STEPS)
+        if report.is_steady:
+            old = self._plain_s.get(num_decoding)
+            seen = report.step_s
+            if old is None:
+                self._plain_s[num_decoding] = seen
+            else:
+                # Only ever a few samples: move far, but believe a faster step sooner than a slower
+                # one, which other processes can fake.
+                rate = 0.5 if seen < old else 0.15
+                self._plain_s[num_decoding] = old + rate * (min(seen, HICCUP * old) - old)
 
     def _token_seconds(self, num_decoding: int) -> float:
         """Seconds per committed token of the whole batch, at best what plain decoding takes."""
@@ -98,13 +128,16 @@ class AdaptiveController:
             return
         draft_s = self._costs.draft_time(plan.depth)
         expected = self._slowdown * (draft_s + self._costs.verify_time(report.num_rows))
-        seconds = min(report.draft_time_s + report.verify_time_s, HICCUP * expected)
+        overhead = report.step_s - report.draft_time_s - report.verify_time_s
+        work = report.draft_time_s + report.verify_time_s
+        seconds = min(work, HICCUP * expected) + min(overhead, expected)
         spent = self._spent.setdefault(num_decoding, _Spent())
         spent.add(seconds, num_decoding + sum(report.num_accepted))
 
     def _judge(self, num_decoding: int) -> None:
         spent = self._spent.get(num_decoding)
-        if spent is None or spent.seconds <= spent.tokens * self._plain_seconds(num_decoding):
+        limit = TOLERANCE * self._plain_seconds(num_decoding)
+        if spent is None or spent.seconds <= spent.tokens * limit:
             self._pause = FIRST_PAUSE
             return
         self._plain_left = self._pause
@@ -122,5 +155,5 @@ class _Spent:
 
     def add(self, seconds: float, tokens: int) -> None:
         """Counts one step."""
-        self.seconds += seconds - SMOOTHING * self.seconds
-        self.tokens += tokens - SMOOTHING * self.tokens
+        self.seconds += seconds - FADING * self.seconds
+        self.tokens += tokens - FADING * self.tokens

@@ -35,6 +35,7 @@ class StepReport:
         num_rows: rows of the target's forward, prefill included.
         draft_time_s: time spent growing trees.
         verify_time_s: time of the target's forward, verification and commit.
+        step_s: the whole step on the host, preparing and reading included; what a user waits for.
         is_steady: whether the step was free of prefill and draft catch-up, so that its times can be
             learned from.
     """
@@ -44,4 +45,5 @@ class StepReport:
     num_rows: int
     draft_time_s: float
     verify_time_s: float
+    step_s: float
     is_steady: bool

@@ -90,7 +90,7 @@ class Runner:
         self._draft_layer_s = 0.0
         self._prepared_at = 0.0
         self._finished_at = 0.0
-        self.report = StepReport((), 0, 0, 0.0, 0.0, False)
+        self.report = StepReport((), 0, 0, 0.0, 0.0, 0.0, False)
 
     @property
     def pool_capacity_tokens(self) -> int:
@@ -267,6 +267,7 @@ class Runner:
             num_rows=num_pending + num_nodes,
             draft_time_s=draft_s,
             verify_time_s=verify_s,
+            step_s=now - self._prepared_at,
             is_steady=num_pending == len(commits)
             and not (self._is_drafting and self._is_catching_up),
         )

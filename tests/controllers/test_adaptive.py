@@ -28,7 +28,7 @@ def simulate(
         draft = draft_s if plan.depth else 0.0
         verify = COSTS.verify_time(1 + nodes) * slowdown
         controller.observe(
-            plan, StepReport([num_accepted], nodes, 1 + nodes, draft, verify, is_steady=True)
+            plan, StepReport([num_accepted], nodes, 1 + nodes, draft, verify, draft + verify, True)
         )
         seconds += draft + verify
         tokens += 1 + num_accepted
@@ -40,14 +40,14 @@ def simulate(
 def test_keeps_speculating_while_it_pays(slowdown: float) -> None:
     controller = AdaptiveController(COSTS, 8, 16)
     _, _, speculated = simulate(controller, 3, 0.4 * slowdown, 500, slowdown)
-    assert speculated == 500
+    assert speculated >= 500 * 0.95, "but for the plain steps it compares itself with"
 
 
-def test_a_useless_draft_costs_under_two_percent() -> None:
+def test_a_useless_draft_costs_under_three_percent() -> None:
     controller = AdaptiveController(COSTS, 8, 16)
     seconds, tokens, speculated = simulate(controller, 0, 0.5, 3000)
     assert tokens == 3000
-    assert seconds < 1.02 * 3000 * COSTS.verify_time(1)
+    assert seconds < 1.03 * 3000 * COSTS.verify_time(1)
     assert speculated > 12, "it must be tried again now and then"
 
 
@@ -100,3 +100,19 @@ def test_a_row_is_charged_its_share_of_a_stair() -> None:
     assert prices[3] == 0.0 and prices[4] == pytest.approx(0.25)
     assert sum(prices[1:8]) == pytest.approx(1.0), "what 8 rows cost more than 1"
     assert CostModel((1,), (1.0,), 0.1, 0.1).row_costs(3).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_believes_what_it_sees_over_what_was_measured() -> None:
+    """Plain steps that are twice as fast as measured make a modest tree a loss."""
+    controller = AdaptiveController(COSTS, 8, 16)
+    speculated = 0
+    for _ in range(600):
+        plan = controller.plan(1)
+        nodes = 7 if plan.depth else 0
+        verify = COSTS.verify_time(8) if plan.depth else 0.5 * COSTS.verify_time(1)
+        draft = 0.2 * (nodes > 0)
+        accepted = [min(1, plan.depth)]
+        report = StepReport(accepted, nodes, 1 + nodes, draft, verify, draft + verify, True)
+        controller.observe(plan, report)
+        speculated += plan.depth > 0
+    assert speculated < 130, "trials only"
