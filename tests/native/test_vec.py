@@ -112,22 +112,28 @@ sys.exit(pytest.main(["-p", "no:cacheprovider", *sys.argv[2:]]))
 """
 
 
+def write_module(folder: Path) -> Path:
+    """All of pybind11 in one source: its templates take longer to compile than the kernels."""
+    (folder / "ops.inc").write_text("".join(f"SDENGINE_OP({op})\n" for op in ISA_OPS))
+    parts = ["bindings", *(f"bind_{op}" for op in ISA_OPS)]
+    includes = "".join(f'#include "cpu/{part}.cpp"\n' for part in parts)
+    (folder / "module.cpp").write_text(FORCED_ISA + includes)
+    return folder / "module.cpp"
+
+
 def build_emulated_extension(folder: Path) -> Path:
     """The extension with the ops of ISA_OPS, their AVX-512 variant emulated and always chosen."""
     import pybind11
 
-    (folder / "ops.inc").write_text("".join(f"SDENGINE_OP({op})\n" for op in ISA_OPS))
-    (folder / "forced_isa.cpp").write_text(FORCED_ISA)
     python = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
     common = ["-c", "-fPIC", "-fvisibility=hidden", f"-I{folder}", *python]
-    plain = ["bindings", "program", "thread_pool", "packed_weight"]
-    plain += [f"{prefix}{op}" for op in ISA_OPS for prefix in ("bind_", "")]
-    jobs = [(CPU / f"{name}.cpp", common) for name in plain]
-    jobs += [(CPU / f"{op}_portable.cpp", common) for op in ISA_OPS]
-    jobs += [(CPU / f"{op}_avx2.cpp", [*common, *AVX2]) for op in ISA_OPS]
     emulated = [*common, *EMULATED, *native_avx2()]
+    jobs = [(write_module(folder), common)]
     jobs += [(CPU / f"{op}_avx512.cpp", emulated) for op in ISA_OPS]
-    jobs.append((folder / "forced_isa.cpp", common))
+    jobs += [(CPU / f"{name}.cpp", common) for name in ("program", "thread_pool", "packed_weight")]
+    for op in ISA_OPS:
+        jobs += [(CPU / f"{op}.cpp", common), (CPU / f"{op}_portable.cpp", common)]
+        jobs += [(CPU / f"{op}_avx2.cpp", [*common, *AVX2])]
 
     def compile_job(job: tuple[Path, list[str]]) -> str:
         return str(compile_file(job[0], folder / f"{job[0].stem}.o", *job[1]))
