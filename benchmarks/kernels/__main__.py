@@ -87,6 +87,9 @@ def main() -> int:
         "--json", action="store_true", help="also print each measurement as a line of JSON"
     )
     options = parser.parse_args()
+    unknown = [name for name in options.ops + options.op if name not in OP_NAMES]
+    if unknown:
+        parser.error(f"op: expected some of {', '.join(OP_NAMES)}, got {', '.join(unknown)}")
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     pool = make_pool(options.threads)

@@ -5,7 +5,8 @@ Knows nothing of any op beyond its `Op`. A sample is one native launch, barrier 
 few launches that wake the workers; outputs are put back to their first state before each sample, so
 that ops that grow a tree or rotate in place do the same work every time. Plain torch takes turns
 with the kernel: the op's reference, or what `benchmarks/kernels/<op>.py` offers as
-`plain_torch(args)` where the reference does more than a user of torch would.
+`plain_torch(args)` where the reference does more than a user of torch would. That file may also
+offer `specified_outputs(args)`: the tensors to compare, where the contract leaves some open.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from statistics import median, quantiles
@@ -87,6 +89,12 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
             yield from tensors_in(item)
 
 
+def own_benchmark(op: Op, name: str) -> Callable[..., Any] | None:
+    """Function `name` of benchmarks/kernels/<op>.py; None where there is none."""
+    module = f"benchmarks.kernels.{op.name}"
+    return getattr(import_module(module), name, None) if find_spec(module) else None
+
+
 def output_tensors(op: Op, args: dict[str, Any]) -> list[torch.Tensor]:
     return [t for name in op.outputs for t in tensors_in(args.get(name))]
 
@@ -109,7 +117,9 @@ def check_case(op: Op, case: Case, pool: Any) -> None:
     program.launch(op.name, **got)
     program.replay()
     op.reference(**expected)
-    for ours, wanted in zip(output_tensors(op, got), output_tensors(op, expected)):
+    own = own_benchmark(op, "specified_outputs")
+    outputs = own if own is not None else partial(output_tensors, op)
+    for ours, wanted in zip(outputs(got), outputs(expected)):
         if not wanted.is_floating_point():
             if not torch.equal(ours, wanted):
                 raise WrongResult(
@@ -150,10 +160,9 @@ def alternate(
 
 def plain_torch(op: Op, args: dict[str, Any]) -> Callable[[], None]:
     """What a user of torch would run instead."""
-    name = f"benchmarks.kernels.{op.name}"
-    own = import_module(name) if find_spec(name) is not None else None
-    if own is not None and hasattr(own, "plain_torch"):
-        return own.plain_torch(args)
+    own = own_benchmark(op, "plain_torch")
+    if own is not None:
+        return own(args)
     return lambda: op.reference(**args)
 
 
