@@ -123,7 +123,7 @@ def reference(
             if not is_greedy:
                 key = (int(seeds[b]), int(positions[packed]) + 1, keyed.TARGET, 0)
                 scores = scores + keyed.gumbel(*key, vocab)
-            tokens = _order(scores, limit)
+            tokens = _order(logits[r] if is_greedy else scores, limit)
             unit = torch.ones(()) if is_greedy else temperature[b]
             ratio = torch.ones(()) if softness is None else unit / softness[b]
             probs = _softmax_of(tokens, (scores - scores.max()) * ratio)

@@ -66,25 +66,29 @@ void write_candidates(const Row& row, const ScoredToken* best, int count, int ca
   }
 }
 
-// Order by perturbed score; probability = softmax(score * T / softness) over the row.
+// Order by perturbed score (greedy: by logit); probability = softmax(score * T / softness) over the
+// row.
 void coupled_candidates(const DraftTopkArgs& args, const Row& row, RowMemory& memory,
                         RowScan scan) {
   const float temperature = args.temperature[row.seq];
   const bool is_greedy = temperature < kGreedyTemperature;
-  const NoiseKey key = {static_cast<uint64_t>(args.seeds[row.seq]), args.positions[row.packed] + 1,
-                        Purpose::kTarget, 0};
-  const float* noise = is_greedy ? nullptr : shared_noise(memory, key, args.vocab_size);
-  vocab_passes().perturb(row.logits, 0, args.vocab_size, row_scale(scan.max, temperature), noise,
-                         memory.scores.data(), memory.block_max.data());
+  const float* scores = row.logits;
+  if (!is_greedy) {
+    const NoiseKey key = {static_cast<uint64_t>(args.seeds[row.seq]),
+                          args.positions[row.packed] + 1, Purpose::kTarget, 0};
+    vocab_passes().perturb(row.logits, 0, args.vocab_size, row_scale(scan.max, temperature),
+                           shared_noise(memory, key, args.vocab_size), memory.scores.data(),
+                           memory.block_max.data());
+    scores = memory.scores.data();
+  }
   ScoredToken best[kMaxCandidates];
-  const int count = best_tokens(memory.scores.data(), args.vocab_size, memory.block_max.data(),
-                                args.num_candidates, best);
+  const int count =
+      best_tokens(scores, args.vocab_size, memory.block_max.data(), args.num_candidates, best);
   write_candidates(row, best, count, args.num_candidates);
   const float unit = is_greedy ? 1.0f : temperature;
   const float ratio = args.softness == nullptr ? 1.0f : unit / args.softness[row.seq];
   const RowScale scale = {best[0].score, ratio};
-  const uint64_t mass =
-      vocab_passes().mass(memory.scores.data(), 0, args.vocab_size, scale, kMinusInfinity);
+  const uint64_t mass = vocab_passes().mass(scores, 0, args.vocab_size, scale, kMinusInfinity);
   const float total = static_cast<float>(static_cast<double>(mass) * kMassUnit);
   for (int j = 0; j < count; ++j)
     row.probs[j] = weight((best[j].score - scale.max) * ratio) / total;

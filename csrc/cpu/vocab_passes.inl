@@ -232,8 +232,8 @@ void perturb_row(const float* logits, int64_t begin, int64_t end, RowScale scale
   for (int64_t block = begin; block < end; block += kVocabBlock) {
     Vec best = broadcast(kMinusInfinity);
     for (int64_t i = block; i < block + kVocabBlock && i < end; i += kLanes) {
-      Vec score = scaled_logits(load_logits(logits, i, end), scale);
-      if (noise != nullptr) score = score + load_logits(noise, i, end);
+      const Vec score =
+          scaled_logits(load_logits(logits, i, end), scale) + load_logits(noise, i, end);
       best = max(best, score);
       store_until(scores, i, end, score);
     }

@@ -8,8 +8,10 @@ and nowhere else.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,6 +22,15 @@ from sdengine.kernels.row_plan import plan_row
 
 POOLS = [make_pool(1), make_pool(2)]
 SLACK = 1e-6
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Tiny tensors: torch's own threads only wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def kept_by_top_k(logits: torch.Tensor, top_k: int) -> torch.Tensor:

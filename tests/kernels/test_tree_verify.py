@@ -79,6 +79,14 @@ def test_a_row_that_cannot_be_drawn_ends_the_walk() -> None:
     assert int(out["num_accepted"]) == 1
 
 
+def test_of_equal_siblings_the_first_is_accepted() -> None:
+    tree = TokenTree.allocate(1, 2)
+    fill_token_tree(tree, 0, [0, 0], [5, 5], [0.5, 0.9])
+    out = run_both(coupled_args(tree, int_tensor([5, 7, 8]), depth=2))
+    assert (out["path"][0, 0], out["out_tokens"].tolist()) == (1, [[5, 7, -7]])
+    assert int(out["accepted"].sum()) == 1
+
+
 def test_a_walk_ends_at_the_deepest_path_that_fits() -> None:
     tree = TokenTree.allocate(1, 3)
     fill_token_tree(tree, 0, [0, 1, 2], [5, 6, 7], [0.5] * 3)
