@@ -27,6 +27,7 @@ LONGEST_PAUSE = 1024
 PATIENCE = 16  # speculative steps before the first verdict
 TOLERANCE = 1.03  # a verdict against speculation needs more than the noise of the comparison
 FADING = 0.03  # per step, of what the verdict looks at
+LEAST_GAIN = 1.1  # tokens per step and sequence below which no verdict is for speculation
 FIRST_PLAIN_STEPS = 4
 PROBE_STEPS, PROBE_EVERY = 2, 48  # plain steps while speculating, to keep the comparison fresh
 SPARE_LAYERS = 2  # recorded beyond the depth that was of use lately
@@ -137,7 +138,10 @@ class AdaptiveController:
     def _judge(self, num_decoding: int) -> None:
         spent = self._spent.get(num_decoding)
         limit = TOLERANCE * self._plain_seconds(num_decoding)
-        if spent is None or spent.seconds <= spent.tokens * limit:
+        if spent is None or (
+            spent.seconds <= spent.tokens * limit
+            and spent.tokens >= LEAST_GAIN * num_decoding * spent.steps
+        ):
             self._pause = FIRST_PAUSE
             return
         self._plain_left = self._pause
@@ -152,8 +156,10 @@ class _Spent:
     def __init__(self) -> None:
         self.seconds = 0.0
         self.tokens = 0.0
+        self.steps = 0.0
 
     def add(self, seconds: float, tokens: int) -> None:
         """Counts one step."""
         self.seconds += seconds - FADING * self.seconds
         self.tokens += tokens - FADING * self.tokens
+        self.steps += 1 - FADING * self.steps

@@ -17,6 +17,8 @@ PRIOR_WEIGHT = 8.0
 FORGETTING = 0.98
 """Per refresh; a table remembers some 50 refreshes."""
 STEPS_PER_REFRESH = 16
+EARLY_REFRESHES = (1, 2, 4, 8)
+"""A draft that is sure and wrong fills its first trees to the brim: it must be found out at once."""
 
 
 class Calibrator:
@@ -47,7 +49,7 @@ class Calibrator:
     def observe(self) -> None:
         """Called after every drafting step; refreshes the tables now and then."""
         self._steps += 1
-        if self._steps % STEPS_PER_REFRESH:
+        if self._steps % STEPS_PER_REFRESH and self._steps not in EARLY_REFRESHES:
             return
         self._seen *= FORGETTING
         for kind in (0, 1):

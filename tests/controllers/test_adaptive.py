@@ -116,3 +116,8 @@ def test_believes_what_it_sees_over_what_was_measured() -> None:
         controller.observe(plan, report)
         speculated += plan.depth > 0
     assert speculated < 130, "trials only"
+
+
+def test_a_draft_that_gives_nothing_is_dropped_however_cheap() -> None:
+    _, _, speculated = simulate(AdaptiveController(COSTS, 8, 16), 0, 0.001, 3000)
+    assert speculated < 300
