@@ -18,7 +18,7 @@ FORGETTING = 0.98
 """Per refresh; a table remembers some 50 refreshes."""
 STEPS_PER_REFRESH = 16
 EARLY_REFRESHES = (1, 2, 4, 8)
-"""A draft that is sure and wrong fills its first trees to the brim: it must be found out at once."""
+"""A draft that is sure and wrong fills its first trees to the brim: it must be found out soon."""
 
 
 class Calibrator:
