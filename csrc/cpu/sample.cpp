@@ -48,7 +48,6 @@ void merge_sliced_row(const SampleArgs& args, int64_t r, int num_slices) {
   ScoredToken best = args.scratch->best[r * kMaxSlices];
   for (int s = 1; s < num_slices; ++s) {
     const ScoredToken& part = args.scratch->best[r * kMaxSlices + s];
-    if (part.token < 0) continue;
     if (best.token < 0 || ranks_before(part.score, part.token, best.score, best.token)) best = part;
   }
   args.out_tokens[r] = best.token;

@@ -24,13 +24,13 @@ def one_thread() -> Iterator[None]:
 def draft_args(
     noise: str, logits: torch.Tensor, candidates: int, temperature: float = 0.8
 ) -> dict[str, Any]:
-    """Rows of two sequences, three rows to a position."""
+    """Rows of two sequences, three in a row each, two to a position."""
     rows = logits.shape[0]
     return {
         "noise": noise,
         "logits": logits,
-        "row_seq": (torch.arange(rows) % 2).int(),
-        "positions": (torch.arange(rows) // 6).int() + 40,
+        "row_seq": (torch.arange(rows) // 3 % 2).int(),
+        "positions": (torch.arange(rows) // 2).int() + 40,
         "temperature": torch.tensor([temperature, 1.3]),
         "seeds": torch.tensor([11, -(2**50)]),
         "out_tokens": torch.full((rows, candidates), -9, dtype=torch.int32),

@@ -181,3 +181,13 @@ def test_unsampled_rows_stay_untouched() -> None:
     )
     args["num_rows"].zero_()
     assert sampled(args, "cpu", POOLS[0]) == -9
+
+
+def test_top_p_cuts_between_neighbours_of_one_histogram_bin() -> None:
+    """Two groups 0.001 apart share a bin of the row's range; the mass ends in the upper one."""
+    logits = torch.full((600,), -3.0)
+    logits[0], logits[1:201], logits[201:401] = 3.0, 0.0, -0.001
+    values = {"temperature": 1.0, "top_k": 0, "top_p": 0.5, "min_p": 0.0}
+    assert int(plan_row(logits, **values).is_allowed.sum()) == 201
+    for seed in range(40):
+        assert sampled(sample_args(logits, seed, values), "cpu", POOLS[0]) <= 200
