@@ -25,7 +25,7 @@ from sdengine.train.losses import (
 )
 from sdengine.train.optim import build_optimizers
 
-LONG_BELOW = 0.6  # long sequences once the cooldown has taken two fifths of the learning rate
+LONG_BELOW = 0.25  # long sequences, which cost a fifth more a token, for the end of the cooldown
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,8 @@ from sdengine.errors import CheckpointError
 from sdengine.train.module import LlamaModule, LlamaShape
 from sdengine.train.tokenizer import BOS, EOS, PAD, save_tokenizer
 
+WEIGHTS_FILE = "model.safetensors"
+
 
 def _write_json(path: Path, content: dict) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -54,7 +56,7 @@ def export_checkpoint(module: LlamaModule, tokenizer: Tokenizer, directory: Path
         name: tensor.detach().cpu().to(torch.bfloat16).contiguous()
         for name, tensor in module.state_dict().items()
     }
-    weights = directory / "model.safetensors"
+    weights = directory / WEIGHTS_FILE
     save_file(tensors, str(weights), metadata={"format": "pt"})
     weights.chmod(0o644)  # the library writes it for its owner alone
     save_tokenizer(tokenizer, directory, module.shape.max_position_embeddings)
@@ -68,7 +70,7 @@ def load_exported(directory: Path, device: str = "cpu") -> LlamaModule:
     """
     try:
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        tensors = load_file(str(directory / "model.safetensors"))
+        tensors = load_file(str(directory / WEIGHTS_FILE))
     except FileNotFoundError as error:
         raise CheckpointError.from_parts(
             f"an exported model in {directory}", f"no {Path(error.filename or '').name}"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,7 +24,13 @@ from tokenizers import Tokenizer
 from sdengine.errors import CheckpointError, ConfigError
 from sdengine.train.data import SourceFile, build_stream, corpus_sha256, standard_library_files
 from sdengine.train.distill import DraftObjective, JointObjective, PairConfig, Streams
-from sdengine.train.export import export_checkpoint, load_exported, write_manifest
+from sdengine.train.export import (
+    WEIGHTS_FILE,
+    export_checkpoint,
+    load_exported,
+    sha256_of,
+    write_manifest,
+)
 from sdengine.train.loop import LoopConfig, LoopState, last_step, train
 from sdengine.train.module import LlamaModule, LlamaShape
 from sdengine.train.report import (
@@ -33,10 +40,12 @@ from sdengine.train.report import (
     plot_losses,
     read_log,
     software_versions,
+    tokens_seen,
 )
 from sdengine.train.sampling import target_samples
 from sdengine.train.tokenizer import EOS, train_tokenizer
 
+MODEL_NAMES = ("target", "draft")
 VOCAB_SIZE = 2048
 TARGET_SHAPE = LlamaShape(VOCAB_SIZE, 256, 704, 8, 4, 2)
 DRAFT_SHAPE = LlamaShape(VOCAB_SIZE, 128, 352, 2, 2, 1)
@@ -59,7 +68,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cooldown-steps", type=int, default=140, help="the last of these steps")
     parser.add_argument("--draft-steps", type=int, default=111, help="steps of the draft alone")
     parser.add_argument("--samples", type=int, default=64, help="texts sampled from the target")
+    parser.add_argument(
+        "--rate",
+        type=float,
+        default=1.0,
+        help="factor on the peak learning rates; below 1 for a start from a trained pair",
+    )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--start-from",
+        type=Path,
+        metavar="PAIR",
+        help="begin with tokenizer and weights of an exported pair (an earlier --out)",
+    )
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads of torch")
     parser.add_argument(
@@ -84,20 +105,68 @@ def prepare_corpus(directory: Path, root: Path | None = None) -> Corpus:
     return Corpus(files, tokenizer, streams)
 
 
-def build_models(config: PairConfig) -> tuple[LlamaModule, LlamaModule]:
-    """Freshly initialised target and draft."""
-    target = LlamaModule(TARGET_SHAPE, seed=config.seed).to(config.device)
-    draft = LlamaModule(DRAFT_SHAPE, seed=config.seed + 1).to(config.device)
+def build_models(
+    config: PairConfig, start_from: Path | None = None
+) -> tuple[LlamaModule, LlamaModule]:
+    """Target and draft, freshly initialised or those of the exported pair in `start_from`.
+
+    Raises:
+        CheckpointError: if `start_from` is no exported pair.
+        ConfigError: if its models have other shapes than the recipe's.
+    """
+    if start_from is None:
+        target = LlamaModule(TARGET_SHAPE, seed=config.seed).to(config.device)
+        draft = LlamaModule(DRAFT_SHAPE, seed=config.seed + 1).to(config.device)
+        return target, draft
+    target, draft = (load_exported(start_from / name, config.device) for name in MODEL_NAMES)
+    for name, model, shape in zip(MODEL_NAMES, (target, draft), (TARGET_SHAPE, DRAFT_SHAPE)):
+        if model.shape != shape:
+            raise ConfigError.from_parts(f"a {name} of {shape} in {start_from}", str(model.shape))
     return target, draft
 
 
-def pin_recipe(directory: Path, config: PairConfig, corpus: Corpus) -> None:
+def adopt_tokenizer(directory: Path, start_from: Path) -> None:
+    """Put the tokenizer of an exported pair into a run directory that has none yet.
+
+    Raises:
+        CheckpointError: if `start_from` has no tokenizer.
+    """
+    source = start_from / "target" / "tokenizer.json"
+    if not source.exists():
+        raise CheckpointError.from_parts(f"an exported pair in {start_from}", "no tokenizer.json")
+    if not (directory / "tokenizer.json").exists():
+        shutil.copyfile(source, directory / "tokenizer.json")
+
+
+def origin_of(start_from: Path | None) -> dict[str, object] | None:
+    """What a manifest says of the pair a run began with: hashes of its weights, and all the tokens
+    that it had seen; None for a run from random weights.
+
+    Raises:
+        CheckpointError: if `start_from` is no exported pair.
+    """
+    if start_from is None:
+        return None
+    try:
+        manifest = json.loads((start_from / "MANIFEST.json").read_text(encoding="utf-8"))
+        weights = {name: sha256_of(start_from / name / WEIGHTS_FILE) for name in MODEL_NAMES}
+    except FileNotFoundError as error:
+        missing = Path(error.filename or "").name
+        raise CheckpointError.from_parts(
+            f"an exported pair in {start_from}", f"no {missing}"
+        ) from error
+    return {"weights_sha256": weights, "tokens_seen": tokens_seen(manifest)}
+
+
+def pin_recipe(
+    directory: Path, config: PairConfig, corpus: Corpus, origin: dict[str, object] | None
+) -> None:
     """Record the recipe of a new run; refuse to continue a run of another one.
 
     Raises:
-        ConfigError: if `run.json` differs in a hyper-parameter or in the corpus.
+        ConfigError: if `run.json` differs in a hyper-parameter, in the corpus or in the origin.
     """
-    recipe = {**asdict(config), "corpus_sha256": corpus_sha256(corpus.files)}
+    recipe = {**asdict(config), "corpus_sha256": corpus_sha256(corpus.files), "origin": origin}
     for name in ("device", "workers", "tokens_per_pass"):
         del recipe[name]  # a run may move between machines
     path = directory / "run.json"
@@ -143,7 +212,7 @@ def stored_samples(
 def train_stages(args: argparse.Namespace, config: PairConfig, corpus: Corpus) -> bool:
     """Run or resume both stages; returns whether both reached their last step."""
     joint_config, draft_config = stage_configs(args)
-    target, draft = build_models(config)
+    target, draft = build_models(config, args.start_from)
     joint = JointObjective(target, draft, corpus.streams, config)
     state = train("pair", joint, joint_config, args.run_dir)
     if state.step < last_step(state, joint_config):
@@ -173,7 +242,7 @@ def restore_models(
         if path.exists():
             payload = torch.load(path, map_location="cpu", weights_only=True)
             schedules[stage] = payload["loop"]
-            for name, module in (("target", target), ("draft", draft)):
+            for name, module in zip(MODEL_NAMES, (target, draft)):
                 if name in payload["modules"]:
                     module.load_state_dict(payload["modules"][name])
     return target, draft, schedules
@@ -198,10 +267,9 @@ def export_pair(args: argparse.Namespace, config: PairConfig, corpus: Corpus) ->
         The manifest without its file list.
     """
     target, draft, schedules = restore_models(args.run_dir, config)
-    for name, module in (("target", target), ("draft", draft)):
+    for name, module in zip(MODEL_NAMES, (target, draft)):
         export_checkpoint(module, corpus.tokenizer, args.out / name)
-    target = load_exported(args.out / "target", config.device)
-    draft = load_exported(args.out / "draft", config.device)
+    target, draft = (load_exported(args.out / name, config.device) for name in MODEL_NAMES)
     logs = {name: read_log(args.run_dir / f"{name}.jsonl") for name in ("pair", "draft")}
     manifest = {
         "name": "python-completion",
@@ -211,6 +279,7 @@ def export_pair(args: argparse.Namespace, config: PairConfig, corpus: Corpus) ->
             "draft": draft.shape.num_parameters(),
         },
         "recipe": asdict(config),
+        "origin": origin_of(args.start_from),
         "schedules": schedules,
         "versions": software_versions(),
         "corpus": corpus_summary(corpus.files, corpus.streams),
@@ -238,6 +307,8 @@ def check_arguments(args: argparse.Namespace) -> None:
     for name, value in counts.items():
         if value < 1:
             raise ConfigError.from_parts(f"{name} of at least 1", str(value))
+    if not 0.0 < args.rate <= 2.0:
+        raise ConfigError.from_parts("--rate above 0 and at most 2", str(args.rate))
     if args.device != "cpu" and not torch.cuda.is_available():
         raise ConfigError.from_parts("--device cpu on a machine without a GPU", args.device)
 
@@ -262,13 +333,21 @@ def run(args: argparse.Namespace) -> int:
     torch.set_flush_denormal(True)  # AdamW's second moments are denormal for rare tokens
     args.run_dir.mkdir(parents=True, exist_ok=True)
     config = PairConfig(seed=args.seed, device=args.device)
+    config = replace(
+        config,
+        matrix_lr=config.matrix_lr * args.rate,
+        embedding_lr=config.embedding_lr * args.rate,
+    )
     if args.device == "cpu":
         config = replace(config, workers=torch.get_num_threads())
         torch.set_num_threads(1)  # outside the workers there is little to do
     else:
         config = replace(config, tokens_per_pass=config.tokens_per_step)
+    origin = origin_of(args.start_from)
+    if args.start_from is not None:
+        adopt_tokenizer(args.run_dir, args.start_from)
     corpus = prepare_corpus(args.run_dir)
-    pin_recipe(args.run_dir, config, corpus)
+    pin_recipe(args.run_dir, config, corpus, origin)
     if not args.export_only and not train_stages(args, config, corpus):
         print("stopped; the same command continues", file=sys.stderr)
         return 1

@@ -85,17 +85,31 @@ def held_out_figures(
     }
 
 
+def tokens_seen(manifest: dict) -> int:
+    """Training tokens behind a pair's target: those of its own run, and of the pair that the run
+    began with."""
+    origin = manifest.get("origin") or {"tokens_seen": 0}
+    steps = manifest["schedules"]["pair"]["step"]
+    return steps * manifest["recipe"]["tokens_per_step"] + origin["tokens_seen"]
+
+
 def model_card(manifest: dict) -> str:
     """The card in Markdown, figures taken from the manifest."""
     figures, corpus = manifest["held_out"], manifest["corpus"]
     steps = {stage: schedule["step"] for stage, schedule in manifest["schedules"].items()}
     sizes = manifest["parameters"]
-    tokens = steps["pair"] * manifest["recipe"]["tokens_per_step"]
+    tokens = tokens_seen(manifest)
     replanned = (
         " The cooldown was replanned while it ran (`cooldown_scale` in the manifest), so that a\n"
         "repetition gives an equivalent pair, not the same bits."
         if manifest["schedules"]["pair"]["cooldown_scale"] != 1.0
         else ""
+    )
+    start = (
+        f"It began with an earlier pair of the same recipe, which had seen "
+        f"{manifest['origin']['tokens_seen'] / 1e6:.1f}M tokens."
+        if manifest.get("origin")
+        else "It began with random weights."
     )
     warning = (
         "**Provisional: exported from an unfinished training.**\n\n"
@@ -116,7 +130,7 @@ of Python, not programming: expect plausible, often meaningless code.
 
 ## Data and licence
 
-Trained from random weights on the {corpus["source"]}: {corpus["num_files"]} files,
+Trained on the {corpus["source"]}: {corpus["num_files"]} files,
 {corpus["train_tokens"] / 1e6:.2f}M training tokens, tests and a few packages excluded, every 20th
 file held out (`MANIFEST.json` lists all files with hashes). That code is under the Python Software
 Foundation License 2.0, and the models recite it, docstrings and names included; treat their output
@@ -130,8 +144,9 @@ accordingly.
 the draft alone, half on corpus text, half on text sampled from the target. Matrices are stepped by
 Muon, embeddings and norms by AdamW; warm-up, constant rate, linear cooldown with the sequence
 length raised from 512 to 1024. Weights are stored in bf16. `loss_curve.png` shows the course.
-The target saw {tokens / 1e6:.1f}M tokens, {tokens / corpus["train_tokens"]:.1f} passes over the
-corpus: more steps buy a better pair.{replanned}
+{start} In all the target saw {tokens / 1e6:.1f}M tokens, {tokens / corpus["train_tokens"]:.1f}
+passes over the corpus; `--start-from` continues from here, and more steps buy a better
+pair.{replanned}
 
 ## Figures
 

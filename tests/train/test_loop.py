@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from sdengine.train.distill import DraftObjective, JointObjective
+from sdengine.train.distill import LONG_BELOW, DraftObjective, JointObjective
 from sdengine.train.loop import (
     Control,
     LoopConfig,
@@ -140,7 +140,7 @@ def test_cooldown_on_request(streams, tmp_path, by, start, length):
     assert state.step == last_step(state, config) == start + length
     records = [json.loads(line) for line in (tmp_path / "run.jsonl").read_text().splitlines()]
     lengths = [record["length"] for record in records if "loss" in record]
-    num_long = sum(1 - done / length < 0.6 for done in range(length))
+    num_long = sum(1 - done / length < LONG_BELOW for done in range(length))
     assert lengths == [32.0] * (start + length - num_long) + [64.0] * num_long
 
 

@@ -14,6 +14,7 @@ import torch
 from sdengine.errors import CheckpointError, ConfigError
 from sdengine.train import pair as recipe
 from sdengine.train.distill import PairConfig
+from sdengine.train.export import load_exported
 from sdengine.train.module import LlamaShape
 from sdengine.train.sampling import generate, repeated_ngram_share, target_samples
 from tests.train.conftest import source
@@ -83,10 +84,49 @@ def test_another_recipe_in_the_same_run_directory_is_refused(small_recipe):
         recipe.run(arguments(*small_recipe, "--seed", "7"))
 
 
+def test_a_run_may_begin_with_an_exported_pair(small_recipe, tmp_path):
+    assert recipe.run(arguments(*small_recipe)) == 0
+    first = tmp_path / "out"
+    again = ["--run-dir", str(tmp_path / "run2"), "--out", str(tmp_path / "out2")]
+    words = [*small_recipe, *again, "--start-from", str(first), "--seed", "3"]
+    target, _ = recipe.build_models(recipe.PairConfig(), first)
+    exported = load_exported(first / "target").state_dict()
+    for name, tensor in target.state_dict().items():
+        assert torch.equal(tensor, exported[name]), name
+
+    assert recipe.run(arguments(*words)) == 0
+    manifest = json.loads((tmp_path / "out2" / "MANIFEST.json").read_text())
+    recorded = json.loads((first / "MANIFEST.json").read_text())["files"]["target/tokenizer.json"]
+    assert manifest["files"]["target/tokenizer.json"] == recorded
+    assert manifest["origin"]["tokens_seen"] == 6 * 256
+    card = (tmp_path / "out2" / "MODEL_CARD.md").read_text()
+    assert "began with an earlier pair" in card
+    with pytest.raises(ConfigError, match="origin="):  # the same run from something else
+        recipe.run(arguments(*small_recipe, *again, "--seed", "3"))
+
+
+def test_only_an_exported_pair_of_the_recipes_shapes_is_a_start(
+    small_recipe, tmp_path, monkeypatch
+):
+    with pytest.raises(CheckpointError, match="an exported pair in"):
+        recipe.run(arguments(*small_recipe, "--start-from", str(tmp_path)))
+    assert recipe.run(arguments(*small_recipe)) == 0
+    monkeypatch.setattr(recipe, "DRAFT_SHAPE", recipe.TARGET_SHAPE)
+    again = ["--run-dir", str(tmp_path / "run2"), "--start-from", str(tmp_path / "out")]
+    with pytest.raises(ConfigError, match="a draft of LlamaShape"):
+        recipe.run(arguments(*small_recipe, *again))
+
+
 @pytest.mark.parametrize("option", ["--steps", "--cooldown-steps", "--draft-steps", "--samples"])
 def test_counts_must_be_positive(small_recipe, option):
     with pytest.raises(ConfigError, match=f"{option} of at least 1, got 0"):
         recipe.run(arguments(*small_recipe, option, "0"))
+
+
+@pytest.mark.parametrize("rate", ["0", "-1", "3", "nan"])
+def test_rates_are_bounded(small_recipe, rate):
+    with pytest.raises(ConfigError, match=r"--rate above 0"):
+        recipe.run(arguments(*small_recipe, "--rate", rate))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
