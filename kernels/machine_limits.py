@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from sdengine.kernels.backends import load_cpu
-from sdengine.kernels.packed_weight import empty_on_huge_pages
+from sdengine.kernels.huge_pages import HugePageArena
 
 DRAM_BYTES = 5 << 28  # 1.25 GB: far beyond any last-level cache share
 STRETCH_BYTES = 32 << 20
@@ -58,7 +58,7 @@ class LimitProbe:
     def __init__(self, pool: Any, dram_bytes: int = DRAM_BYTES) -> None:
         self._pool = pool
         self._native = load_cpu()
-        self._memory = empty_on_huge_pages((dram_bytes // 4,), torch.float32).fill_(1.0)
+        self._memory = HugePageArena().empty((dram_bytes // 4,), torch.float32).fill_(1.0)
 
     def dram_gbps(self, repeats: int = 1) -> list[float]:
         return self._read(self._memory.numel() * 4, repeats)

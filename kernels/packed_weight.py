@@ -1,8 +1,8 @@
 """Packed weights: the layout that `linear` streams (csrc/cpu/packed_weight.h draws it).
 
 Packing reads the source where it lies (a memory-mapped checkpoint, say) and writes the packed copy
-directly, so that loading a model needs no second copy of a matrix. Large packs are placed so that
-the kernel can back them with 2 MB pages.
+directly, so that loading a model needs no second copy of a matrix. Packs lie on 2 MB pages where the
+system has them.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 import torch
 
 from sdengine.kernels.backends import load_cpu
+from sdengine.kernels.huge_pages import HugePageArena
 from sdengine.kernels.spec import expect
 
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16)
 BLOCK_OUTPUTS = 32
-HUGE_PAGE_BYTES = 2 << 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,6 +74,7 @@ def pack_weight(
     dtype: torch.dtype | None = None,
     interleave_gate_up: bool = False,
     pool: Any = None,
+    arena: HugePageArena | None = None,
 ) -> PackedWeight:
     """Packs W [M, K] for `linear`.
 
@@ -86,6 +87,7 @@ def pack_weight(
         interleave_gate_up: W stacks gate on up; pack them side by side for
             `linear(activation="silu_gate")`.
         pool: Native thread pool that shares the work; None packs on this thread.
+        arena: where the matrices of one model lie side by side; None takes memory of its own.
 
     Returns:
         The packed weight; it does not refer to `weight`.
@@ -108,10 +110,12 @@ def pack_weight(
     outputs = num_outputs // 2 if interleave_gate_up else num_outputs
     block = BLOCK_OUTPUTS // 2 if interleave_gate_up else BLOCK_OUTPUTS
     blocks = -(-outputs // block)
-    if dtype == torch.bfloat16:
-        storage = empty_on_huge_pages((blocks, -(-num_inputs // 2), BLOCK_OUTPUTS, 2), dtype)
-    else:
-        storage = empty_on_huge_pages((blocks, num_inputs, BLOCK_OUTPUTS), dtype)
+    shape = (
+        (blocks, -(-num_inputs // 2), BLOCK_OUTPUTS, 2)
+        if dtype == torch.bfloat16
+        else (blocks, num_inputs, BLOCK_OUTPUTS)
+    )
+    storage = (arena or HugePageArena()).empty(shape, dtype)
     native = load_cpu()
     native.pack_weight(
         pool if pool is not None else native.ThreadPool(1),
@@ -167,21 +171,3 @@ def _check_parts(parts: list[torch.Tensor], dtype: torch.dtype | None) -> torch.
         "pack_weight", dtype in WEIGHT_DTYPES, f"dtype: expected float32 or bfloat16, got {dtype}"
     )
     return dtype
-
-
-def empty_on_huge_pages(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """An uninitialised tensor; from 2 MB on it starts on a 2 MB boundary and asks for 2 MB pages.
-
-    A pass over 2 GB of weights touches half a million 4 kB pages, or a thousand of 2 MB: reading is
-        10-20% faster.
-    The slack before the boundary is address space only, never touched.
-    """
-    size = torch.empty(0, dtype=dtype).element_size()
-    for extent in shape:
-        size *= extent
-    if size < HUGE_PAGE_BYTES:
-        return torch.empty(shape, dtype=dtype)
-    raw = torch.empty(size + HUGE_PAGE_BYTES, dtype=torch.uint8)
-    start = -raw.data_ptr() % HUGE_PAGE_BYTES
-    load_cpu().advise_huge_pages(raw.data_ptr() + start, size // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES)
-    return raw[start : start + size].view(dtype).view(shape)

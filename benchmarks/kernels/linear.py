@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from sdengine.kernels.backends import load_cpu
+from sdengine.kernels.huge_pages import HugePageArena
 from sdengine.kernels.machine_limits import LimitProbe
 from sdengine.kernels.packed_weight import PackedWeight, pack_weight
 from sdengine.kernels.program import Program, make_pool, make_program
@@ -90,10 +91,11 @@ class LinearLayers:
     def __init__(self, shape: ModelShape, dtype: torch.dtype, pool: Any) -> None:
         self._pool = pool
         generator = torch.Generator().manual_seed(0)
+        arena = HugePageArena()
 
         def pack(num_outputs: int, num_inputs: int, gated: bool = False) -> PackedWeight:
             dense = torch.randn(num_outputs, num_inputs, generator=generator) / num_inputs**0.5
-            return pack_weight(dense, dtype, interleave_gate_up=gated, pool=pool)
+            return pack_weight(dense, dtype, gated, pool, arena)
 
         size, ffn = shape.hidden_size, shape.ffn_size
         self.layers = [

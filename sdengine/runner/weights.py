@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from sdengine.kernels.huge_pages import HugePageArena
 from sdengine.kernels.packed_weight import PackedWeight, pack_weight
 from sdengine.model.checkpoint import Checkpoint
 from sdengine.model.config import ModelConfig
@@ -72,17 +73,19 @@ def load_weights(
         CheckpointError: a tensor is missing, has the wrong shape, or its file is damaged.
     """
     names = set(checkpoint.names())
+    arena = HugePageArena()
     # Where nothing has to be converted `embed` stays a view of the mapped file: only the rows that
     # are used take memory. The largest weights come first: while one is packed, its packed copy and
     # its pages are both in memory, and the layers need that room later anyway.
     embed = checkpoint.weight("embed", dtype, check_finite=True)
     head = checkpoint.weight("lm_head", dtype, check_finite=True) if "lm_head" in names else embed
-    lm_head = pack_weight(head[:vocab_size], dtype, pool=pool)
+    lm_head = pack_weight(head[:vocab_size], dtype, pool=pool, arena=arena)
     del head
     if vocab_size is not None and vocab_size > len(embed):
         embed = torch.nn.functional.pad(embed, (0, 0, 0, vocab_size - len(embed)))
     layers = tuple(
-        _load_layer(checkpoint, names, i, dtype, pool) for i in range(checkpoint.config.num_layers)
+        _load_layer(checkpoint, names, i, dtype, pool, arena)
+        for i in range(checkpoint.config.num_layers)
     )
     return ModelWeights(
         config=checkpoint.config,
@@ -96,13 +99,18 @@ def load_weights(
 
 
 def _load_layer(
-    checkpoint: Checkpoint, names: set[str], index: int, dtype: torch.dtype, pool: Any
+    checkpoint: Checkpoint,
+    names: set[str],
+    index: int,
+    dtype: torch.dtype,
+    pool: Any,
+    arena: HugePageArena,
 ) -> LayerWeights:
     prefix = f"layers.{index}."
 
     def packed(name: str, interleave: bool = False) -> PackedWeight:
         parts = checkpoint.parts(prefix + name, dtype, check_finite=True)
-        return pack_weight(parts, dtype, interleave, pool)
+        return pack_weight(parts, dtype, interleave, pool, arena)
 
     def vector(name: str) -> torch.Tensor | None:
         if prefix + name not in names:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from sdengine.kernels.backends import load_cpu
+from sdengine.kernels.huge_pages import HugePageArena
 from sdengine.kernels.packed_weight import PackedWeight, pack_weight
 from sdengine.kernels.program import make_pool, run_op
 
@@ -228,10 +229,12 @@ def test_packing_stacks_parts_and_slices_without_a_copy() -> None:
     )
 
 
-def test_a_large_pack_starts_on_a_huge_page() -> None:
-    weight = pack_weight(torch.zeros(1024, 2048, dtype=torch.bfloat16))
-    assert weight.storage.data_ptr() % (2 << 20) == 0
-    assert weight.nbytes == 4 << 20
+def test_packs_of_one_arena_are_what_they_are_alone() -> None:
+    arena = HugePageArena()
+    dense = [matrix(40, 90, torch.bfloat16), matrix(33, 7, torch.float32)]
+    packed = [pack_weight(d, arena=arena) for d in dense]
+    for weight, alone in zip(packed, dense):
+        assert torch.equal(weight.unpack(), alone)
 
 
 def good_args() -> dict[str, Any]:

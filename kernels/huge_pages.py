@@ -1,0 +1,55 @@
+"""Memory on 2 MB pages, for what every step reads from end to end.
+
+A pass over 2 GB of weights touches half a million 4 kB pages, or a thousand of 2 MB: 10-20% faster
+from DRAM. The 32 matrices of a 6M model touch 3000 small pages, more than a core's translation
+buffer holds: side by side on large ones, one row takes 0.68-0.89 of the time, two rows 0.84-0.99,
+four and more 0.97 (AVX2 server, paired runs).
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+
+from sdengine.kernels.backends import load_cpu
+
+HUGE_PAGE_BYTES = 2 << 20
+CHUNK_BYTES = 8 * HUGE_PAGE_BYTES
+ALIGNMENT = 4096  # no matrix shares a small page with another, should there be no large ones
+
+
+class HugePageArena:
+    """Hands out tensors side by side.
+
+    Pages are backed when they are first written, so the unused end of a chunk costs address space
+    and less than one large page. Memory lives as long as a tensor that lies in it.
+    """
+
+    def __init__(self) -> None:
+        self._chunk = torch.empty(0, dtype=torch.uint8)
+        self._used = 0
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """An uninitialised contiguous tensor.
+
+        Args:
+            shape: any; from 2 MB on the tensor gets a chunk of its own and starts on a large page.
+            dtype: of the elements.
+        """
+        size = prod(shape) * dtype.itemsize
+        if size >= HUGE_PAGE_BYTES:
+            return _map_chunk(size)[:size].view(dtype).view(shape)
+        if self._used + size > len(self._chunk):
+            self._chunk, self._used = _map_chunk(CHUNK_BYTES), 0
+        start = self._used
+        self._used += -(-size // ALIGNMENT) * ALIGNMENT
+        return self._chunk[start : start + size].view(dtype).view(shape)
+
+
+def _map_chunk(size: int) -> torch.Tensor:
+    """Bytes [size] that start on a 2 MB boundary; the slack before it is address space only."""
+    raw = torch.empty(size + HUGE_PAGE_BYTES, dtype=torch.uint8)
+    start = -raw.data_ptr() % HUGE_PAGE_BYTES
+    load_cpu().advise_huge_pages(raw.data_ptr() + start, size // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES)
+    return raw[start : start + size]
