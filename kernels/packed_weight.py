@@ -1,8 +1,8 @@
 """Packed weights: the layout that `linear` streams (csrc/cpu/packed_weight.h draws it).
 
 Packing reads the source where it lies (a memory-mapped checkpoint, say) and writes the packed copy
-directly, so that loading a model needs no second copy of a matrix. Packs lie on 2 MB pages where the
-system has them.
+directly, so that loading a model needs no second copy of a matrix. Packs lie on 2 MB pages where
+the system has them.
 """
 
 from __future__ import annotations

@@ -7,11 +7,18 @@ same description op by op in plain torch: the oracle for whole iterations.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from time import perf_counter_ns
 from typing import Any, Protocol
+
+import torch
 
 from sdengine.errors import BackendUnavailable
 from sdengine.kernels import backends
 from sdengine.kernels.registry import get_op
+from sdengine.kernels.spec import expect_tensor
 
 
 class Program(Protocol):
@@ -20,36 +27,70 @@ class Program(Protocol):
     def launch(self, op: str, **args: Any) -> None:
         """Adds one launch; arguments are checked now, tensors are read and written at replay."""
 
+    def only_if(self, count: torch.Tensor) -> AbstractContextManager[None]:
+        """Launches added inside the block run only if `count` > 0 when the replay gets there.
+
+        Args:
+            count: [1] int32, not written by the first launch of the block. Blocks may be nested.
+        """
+
     def replay(self) -> None:
         """Runs all launches in order."""
 
     def replay_timed(self) -> list[tuple[str, int]]:
-        """Runs all launches; returns (op name, nanoseconds) per launch."""
+        """Runs all launches; returns (op name, nanoseconds) per launch, 0 for one not run."""
 
 
 class ReferenceProgram:
     """Runs each launch through the op's torch reference."""
 
     def __init__(self) -> None:
-        self._launches: list[tuple[str, dict[str, Any]]] = []
+        self._steps: list[_Launch | _Block] = []
 
     def launch(self, op: str, **args: Any) -> None:
         get_op(op).check(**args)
-        self._launches.append((op, args))
+        self._steps.append(_Launch(op, args))
+
+    @contextmanager
+    def only_if(self, count: torch.Tensor) -> Iterator[None]:
+        expect_tensor("only_if", "count", count, torch.int32, (1,))
+        block = _Block(count)
+        self._steps.append(block)
+        yield
+        block.end = len(self._steps)
 
     def replay(self) -> None:
-        for op, args in self._launches:
-            get_op(op).reference(**args)
+        self.replay_timed()
 
     def replay_timed(self) -> list[tuple[str, int]]:
-        from time import perf_counter_ns
-
-        timings = []
-        for op, args in self._launches:
-            start = perf_counter_ns()
-            get_op(op).reference(**args)
-            timings.append((op, perf_counter_ns() - start))
+        timings = [(step.op, 0) for step in self._steps if isinstance(step, _Launch)]
+        index = launch = 0
+        while index < len(self._steps):
+            step = self._steps[index]
+            index += 1
+            if isinstance(step, _Launch):
+                start = perf_counter_ns()
+                get_op(step.op).reference(**step.args)
+                timings[launch] = (step.op, perf_counter_ns() - start)
+                launch += 1
+            elif int(step.count) <= 0:
+                launch += sum(isinstance(s, _Launch) for s in self._steps[index : step.end])
+                index = step.end
         return timings
+
+
+@dataclass(slots=True)
+class _Launch:
+    op: str
+    args: dict[str, Any]
+
+
+@dataclass(slots=True)
+class _Block:
+    """The launches from here to `end` depend on `count`."""
+
+    count: torch.Tensor
+    end: int = 0
 
 
 class CpuProgram:
@@ -58,7 +99,7 @@ class CpuProgram:
     def __init__(self, pool: Any) -> None:
         self._native = backends.load_cpu().Program()
         self._pool = pool
-        self._kept: list[dict[str, Any]] = []
+        self._kept: list[object] = []
         self._names: list[str] = []
 
     def launch(self, op: str, **args: Any) -> None:
@@ -70,6 +111,14 @@ class CpuProgram:
         spec.cpu(self._native, **args)
         self._names += [op] * (len(self._native) - before)
         self._kept.append(args)
+
+    @contextmanager
+    def only_if(self, count: torch.Tensor) -> Iterator[None]:
+        expect_tensor("only_if", "count", count, torch.int32, (1,))
+        self._native.begin_if(count.data_ptr())
+        self._kept.append(count)
+        yield
+        self._native.end_if()
 
     def replay(self) -> None:
         self._native.replay(self._pool)

@@ -101,6 +101,7 @@ def build_engine_parts(config: EngineConfig) -> EngineParts:
         drafter.tree_room if drafter is not None else 0,
     )
     controller = _make_controller(speculation, runner, iteration, environment.cache_dir)
+    iteration.describe_usual()
     eos = frozenset(load_eos_token_ids(paths.target, target.config))
     limits = RequestLimits(
         vocab_size=target.config.vocab_size,

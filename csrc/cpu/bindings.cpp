@@ -27,7 +27,11 @@ PYBIND11_MODULE(_cpu, module) {
       .def(py::init<>())
       .def("__len__", &Program::size)
       .def("names", &Program::names)
-      .def("append_program", &Program::append_program)
+      .def("begin_if",
+           [](Program& program, uintptr_t count) {
+             program.begin_if(reinterpret_cast<const int32_t*>(count));
+           })
+      .def("end_if", &Program::end_if)
       .def("replay", &Program::replay, py::arg("pool"), py::call_guard<py::gil_scoped_release>())
       .def("replay_timed", &Program::replay_timed, py::arg("pool"),
            py::call_guard<py::gil_scoped_release>());

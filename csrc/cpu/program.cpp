@@ -1,42 +1,71 @@
 #include "cpu/program.h"
 
 #include <chrono>
+#include <stdexcept>
 
 namespace sdengine {
 
-void Program::append_program(const Program& other) {
-  launches_.insert(launches_.end(), other.launches_.begin(), other.launches_.end());
+void Program::begin_if(const int32_t* count) {
+  open_ifs_.push_back(steps_.size());
+  steps_.push_back({nullptr, nullptr, nullptr, count, 0});
+}
+
+void Program::end_if() {
+  if (open_ifs_.empty()) throw std::logic_error("end_if without begin_if");
+  steps_[open_ifs_.back()].end = steps_.size();
+  open_ifs_.pop_back();
+}
+
+// Runs a worker's part of every step; after each launch all workers meet, and `after_launch` gets
+// its index.
+template <class AfterLaunch>
+void Program::run_steps(Worker& worker, AfterLaunch after_launch) const {
+  for (size_t i = 0; i < steps_.size();) {
+    const Step& step = steps_[i];
+    if (step.invoke == nullptr) {
+      i = *step.count > 0 ? i + 1 : step.end;
+      continue;
+    }
+    step.invoke(step.args.get(), worker);
+    worker.barrier();
+    after_launch(i++);
+  }
+}
+
+void Program::check_closed() const {
+  if (!open_ifs_.empty()) throw std::logic_error("begin_if without end_if");
 }
 
 void Program::replay(ThreadPool& pool) const {
-  pool.run([this](Worker& worker) {
-    for (const Launch& launch : launches_) {
-      launch.invoke(launch.args.get(), worker);
-      worker.barrier();
-    }
-  });
+  check_closed();
+  pool.run([this](Worker& worker) { run_steps(worker, [](size_t) {}); });
 }
 
 std::vector<int64_t> Program::replay_timed(ThreadPool& pool) const {
   using Clock = std::chrono::steady_clock;
-  std::vector<int64_t> elapsed(launches_.size());
+  check_closed();
+  std::vector<int64_t> spent(steps_.size());
   pool.run([&](Worker& worker) {
     auto last = Clock::now();
-    for (size_t i = 0; i < launches_.size(); ++i) {
-      launches_[i].invoke(launches_[i].args.get(), worker);
-      worker.barrier();
-      if (worker.index != 0) continue;
+    run_steps(worker, [&](size_t i) {
+      if (worker.index != 0) return;
       const auto now = Clock::now();
-      elapsed[i] = std::chrono::duration_cast<std::chrono::nanoseconds>(now - last).count();
+      spent[i] = std::chrono::duration_cast<std::chrono::nanoseconds>(now - last).count();
       last = now;
-    }
+    });
   });
-  return elapsed;
+  std::vector<int64_t> of_launches;
+  for (size_t i = 0; i < steps_.size(); ++i) {
+    if (steps_[i].invoke != nullptr) of_launches.push_back(spent[i]);
+  }
+  return of_launches;
 }
 
 std::vector<std::string> Program::names() const {
   std::vector<std::string> names;
-  for (const Launch& launch : launches_) names.emplace_back(launch.name);
+  for (const Step& step : steps_) {
+    if (step.invoke != nullptr) names.emplace_back(step.name);
+  }
   return names;
 }
 

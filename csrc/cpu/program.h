@@ -21,32 +21,43 @@ class Program {
       Args args;
     };
     auto bound = std::make_shared<const Bound>(Bound{kernel, args});
-    launches_.push_back({name,
-                         [](const void* data, Worker& worker) {
-                           const auto* launch = static_cast<const Bound*>(data);
-                           launch->kernel(launch->args, worker);
-                         },
-                         bound});
+    steps_.push_back({name,
+                      [](const void* data, Worker& worker) {
+                        const auto* launch = static_cast<const Bound*>(data);
+                        launch->kernel(launch->args, worker);
+                      },
+                      bound, nullptr, 0});
   }
 
-  // Appends every launch of another program (shared, not copied).
-  void append_program(const Program& other);
+  // Launches from here to the matching end_if run only if *count > 0 when the replay gets here.
+  // The first of them must not write `count`: workers read it without a barrier of its own.
+  void begin_if(const int32_t* count);
+  void end_if();
 
   void replay(ThreadPool& pool) const;
 
-  // As replay, but returns nanoseconds per launch as worker 0 saw them, barrier included.
+  // As replay, but returns nanoseconds per launch as worker 0 saw them, barrier included; 0 for a
+  // launch that was skipped.
   std::vector<int64_t> replay_timed(ThreadPool& pool) const;
 
-  size_t size() const { return launches_.size(); }
+  size_t size() const { return names().size(); }
   std::vector<std::string> names() const;
 
  private:
-  struct Launch {
+  // A launch, or, without `invoke`, the beginning of launches that depend on `count`.
+  struct Step {
     const char* name;
     void (*invoke)(const void*, Worker&);
     std::shared_ptr<const void> args;
+    const int32_t* count;
+    size_t end;  // of the launches that depend on it
   };
-  std::vector<Launch> launches_;
+  void check_closed() const;
+  template <class AfterLaunch>
+  void run_steps(Worker& worker, AfterLaunch after_launch) const;
+
+  std::vector<Step> steps_;
+  std::vector<size_t> open_ifs_;
 };
 
 }  // namespace sdengine

@@ -11,8 +11,9 @@ Whether to speculate at all is decided here, by what both ways of decoding were 
 first steps are plain, and two of every fifty while speculating. (Costs measured before the first
 request are good for prices, but not for this: with caches and cores warm from decoding, a plain
 step of the bundled pair took 180 us where the measurement had found 240.) While speculation does
-not pay it is tried again after 32, 64, ... 1024 plain steps, so that a pair that never pays costs
-little.
+not pay it is tried again after 64, 128, ... 1024 plain steps. So that a pair that never pays costs
+little, trees begin with two nodes and grow with what is accepted of them, and a trial ends as soon
+as it has lost what a trial may lose.
 """
 
 from __future__ import annotations
@@ -22,13 +23,18 @@ from sdengine.core.plan import StepPlan, StepReport
 
 SMOOTHING = 0.08  # of the running means: some 12 steps
 TRIAL_STEPS = 16  # speculative steps of one trial: of 6, chance alone moved the mean by 11%
-FIRST_PAUSE = 32  # plain steps between the first two trials
+FIRST_PAUSE = 64  # plain steps between the first two trials
 LONGEST_PAUSE = 1024
 PATIENCE = 16  # speculative steps before the first verdict
 TOLERANCE = 1.03  # a verdict against speculation needs more than the noise of the comparison
 FADING = 0.03  # per step, of what the verdict looks at
 LEAST_GAIN = 1.1  # tokens per step and sequence below which no verdict is for speculation
 FIRST_PLAIN_STEPS = 4
+FIRST_NODES = 2  # of a sequence's first tree, before anything is known of the draft
+TRUST_GAINED, TRUST_LOST = 2.0, 0.8  # factors on the node limit: one step in four that accepts
+# a draft token keeps it where it is
+LOSS_FLOOR, LOSS_SHARE = 1.0, 0.02  # plain steps that a trial may lose, plus so many per step of
+# the pause before it
 PROBE_STEPS, PROBE_EVERY = 2, 48  # plain steps while speculating, to keep the comparison fresh
 SPARE_LAYERS = 2  # recorded beyond the depth that was of use lately
 HICCUP = 2.0  # a time so many times what is expected is the machine's, not the step's
@@ -59,17 +65,19 @@ class AdaptiveController:
         self._until_probe = PROBE_EVERY
         self._pause = FIRST_PAUSE
         self._plain_left = FIRST_PLAIN_STEPS
+        self._trusted_nodes = float(min(FIRST_NODES, max_nodes))
+        self._trial_loss_s = 0.0
 
     def plan(self, num_decoding: int) -> StepPlan:
         """Plain decoding during a pause, otherwise a tree priced at the current speed."""
         if num_decoding == 0 or self._plain_left > 0:
             return StepPlan(0, 0, 0)
-        limit = self._max_batch_nodes or self._max_nodes * num_decoding
-        depth = min(self._max_depth, int(self._depth_used + 0.5) + SPARE_LAYERS)
+        nodes = int(self._trusted_nodes)
+        limit = min(self._max_batch_nodes or self._max_nodes * num_decoding, nodes * num_decoding)
+        depth = min(self._max_depth, int(self._depth_used + 0.5) + SPARE_LAYERS, nodes)
         # The device compares with the costs as they were measured, so the price is, too.
-        return StepPlan(
-            depth, self._max_nodes, limit, self._slowdown / self._token_seconds(num_decoding)
-        )
+        price = self._slowdown / self._token_seconds(num_decoding)
+        return StepPlan(depth, nodes, limit, price)
 
     def observe(self, plan: StepPlan, report: StepReport) -> None:
         """Updates the running means and the verdict."""
@@ -86,8 +94,11 @@ class AdaptiveController:
         self._learn(num_decoding, plan, report)
         self._steps_left -= 1
         self._until_probe -= 1
+        allowed = LOSS_FLOOR + LOSS_SHARE * self._pause
         if self._steps_left <= 0:
             self._judge(num_decoding)
+        elif self._trial_loss_s > allowed * num_decoding * self._plain_seconds(num_decoding):
+            self._stop(num_decoding)
         if self._until_probe <= 0 and self._plain_left == 0:
             self._until_probe = PROBE_EVERY
             self._plain_left = PROBE_STEPS
@@ -103,6 +114,7 @@ class AdaptiveController:
         self._plain_left -= 1
         if self._plain_left == 0:
             self._steps_left = max(self._steps_left, TRIAL_STEPS)
+            self._trial_loss_s = 0.0
         if report.is_steady:
             old = self._plain_s.get(num_decoding)
             seen = report.step_s
@@ -125,6 +137,9 @@ class AdaptiveController:
         # Grows at once and shrinks slowly: a layer too many costs little, one too few a token.
         rate = 0.5 if deepest > self._depth_used else SMOOTHING
         self._depth_used += rate * (deepest - self._depth_used)
+        share = sum(accepted > 0 for accepted in report.num_accepted) / num_decoding
+        trusted = self._trusted_nodes * TRUST_GAINED**share * TRUST_LOST ** (1.0 - share)
+        self._trusted_nodes = min(max(trusted, 1.0), float(self._max_nodes))
         if not report.is_steady:
             return
         draft_s = self._costs.draft_time(plan.depth)
@@ -132,8 +147,10 @@ class AdaptiveController:
         overhead = report.step_s - report.draft_time_s - report.verify_time_s
         work = report.draft_time_s + report.verify_time_s
         seconds = min(work, HICCUP * expected) + min(overhead, expected)
+        tokens = num_decoding + sum(report.num_accepted)
+        self._trial_loss_s += seconds - tokens * self._plain_seconds(num_decoding)
         spent = self._spent.setdefault(num_decoding, _Spent())
-        spent.add(seconds, num_decoding + sum(report.num_accepted))
+        spent.add(seconds, tokens)
 
     def _judge(self, num_decoding: int) -> None:
         spent = self._spent.get(num_decoding)
@@ -144,6 +161,10 @@ class AdaptiveController:
         ):
             self._pause = FIRST_PAUSE
             return
+        self._stop(num_decoding)
+
+    def _stop(self, num_decoding: int) -> None:
+        """Decodes plainly for a while; each time twice as long as before."""
         self._plain_left = self._pause
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
         # The next trial starts from what is known then, not from the trial that failed.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -39,10 +40,13 @@ class CostModel:
 
     def verify_time(self, num_rows: int) -> float:
         """Seconds of a target step over so many rows (linear between and beyond measurements)."""
-        if num_rows <= self.rows[-1] or len(self.rows) == 1:
-            return float(np.interp(num_rows, self.rows, self.verify_s))
-        last = (self.verify_s[-1] - self.verify_s[-2]) / (self.rows[-1] - self.rows[-2])
-        return self.verify_s[-1] + last * (num_rows - self.rows[-1])
+        rows, times = self.rows, self.verify_s
+        if num_rows <= rows[0] or len(rows) == 1:
+            return times[0]
+        # Called every step: numpy's interpolation of one number takes 8 us, this 1.
+        right = min(bisect_left(rows, num_rows), len(rows) - 1)
+        slope = (times[right] - times[right - 1]) / (rows[right] - rows[right - 1])
+        return times[right] + slope * (num_rows - rows[right])
 
     def row_costs(self, max_rows: int) -> np.ndarray:
         """Seconds that row M + 1 adds to a step of M rows: [max_rows] float64, index M; never

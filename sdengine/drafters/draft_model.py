@@ -1,7 +1,8 @@
 """Draft model: a small model of the same vocabulary grows the tree, one batched pass per layer.
 
 Layer 0 computes the tokens that the draft has not seen yet (the ones committed last) and draws the
-children of the root; every further layer computes the frontier that `tree_expand` chose. Keys and
+children of the root; every further layer computes the frontier that `tree_expand` chose, and is
+skipped when that is empty. Keys and
 values of all forwarded nodes stay in the draft's cache behind the root, so that an accepted path
 needs no recomputation: `commit_plan` moves them into place.
 """
@@ -83,14 +84,21 @@ class DraftModelDrafter:
         store = (sizes.max_depth * frontier, sizes.num_candidates)
         self.proposals = Proposals(torch.zeros(store, dtype=torch.int32), torch.zeros(store))
 
-    def propose(self, program: Program, depth: int) -> None:
+    def propose(self, program: Program) -> None:
         self._describe_chain(program)
         root = Logits(self._logits, self._logit_rows[: len(self._logits)], self._num_logits)
         self._describe_pass(program, root)
-        self._describe_growth(program, 0, depth)
-        for layer in range(1, depth):
+        self._describe_growth(program, 0)
+        self._describe_layers(program, 1)
+
+    def _describe_layers(self, program: Program, layer: int) -> None:
+        """The layers from `layer` on; when one has no rows, none after it has."""
+        if layer == self.max_depth:
+            return
+        with program.only_if(self._rows.num_rows):
             self._describe_pass(program, Logits(self._logits, None, self._rows.num_rows))
-            self._describe_growth(program, layer, depth)
+            self._describe_growth(program, layer)
+            self._describe_layers(program, layer + 1)
 
     def catch_up(self, program: Program) -> None:
         self._describe_chain(program)
@@ -126,9 +134,10 @@ class DraftModelDrafter:
     def _describe_pass(self, program: Program, logits: Logits | None) -> None:
         describe_forward(program, self._weights, self.cache, self._spans, self._buffers, logits)
 
-    def _describe_growth(self, program: Program, layer: int, depth: int) -> None:
+    def _describe_growth(self, program: Program, layer: int) -> None:
         workspace, state, rows = self._workspace, self._workspace.state, self._rows
         growth = self._policy.grow(layer)
+        is_last = layer + 1 == self.max_depth
         frontier = len(self._logits)
         offset = layer * frontier
         tokens = self.proposals.tokens[offset : offset + frontier]
@@ -170,8 +179,8 @@ class DraftModelDrafter:
             block_tables=state.block_tables,
             num_seqs=workspace.num_seqs,
             scratch=workspace.tree_scratch,
-            rows=rows if layer + 1 < depth else None,
-            creation_ids=self._creation_ids if layer + 1 < depth else None,
+            rows=None if is_last else rows,
+            creation_ids=None if is_last else self._creation_ids,
             calibration=workspace.calibration if self._calibrate else None,
             proposal_offset=offset,
         )

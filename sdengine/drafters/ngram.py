@@ -37,7 +37,7 @@ class NgramDrafter:
         size = ngram_scratch_size(sizes.max_num_seqs, MAX_MATCHES, sizes.max_depth)
         self._scratch = torch.zeros(size, dtype=torch.int64)
 
-    def propose(self, program: Program, depth: int) -> None:
+    def propose(self, program: Program) -> None:
         workspace, state = self._workspace, self._workspace.state
         program.launch(
             "ngram_match",
@@ -51,7 +51,7 @@ class NgramDrafter:
             tree=workspace.draft_tree,
             min_ngram=self._min_ngram,
             max_ngram=self._max_ngram,
-            max_depth=depth,
+            max_depth=self.max_depth,
             max_children=workspace.sizes.num_candidates,
             max_matches=MAX_MATCHES,
             calibration=workspace.calibration,

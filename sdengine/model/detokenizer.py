@@ -172,6 +172,7 @@ def byte_alphabet() -> dict[str, int]:
     return alphabet
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def byte_level_bytes(piece: str) -> bytes:
     """Return the bytes of a byte-level token; one with a foreign character (an added token) is
     plain text.

@@ -109,12 +109,12 @@ def _draft_trial(iteration: Iteration, host: HostView, layers: int) -> Trial:
 
     def reset() -> None:
         _reset(host, wants_logits=1)
-        host.node_budgets[0] = layers
+        host.node_budgets[0] = host.depth_limits[0] = layers
         workspace.total_budget[0] = layers
         workspace.min_layer_gain[0] = 0.0
         workspace.thresholds.zero_()
 
-    return _trial(iteration, lambda p: drafter.propose(p, layers), reset)
+    return _trial(iteration, drafter.propose, reset)
 
 
 def _trial(

@@ -47,8 +47,8 @@ class Drafter(Protocol):
     def tree_room(self) -> int:
         """Logical KV slots per sequence that it needs beyond the committed tokens."""
 
-    def propose(self, program: Program, depth: int) -> None:
-        """Appends the launches that grow trees of at most `depth` layers."""
+    def propose(self, program: Program) -> None:
+        """Appends the launches that grow trees, as deep as the slots' `depth_limits` say."""
 
     def catch_up(self, program: Program) -> None:
         """Appends the launches that bring the drafter's own state up to the pending tokens without

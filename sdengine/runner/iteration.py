@@ -50,12 +50,12 @@ class Variant:
     """What distinguishes two recorded iterations.
 
     Args:
-        depth: most draft layers; 0 decodes plainly.
+        drafts: whether trees are grown; otherwise every sequence decodes plainly.
         has_penalties: whether any sequence needs its logits changed.
         catches_up: without trees: whether the drafter follows the pending tokens all the same.
     """
 
-    depth: int
+    drafts: bool
     has_penalties: bool = False
     catches_up: bool = False
 
@@ -104,6 +104,14 @@ class Iteration:
         # Start, after proposing, end: nanoseconds, written by the program itself.
         self.times_ns = torch.zeros(3, dtype=torch.int64)
 
+    def describe_usual(self) -> None:
+        """Describes the variants that requests without penalties need: some 5 ms for plain
+        decoding, 25 for trees of eight layers, which the first requests would wait for."""
+        has_drafter = self.drafter is not None
+        for drafts, catches_up in ((False, False), (False, True), (True, False)):
+            if has_drafter or not (drafts or catches_up):
+                self.program(Variant(drafts, catches_up=catches_up))
+
     def program(self, variant: Variant) -> Program:
         """The recorded iteration of a variant; described when it is first asked for."""
         program = self._programs.get(variant)
@@ -120,7 +128,7 @@ class Iteration:
         self.describe_pending(program)
         self._describe_propose(program, variant)
         program.launch("timestamp", out_ns=self.times_ns[1:2])
-        self.describe_verify(program, variant.depth > 0, variant.has_penalties)
+        self.describe_verify(program, variant.drafts, variant.has_penalties)
         program.launch("timestamp", out_ns=self.times_ns[2:3])
 
     def describe_verify(
@@ -148,9 +156,9 @@ class Iteration:
         )
 
     def _describe_propose(self, program: Program, variant: Variant) -> None:
-        if variant.depth > 0:
+        if variant.drafts:
             assert self.drafter is not None
-            self.drafter.propose(program, variant.depth)
+            self.drafter.propose(program)
         elif variant.catches_up:
             assert self.drafter is not None
             self.drafter.catch_up(program)

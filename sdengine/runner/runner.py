@@ -125,7 +125,7 @@ class Runner:
         num_decoding = 0
         for entry in schedule.scheduled:
             room -= self._prepare_entry(entry, room)
-            num_decoding += self._host.wants_logits[entry.sequence.slot] != 0
+            num_decoding += entry.num_tokens == entry.sequence.num_pending
         return num_decoding
 
     def run(self, plan: StepPlan) -> None:
@@ -133,11 +133,12 @@ class Runner:
         self._is_drafting = self._has_drafter and plan.depth > 0
         catches_up = False
         if self._is_drafting:
+            limits = self._host.depth_limits
+            np.minimum(limits, plan.depth, out=limits)
             self._write_prices(plan)
         else:
             catches_up = self._propose_nothing()
-        depth = plan.depth if self._is_drafting else 0
-        variant = Variant(depth, self._penalties.is_needed, catches_up)
+        variant = Variant(self._is_drafting, self._penalties.is_needed, catches_up)
         self.iteration.program(variant).replay()
 
     def commit(self, schedule: Schedule) -> list[Commit]:

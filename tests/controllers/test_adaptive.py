@@ -23,8 +23,8 @@ def simulate(
     seconds, tokens, speculated = 0.0, 0, 0
     for _ in range(steps):
         plan = controller.plan(1)
-        nodes = 7 if plan.depth else 0
-        num_accepted = min(accepted, plan.depth)
+        nodes = min(7, plan.max_nodes) if plan.depth else 0
+        num_accepted = min(accepted, plan.depth, nodes)
         draft = draft_s if plan.depth else 0.0
         verify = COSTS.verify_time(1 + nodes) * slowdown
         controller.observe(
@@ -49,6 +49,35 @@ def test_a_useless_draft_costs_under_three_percent() -> None:
     assert tokens == 3000
     assert seconds < 1.03 * 3000 * COSTS.verify_time(1)
     assert speculated > 12, "it must be tried again now and then"
+
+
+@pytest.mark.parametrize("tokens", [64, 128, 256, 1024])
+def test_a_useless_draft_costs_little_from_the_first_token_on(tokens: int) -> None:
+    """Trees that are as dear as on a processor without spare arithmetic: a row costs a third."""
+    costs = CostModel((1, 4, 64), (1.0, 2.0, 22.0), 0.2, 0.15)
+    controller = AdaptiveController(costs, 8, 64)
+    seconds = 0.0
+    for _ in range(tokens):
+        plan = controller.plan(1)
+        draft, verify = costs.draft_time(plan.depth), costs.verify_time(1 + plan.max_nodes)
+        report = StepReport(
+            [0], plan.max_nodes, 1 + plan.max_nodes, draft, verify, draft + verify, True
+        )
+        controller.observe(plan, report)
+        seconds += draft + verify
+    assert seconds < tokens * 1.04 + 4, seconds
+
+
+def test_trust_follows_what_is_accepted() -> None:
+    controller = AdaptiveController(COSTS, 8, 16)
+    simulate(controller, 3, 0.1, 4)  # the plain steps at the beginning
+    limits = []
+    for _ in range(8):
+        limits.append(controller.plan(1).max_nodes)
+        simulate(controller, 3, 0.1, 1)
+    assert limits[:4] == [2, 4, 8, 16] and limits[-1] == 16
+    controller.observe(StepPlan(4, 16, 16), StepReport([0], 16, 17, 0.1, 2.0, 2.1, True))
+    assert controller.plan(1).max_nodes == 12
 
 
 def test_comes_back_when_the_draft_becomes_useful() -> None:

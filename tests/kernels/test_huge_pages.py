@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from itertools import pairwise
 
 import torch
 
@@ -33,7 +34,7 @@ def test_nothing_overlaps_across_chunks() -> None:
         tensor.fill_(i)
     assert all(bool((tensor == i).all()) for i, tensor in enumerate(tensors))
     spans = sorted(span(tensor) for tensor in tensors if len(tensor))
-    assert all(end <= begin for (_, end), (begin, _) in zip(spans, spans[1:]))
+    assert all(end <= begin for (_, end), (begin, _) in pairwise(spans))
 
 
 def test_a_large_tensor_starts_on_a_large_page() -> None:

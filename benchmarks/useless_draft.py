@@ -1,0 +1,134 @@
+"""What a draft that is never right costs: plain decoding against adaptive speculation.
+
+    python -m benchmarks.useless_draft
+
+The draft has the shape of the bundled one and random weights, drawn so wide that it is sure of what
+it says: the worst case for a budget that believes its drafter. Requests are decoded plainly and
+speculatively in turns; the table says, after so many tokens in all, how long the speculative engine
+took for them against the plain one. Its first trees come before anything is known and weigh most at
+the beginning.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from sdengine import LLM, SamplingParams
+from sdengine.cli.measure import Run, run_request
+from sdengine.cli.options import BUNDLED_MODEL
+from sdengine.cli.prompts import PROMPTS
+from sdengine.model.registry import resolve_model
+
+WEIGHTS_FILE = "model.safetensors"
+SURENESS = 2.0  # spread of the logits in standard deviations: entropies of well under one bit
+
+
+def write_useless_draft(source: Path, directory: Path, seed: int) -> None:
+    """Copies a draft and replaces its weights by seeded noise.
+
+    Args:
+        source: a checkpoint directory with a single safetensors file.
+        directory: created; gets the copy.
+        seed: of the noise.
+    """
+    shutil.copytree(source, directory)
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, tensor in sorted(load_file(str(source / WEIGHTS_FILE)).items()):
+        noise = torch.randn(tensor.shape, generator=generator)
+        if tensor.dim() == 1:
+            noise = torch.ones(tensor.shape)  # a norm
+        elif "embed" in name:
+            noise *= SURENESS
+        else:
+            noise /= tensor.shape[1] ** 0.5
+        tensors[name] = noise.to(tensor.dtype)
+    (directory / WEIGHTS_FILE).unlink()
+    save_file(tensors, str(directory / WEIGHTS_FILE), metadata={"format": "pt"})
+
+
+def in_turns(
+    plain: LLM, speculative: LLM, params: SamplingParams, num_requests: int
+) -> Iterator[tuple[Run, Run]]:
+    """Decodes requests both ways; which goes first changes every time."""
+    prompts = itertools.cycle(PROMPTS)
+    for index in range(num_requests):
+        prompt = next(prompts).text
+        order = (plain, speculative) if index % 2 == 0 else (speculative, plain)
+        runs = {id(llm): run_request(llm, prompt, params) for llm in order}
+        yield runs[id(plain)], runs[id(speculative)]
+
+
+def measure(args: argparse.Namespace, draft: Path, temperature: float) -> list[dict[str, float]]:
+    """Points of one curve, from fresh engines: after 1, 2, 4, ... requests."""
+    params = SamplingParams(
+        max_tokens=args.max_tokens, temperature=temperature, seed=args.seed, ignore_eos=True
+    )
+    plain = LLM(BUNDLED_MODEL, speculation=None, max_num_seqs=1)
+    speculative = LLM(BUNDLED_MODEL, str(draft), max_num_seqs=1)
+    points: list[dict[str, float]] = []
+    ratios: list[float] = []
+    spent = {"plain": 0.0, "speculative": 0.0}
+    tokens = steps = drafted = 0
+    for index, (slow, fast) in enumerate(in_turns(plain, speculative, params, args.requests), 1):
+        assert list(slow.token_ids) == list(fast.token_ids), "the same seed, the same text"
+        assert fast.speculation is not None
+        spent["plain"] += slow.decode_s
+        spent["speculative"] += fast.decode_s
+        ratios.append(slow.decode_s / fast.decode_s)
+        tokens += len(slow.token_ids)
+        steps += fast.speculation.num_steps
+        drafted += fast.speculation.num_draft_tokens
+        if index & (index - 1) == 0 or index == args.requests:
+            points.append(
+                {
+                    "temperature": temperature,
+                    "tokens": tokens,
+                    "speed_ratio": spent["plain"] / spent["speculative"],
+                    "median_request_ratio": median(ratios),
+                    "draft_tokens_per_step": drafted / steps,
+                }
+            )
+    return points
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measures and prints the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
+    parser.add_argument("--requests", type=int, default=48, help="of each kind (%(default)s)")
+    parser.add_argument("--max-tokens", type=int, default=128, help="a request (%(default)s)")
+    parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0, 0.8])
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", action="store_true", help="one JSON document instead")
+    args = parser.parse_args(argv)
+    points = []
+    with tempfile.TemporaryDirectory() as directory:
+        draft = Path(directory) / "draft"
+        source = resolve_model(BUNDLED_MODEL).draft
+        assert source is not None
+        write_useless_draft(source, draft, args.seed)
+        for temperature in args.temperatures:
+            points += measure(args, draft, temperature)
+    if args.json:
+        print(json.dumps(points, indent=2))
+        return
+    print("   T  tokens so far  speed over plain  median request  draft tokens a step")
+    for p in points:
+        print(
+            f"{p['temperature']:4.1f}  {p['tokens']:13.0f}  {p['speed_ratio']:15.2f}x"
+            f"  {p['median_request_ratio']:13.2f}x  {p['draft_tokens_per_step']:19.2f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
