@@ -16,7 +16,7 @@ from sdengine.core.request import Request, RequestBook
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.core.sequence import Sequence
 from sdengine.errors import SdengineError
-from sdengine.factory import EngineParts, build_engine_parts
+from sdengine.factory import EngineParts, MakeDrafter, build_engine_parts
 from sdengine.runner.iteration import Iteration
 from sdengine.runner.runner import Commit
 from sdengine.scheduler.scheduler import Schedule
@@ -29,6 +29,8 @@ class Engine:
 
     Args:
         config: an EngineConfig, or the path or bundled name of the target model.
+        make_drafter: makes a drafter of the caller's own from the engine's buffers, in place of
+            that of method "ngram"; see the protocol in `sdengine/runner/drafter.py`.
         **settings: fields of EngineConfig when `config` is a path or name.
 
     Raises:
@@ -38,12 +40,18 @@ class Engine:
         CacheFull: weights and KV cache do not fit into memory.
     """
 
-    def __init__(self, config: EngineConfig | str, **settings: object) -> None:
+    def __init__(
+        self,
+        config: EngineConfig | str,
+        *,
+        make_drafter: MakeDrafter | None = None,
+        **settings: object,
+    ) -> None:
         if not isinstance(config, EngineConfig):
             config = EngineConfig(config, **settings)  # type: ignore[arg-type]
         elif settings:
             config = config.with_changes(**settings)
-        parts: EngineParts = build_engine_parts(config)
+        parts: EngineParts = build_engine_parts(config, make_drafter)
         self.config = config
         self.target_path = parts.target_path
         self.tokenizer = parts.tokenizer

@@ -39,16 +39,16 @@ class Environment:
         num_threads: CPU threads.
         cache_dir: directory for things that can be computed again.
         bundled_dir: directory of bundled pairs.
-        api_key: a key that the server's clients must send.
         no_color: whether colours are unwanted.
+        api_key: a key that the server's clients must send.
     """
 
     backend: str | dict[str, str] | None
     num_threads: int | None
     cache_dir: Path
     bundled_dir: Path | None
-    api_key: str | None = field(repr=False)
     no_color: bool
+    api_key: str | None = field(default=None, repr=False)
 
 
 def read_environment(environ: Mapping[str, str] | None = None) -> Environment:
@@ -73,8 +73,8 @@ def read_environment(environ: Mapping[str, str] | None = None) -> Environment:
         num_threads=_num_threads(env.get("SDENGINE_NUM_THREADS", "")),
         cache_dir=Path(cache_dir or "~/.cache/sdengine").expanduser(),
         bundled_dir=Path(bundled_dir).expanduser() if bundled_dir else None,
-        api_key=env.get("SDENGINE_API_KEY") or None,
         no_color=bool(env.get("NO_COLOR")),
+        api_key=env.get("SDENGINE_API_KEY") or None,
     )
 
 
