@@ -21,6 +21,7 @@ DONE = b"data: [DONE]\n\n"
 # Proxies must neither keep nor collect what is meant to be read as it comes.
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 CLIENT_CLOSED_REQUEST = 499
+ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 async def answer(
@@ -50,7 +51,7 @@ def event_stream(events: AsyncIterator[bytes]) -> StreamingResponse:
 
 def event(document: dict[str, Any]) -> bytes:
     """One server-sent event."""
-    text = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+    text = ENCODER.encode(document)
     # Half of a surrogate pair cannot come from a tokenizer, but must not end a stream if it did.
     return f"data: {text}\n\n".encode("utf-8", "replace")
 
