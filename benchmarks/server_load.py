@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -30,6 +31,7 @@ MODEL = "python-completion"
 def main() -> int:
     """Runs the load and prints what was seen; 1 when something was wrong."""
     args = build_parser().parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the server is ended, too
     engine = Engine(MODEL, max_num_seqs=args.max_num_seqs)
     cases = make_cases(engine, args.cases, args.max_tokens)
     process, url = start_server(args.max_num_seqs)
