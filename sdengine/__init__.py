@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "LLM": "sdengine.llm",
+    "AsyncEngine": "sdengine.async_engine",
     "CompletionOutput": "sdengine.core.outputs",
     "Engine": "sdengine.engine",
     "EngineConfig": "sdengine.core.config",
@@ -21,6 +22,7 @@ _EXPORTS = {
     "SamplingParams": "sdengine.core.sampling_params",
     "SpeculationConfig": "sdengine.core.config",
     "SpeculationStats": "sdengine.core.outputs",
+    "StepTree": "sdengine.core.outputs",
     "StreamDelta": "sdengine.llm",
 }
 

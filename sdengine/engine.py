@@ -10,11 +10,13 @@ from collections.abc import Sequence as SequenceOf
 from time import monotonic
 
 from sdengine.core.config import EngineConfig
-from sdengine.core.outputs import RequestOutput
+from sdengine.core.outputs import RequestOutput, StepTree
+from sdengine.core.plan import StepReport
 from sdengine.core.request import Request, RequestBook
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.core.sequence import Sequence
-from sdengine.factory import EngineParts, build_engine_parts
+from sdengine.errors import SdengineError
+from sdengine.factory import EngineParts, MakeDrafter, build_engine_parts
 from sdengine.runner.iteration import Iteration
 from sdengine.runner.runner import Commit
 from sdengine.scheduler.scheduler import Schedule
@@ -27,6 +29,8 @@ class Engine:
 
     Args:
         config: an EngineConfig, or the path or bundled name of the target model.
+        make_drafter: makes a drafter of the caller's own from the engine's buffers, in place of
+            that of method "ngram"; see the protocol in `sdengine/runner/drafter.py`.
         **settings: fields of EngineConfig when `config` is a path or name.
 
     Raises:
@@ -36,12 +40,18 @@ class Engine:
         CacheFull: weights and KV cache do not fit into memory.
     """
 
-    def __init__(self, config: EngineConfig | str, **settings: object) -> None:
+    def __init__(
+        self,
+        config: EngineConfig | str,
+        *,
+        make_drafter: MakeDrafter | None = None,
+        **settings: object,
+    ) -> None:
         if not isinstance(config, EngineConfig):
             config = EngineConfig(config, **settings)  # type: ignore[arg-type]
         elif settings:
             config = config.with_changes(**settings)
-        parts: EngineParts = build_engine_parts(config)
+        parts: EngineParts = build_engine_parts(config, make_drafter)
         self.config = config
         self.target_path = parts.target_path
         self.tokenizer = parts.tokenizer
@@ -52,6 +62,7 @@ class Engine:
         self._book = RequestBook(
             parts.tokenizer, parts.limits, parts.runner.pool_capacity_tokens, config.seed
         )
+        self._commits: list[Commit] = []
 
     @property
     def max_model_len(self) -> int:
@@ -72,6 +83,21 @@ class Engine:
     def num_blocks(self) -> int:
         """KV blocks in all."""
         return self._scheduler.pool.num_blocks
+
+    @property
+    def num_running(self) -> int:
+        """Sequences that have a slot."""
+        return len(self._scheduler.running)
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences that wait for a slot or for KV blocks."""
+        return len(self._scheduler.waiting)
+
+    @property
+    def last_report(self) -> StepReport:
+        """What the last step did, over all sequences."""
+        return self._runner.report
 
     def add_request(
         self,
@@ -132,11 +158,27 @@ class Engine:
         schedule = self._scheduler.schedule()
         plan = self._controller.plan(self._runner.prepare(schedule))
         self._runner.run(plan)
-        commits = self._runner.commit(schedule)
-        outputs = [self._advance(commit) for commit in commits if commit.token_ids]
+        self._commits = [commit for commit in self._runner.commit(schedule) if commit.token_ids]
+        outputs = [self._advance(commit) for commit in self._commits]
         self._controller.observe(plan, self._runner.report)
         self._publish(schedule)
         return outputs
+
+    def step_tree(self, request_id: str, index: int = 0) -> StepTree | None:
+        """The token tree that the last step verified for a sequence, for displays and studies.
+
+        Args:
+            request_id: a request that moved in the last step, finished or not.
+            index: which of its completions.
+
+        Returns:
+            The tree, without nodes when the step decoded plainly; None when the sequence committed
+            nothing in the last step. Tokens beyond a stop are still in it.
+        """
+        for commit in self._commits:
+            if (commit.sequence.request_id, commit.sequence.index) == (request_id, index):
+                return self._runner.step_tree(commit)
+        return None
 
     def _advance(self, commit: Commit) -> RequestOutput:
         sequence = commit.sequence
@@ -145,7 +187,8 @@ class Engine:
         is_finite = tokens[-1] >= 0  # -1 is the sampler's flag for NaN or infinite logits
         cut = request.stop_checkers[sequence.index].accept(tokens if is_finite else tokens[:-1])
         self._runner.record_logprobs(commit, cut.num_tokens, self.tokenizer)
-        sequence.count_step(min(commit.num_accepted, cut.num_tokens), commit.num_nodes)
+        num_accepted = min(commit.num_accepted, cut.num_tokens)
+        sequence.count_step(cut.num_tokens, num_accepted, commit.num_nodes)
         if cut.num_tokens and request.first_token_time is None:
             request.first_token_time = monotonic()
         if cut.finish_reason is not None:
@@ -168,4 +211,16 @@ class Engine:
                 self._scheduler.publish_computed(sequence, self._runner.num_shareable(sequence))
 
 
-__all__ = ["Engine", "Request"]
+def require_finite(output: RequestOutput) -> None:
+    """Raises when a completion ended because its logits were NaN or infinite.
+
+    Raises:
+        SdengineError: it did.
+    """
+    if any(completion.stop_reason == NOT_FINITE for completion in output.outputs):
+        raise SdengineError.from_parts(
+            "finite logits", NOT_FINITE, "check the checkpoint's weights for NaN and infinity"
+        )
+
+
+__all__ = ["Engine", "Request", "require_finite"]

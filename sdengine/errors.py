@@ -14,7 +14,11 @@ __all__ = [
     "CacheFull",
     "CheckpointError",
     "ConfigError",
+    "EngineBusy",
+    "EngineFailed",
+    "EngineStopped",
     "RequestError",
+    "RequestTimeout",
     "SdengineError",
 ]
 
@@ -58,3 +62,19 @@ class CacheFull(SdengineError):
 
 class BackendUnavailable(SdengineError):
     """A kernel backend was asked for by name and cannot run here."""
+
+
+class EngineBusy(SdengineError):
+    """An engine has as many unfinished requests as it may; the same request may work later."""
+
+
+class EngineStopped(SdengineError):
+    """An engine takes no more requests, or ended one, because it is shutting down."""
+
+
+class EngineFailed(SdengineError):
+    """An engine's step raised; it runs nothing any more, and its unfinished requests are lost."""
+
+
+class RequestTimeout(SdengineError):
+    """A request was not finished within the time it was given."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,8 +66,17 @@ class EngineParts:
     target_path: Path
 
 
-def build_engine_parts(config: EngineConfig) -> EngineParts:
+MakeDrafter = Callable[[Workspace], Drafter]
+
+
+def build_engine_parts(
+    config: EngineConfig, make_drafter: MakeDrafter | None = None
+) -> EngineParts:
     """Opens checkpoints, loads weights, allocates caches and buffers.
+
+    Args:
+        config: the settings.
+        make_drafter: makes a drafter of the caller's own, in place of that of method "ngram".
 
     Raises:
         ConfigError, CheckpointError, BackendUnavailable, CacheFull: as `Engine`.
@@ -76,6 +86,7 @@ def build_engine_parts(config: EngineConfig) -> EngineParts:
     paths = resolve_model(config.model, config.draft, bundled_dir=environment.bundled_dir)
     speculation = config.speculation_for(paths.draft is not None)
     target = open_checkpoint(paths.target)
+    _check_own_drafter(make_drafter, speculation)
     uses_draft = speculation is not None and speculation.needs_draft_model
     draft = open_checkpoint(paths.draft) if uses_draft and paths.draft is not None else None
     tokenizer = _load_tokenizers(paths.target, paths.draft if draft is not None else None)
@@ -89,7 +100,10 @@ def build_engine_parts(config: EngineConfig) -> EngineParts:
     sizes = _sizes(config, speculation, policy, target, draft, max_model_len, dtype)
     weights = load_weights(target, dtype, max_model_len, pool)
     workspace = Workspace.allocate(sizes, bin_centers())
-    drafter = _make_drafter(speculation, policy, workspace, draft, max_model_len, dtype, pool)
+    if make_drafter is not None:
+        drafter: Drafter | None = make_drafter(workspace)
+    else:
+        drafter = _make_drafter(speculation, policy, workspace, draft, max_model_len, dtype, pool)
     cache = KVCache(target.config, sizes.num_blocks, sizes.block_size, dtype)
     verifier = _make_verifier(speculation, workspace, drafter)
     iteration = Iteration(backend, pool, workspace, weights, cache, drafter, verifier)
@@ -178,6 +192,19 @@ def _check_windows(
         raise ConfigError.from_parts(
             f"max_depth below the sliding window of {min(windows)} tokens",
             str(speculation.max_depth),
+        )
+
+
+def _check_own_drafter(
+    make_drafter: MakeDrafter | None, speculation: SpeculationConfig | None
+) -> None:
+    """A drafter from outside gets the buffers of the one it replaces."""
+    method = None if speculation is None else speculation.method
+    if make_drafter is not None and method != "ngram":
+        raise ConfigError.from_parts(
+            'speculation method "ngram" together with make_drafter, which takes its place',
+            repr(method),
+            'pass speculation=SpeculationConfig(method="ngram", ...)',
         )
 
 

@@ -11,11 +11,12 @@ from itertools import count
 from typing import Any
 
 from sdengine.core.config import EngineConfig
-from sdengine.core.outputs import CompletionOutput, RequestOutput
+from sdengine.core.outputs import RequestOutput
 from sdengine.core.request import is_integer
 from sdengine.core.sampling_params import SamplingParams
-from sdengine.engine import NOT_FINITE, Engine
-from sdengine.errors import RequestError, SdengineError
+from sdengine.core.stop import num_held_back
+from sdengine.engine import Engine, require_finite
+from sdengine.errors import RequestError
 from sdengine.model.chat_template import load_chat_template
 
 Prompt = str | SequenceOf[int]
@@ -151,11 +152,11 @@ class LLM:
             sent_text, sent_tokens, done = 0, 0, False
             while not done:
                 for output in self._received(inbox, inbox.request_ids):
-                    _raise_if_failed(output)
+                    require_finite(output)
                     completion, done = output.outputs[0], output.finished
-                    end = len(completion.text) - (0 if done else _num_held_back(completion, params))
+                    num_held = 0 if done else num_held_back(completion.text, params)
                     tokens = completion.token_ids[sent_tokens:]
-                    text = completion.text[sent_text:end]
+                    text = completion.text[sent_text : len(completion.text) - num_held]
                     sent_text, sent_tokens = sent_text + len(text), len(completion.token_ids)
                     yield StreamDelta(
                         text, tokens, max(len(tokens) - 1, 0), output if done else None
@@ -220,29 +221,7 @@ class LLM:
 def _joined(outputs: Mapping[int, RequestOutput]) -> RequestOutput:
     """One output of a request with all its completions, metrics of the last to finish."""
     for output in outputs.values():
-        _raise_if_failed(output)
+        require_finite(output)
     last = next(output for output in outputs.values() if output.finished)
     completions = [outputs[index].outputs[0] for index in sorted(outputs)]
     return replace(last, outputs=completions)
-
-
-def _raise_if_failed(output: RequestOutput) -> None:
-    if output.outputs[0].stop_reason == NOT_FINITE:
-        raise SdengineError.from_parts(
-            "finite logits", NOT_FINITE, "check the checkpoint's weights for NaN and infinity"
-        )
-
-
-def _num_held_back(completion: CompletionOutput, params: SamplingParams) -> int:
-    """Characters at the end of a text that may turn out to be the beginning of a stop string."""
-    if params.include_stop_str_in_output:
-        return 0
-    return max(
-        (
-            size
-            for stop in params.stop_strings
-            for size in range(1, len(stop))
-            if completion.text.endswith(stop[:size])
-        ),
-        default=0,
-    )

@@ -189,6 +189,27 @@ def test_the_engine_runs_without(library: str) -> None:
     assert not users
 
 
+@pytest.mark.parametrize("library", ["fastapi", "starlette", "uvicorn", "prometheus_client"])
+def test_only_the_server_needs_its_libraries(library: str) -> None:
+    users = {
+        house_part(name)
+        for name, path in modules().items()
+        if re.search(rf"^\s*(import|from) {library}\b", path.read_text(encoding="utf-8"), re.M)
+    }
+    assert users == {"server"}
+
+
+def test_every_package_is_installed() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    listed = set(re.findall(r'"(sdengine[\w.]*)"', text.partition("packages = [")[2]))
+    packages = {
+        ".".join(path.parent.relative_to(ROOT).parts)
+        for path in (ROOT / "sdengine").rglob("__init__.py")
+    }
+    assert packages <= listed
+    assert all(f'"{folder}' in text for folder in ("bundled/", "server/page/"))
+
+
 def test_importing_the_package_is_cheap() -> None:
     code = (
         "import sys, sdengine, sdengine.errors, sdengine.core.config, sdengine.cli.main;"

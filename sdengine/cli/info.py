@@ -12,7 +12,7 @@ from pathlib import Path
 from sdengine import __version__
 from sdengine.cli.terminal import palette_for
 from sdengine.core.config import BACKENDS
-from sdengine.core.env import VARIABLES, read_environment
+from sdengine.core.env import SECRETS, VARIABLES, read_environment
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -147,6 +147,8 @@ def environment_lines() -> Iterator[Line]:
     """Every environment variable that sdengine reads: its value, or what it is for."""
     for name, meaning in VARIABLES.items():
         value = os.environ.get(name)
+        if value is not None and name in SECRETS:
+            value = "(set, not shown)"
         yield name, f"= {value}" if value is not None else f"not set: {meaning}"
 
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from sdengine import __version__
-from sdengine.cli import bench, chat, generate, info, train
+from sdengine.cli import bench, chat, generate, info, serve, train
 from sdengine.cli.options import EXIT_USAGE, LineParser
 from sdengine.errors import SdengineError
 
@@ -24,7 +24,7 @@ EXIT_INTERRUPTED = 128 + 2
 EXIT_BROKEN_PIPE = 128 + 13
 DEBUG = "--debug"
 MAX_SURPRISE = 300  # characters of an error that nobody wrote for a reader
-COMMANDS = (generate, chat, bench, train, info)
+COMMANDS = (generate, chat, serve, bench, train, info)
 
 
 def build_parser() -> LineParser:

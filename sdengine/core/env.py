@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sdengine.core.config import MAX_THREADS, checked_backend
 from sdengine.errors import ConfigError
 
-__all__ = ["VARIABLES", "Environment", "read_environment"]
+__all__ = ["SECRETS", "VARIABLES", "Environment", "read_environment"]
 
 VARIABLES: dict[str, str] = {
     "SDENGINE_BACKEND": 'backend of all ops ("cpu"), or of some ("linear=reference,sample=cpu")',
@@ -22,8 +22,12 @@ VARIABLES: dict[str, str] = {
     "SDENGINE_NUM_THREADS": "CPU threads, when num_threads is not given",
     "SDENGINE_CACHE_DIR": "where measured costs are kept; default ~/.cache/sdengine",
     "SDENGINE_BUNDLED_DIR": "where bundled model pairs are looked for; default inside the package",
+    "SDENGINE_API_KEY": "a key that clients of `sdengine serve` must send",
     "NO_COLOR": "when set to anything, the command line prints no colours",
 }
+
+SECRETS = frozenset({"SDENGINE_API_KEY"})
+"""Variables whose values are shown to nobody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,7 @@ class Environment:
         cache_dir: directory for things that can be computed again.
         bundled_dir: directory of bundled pairs.
         no_color: whether colours are unwanted.
+        api_key: a key that the server's clients must send.
     """
 
     backend: str | dict[str, str] | None
@@ -43,6 +48,7 @@ class Environment:
     cache_dir: Path
     bundled_dir: Path | None
     no_color: bool
+    api_key: str | None = field(default=None, repr=False)
 
 
 def read_environment(environ: Mapping[str, str] | None = None) -> Environment:
@@ -68,6 +74,7 @@ def read_environment(environ: Mapping[str, str] | None = None) -> Environment:
         cache_dir=Path(cache_dir or "~/.cache/sdengine").expanduser(),
         bundled_dir=Path(bundled_dir).expanduser() if bundled_dir else None,
         no_color=bool(env.get("NO_COLOR")),
+        api_key=env.get("SDENGINE_API_KEY") or None,
     )
 
 

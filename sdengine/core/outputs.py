@@ -18,6 +18,7 @@ __all__ = [
     "RequestMetrics",
     "RequestOutput",
     "SpeculationStats",
+    "StepTree",
 ]
 
 FinishReason = Literal["stop", "length", "abort"]
@@ -53,6 +54,8 @@ class CompletionOutput:
         finish_reason: None while it is running.
         stop_reason: the stop string or stop token id that ended it; None for end-of-sequence and
             for other reasons.
+        from_draft: per generated token, whether a draft proposed it and the target accepted it;
+            every other token is the target's own.
     """
 
     index: int
@@ -62,11 +65,29 @@ class CompletionOutput:
     cumulative_logprob: float | None = None
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
+    from_draft: Sequence[bool] = ()
 
     @property
     def is_finished(self) -> bool:
         """Whether no more tokens will come."""
         return self.finish_reason is not None
+
+
+@dataclass(frozen=True, slots=True)
+class StepTree:
+    """The token tree that one step verified for one sequence, parents before children.
+
+    Args:
+        token_ids: its nodes; the root, a token committed before, is not among them.
+        parents: per node the index of its parent in `token_ids`, or -1 below the root.
+        accepted: indices of the accepted nodes, from the root downwards.
+        own_token_id: the token that the target added itself.
+    """
+
+    token_ids: Sequence[int]
+    parents: Sequence[int]
+    accepted: Sequence[int]
+    own_token_id: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -297,6 +297,7 @@ def completion_output(sequence: Sequence) -> CompletionOutput:
         cumulative_logprob=None if sequence.logprobs is None else sequence.cumulative_logprob,
         finish_reason=sequence.finish_reason,
         stop_reason=sequence.stop_reason,
+        from_draft=sequence.from_draft[:],
     )
 
 

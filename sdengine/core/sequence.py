@@ -60,6 +60,7 @@ class Sequence:
     stop_reason: str | int | None = None
     acceptance_histogram: list[int] = field(default_factory=list)
     num_draft_tokens: int = 0
+    from_draft: list[bool] = field(default_factory=list)
     draft_time_s: float = 0.0
     verify_time_s: float = 0.0
     other_time_s: float = 0.0
@@ -84,12 +85,14 @@ class Sequence:
         """Whether no more tokens will come."""
         return self.status is SequenceStatus.FINISHED
 
-    def count_step(self, num_accepted: int, num_nodes: int) -> None:
-        """Counts a step that drafted `num_nodes` tokens, of which `num_accepted` are committed."""
+    def count_step(self, num_tokens: int, num_accepted: int, num_nodes: int) -> None:
+        """Counts a step that committed `num_tokens` tokens, the first `num_accepted` of them from a
+        draft of `num_nodes`."""
         missing = num_accepted + 1 - len(self.acceptance_histogram)
         self.acceptance_histogram += [0] * missing
         self.acceptance_histogram[num_accepted] += 1
         self.num_draft_tokens += num_nodes
+        self.from_draft += [index < num_accepted for index in range(num_tokens)]
 
     def release(self) -> None:
         """Forgets blocks and computed lengths, as after preemption or at the end."""

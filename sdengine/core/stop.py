@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sdengine.core.outputs import FinishReason
+from sdengine.core.sampling_params import SamplingParams
 from sdengine.core.sequence import Sequence
 
 
@@ -35,6 +36,22 @@ class Cut:
     num_tokens: int
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
+
+
+def num_held_back(text: str, params: SamplingParams) -> int:
+    """Characters at the end of an unfinished text that may turn out to begin a stop string, so that
+    a stream must not show them yet."""
+    if params.include_stop_str_in_output:
+        return 0
+    return max(
+        (
+            size
+            for stop in params.stop_strings
+            for size in range(1, len(stop))
+            if text.endswith(stop[:size])
+        ),
+        default=0,
+    )
 
 
 class StopChecker:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from sdengine.core.outputs import StepTree
 from sdengine.core.plan import StepPlan, StepReport
 from sdengine.core.sequence import Sequence
 from sdengine.runner.batch_state import HostView
@@ -44,6 +45,7 @@ class Commit:
         num_nodes: draft tokens that were verified.
         logit_rows: row of the step's logits that each token was drawn from; only when logprobs were
             asked for.
+        slot: where it ran.
     """
 
     sequence: Sequence
@@ -51,6 +53,7 @@ class Commit:
     num_accepted: int
     num_nodes: int
     logit_rows: SequenceOf[int]
+    slot: int
 
 
 class Runner:
@@ -170,6 +173,17 @@ class Runner:
                 codec,
             )
 
+    def step_tree(self, commit: Commit) -> StepTree:
+        """The tree of a sequence in the last step; `commit` must be one of that step's."""
+        slot, end = commit.slot, commit.num_nodes + 1
+        tree = self.iteration.workspace.token_tree
+        return StepTree(
+            token_ids=tree.tokens[slot, 1:end].tolist(),
+            parents=(tree.parents[slot, 1:end] - 1).tolist(),
+            accepted=(self._path[slot, : commit.num_accepted] - 1).tolist(),
+            own_token_id=commit.token_ids[-1],
+        )
+
     def num_shareable(self, sequence: Sequence) -> int:
         """Tokens whose keys and values are in every cache that a later request would need."""
         if not self._has_draft_cache:
@@ -246,7 +260,7 @@ class Runner:
             first = int(self._cu_logits[sequence.slot])
             path = self._path[sequence.slot, :num_accepted].tolist()
             rows = [first, *(first + node for node in path)]
-        return Commit(sequence, tokens, num_accepted, num_nodes, rows)
+        return Commit(sequence, tokens, num_accepted, num_nodes, rows, sequence.slot)
 
     def _finish_step(self, schedule: Schedule, commits: list[Commit]) -> None:
         start_ns, proposed_ns, end_ns = self._times_ns.tolist()

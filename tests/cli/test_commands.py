@@ -102,6 +102,13 @@ def test_an_impossible_instruction_set_exits_2() -> None:
     assert done.stderr.startswith("sdengine: ") and done.stderr.count("\n") == 1
 
 
+def test_info_keeps_a_key_to_itself(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setenv("SDENGINE_API_KEY", "open-sesame")
+    assert main(["info"]) == 0
+    out = capsys.readouterr().out
+    assert "SDENGINE_API_KEY" in out and "open-sesame" not in out
+
+
 def test_info_refuses_an_unknown_variable(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setenv("SDENGINE_SPEED", "11")
     assert main(["info"]) == 2

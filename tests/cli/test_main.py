@@ -125,7 +125,8 @@ def test_help_and_errors_do_not_import_torch() -> None:
         "import sys\n"
         "from sdengine.cli.main import main\n"
         "for argv in (['--help'], ['generate', '--help'], ['generate', '--max-tokens', '0', 'x'],\n"
-        "             ['generate', '--model', 'no/such/model', 'x'], ['bench', 'x'], ['chat']):\n"
+        "             ['generate', '--model', 'no/such/model', 'x'], ['bench', 'x'], ['chat'],\n"
+        "             ['serve', '--host', '0.0.0.0'], ['serve', '--max-num-seqs', '0']):\n"
         "    main(argv)\n"
         "assert 'torch' not in sys.modules, 'torch was imported'\n"
     )
@@ -136,5 +137,5 @@ def test_help_and_errors_do_not_import_torch() -> None:
 def test_help_names_every_command(capfd) -> None:
     assert cli.main(["--help"]) == 0
     out = capfd.readouterr().out
-    for name in ("generate", "chat", "bench", "train", "info"):
+    for name in ("generate", "chat", "serve", "bench", "train", "info"):
         assert name in out

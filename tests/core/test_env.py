@@ -26,11 +26,13 @@ def test_values_are_read() -> None:
             "SDENGINE_BUNDLED_DIR": "/b",
             "NO_COLOR": "1",
             "SDENGINE_ISA": "avx2",
+            "SDENGINE_API_KEY": "secret",
             "UNRELATED": "x",
         }
     )
     backend = {"linear": "reference", "sample": "cpu"}
-    assert env == Environment(backend, 3, Path("/c"), Path("/b"), True)
+    assert env == Environment(backend, 3, Path("/c"), Path("/b"), True, "secret")
+    assert "secret" not in repr(env)
     assert read_environment({"SDENGINE_BACKEND": "cpu"}).backend == "cpu"
 
 

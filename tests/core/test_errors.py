@@ -20,6 +20,10 @@ def test_the_list_is_closed_and_has_one_base() -> None:
         errors.RequestError,
         errors.CacheFull,
         errors.BackendUnavailable,
+        errors.EngineBusy,
+        errors.EngineStopped,
+        errors.EngineFailed,
+        errors.RequestTimeout,
     }
 
 

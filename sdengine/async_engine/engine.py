@@ -1,0 +1,234 @@
+"""AsyncEngine: the asyncio face of the engine.
+
+One background thread owns the `Engine` and steps it while there is something to do; coroutines
+submit requests, read their outputs and cancel them. Nothing else touches the engine, so nothing in
+it needs a lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import weakref
+from collections.abc import AsyncIterator
+from collections.abc import Sequence as SequenceOf
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+
+from sdengine.async_engine.stream import Outbox, RequestStream
+from sdengine.async_engine.thread import EngineThread, StepTotals
+from sdengine.core.argument import check_int
+from sdengine.core.outputs import RequestOutput
+from sdengine.core.sampling_params import SamplingParams
+from sdengine.engine import Engine
+from sdengine.errors import ConfigError, RequestError
+
+__all__ = ["AsyncEngine", "EngineStatus"]
+
+NUM_TOKENIZER_THREADS = 2
+"""Long prompts are tokenised beside the engine; one of them does not keep a short one waiting."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatus:
+    """A moment's state, for health checks and metrics.
+
+    Args:
+        state: "running", "draining" (finishes what it has), "stopped" or "failed".
+        failure: what the engine failed of; None unless it did.
+        num_requests: unfinished requests inside the engine.
+        num_callers_waiting: requests that wait for a place in the engine.
+        num_running, num_waiting: the engine's sequences with and without a slot.
+        num_blocks, num_free_blocks: of the KV cache.
+        totals: sums over all steps.
+    """
+
+    state: str
+    failure: BaseException | None
+    num_requests: int
+    num_callers_waiting: int
+    num_running: int
+    num_waiting: int
+    num_blocks: int
+    num_free_blocks: int
+    totals: StepTotals
+
+
+class AsyncEngine:
+    """An engine for coroutines.
+
+    Args:
+        engine: belongs to this object from now on. Its constants (config, tokenizer,
+            default_params, max_model_len) may be read; everything else is its thread's.
+        max_requests: most unfinished requests inside the engine; `submit` waits for a place.
+
+    Raises:
+        ConfigError: max_requests is not positive, or the engine is already in use.
+
+    An object that is no longer needed is ended by `drain` or `close`, or by `async with`, which
+    drains; otherwise it ends with the process.
+    """
+
+    def __init__(self, engine: Engine, *, max_requests: int = 256) -> None:
+        max_requests = check_int(ConfigError, "max_requests", max_requests, 1)
+        if engine.has_unfinished_requests():
+            raise ConfigError.from_parts("an engine without requests", "one that is in use")
+        self.engine = engine
+        self._thread = EngineThread(engine, max_requests)
+        self._tokenizers = ThreadPoolExecutor(NUM_TOKENIZER_THREADS, "sdengine-tokenizer")
+        self._ids = count()
+        self._outbox: Outbox | None = None
+        self._finalizer = weakref.finalize(self, self._thread.join)
+        self._thread.start()
+
+    async def __aenter__(self) -> AsyncEngine:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.drain()
+
+    async def submit(
+        self,
+        prompt: str | SequenceOf[int],
+        params: SamplingParams | None = None,
+        *,
+        request_id: str | None = None,
+        may_wait: bool = True,
+        timeout_s: float | None = None,
+        wants_trees: bool = False,
+    ) -> RequestStream:
+        """Queues a request and returns when the engine has taken it.
+
+        Args:
+            prompt: text, or token ids.
+            params: how to sample; None takes the checkpoint's generation defaults.
+            request_id: unique among the unfinished requests; None makes one up.
+            may_wait: wait for a place when the engine is full, first come, first served.
+            timeout_s: from now on; a request that takes longer is ended with RequestTimeout.
+            wants_trees: keep the token tree of the newest step in the stream's `step_tree`.
+
+        Returns:
+            Its outputs. Close it, best with `async with`: an abandoned request runs to its end.
+
+        Raises:
+            RequestError: as `Engine.add_request`.
+            EngineBusy: the engine is full and may_wait is False.
+            EngineStopped, EngineFailed: it takes no requests any more.
+            RequestTimeout: it found no place in time.
+        """
+        text = prompt if isinstance(prompt, str) else None
+        token_ids = await self.encode(prompt) if isinstance(prompt, str) else prompt
+        if request_id is None:
+            request_id = f"async-{next(self._ids)}"
+        outbox = self._current_outbox()
+        stream = RequestStream(
+            request_id, text, token_ids, params, outbox, self._cancel, wants_trees
+        )
+        if timeout_s is not None:
+            stream.expire_after(timeout_s)
+        self._thread.submit(stream, may_wait)
+        try:
+            await stream.admission
+        except BaseException:
+            await stream.aclose()
+            raise
+        return stream
+
+    async def generate(
+        self,
+        prompt: str | SequenceOf[int],
+        params: SamplingParams | None = None,
+        *,
+        request_id: str | None = None,
+        timeout_s: float | None = None,
+    ) -> AsyncIterator[RequestOutput]:
+        """Submits a request and yields its outputs; leaving the loop cancels it.
+
+        Args:
+            prompt, params, request_id, timeout_s: as `submit`.
+
+        Yields:
+            Cumulative outputs, each with the one completion that moved.
+
+        Raises:
+            SdengineError: as `submit` and `RequestStream`.
+        """
+        stream = await self.submit(prompt, params, request_id=request_id, timeout_s=timeout_s)
+        async with stream:
+            async for output in stream:
+                yield output
+
+    async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text, computed beside the event loop and the engine.
+
+        Args:
+            text: any text.
+            add_special_tokens: as `Tokenizer.encode`.
+
+        Raises:
+            RequestError: the checkpoint has no tokenizer, or the text is not valid Unicode.
+        """
+        tokenizer = self.engine.tokenizer
+        if tokenizer is None:
+            raise RequestError.from_parts(
+                "token ids, because the checkpoint has no tokenizer.json", "text"
+            )
+        encode = partial(tokenizer.encode, text, add_special_tokens=add_special_tokens)
+        return await asyncio.get_running_loop().run_in_executor(self._tokenizers, encode)
+
+    async def drain(self, timeout_s: float | None = None) -> bool:
+        """Takes no more requests, finishes the others and ends the thread.
+
+        Args:
+            timeout_s: requests that are unfinished then get EngineStopped; None waits for all.
+
+        Returns:
+            Whether all were finished.
+        """
+        self._thread.drain()
+        ended = asyncio.wrap_future(self._thread.ended)
+        done, _ = await asyncio.wait([ended], timeout=timeout_s)
+        self._thread.stop()
+        await ended
+        self.close()
+        return bool(done) and self._thread.failure is None
+
+    def close(self) -> None:
+        """Ends the thread after the running step; unfinished requests get EngineStopped."""
+        self._finalizer()
+        self._tokenizers.shutdown(wait=False)
+
+    def status(self) -> EngineStatus:
+        """The state of this moment; may be asked for in any thread, also after the end."""
+        thread, engine = self._thread, self.engine
+        totals = copy.copy(thread.totals)
+        totals.accepted_by_depth = list(totals.accepted_by_depth)
+        return EngineStatus(
+            state=self._state(),
+            failure=thread.failure,
+            num_requests=len(thread.streams),
+            num_callers_waiting=len(thread.line),
+            num_running=engine.num_running,
+            num_waiting=engine.num_waiting,
+            num_blocks=engine.num_blocks,
+            num_free_blocks=engine.num_free_blocks,
+            totals=totals,
+        )
+
+    def _state(self) -> str:
+        if self._thread.failure is not None:
+            return "failed"
+        if self._thread.ended.done():
+            return "stopped"
+        return "draining" if self._thread.is_draining else "running"
+
+    def _cancel(self, stream: RequestStream) -> None:
+        self._thread.cancel(stream)
+
+    def _current_outbox(self) -> Outbox:
+        loop = asyncio.get_running_loop()
+        if self._outbox is None or self._outbox.loop is not loop:
+            self._outbox = Outbox(loop)
+        return self._outbox

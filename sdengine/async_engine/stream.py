@@ -1,0 +1,181 @@
+"""Between the engine's thread and an event loop: the outputs of one request, and how they travel.
+
+Outputs are cumulative, so a slow reader needs only the newest one per completion: nothing piles up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
+from dataclasses import replace
+
+from sdengine.core.outputs import RequestOutput, StepTree
+from sdengine.core.sampling_params import SamplingParams
+from sdengine.engine import require_finite
+from sdengine.errors import RequestTimeout
+
+__all__ = ["Outbox", "RequestStream"]
+
+
+class RequestStream:
+    """The outputs of one request, as they come: `async for output in stream`.
+
+    Each output is cumulative and holds the one completion that moved. Leaving the iteration early
+    cancels the request when the stream is used as `async with stream:` or closed with `aclose`.
+    Belongs to the event loop it was made in.
+
+    Args:
+        request_id: its name in the engine.
+        prompt: its text, for the outputs; None when it came as token ids.
+        token_ids: what the engine is to continue.
+        params: how to sample; None takes the checkpoint's defaults.
+        outbox: brings outputs into the event loop.
+        cancel: tells the engine that nobody reads any more.
+        wants_trees: whether `step_tree` is to follow the outputs.
+    """
+
+    def __init__(
+        self,
+        request_id: str,
+        prompt: str | None,
+        token_ids: SequenceOf[int],
+        params: SamplingParams | None,
+        outbox: Outbox,
+        cancel: Callable[[RequestStream], None],
+        wants_trees: bool,
+    ) -> None:
+        self.request_id = request_id
+        self.outbox = outbox
+        self.loop = outbox.loop
+        self.admission: asyncio.Future[None] = self.loop.create_future()
+        self.step_tree: StepTree | None = None
+        self.wants_trees = wants_trees
+        self.token_ids = token_ids
+        self.params = params
+        self._prompt = prompt
+        self._cancel = cancel
+        self._outputs: dict[int, RequestOutput] = {}
+        self._error: BaseException | None = None
+        self._is_over = False
+        self._reader: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __aiter__(self) -> RequestStream:
+        return self
+
+    async def __anext__(self) -> RequestOutput:
+        """The next output.
+
+        Raises:
+            EngineFailed: the engine broke down.
+            EngineStopped: it was shut down before the request was finished.
+            RequestTimeout: the request's time is over.
+            SdengineError: the model produced logits that are not finite.
+        """
+        while not self._outputs:
+            if self._error is not None:
+                raise self._error
+            if self._is_over:
+                raise StopAsyncIteration
+            self._reader = self.loop.create_future()
+            await self._reader
+        output = self._outputs.pop(next(iter(self._outputs)))
+        require_finite(output)
+        return output if self._prompt is None else replace(output, prompt=self._prompt)
+
+    async def __aenter__(self) -> RequestStream:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Cancels the request unless it is finished; its blocks are free after the running step."""
+        self.end(None)
+
+    def expire_after(self, timeout_s: float) -> None:
+        """Ends the request with RequestTimeout unless it is finished within so many seconds."""
+        error = RequestTimeout.from_parts(
+            f"a request to be finished within {timeout_s:g} s", "one that was not"
+        )
+        self._timer = self.loop.call_later(timeout_s, self.end, error)
+
+    def receive(self, output: RequestOutput, tree: StepTree | None) -> None:
+        """Takes an output from the engine; called in the stream's event loop."""
+        if self._is_over:
+            return
+        index = output.outputs[0].index
+        self._outputs.pop(index, None)  # as in the outbox: the last one stays the last
+        self._outputs[index] = output
+        self.step_tree = tree
+        if output.finished:
+            self._finish()
+        self._wake()
+
+    def admit(self) -> None:
+        """Notes that the request is in the engine; called in the stream's event loop."""
+        if not self.admission.done():
+            self.admission.set_result(None)
+
+    def end(self, error: BaseException | None) -> None:
+        """Ends the stream, with an error or as cancelled; called in the stream's event loop."""
+        if self._is_over:
+            return
+        self._error = error
+        self._finish()
+        self._cancel(self)
+        if error is not None and not self.admission.done():
+            self.admission.set_exception(error)
+        self._wake()
+
+    def _finish(self) -> None:
+        self._is_over = True
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _wake(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+
+class Outbox:
+    """Carries outputs into one event loop with at most one callback under way.
+
+    A busy loop is not flooded with wake-ups: what it has not fetched is replaced by what is newer.
+
+    Args:
+        loop: where the streams are read.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._lock = threading.Lock()
+        self._waiting: dict[
+            tuple[str, int], tuple[RequestStream, RequestOutput, StepTree | None]
+        ] = {}
+
+    def post(self, stream: RequestStream, output: RequestOutput, tree: StepTree | None) -> None:
+        """Hands an output over; called in the engine's thread.
+
+        Raises:
+            RuntimeError: the loop is closed.
+        """
+        with self._lock:
+            is_first = not self._waiting
+            key = (stream.request_id, output.outputs[0].index)
+            self._waiting.pop(key, None)  # to the end: a request's last output must stay the last
+            self._waiting[key] = (stream, output, tree)
+        if is_first:
+            try:
+                self.loop.call_soon_threadsafe(self._deliver)
+            except RuntimeError:
+                self._waiting = {}  # so that the next one is the first again, and is refused, too
+                raise
+
+    def _deliver(self) -> None:
+        with self._lock:
+            waiting, self._waiting = self._waiting, {}
+        for stream, output, tree in waiting.values():
+            stream.receive(output, tree)

@@ -1,0 +1,127 @@
+"""Errors as OpenAI's clients expect them: a status and {"error": {message, type, param, code}}."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from sdengine import errors
+
+__all__ = ["ApiError", "api_error", "error_response", "install_handlers"]
+
+RETRY_AFTER_S = 1
+INTERNAL = "the server failed; its log says where"
+# What a client can do about it decides the status.
+STATUS_OF: tuple[tuple[type[errors.SdengineError], int, str, str | None], ...] = (
+    (errors.RequestError, 400, "invalid_request_error", None),
+    (errors.EngineBusy, 503, "server_error", "overloaded"),
+    (errors.EngineStopped, 503, "server_error", "shutting_down"),
+    (errors.RequestTimeout, 504, "server_error", "timeout"),
+    (errors.EngineFailed, 500, "server_error", "engine_failed"),
+    (errors.SdengineError, 500, "server_error", None),
+)
+
+
+class ApiError(Exception):
+    """A request that is answered with an error.
+
+    Args:
+        status: of HTTP.
+        message: what was expected, what came, and the way out.
+        kind: OpenAI's "type".
+        param: the field at fault.
+        code: for programs.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.kind = kind
+        self.param = param
+        self.code = code
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The body of the answer."""
+        error = {"message": str(self), "type": self.kind, "param": self.param, "code": self.code}
+        return {"error": error}
+
+
+def api_error(error: errors.SdengineError | ApiError) -> ApiError:
+    """The answer to an error of the engine."""
+    if isinstance(error, ApiError):
+        return error
+    status, kind, code = next(
+        (status, kind, code) for cls, status, kind, code in STATUS_OF if isinstance(error, cls)
+    )
+    return ApiError(status, str(error), kind=kind, code=code)
+
+
+def error_response(error: ApiError) -> JSONResponse:
+    """An error as a response."""
+    headers = {}
+    if error.status in (429, 503):
+        headers["Retry-After"] = str(RETRY_AFTER_S)
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(error.document, error.status, headers)
+
+
+def install_handlers(app: FastAPI) -> None:
+    """Makes every error of an app one of this form."""
+    app.add_exception_handler(ApiError, _answer)
+    app.add_exception_handler(errors.SdengineError, _answer)
+    app.add_exception_handler(RequestValidationError, _answer_invalid)
+    app.add_exception_handler(HTTPException, _answer_http)
+    app.add_exception_handler(Exception, _answer_surprise)
+
+
+async def _answer(request: Request, error: Any) -> JSONResponse:
+    return error_response(api_error(error))
+
+
+async def _answer_invalid(request: Request, error: Any) -> JSONResponse:
+    """The first thing that is wrong with a body."""
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"] if part != "body"]
+    if first["type"] == "json_invalid":
+        return error_response(ApiError(400, f"expected a body of JSON, got {_why(first)}"))
+    name = str(first.get("ctx", {}).get("field", ".".join(path)))
+    message = first["msg"]
+    if first["type"] == "extra_forbidden":
+        message = f"{name!r} is not a field that this server knows"
+    elif name:
+        message = f"{name}: {message}"
+    return error_response(ApiError(400, message, param=name or None))
+
+
+def _why(item: dict[str, Any]) -> str:
+    return str(item.get("ctx", {}).get("error", item["msg"]))
+
+
+async def _answer_http(request: Request, error: Any) -> JSONResponse:
+    if error.status_code == 400:  # a body that no JSON parser takes (too deep, not UTF-8)
+        return error_response(ApiError(400, "expected a body of JSON, got something else"))
+    message = {
+        404: f"there is nothing at {request.url.path}",
+        405: f"{request.method} is not possible at {request.url.path}",
+    }.get(error.status_code, str(error.detail))
+    response = error_response(ApiError(error.status_code, message))
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _answer_surprise(request: Request, error: Any) -> JSONResponse:
+    return error_response(ApiError(500, INTERNAL, kind="server_error"))

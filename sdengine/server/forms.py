@@ -1,0 +1,221 @@
+"""How answers look: the documents and chunks of the two endpoints, and their log-probabilities."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import Any, Protocol
+
+from sdengine.core.outputs import Logprob
+from sdengine.server.generation import Delta
+
+__all__ = ["ChatForm", "CompletionForm", "Form"]
+
+TokenLogprobs = Sequence[dict[int, Logprob]]
+
+
+class Form(Protocol):
+    """Shapes the answers of one request."""
+
+    def opening(self, choice: int) -> dict[str, Any] | None:
+        """A chunk before a choice's first text, if there is one."""
+
+    def chunk(self, delta: Delta) -> dict[str, Any]:
+        """A chunk of a stream."""
+
+    def counts(self, usage: dict[str, int]) -> dict[str, Any]:
+        """The chunk that ends a stream with counts."""
+
+    def document(self, deltas: Sequence[Delta], usage: dict[str, int]) -> dict[str, Any]:
+        """The whole answer."""
+
+
+@dataclass(slots=True)
+class Choice:
+    """A choice put together from its deltas."""
+
+    text: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[dict[int, Logprob]] | None = None
+    finish_reason: str | None = None
+
+    def add(self, delta: Delta) -> None:
+        """Appends a delta."""
+        self.text.append(delta.text)
+        self.token_ids += delta.token_ids
+        self.finish_reason = delta.finish_reason
+        if delta.logprobs is not None:
+            self.logprobs = [*(self.logprobs or []), *delta.logprobs]
+
+
+class CompletionForm:
+    """Answers of /v1/completions.
+
+    Args:
+        model: what the client called the model.
+    """
+
+    def __init__(self, model: str) -> None:
+        self._head = _head("cmpl", "text_completion", model)
+        self._offsets: dict[int, int] = {}
+
+    def opening(self, choice: int) -> None:
+        """None: text comes at once."""
+
+    def chunk(self, delta: Delta) -> dict[str, Any]:
+        """As `Form.chunk`."""
+        offset = self._offsets.get(delta.choice, 0)
+        self._offsets[delta.choice] = offset + sum(map(len, _token_texts(delta)))
+        return self._with_choices([self._choice(delta, offset)])
+
+    def counts(self, usage: dict[str, int]) -> dict[str, Any]:
+        """As `Form.counts`."""
+        return {**self._with_choices([]), "usage": usage}
+
+    def document(self, deltas: Sequence[Delta], usage: dict[str, int]) -> dict[str, Any]:
+        """As `Form.document`."""
+        choices = [self._choice(delta, 0) for delta in _joined(deltas)]
+        return {**self._with_choices(choices), "usage": usage}
+
+    def _with_choices(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {**self._head, "choices": choices}
+
+    def _choice(self, delta: Delta, offset: int) -> dict[str, Any]:
+        logprobs = None
+        if delta.logprobs is not None:
+            logprobs = _completion_logprobs(delta.token_ids, delta.logprobs, offset)
+        return {
+            "index": delta.choice,
+            "text": delta.text,
+            "logprobs": logprobs,
+            "finish_reason": delta.finish_reason,
+        }
+
+
+class ChatForm:
+    """Answers of /v1/chat/completions.
+
+    Args:
+        model: what the client called the model.
+        num_logprobs: alternatives per token to show.
+    """
+
+    def __init__(self, model: str, num_logprobs: int | None) -> None:
+        self._head = _head("chatcmpl", "chat.completion", model)
+        self._chunk_head = {**self._head, "object": "chat.completion.chunk"}
+        self._num_logprobs = num_logprobs or 0
+
+    def opening(self, choice: int) -> dict[str, Any]:
+        """The chunk that says who speaks."""
+        delta = {"role": "assistant", "content": ""}
+        return self._chunk_with([self._part(choice, "delta", delta, None, None)])
+
+    def chunk(self, delta: Delta) -> dict[str, Any]:
+        """As `Form.chunk`."""
+        content = {"content": delta.text} if delta.text or delta.token_ids else {}
+        logprobs = self._logprobs(delta)
+        return self._chunk_with(
+            [self._part(delta.choice, "delta", content, logprobs, delta.finish_reason)]
+        )
+
+    def counts(self, usage: dict[str, int]) -> dict[str, Any]:
+        """As `Form.counts`."""
+        return {**self._chunk_with([]), "usage": usage}
+
+    def document(self, deltas: Sequence[Delta], usage: dict[str, int]) -> dict[str, Any]:
+        """As `Form.document`."""
+        choices = [
+            self._part(
+                delta.choice,
+                "message",
+                {"role": "assistant", "content": delta.text, "refusal": None},
+                self._logprobs(delta),
+                delta.finish_reason,
+            )
+            for delta in _joined(deltas)
+        ]
+        return {**self._head, "choices": choices, "usage": usage}
+
+    def _chunk_with(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {**self._chunk_head, "choices": choices}
+
+    def _part(
+        self, index: int, name: str, content: dict[str, Any], logprobs: Any, reason: str | None
+    ) -> dict[str, Any]:
+        return {"index": index, name: content, "logprobs": logprobs, "finish_reason": reason}
+
+    def _logprobs(self, delta: Delta) -> dict[str, Any] | None:
+        if delta.logprobs is None:
+            return None
+        content = [
+            {
+                **_chat_logprob(entries[token]),
+                "top_logprobs": [_chat_logprob(e) for e in _best(entries, self._num_logprobs)],
+            }
+            for token, entries in zip(delta.token_ids, delta.logprobs)
+        ]
+        return {"content": content, "refusal": None}
+
+
+def _head(prefix: str, kind: str, model: str) -> dict[str, Any]:
+    return {
+        "id": f"{prefix}-{uuid.uuid4().hex}",
+        "object": kind,
+        "created": int(time.time()),
+        "model": model,
+    }
+
+
+def _joined(deltas: Sequence[Delta]) -> list[Delta]:
+    """One delta per choice, in order, with everything it said."""
+    choices: dict[int, Choice] = {}
+    for delta in deltas:
+        choices.setdefault(delta.choice, Choice()).add(delta)
+    return [
+        Delta(index, "".join(c.text), c.token_ids, c.logprobs, c.finish_reason)
+        for index, c in sorted(choices.items())
+    ]
+
+
+def _token_texts(delta: Delta) -> list[str]:
+    if delta.logprobs is None:
+        return []
+    return [entries[t].decoded_token for t, entries in zip(delta.token_ids, delta.logprobs)]
+
+
+def _completion_logprobs(
+    token_ids: Sequence[int], logprobs: TokenLogprobs, offset: int
+) -> dict[str, Any]:
+    own = [entries[token] for token, entries in zip(token_ids, logprobs)]
+    offsets = []
+    for entry in own:
+        offsets.append(offset)
+        offset += len(entry.decoded_token)
+    return {
+        "tokens": [entry.decoded_token for entry in own],
+        "token_logprobs": [_finite(entry.logprob) for entry in own],
+        "top_logprobs": [
+            {e.decoded_token: _finite(e.logprob) for e in _best(entries, len(entries))}
+            for entries in logprobs
+        ],
+        "text_offset": offsets,
+    }
+
+
+def _best(entries: dict[int, Logprob], num: int) -> list[Logprob]:
+    return sorted(entries.values(), key=attrgetter("rank"))[:num]
+
+
+def _chat_logprob(entry: Logprob) -> dict[str, Any]:
+    text = entry.decoded_token
+    # A token that is half a character has no text, and its bytes cannot be told from it.
+    known = None if "\N{REPLACEMENT CHARACTER}" in text else list(text.encode())
+    return {"token": text, "logprob": _finite(entry.logprob), "bytes": known}
+
+
+def _finite(value: float) -> float:
+    """JSON has no infinity: a token that cannot come gets OpenAI's floor."""
+    return max(value, -9999.0)

@@ -1,0 +1,214 @@
+"""One HTTP request's prompts in the engine: submitted, merged, and cut into deltas."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from time import perf_counter
+
+from sdengine.async_engine import AsyncEngine, RequestStream
+from sdengine.core.outputs import CompletionOutput, Logprob, RequestOutput
+from sdengine.core.sampling_params import SamplingParams
+from sdengine.core.stop import num_held_back
+from sdengine.server.errors import ApiError
+from sdengine.server.metrics import Metrics
+from sdengine.server.settings import ServerSettings
+
+__all__ = ["Delta", "Generation", "Usage"]
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What is new of one choice.
+
+    Args:
+        choice: its index over all prompts.
+        text: new text that no stop string can take back.
+        token_ids: new tokens.
+        logprobs: of these, when they were asked for.
+        finish_reason: on the choice's last delta.
+    """
+
+    choice: int
+    text: str
+    token_ids: Sequence[int]
+    logprobs: Sequence[dict[int, Logprob]] | None
+    finish_reason: str | None
+
+
+@dataclass(slots=True)
+class Usage:
+    """Counts of a request."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    @property
+    def document(self) -> dict[str, int]:
+        """As OpenAI writes it."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+        }
+
+
+class Generation:
+    """The prompts of one HTTP request.
+
+    Args:
+        engine: where they run.
+        settings: the server's limits.
+        metrics: where tokens and times are counted.
+        params: for every prompt.
+    """
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        settings: ServerSettings,
+        metrics: Metrics,
+        params: SamplingParams,
+    ) -> None:
+        self.usage = Usage()
+        self._engine = engine
+        self._settings = settings
+        self._metrics = metrics
+        self._params = params
+        self._streams: list[RequestStream] = []
+        self._begun_at = perf_counter()
+        self._progress: dict[int, Progress] = {}
+
+    async def begin(self, prompts: Sequence[str | Sequence[int]], field: str = "prompt") -> None:
+        """Submits the prompts; nothing of them stays behind when one is refused.
+
+        Args:
+            prompts: texts or token ids.
+            field: what the client calls them.
+
+        Raises:
+            ApiError: more completions or tokens than the server allows.
+            SdengineError: as `AsyncEngine.submit`.
+        """
+        self._check_counts(len(prompts))
+        async with AsyncExitStack() as stack:
+            for prompt in prompts:
+                ids = await self._engine.encode(prompt) if isinstance(prompt, str) else prompt
+                self._check_prompt(len(ids), field)
+                stream = await self._engine.submit(
+                    ids,
+                    self._params,
+                    may_wait=False,
+                    timeout_s=self._settings.request_timeout_s,
+                )
+                self._streams.append(await stack.enter_async_context(stream))
+                self.usage.prompt_tokens += len(ids)
+            stack.pop_all()
+        self._metrics.prompt_tokens.inc(self.usage.prompt_tokens)
+
+    async def deltas(self) -> AsyncIterator[Delta]:
+        """Everything the choices say, as it comes; leaving cancels what is unfinished.
+
+        Raises:
+            SdengineError: as `RequestStream`.
+        """
+        outputs = self._read(0) if len(self._streams) == 1 else self._merged()
+        try:
+            async for prompt_index, output in outputs:
+                yield self._delta(prompt_index * self._params.n, output.outputs[0])
+            self._metrics.request_seconds.observe(perf_counter() - self._begun_at)
+        finally:
+            await self.aclose()
+
+    async def aclose(self) -> None:
+        """Cancels what is unfinished."""
+        for stream in self._streams:
+            await stream.aclose()
+
+    def _delta(self, first_choice: int, completion: CompletionOutput) -> Delta:
+        choice = first_choice + completion.index
+        progress = self._progress.setdefault(choice, Progress())
+        delta = progress.take(choice, completion, self._params)
+        num_tokens = len(delta.token_ids)
+        self.usage.completion_tokens += num_tokens
+        self._metrics.generated_tokens.inc(num_tokens)
+        now = perf_counter()
+        if progress.moved_at is None:
+            self._metrics.first_token_seconds.observe(now - self._begun_at)
+        elif num_tokens:
+            self._metrics.inter_token_seconds.observe((now - progress.moved_at) / num_tokens)
+        progress.moved_at = now
+        return delta
+
+    async def _read(self, index: int) -> AsyncIterator[tuple[int, RequestOutput]]:
+        async for output in self._streams[index]:
+            yield index, output
+
+    async def _merged(self) -> AsyncIterator[tuple[int, RequestOutput]]:
+        """Outputs of all prompts; each stream is one step ahead of the reader at most."""
+        waiting = {
+            asyncio.ensure_future(anext(stream)): index
+            for index, stream in enumerate(self._streams)
+        }
+        try:
+            while waiting:
+                done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    index = waiting.pop(task)
+                    try:
+                        output = task.result()
+                    except StopAsyncIteration:
+                        continue
+                    waiting[asyncio.ensure_future(anext(self._streams[index]))] = index
+                    yield index, output
+        finally:
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+
+    def _check_counts(self, num_prompts: int) -> None:
+        limit, num = self._settings.max_completions, num_prompts * self._params.n
+        if num > limit:
+            raise ApiError(400, f"expected at most {limit} completions, got {num}", param="n")
+        limit_tokens = self._settings.max_output_tokens
+        if limit_tokens is not None and self._params.max_tokens > limit_tokens:
+            raise ApiError(
+                400,
+                f"expected max_tokens of at most {limit_tokens}, got {self._params.max_tokens}",
+                param="max_tokens",
+            )
+
+    def _check_prompt(self, num_tokens: int, field: str) -> None:
+        limit = self._engine.engine.max_model_len - 1
+        if self._settings.max_prompt_tokens is not None:
+            limit = min(limit, self._settings.max_prompt_tokens)
+        if num_tokens > limit:
+            raise ApiError(
+                400,
+                f"expected a prompt of at most {limit} tokens, got {num_tokens}",
+                param=field,
+                code="context_length_exceeded",
+            )
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a choice has been told to the client."""
+
+    num_characters: int = 0
+    num_tokens: int = 0
+    moved_at: float | None = None
+
+    def take(self, choice: int, completion: CompletionOutput, params: SamplingParams) -> Delta:
+        """What is new in a cumulative output."""
+        text = completion.text
+        num_held = 0 if completion.is_finished else num_held_back(text, params)
+        new_text = text[self.num_characters : len(text) - num_held]
+        tokens = completion.token_ids[self.num_tokens :]
+        logprobs = completion.logprobs
+        new_logprobs = None if logprobs is None else logprobs[self.num_tokens :]
+        self.num_characters += len(new_text)
+        self.num_tokens += len(tokens)
+        return Delta(choice, new_text, tokens, new_logprobs, completion.finish_reason)

@@ -1,0 +1,136 @@
+"""Runs the server until it is told to stop, and then drains it."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from sdengine.async_engine import AsyncEngine
+from sdengine.engine import Engine
+from sdengine.errors import ConfigError
+from sdengine.server.app import create_app
+from sdengine.server.settings import ServerSettings
+
+__all__ = ["DrainingServer", "listen", "serve"]
+
+SWITCH_INTERVAL_S = 0.0005
+"""The engine's thread and the event loop pass the interpreter to each other this often; with
+Python's 5 ms either would make the other wait for several steps."""
+KEEP_ALIVE_S = 30
+BACKLOG = 512
+LAST_WORDS_S = 5.0
+"""For the last events of requests that a drain ended."""
+
+
+class DrainingServer(uvicorn.Server):
+    """A uvicorn server that drains its engines while it shuts down.
+
+    Args:
+        app: what it serves.
+        engines: to be drained.
+        settings: limits.
+        on_start: called when connections are accepted.
+    """
+
+    def __init__(
+        self,
+        app: FastAPI,
+        engines: list[AsyncEngine],
+        settings: ServerSettings,
+        on_start: Callable[[], None] = lambda: None,
+    ) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                access_log=False,
+                log_level="warning",
+                lifespan="off",
+                ws="none",
+                server_header=False,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=int(settings.drain_timeout_s + LAST_WORDS_S),
+            )
+        )
+        self._engines = engines
+        self._drain_timeout_s = settings.drain_timeout_s
+        self._on_start = on_start
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begins to accept connections."""
+        await super().startup(sockets)
+        self._on_start()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accepts nothing more, lets requests finish, and ends the engines' threads."""
+        drains = [engine.drain(self._drain_timeout_s) for engine in self._engines]
+        await asyncio.gather(super().shutdown(sockets), *drains)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal drains; a second interrupt does not wait."""
+        if self.should_exit and sig == signal.SIGINT:
+            self.force_exit = True
+        self.should_exit = True
+
+
+def listen(settings: ServerSettings) -> socket.socket:
+    """A bound socket, so that a taken port is refused before a model is loaded.
+
+    Raises:
+        ConfigError: the address cannot be bound.
+    """
+    try:
+        infos = socket.getaddrinfo(
+            settings.host.strip("[]"),
+            settings.port,
+            type=socket.SOCK_STREAM,
+            flags=socket.AI_PASSIVE,
+        )
+        family, kind, protocol, _, address = infos[0]
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+        bound.listen(BACKLOG)
+    except OSError as error:
+        raise ConfigError.from_parts(
+            f"a free address, got {settings.host} port {settings.port}", str(error)
+        ) from None
+    return bound
+
+
+def serve(
+    settings: ServerSettings, make_engine: Callable[[], Engine], make_plain: Callable | None
+) -> None:
+    """Loads the model, serves it, and returns when a signal has ended the server.
+
+    Args:
+        settings: the server's.
+        make_engine: loads the model.
+        make_plain: loads it again without speculation, for the page; None for no comparison.
+
+    Raises:
+        ConfigError: the address cannot be bound.
+        CheckpointError, BackendUnavailable, CacheFull: as `Engine`.
+    """
+    bound = listen(settings)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    engine = AsyncEngine(make_engine(), max_requests=settings.max_requests)
+    plain = None
+    if make_plain is not None:
+        plain = AsyncEngine(make_plain(), max_requests=settings.max_requests)
+    app = create_app(engine, settings, plain)
+    engines = [engine] if plain is None else [engine, plain]
+    server = DrainingServer(app, engines, settings, lambda: _announce(settings, bound))
+    asyncio.run(server.serve([bound]))
+
+
+def _announce(settings: ServerSettings, bound: socket.socket) -> None:
+    host, port = bound.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    print(f"sdengine: {settings.model_name} on http://{shown}:{port}", file=sys.stderr, flush=True)

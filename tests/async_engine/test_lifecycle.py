@@ -1,0 +1,207 @@
+"""Admission, draining, failures and ends: nobody hangs, and everybody learns why."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from sdengine.async_engine import AsyncEngine
+from sdengine.core.sampling_params import SamplingParams
+from sdengine.errors import ConfigError, EngineBusy, EngineFailed, EngineStopped
+from tests.async_engine.conftest import Turnstile
+from tests.async_engine.test_requests import LONG, last_output, params_for
+from tests.engine.conftest import MakeEngine
+
+SHORT = SamplingParams(max_tokens=2, temperature=0, ignore_eos=True)
+
+
+async def settled() -> None:
+    """Gives tasks of this loop their turn."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+def test_a_full_engine_makes_callers_wait_in_order(make_turnstile) -> None:
+    turnstile: Turnstile = make_turnstile()
+
+    async def main() -> None:
+        engine = AsyncEngine(turnstile.engine, max_requests=2)
+        for _ in range(2):
+            await engine.submit([4, 5], SHORT)
+        order: list[int] = []
+
+        async def wait_for_place(number: int) -> None:
+            async with await engine.submit([4, 5], SHORT):
+                order.append(number)
+
+        waiting = [asyncio.create_task(wait_for_place(number)) for number in range(4)]
+        while engine.status().num_callers_waiting < 4:
+            await asyncio.sleep(0.001)
+        assert engine.status().num_requests == 2 and order == []
+        with pytest.raises(EngineBusy, match="fewer than 2"):
+            await engine.submit([4, 5], SHORT, may_wait=False)
+        turnstile.open()
+        await asyncio.wait_for(asyncio.gather(*waiting), 60)
+        assert order == [0, 1, 2, 3]
+        await engine.drain()
+
+    asyncio.run(main())
+
+
+def test_a_caller_that_stops_waiting_leaves_the_line(make_turnstile) -> None:
+    turnstile: Turnstile = make_turnstile()
+
+    async def main() -> None:
+        engine = AsyncEngine(turnstile.engine, max_requests=1)
+        first = await engine.submit([4, 5], SHORT)
+        impatient = asyncio.create_task(engine.submit([4, 5], LONG))
+        await settled()
+        impatient.cancel()
+        patient = asyncio.create_task(engine.submit([6], SHORT))
+        await settled()
+        turnstile.open()
+        await last_output(first)
+        await asyncio.wait_for(last_output(await patient), 60)
+        assert await engine.drain(60)
+
+    asyncio.run(main())
+
+
+def test_drain_finishes_what_was_accepted_and_refuses_the_rest(make_turnstile) -> None:
+    turnstile: Turnstile = make_turnstile()
+
+    async def main() -> None:
+        engine = AsyncEngine(turnstile.engine, max_requests=1)
+        inside = await engine.submit([4, 5], params_for(0))
+        in_line = asyncio.create_task(engine.submit([4, 5], params_for(1)))
+        await settled()
+        draining = asyncio.create_task(engine.drain())
+        while engine.status().state == "running":
+            await asyncio.sleep(0.001)
+        assert engine.status().state == "draining"
+        with pytest.raises(EngineStopped):
+            await engine.submit([4, 5], params_for(2))
+        turnstile.open()
+        assert len((await last_output(inside)).outputs[0].token_ids) == 20
+        assert len((await last_output(await in_line)).outputs[0].token_ids) == 21
+        assert await draining
+        assert engine.status().state == "stopped"
+        with pytest.raises(EngineStopped, match="shutting down"):
+            await engine.submit([4], SHORT)
+        assert await engine.drain()  # once more is harmless
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_a_drain_has_an_end(make_turnstile) -> None:
+    turnstile: Turnstile = make_turnstile()
+
+    async def main() -> None:
+        engine = AsyncEngine(turnstile.engine, max_requests=1)
+        inside = await engine.submit([4, 5], LONG)
+        in_line = asyncio.create_task(engine.submit([4, 5], LONG))
+        await settled()
+        assert not await engine.drain(0.05)
+        for reader in (last_output(inside), in_line):
+            with pytest.raises(EngineStopped):
+                await reader
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_a_failing_engine_fails_everybody_and_says_so(make_turnstile) -> None:
+    turnstile: Turnstile = make_turnstile()
+    step, cause = turnstile.step, MemoryError("no more")
+
+    def failing() -> list:
+        raise cause
+
+    async def main() -> None:
+        engine = AsyncEngine(turnstile.engine, max_requests=1)
+        inside = await engine.submit([4, 5], LONG)
+        in_line = asyncio.create_task(engine.submit([4, 5], LONG))
+        await settled()
+        turnstile.step = failing
+        turnstile.open()
+        for reader in (last_output(inside), in_line):
+            with pytest.raises(EngineFailed, match="MemoryError: no more") as caught:
+                await reader
+            assert caught.value.__cause__ is cause
+        with pytest.raises(EngineFailed):
+            await engine.submit([4], SHORT)
+        status = engine.status()
+        assert (status.state, status.failure, status.num_requests) == ("failed", cause, 0)
+        assert not await engine.drain()
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+    turnstile.step = step
+    turnstile.engine.abort_request("async-0")
+
+
+def test_a_loop_that_went_away_does_not_hold_its_requests(make_turnstile) -> None:
+    turnstile: Turnstile = make_turnstile()
+    made: list[AsyncEngine] = []
+
+    async def abandon() -> None:
+        made.append(AsyncEngine(turnstile.engine))
+        for _ in range(2):
+            await made[0].submit([4, 5], LONG)
+
+    async def come_later() -> None:
+        async with made[0] as engine:
+            turnstile.open()
+            await last_output(await engine.submit([4], SHORT))
+            assert engine.status().num_requests == 0
+
+    asyncio.run(abandon())
+    asyncio.run(asyncio.wait_for(come_later(), 60))
+
+
+def test_an_object_nobody_holds_ends_its_thread(make_engine: MakeEngine) -> None:
+    engine = AsyncEngine(make_engine())
+    thread = next(t for t in threading.enumerate() if t.name == "sdengine")
+    del engine
+    gc.collect()
+    thread.join(60)
+    assert not thread.is_alive()
+
+
+def test_an_engine_in_use_or_without_room_is_refused(make_engine: MakeEngine) -> None:
+    with pytest.raises(ConfigError, match="max_requests"):
+        AsyncEngine(make_engine(), max_requests=0)
+    engine = make_engine()
+    engine.add_request("mine", [4], SHORT)
+    with pytest.raises(ConfigError, match="in use"):
+        AsyncEngine(engine)
+    engine.abort_request("mine")
+
+
+def test_totals_count_every_step(make_engine: MakeEngine) -> None:
+    async def main() -> None:
+        async with AsyncEngine(make_engine()) as engine:
+            await last_output(await engine.submit([4, 5], params_for(0)))
+            totals = engine.status().totals
+            assert totals.num_steps == totals.num_sequence_steps == 20
+            assert totals.num_draft_tokens == 0 and totals.accepted_by_depth == []
+            assert 0 < totals.verify_time_s <= totals.step_time_s
+
+    asyncio.run(main())
+
+
+def test_a_process_ends_although_requests_are_unfinished() -> None:
+    code = (
+        "import asyncio\n"
+        "from sdengine import AsyncEngine, Engine, SamplingParams\n"
+        "async def main():\n"
+        "    global engine\n"
+        "    engine = AsyncEngine(Engine('python-completion', num_threads=1))\n"
+        "    await engine.submit([5, 6], SamplingParams(max_tokens=900, ignore_eos=True))\n"
+        "asyncio.run(main())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, b"")

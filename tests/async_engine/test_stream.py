@@ -1,0 +1,52 @@
+"""What lies between the thread and the reader keeps the newest output of each completion, in the
+order in which they were made."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from sdengine.async_engine.stream import Outbox, RequestStream
+from sdengine.core.outputs import CompletionOutput, RequestMetrics, RequestOutput
+
+
+def output(index: int, num_tokens: int, is_finished: bool = False) -> RequestOutput:
+    completion = CompletionOutput(index, "", [7] * num_tokens)
+    return RequestOutput("r", None, [1], [completion], is_finished, RequestMetrics(0.0))
+
+
+def make_stream(outbox: Outbox) -> RequestStream:
+    return RequestStream("r", None, [1], None, outbox, lambda stream: None, False)
+
+
+async def read(stream: RequestStream) -> list[tuple[int, int]]:
+    completions = [item.outputs[0] async for item in stream]
+    return [(completion.index, len(completion.token_ids)) for completion in completions]
+
+
+@pytest.mark.parametrize("is_read_late", [False, True])
+def test_the_newest_outputs_come_and_the_last_one_comes_last(is_read_late: bool) -> None:
+    steps = [output(2, 1), output(0, 1), output(2, 2), output(0, 2), output(2, 3, True)]
+
+    async def main() -> None:
+        outbox = Outbox(asyncio.get_running_loop())
+        stream = make_stream(outbox)
+        for step in steps:
+            outbox.post(stream, step, None)
+            if is_read_late:  # delivered one by one, read together
+                await asyncio.sleep(0)
+        assert await asyncio.wait_for(read(stream), 10) == [(0, 2), (2, 3)]
+
+    asyncio.run(main())
+
+
+def test_a_closed_loop_is_reported_every_time() -> None:
+    async def make() -> tuple[Outbox, RequestStream]:
+        outbox = Outbox(asyncio.get_running_loop())
+        return outbox, make_stream(outbox)
+
+    outbox, stream = asyncio.run(make())
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="closed"):
+            outbox.post(stream, output(0, 1), None)

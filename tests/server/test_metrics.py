@@ -1,0 +1,58 @@
+"""What Prometheus sees of requests and steps."""
+
+from __future__ import annotations
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+from sdengine.core.config import SpeculationConfig
+from tests.server.conftest import MODEL, RunningServer, running, tiny_engine
+
+TREES = SpeculationConfig(max_nodes=6, max_depth=3, adaptive=False)
+BODY = {"model": MODEL, "prompt": "def f(x):", "max_tokens": 30, "temperature": 0.5, "seed": 3}
+
+
+def scrape(server: RunningServer) -> dict[tuple[str, ...], float]:
+    """Value by name and label values."""
+    response = httpx.get(f"{server.url}/metrics")
+    assert response.headers["content-type"].startswith("text/plain")
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(response.text)
+        for sample in family.samples
+    }
+
+
+def test_requests_tokens_and_times_are_counted() -> None:
+    with running(tiny_engine(speculation=TREES)) as server:
+        url = f"{server.url}/v1/completions"
+        used = httpx.post(url, json={**BODY, "n": 2}).json()["usage"]
+        httpx.post(url, json={**BODY, "n": 0})
+        httpx.get(f"{server.url}/no/such/path")
+        seen = scrape(server)
+    assert seen["sdengine_http_requests_total", "/v1/completions", "200"] == 1
+    assert seen["sdengine_http_requests_total", "/v1/completions", "400"] == 1
+    assert seen["sdengine_http_requests_total", "other", "404"] == 1
+    assert seen[("sdengine_prompt_tokens_total",)] == used["prompt_tokens"]
+    assert seen[("sdengine_generated_tokens_total",)] == used["completion_tokens"] == 60
+    assert seen[("sdengine_time_to_first_token_seconds_count",)] == 2
+    assert seen[("sdengine_request_seconds_count",)] == 1
+    assert seen[("sdengine_inter_token_seconds_count",)] > 0
+    assert seen[("sdengine_request_seconds_sum",)] > 0
+
+
+def test_steps_and_trees_are_counted() -> None:
+    with running(tiny_engine(speculation=TREES)) as server:
+        httpx.post(f"{server.url}/v1/completions", json={**BODY, "max_tokens": 120})
+        seen = scrape(server)
+    steps = seen[("sdengine_sequence_steps_total",)]
+    by_depth = [seen.get(("sdengine_accepted_draft_tokens_total", str(d)), 0) for d in (1, 2, 3)]
+    assert steps == seen[("sdengine_steps_total",)] < 120
+    assert by_depth == sorted(by_depth, reverse=True) and by_depth[0] > 0
+    assert steps + sum(by_depth) >= 120
+    assert seen[("sdengine_mean_acceptance_length",)] == 1 + sum(by_depth) / steps
+    assert seen[("sdengine_draft_tokens_total",)] >= sum(by_depth)
+    assert 0 < seen[("sdengine_draft_seconds_total",)] < seen[("sdengine_step_seconds_total",)]
+    assert seen[("sdengine_kv_blocks",)] == seen[("sdengine_kv_blocks_free",)] > 0
+    assert seen[("sdengine_sequences_running",)] == seen[("sdengine_sequences_waiting",)] == 0
+    assert seen[("sdengine_healthy",)] == 1
