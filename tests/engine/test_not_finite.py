@@ -31,12 +31,12 @@ WEIGHTS = "model.safetensors"
 
 
 def poison(engine: Engine, tokens: list[int]) -> None:
-    """Makes the target's embedding of some tokens NaN. Before the first step: nothing is recorded
-    yet."""
+    """Makes the target's embedding of some tokens NaN; programs are described anew."""
     iteration = engine.iteration
     embed = iteration.weights.embed.clone()
     embed[tokens] = float("nan")
     iteration.weights = replace(iteration.weights, embed=embed)
+    iteration._programs.clear()
 
 
 def poisoned_engine(
