@@ -7,6 +7,7 @@ same description op by op in plain torch: the oracle for whole iterations.
 
 from __future__ import annotations
 
+from time import perf_counter_ns
 from typing import Any, Protocol
 
 from sdengine.errors import BackendUnavailable
@@ -42,8 +43,6 @@ class ReferenceProgram:
             get_op(op).reference(**args)
 
     def replay_timed(self) -> list[tuple[str, int]]:
-        from time import perf_counter_ns
-
         timings = []
         for op, args in self._launches:
             start = perf_counter_ns()
@@ -78,6 +77,38 @@ class CpuProgram:
         return list(zip(self._names, self._native.replay_timed(self._pool)))
 
 
+class TritonProgram:
+    """Enqueues the Triton kernel of each launch; a CUDA graph can capture a replay."""
+
+    def __init__(self) -> None:
+        backends.require_triton()
+        self._launches: list[tuple[str, dict[str, Any]]] = []
+
+    def launch(self, op: str, **args: Any) -> None:
+        spec = get_op(op)
+        spec.check(**args)
+        if "triton" not in spec.backends:
+            raise BackendUnavailable(f"op '{op}' has no triton kernel; it exists for: cpu")
+        self._launches.append((op, args))
+
+    def replay(self) -> None:
+        for op, args in self._launches:
+            get_op(op).backends["triton"](**args)
+
+    def replay_timed(self) -> list[tuple[str, int]]:
+        """Host time of each launch, the device drained after it."""
+        import torch
+
+        timings = []
+        for op, args in self._launches:
+            start = perf_counter_ns()
+            get_op(op).backends["triton"](**args)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            timings.append((op, perf_counter_ns() - start))
+        return timings
+
+
 def make_pool(num_threads: int) -> Any:
     """A native thread pool with `num_threads` workers, the caller being one of them."""
     return backends.load_cpu().ThreadPool(num_threads)
@@ -94,7 +125,9 @@ def make_program(backend: str, pool: Any = None) -> Program:
         return ReferenceProgram()
     if backend == "cpu":
         return CpuProgram(pool)
-    raise BackendUnavailable(f"backend: expected one of reference, cpu, got {backend!r}")
+    if backend == "triton":
+        return TritonProgram()
+    raise BackendUnavailable(f"backend: expected one of reference, cpu, triton, got {backend!r}")
 
 
 def run_op(op: str, backend: str = "cpu", pool: Any = None, **args: Any) -> None:

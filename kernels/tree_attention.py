@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from sdengine.kernels.backends import load_cpu
+from sdengine.kernels.backends import load_cpu, triton_kernel
 from sdengine.kernels.row_batch import RowBatch, expect_row_batch
 from sdengine.kernels.spec import Case, Op, address, expect, expect_tensor
 
@@ -230,4 +230,4 @@ def bench_cases() -> Iterator[Case]:
     yield bench_case(1, 2048, 32, 32, 128, torch.bfloat16)
 
 
-OP = Op(NAME, check, reference, ("out",), cpu, bench_cases=bench_cases)
+OP = Op(NAME, check, reference, ("out",), cpu, triton_kernel(NAME), bench_cases)
