@@ -54,10 +54,10 @@ class Config:
 BF16_CONFIGS = {
     80: Config(64, 4, 2),
     90: Config(64, 4, 3),
-    100: Config(64, 4, 3),
+    100: Config(64, 8, 3),  # 4 warps spill: a thread then holds half a row of tensor memory
     120: Config(64, 4, 2),
 }
-F32_CONFIG = Config(16, 4, 1)
+F32_CONFIG = Config(16, 8, 1)
 
 
 @triton.jit
@@ -99,14 +99,8 @@ def _shared_keys(
 
 
 @triton.jit
-def _attend(q, keys, values, state_max, state_sum, acc, scale, CD: tl.constexpr):
-    """Adds a tile to the online softmax; scores that no row may count are -inf in `keys` x q."""
-    scores = tl.dot(keys, q, input_precision="ieee")
-    return _accumulate(scores, values, state_max, state_sum, acc, scale, CD)
-
-
-@triton.jit
 def _accumulate(scores, values, state_max, state_sum, acc, scale, CD: tl.constexpr):
+    """Adds a tile of keys to the online softmax of its rows; a hidden key has score -inf."""
     new_max = tl.maximum(state_max, tl.max(scores, 0) * scale)
     weights = tl.exp2(tl.fma(scores, scale, -new_max[None, :]))
     shrink = tl.exp2(state_max - new_max)
@@ -132,7 +126,8 @@ def shared_splits_kernel(
     visible_lens,
     cu_rows,
     num_rows,
-    scratch,
+    partial,
+    stats,
     first_row,
     pass_rows,
     num_seqs,
@@ -193,17 +188,16 @@ def shared_splits_kernel(
         else:
             keys = tl.load(at, mask=(dim < HEAD_DIM)[None, :], other=0.0)
             values = tl.load(at + NUM_KV_HEADS * plane, mask=(dim < HEAD_DIM)[None, :], other=0.0)
-        state_max, state_sum, acc = _attend(
-            q, keys.to(CD), values.to(CD), state_max, state_sum, acc, scale, CD
+        scores = tl.dot(keys.to(CD), q, input_precision="ieee")
+        state_max, state_sum, acc = _accumulate(
+            scores, values.to(CD), state_max, state_sum, acc, scale, CD
         )
 
     part = ((rows - first_row).to(tl.int64) * (NUM_KV_HEADS * GROUP) + head) * num_splits + split
     mask = is_live[None, :] & (dim < HEAD_DIM)[:, None]
-    tl.store(scratch + part[None, :] * HEAD_DIM + dim[:, None], acc, mask=mask)
-    all_parts = pass_rows.to(tl.int64) * (NUM_KV_HEADS * GROUP) * num_splits
-    stats = scratch + all_parts * HEAD_DIM + part * 2
-    tl.store(stats, state_max, mask=is_live)
-    tl.store(stats + 1, state_sum, mask=is_live)
+    tl.store(partial + part[None, :] * HEAD_DIM + dim[:, None], acc, mask=mask)
+    tl.store(stats + 2 * part, state_max, mask=is_live)
+    tl.store(stats + 2 * part + 1, state_sum, mask=is_live)
 
 
 @triton.jit
@@ -244,7 +238,8 @@ def finish_rows_kernel(
     tree_starts,
     num_rows,
     out,
-    scratch,
+    partial,
+    stats,
     first_row,
     pass_rows,
     num_seqs,
@@ -304,7 +299,6 @@ def finish_rows_kernel(
     q = _load_queries(qkv, row + lane * 0, head, dim, is_head, width, HEAD_DIM, CD)
 
     part = ((row - first_row).to(tl.int64) * (NUM_KV_HEADS * GROUP) + head) * num_splits
-    all_parts = pass_rows.to(tl.int64) * (NUM_KV_HEADS * GROUP) * num_splits
     is_stored = is_head[None, :] & (dim < HEAD_DIM)[:, None]
     plane: tl.constexpr = BLOCK_SIZE * HEAD_DIM
     table = block_tables + sequence * max_blocks
@@ -318,10 +312,9 @@ def finish_rows_kernel(
         begin = split * SPLIT
         shared = tl.where(begin < low, begin, tl.maximum(begin, tl.minimum(begin + SPLIT, high)))
         is_shared = is_head & (lane * 0 + shared > begin)
-        stats = scratch + all_parts * HEAD_DIM + (part + split) * 2
-        state_max = tl.load(stats, mask=is_shared, other=_EMPTY)
-        state_sum = tl.load(stats + 1, mask=is_shared, other=0.0)
-        at = scratch + (part + split)[None, :] * HEAD_DIM + dim[:, None]
+        state_max = tl.load(stats + 2 * (part + split), mask=is_shared, other=_EMPTY)
+        state_sum = tl.load(stats + 2 * (part + split) + 1, mask=is_shared, other=0.0)
+        at = partial + (part + split)[None, :] * HEAD_DIM + dim[:, None]
         acc = tl.load(at, mask=is_stored & is_shared[None, :], other=0.0)
         start_own = tl.maximum(shared, first // TILE * TILE)
         for start in tl.range(start_own, tl.minimum(begin + SPLIT, length), TILE, num_stages=1):
@@ -348,8 +341,7 @@ def finish_rows_kernel(
         total = total * old[None, :] + acc * new[None, :]
         total_max = new_max
 
-    result = tl.where(total_sum == 0.0, 0.0, 1.0)[None, :] * total
-    result = result / tl.where(total_sum == 0.0, 1.0, total_sum)[None, :]
+    result = total / tl.where(total_sum == 0.0, 1.0, total_sum)[None, :]  # no key: zeros
     at = out + (row.to(tl.int64) * (NUM_KV_HEADS * GROUP) + head)[None, :] * HEAD_DIM
     tl.store(at + dim[:, None], result, mask=is_stored)
 
@@ -414,7 +406,6 @@ def launches(
         "visible_lens": batch.visible_lens,
         "cu_rows": batch.cu_rows,
         "num_rows": batch.num_rows,
-        "scratch": scratch,
         "num_seqs": num_seqs,
         "max_blocks": max_blocks,
         "num_splits": num_splits(capacity),
@@ -444,8 +435,15 @@ def launches(
     own_shapes = {**shapes, "WORDS": batch.mask_words, "ROWS": own_rows, "TOKENS": tokens}
     plan = []
     for first in range(0, qkv.shape[0], fitting):
-        passed = {"first_row": first, "pass_rows": min(fitting, qkv.shape[0] - first)}
-        tiles = passed["pass_rows"] // tokens + num_seqs
+        pass_rows = min(fitting, qkv.shape[0] - first)
+        parts = pass_rows * num_heads * num_splits(capacity)
+        passed = {
+            "first_row": first,
+            "pass_rows": pass_rows,
+            "partial": scratch[: parts * head_dim],
+            "stats": scratch[parts * head_dim : parts * (head_dim + 2)],
+        }
+        tiles = pass_rows // tokens + num_seqs
         plan += [
             Launch(
                 shared_splits_kernel,
@@ -458,9 +456,10 @@ def launches(
             ),
             Launch(
                 finish_rows_kernel,
-                (passed["pass_rows"], num_kv_heads),
+                (pass_rows, num_kv_heads),
                 {**own, **passed},
                 own_shapes,
+                F32_CONFIG.num_warps if is_f32 else 4,
                 num_stages=1,
                 fp_fusion=False,
             ),

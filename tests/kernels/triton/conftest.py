@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,10 +17,10 @@ def _multiply_add(self, a, b, d, input_precision, max_num_imprecise_acc):
     """
     from triton.runtime.interpreter import TensorHandle
 
-    total = d.data.copy()
-    for k in range(a.data.shape[1]):
-        total += a.data[:, k, None] * b.data[None, k]
-    return TensorHandle(total, d.dtype.scalar)
+    products = np.empty((a.data.shape[1] + 1, *d.data.shape), d.data.dtype)
+    products[0] = d.data
+    np.multiply(a.data.T[:, :, None], b.data[:, None, :], out=products[1:])
+    return TensorHandle(np.add.reduce(products, axis=0), d.dtype.scalar)
 
 
 @pytest.fixture(autouse=True)
