@@ -1,4 +1,4 @@
-"""Launch plans: what an op launches for given arguments, as data, so that it can be run or compiled.
+"""Launch plans: what an op launches for given arguments, as data: to be run, or compiled.
 
 Each kernel file has `launches(arch, **args)`, a pure function from the op's arguments to a list of
 `Launch`. Running it needs a device (or the interpreter); compiling it ahead of time needs neither.
@@ -88,8 +88,13 @@ def compute_dtype(dtype: torch.dtype, arch: int) -> tl.dtype:
     return tl.bfloat16
 
 
+def plan_op(op: str, arch: int, args: Mapping[str, Any]) -> list[Launch]:
+    """Launches of an op whose arguments have been checked."""
+    plan: list[Launch] = import_module(f"sdengine.kernels.triton.{op}").launches(arch, **args)
+    return plan
+
+
 def run_op(op: str, args: Mapping[str, Any]) -> None:
-    """Launches an op whose arguments have been checked."""
-    plan = import_module(f"sdengine.kernels.triton.{op}").launches
-    for launch in plan(arch_of_device(), **args):
+    """Runs an op whose arguments have been checked."""
+    for launch in plan_op(op, arch_of_device(), args):
         launch.run()

@@ -29,7 +29,7 @@ import triton.language as tl
 
 from sdengine.kernels.row_batch import RowBatch
 from sdengine.kernels.spec import expect
-from sdengine.kernels.triton.launch import INTERPRETER, Launch, compute_dtype, nearest
+from sdengine.kernels.triton.launch import Launch, compute_dtype, nearest
 
 NAME = "tree_attention"
 LOG2_E = 1.4426950408889634

@@ -107,5 +107,5 @@ def test_a_gate_without_its_activation_is_refused() -> None:
 def test_the_interpreter_refuses_bfloat16() -> None:
     args = make_args(1, 8, 8)
     args["weight"] = DenseWeight(args["weight"].matrix.bfloat16())
-    with pytest.raises(ValueError, match="expected float32 operands, got torch.bfloat16"):
+    with pytest.raises(ValueError, match=r"expected float32 operands, got torch\.bfloat16"):
         linear.launches(INTERPRETER, **args)
