@@ -83,7 +83,7 @@ def draft_topk_kernel(
     lane = tl.arange(0, CANDIDATES)
     is_wanted = lane < LIMIT
     at_out = line.to(tl.int64) * LIMIT + lane
-    best, _, is_usable = best_of_row(row, vocab, BLOCK)
+    best, _best_token, is_usable = best_of_row(row, vocab, BLOCK)
     if not is_usable:
         tl.store(out_tokens + at_out, lane * 0 - 1, mask=is_wanted)
         tl.store(out_probs + at_out, lane * 0.0, mask=is_wanted)
@@ -129,7 +129,7 @@ def draft_topk_kernel(
         top = tl.max(tl.where(token >= 0, score, float("-inf")), 0)
         mass = tl.zeros([BLOCK], tl.int64)
         for base in range(0, vocab, BLOCK):
-            _, scores = _target_scores(
+            _logits, scores = _target_scores(
                 row, base, vocab, best, inverse, seed, position, is_greedy, BLOCK
             )
             mass += integer_mass((scores - top) * ratio)

@@ -76,6 +76,9 @@ CASES: dict[str, tuple[str, Callable[[], Args]]] = {
     "rope_kv_append": ("rope_kv_append", bench("rope_kv_append", 2)),
     "silu_and_mul": ("silu_and_mul", bench("silu_and_mul", 1)),
     "embed": ("embed", bench("embed", 1)),
+    "sample": ("sample", bench("sample", 5)),
+    "draft_topk-target": ("draft_topk", bench("draft_topk", 1)),
+    "draft_topk-fresh": ("draft_topk", bench("draft_topk", 2)),
     "kv_compact": ("kv_compact", bench("kv_compact", 1)),
 }
 
@@ -91,6 +94,7 @@ class Compiled:
         instructions: SASS instructions of interest -> count.
         key_layouts: Layouts of the float32 tiles that are reduced along axis 0, as lanes of that
             axis alone: the order in which attention adds up its keys.
+        fuses: Whether the PTX holds a fused multiply-add (divisions are expanded later).
     """
 
     case: str
@@ -101,6 +105,7 @@ class Compiled:
     registers: int
     instructions: dict[str, int]
     key_layouts: list[str]
+    fuses: bool
 
 
 def signature_of(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[Any, Any]]:
@@ -143,6 +148,7 @@ def compile_launch(case: str, launch: Launch, arch: int) -> Compiled:
         int(found[1]),
         {name: names.count(name) for name in sorted(set(names))},
         sorted(set(key_layouts(kernel.asm["ttgir"]))),
+        "fma." in kernel.asm["ptx"],
     )
 
 

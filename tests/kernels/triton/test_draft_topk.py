@@ -8,9 +8,16 @@ import pytest
 import torch
 
 from sdengine.kernels.draft_topk import reference
+from sdengine.kernels.triton import draft_topk
 from tests.kernels.triton.guarded import run_guarded
 
 INF = float("inf")
+
+
+@pytest.fixture(autouse=True)
+def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several blocks in a small vocabulary, and short sorts for the interpreter."""
+    monkeypatch.setattr(draft_topk, "BLOCK", 64)
 
 
 def make_args(
@@ -42,14 +49,24 @@ def assert_equals_reference(args: dict[str, Any]) -> dict[str, Any]:
     return got
 
 
-@pytest.mark.parametrize("noise", ["target", "fresh"])
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
-@pytest.mark.parametrize("vocab,limit", [(1, 1), (5, 8), (70, 1), (1100, 5), (300, 64)])
+@pytest.mark.parametrize(
+    "noise,temperature,vocab,limit",
+    [
+        ("target", 0.8, 1, 1),
+        ("target", 0.8, 5, 8),
+        ("target", 0.0, 140, 5),
+        ("target", 0.8, 70, 64),
+        ("target", 0.8, 300, 5),
+        ("fresh", 0.8, 5, 8),
+        ("fresh", 0.0, 140, 3),
+        ("fresh", 0.8, 300, 17),
+    ],
+)
 def test_equals_the_reference(noise: str, temperature: float, vocab: int, limit: int) -> None:
     logits = torch.randn(2, vocab) * 3
     logits[0] = logits[0].round()  # ties, and both zeros
     logits[1, 1::2] = -INF
-    softness = 1.3 if vocab == 70 else None
+    softness = 1.3 if vocab == 140 else None
     assert_equals_reference(make_args(noise, logits, limit, temperature, softness))
 
 
@@ -68,6 +85,11 @@ def test_broken_rows_give_none_and_rows_past_num_rows_stay(noise: str) -> None:
     got = assert_equals_reference(args)
     assert (got["out_tokens"][:3] == -1).all() and (got["out_probs"][:3] == 0).all()
     assert (got["out_tokens"][4] == -9).all() and (got["out_probs"][4] == -9).all()
+
+
+def test_the_block_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(draft_topk, "BLOCK", 1024)
+    assert_equals_reference(make_args("target", torch.randn(1, 1100), 5, 0.8))
 
 
 def test_packed_rows_choose_sequence_position_and_node() -> None:
