@@ -88,7 +88,9 @@ class TritonProgram:
         spec = get_op(op)
         spec.check(**args)
         if "triton" not in spec.backends:
-            raise BackendUnavailable(f"op '{op}' has no triton kernel; it exists for: cpu")
+            raise BackendUnavailable(
+                f"op '{op}' has no triton kernel; it exists for: reference, cpu"
+            )
         self._launches.append((op, args))
 
     def replay(self) -> None:

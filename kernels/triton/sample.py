@@ -29,10 +29,7 @@ SEARCH_BLOCK = 512  # [512, 16] int64 in a search
 @triton.jit
 def _weight(logit, order, best, inverse, floor, BY_MASS: tl.constexpr):
     """What a token counts: its mass or 1; 0 below the order `floor`."""
-    if BY_MASS:
-        weight = integer_mass((logit - best) * inverse)
-    else:
-        weight = order * 0 + 1
+    weight = integer_mass((logit - best) * inverse) if BY_MASS else order * 0 + 1
     return tl.where((order >= floor) & (logit > float("-inf")), weight, 0)
 
 

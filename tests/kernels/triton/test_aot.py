@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -24,6 +25,7 @@ TENSOR_CORE = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA", 120: "HMMA"}
 # What every run compiles: each op once.
 USUAL = [
     ("attention-tree", 90),
+    ("attention-row", 90),
     ("linear-gated", 90),
     ("sample", 80),
     ("draft_topk-target", 80),
@@ -84,12 +86,27 @@ def test_all_kernels_pass_the_gates(case: str, arch: int) -> None:
         assert_gates(kernel)
 
 
+def assert_one_order_of_keys(kernels: list[Compiled]) -> None:
+    """One layout along the keys in both attention kernels, for one row and for a tree of them."""
+    attention = [kernel for kernel in kernels if kernel.case in ("attention-tree", "attention-row")]
+    layouts = {tuple(kernel.key_layouts) for kernel in attention}
+    assert len(attention) == 4 and len(layouts) == 1 and len(next(iter(layouts))) == 1, layouts
+
+
+def test_attention_adds_up_keys_in_one_order_whatever_the_row_tile() -> None:
+    assert_one_order_of_keys(compiled(tuple(USUAL)))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", SHARED_LIMIT)
-def test_attention_adds_up_keys_in_one_order_whatever_the_row_tile(arch: int) -> None:
-    cases = (("attention-tree", arch), ("attention-row", arch))
-    layouts = {tuple(kernel.key_layouts) for kernel in compiled(cases)}
-    assert len(layouts) == 1 and len(next(iter(layouts))) == 1, layouts
+def test_the_order_of_keys_on_every_architecture(arch: int) -> None:
+    assert_one_order_of_keys(compiled((("attention-tree", arch), ("attention-row", arch))))
+
+
+def test_two_orders_of_keys_are_noticed() -> None:
+    kernels = [k for k in compiled(tuple(USUAL)) if k.case.startswith("attention")]
+    with pytest.raises(AssertionError):
+        assert_one_order_of_keys([*kernels[1:], replace(kernels[0], key_layouts=["other"])])
 
 
 @pytest.mark.parametrize(
