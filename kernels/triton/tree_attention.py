@@ -276,19 +276,18 @@ def finish_rows_kernel(
     tile_end = tl.minimum(tile_row + TOKENS, tile_end)
     low, high = _shared_keys(positions, visible_lens, tile_row, tile_end, WINDOW, TOKEN_LANES, TILE)
 
-    # The path: keys [first, prefix), then set bits from number `dropped` on at places tree_at ...
+    # The path: keys [first, prefix), then the set bits at places from tree_at on. A window hides
+    # places before `first`, whether or not the bits there have been cleared.
     words = ancestor_halves + row.to(tl.int64) * (2 * WORDS)
     prefix = tl.load(visible_lens + row)
     num_ancestors = _count_bits(words, WORDS)
     first = prefix * 0
     tree_at = prefix
-    dropped = prefix * 0
     if WINDOW > 0:
         position = tl.load(positions + row)
         first = tl.maximum(position - WINDOW + 1, 0)
-        dropped = tl.maximum(num_ancestors - WINDOW, 0)
-        tree_at = tl.maximum(prefix, position + 1 - (num_ancestors - dropped))
-    length = tl.where(num_ancestors > 0, tree_at + num_ancestors - dropped, prefix)
+        tree_at = tl.maximum(prefix, position + 1 - num_ancestors)
+    length = tl.where(num_ancestors > 0, tree_at + num_ancestors, prefix)
 
     kv_head = tl.program_id(1)
     lane = tl.arange(0, ROWS)
@@ -322,7 +321,7 @@ def finish_rows_kernel(
             is_seen = (place >= first) & (place < length)
             key = place
             if start + TILE > tree_at:
-                node = _nth_set_bit(words, place - tree_at + dropped, WORDS)
+                node = _nth_set_bit(words, place - tree_at, WORDS)
                 key = tl.where(place < tree_at, place, tree_start + node)
             block = tl.load(table + key // BLOCK_SIZE, mask=is_seen, other=0).to(tl.int64)
             line = block * (2 * NUM_KV_HEADS * plane) + key % BLOCK_SIZE * HEAD_DIM

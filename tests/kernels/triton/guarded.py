@@ -10,7 +10,7 @@ import torch
 from sdengine.kernels.program import run_op
 from sdengine.kernels.registry import get_op
 
-GUARD = 512  # elements on either side: farther than any lane of a block that is off by one block
+GUARD = 2048  # elements on either side: a block of lanes without its mask stays inside
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 

@@ -77,6 +77,12 @@ def test_large_logits_that_noise_collapses_are_ranked_by_themselves_when_greedy(
 
 
 @pytest.mark.parametrize("noise", ["target", "fresh"])
+def test_minus_zero_ties_with_zero(noise: str) -> None:
+    got = assert_equals_reference(make_args(noise, torch.tensor([[-1.0, -0.0, 0.0, -0.0]]), 3, 0.0))
+    assert got["out_tokens"].tolist() == [[1, 2, 3]]
+
+
+@pytest.mark.parametrize("noise", ["target", "fresh"])
 def test_broken_rows_give_none_and_rows_past_num_rows_stay(noise: str) -> None:
     logits = torch.randn(5, 40)
     logits[0, 3], logits[1, 39], logits[2] = float("nan"), INF, -INF

@@ -55,6 +55,13 @@ def test_the_law_is_drawn_from_and_not_its_mode() -> None:
     assert got == expected_tokens(args) and len(set(got)) > 5
 
 
+@pytest.mark.parametrize("top_k,top_p,min_p", [(3, 1.0, 0.0), (0, 0.5, 0.0), (0, 1.0, 0.7)])
+def test_filters_keep_what_the_reference_keeps(top_k: int, top_p: float, min_p: float) -> None:
+    """Nearly flat rows, so that a token too many or too few shows in some of the draws."""
+    args = sampling_args(torch.randn(14, 8) * 0.3, 1.0, top_k, top_p, min_p)
+    assert tokens(args) == expected_tokens(args)
+
+
 def test_greedy_takes_the_lowest_id_and_broken_rows_give_none() -> None:
     logits = torch.zeros(6, 1030)
     logits[0, [7, 1029]] = 2.0
