@@ -3,7 +3,11 @@ silently."""
 
 from __future__ import annotations
 
+import importlib.util
+import os
+from collections.abc import Callable, Mapping
 from types import ModuleType
+from typing import Any
 
 from sdengine.errors import BackendUnavailable, ConfigError
 
@@ -29,12 +33,44 @@ def load_cpu() -> ModuleType:
     return _cpu
 
 
+def require_triton() -> None:
+    """Makes sure that Triton kernels can run here.
+
+    Raises:
+        BackendUnavailable: No triton package, or neither a CUDA device nor the interpreter.
+    """
+    if importlib.util.find_spec("triton") is None:
+        raise BackendUnavailable(
+            "backend 'triton': the package triton is not installed; torch builds for CUDA bring "
+            "it, or choose backend 'cpu' or 'reference'"
+        )
+    import torch
+
+    if os.environ.get("TRITON_INTERPRET") != "1" and not torch.cuda.is_available():
+        raise BackendUnavailable(
+            "backend 'triton': torch finds no CUDA device, and TRITON_INTERPRET=1 (slow, for "
+            "tests) is not set; choose backend 'cpu' or 'reference'"
+        )
+
+
+def triton_kernel(op: str) -> Mapping[str, Callable[..., None]]:
+    """The `Op.backends` of an op with a Triton kernel, which is imported at its first launch."""
+
+    def run(**args: Any) -> None:
+        from sdengine.kernels.triton.launch import run_op
+
+        run_op(op, args)
+
+    return {"triton": run}
+
+
 def available() -> dict[str, str | None]:
     """Backend name -> None when usable, otherwise the reason it is not."""
     reasons: dict[str, str | None] = {"reference": None}
-    try:
-        load_cpu()
-        reasons["cpu"] = None
-    except BackendUnavailable as error:
-        reasons["cpu"] = str(error)
+    for name, require in (("cpu", load_cpu), ("triton", require_triton)):
+        try:
+            require()
+            reasons[name] = None
+        except BackendUnavailable as error:
+            reasons[name] = str(error)
     return reasons

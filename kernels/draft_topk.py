@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from sdengine.kernels import noise as keyed
-from sdengine.kernels.backends import load_cpu
+from sdengine.kernels.backends import load_cpu, triton_kernel
 from sdengine.kernels.row_plan import GREEDY_TEMPERATURE, MASS_UNIT, integer_mass, scaled_logits
 from sdengine.kernels.spec import Case, Op, address, expect, expect_tensor
 
@@ -202,4 +202,12 @@ def bench_cases() -> Iterator[Case]:
         yield Case(label, args, bytes_moved=rows * vocab * 4)
 
 
-OP = Op(OP_NAME, check, reference, ("out_tokens", "out_probs"), cpu, bench_cases=bench_cases)
+OP = Op(
+    OP_NAME,
+    check,
+    reference,
+    ("out_tokens", "out_probs"),
+    cpu,
+    triton_kernel(OP_NAME),
+    bench_cases,
+)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sdengine.kernels.backends import load_cpu
+from sdengine.kernels.backends import load_cpu, triton_kernel
 from sdengine.kernels.spec import Case, Op, address, expect_tensor
 
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16)
@@ -71,4 +71,4 @@ def bench_cases() -> Iterator[Case]:
         yield Case(f"N={rows} V=32000 E=2048 bf16", args, bytes_moved=rows * 2048 * 6)
 
 
-OP = Op("embed", check, reference, ("out",), cpu, bench_cases=bench_cases)
+OP = Op("embed", check, reference, ("out",), cpu, triton_kernel("embed"), bench_cases)

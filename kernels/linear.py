@@ -1,8 +1,8 @@
 """linear: x W^T with a packed weight, and bias, residual, row gather or SiLU gate in the same pass.
 
 Row-invariant: the bits of an output row depend on its input row and the weight alone, never on how
-many other rows, row groups or threads there are. On AVX-512 with bfloat16 weights the activations
-are rounded to bfloat16; everywhere else they stay float32.
+many other rows, row groups or threads there are. On AVX-512 and on tensor cores, with bfloat16
+weights, the activations are rounded to bfloat16; everywhere else they stay float32.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from sdengine.kernels.backends import load_cpu
+from sdengine.kernels.backends import load_cpu, triton_kernel
+from sdengine.kernels.dense_weight import DenseWeight
 from sdengine.kernels.packed_weight import PackedWeight, pack_weight
 from sdengine.kernels.spec import Case, Op, address, expect, expect_tensor
 
@@ -22,7 +23,7 @@ ACTIVATIONS = (None, "silu_gate")
 def check(
     *,
     x: torch.Tensor,
-    weight: PackedWeight,
+    weight: PackedWeight | DenseWeight,
     out: torch.Tensor,
     num_rows: torch.Tensor,
     bias: torch.Tensor | None = None,
@@ -34,19 +35,20 @@ def check(
 
     Args:
         x: [N, K] float32 ([any, K] with `rows`).
-        weight: W [M, K], packed.
+        weight: W [M, K]: a PackedWeight for the CPU's kernel, a DenseWeight (row-major, as in a
+            checkpoint) for a GPU's; the reference takes both.
         out: [N, M] float32, written; [N, M / 2] with activation "silu_gate".
         num_rows: [1] int32, rows to compute; at most N.
         bias: [M] float32, gate first, then up, with "silu_gate".
         accumulate: Add to `out` (the residual) instead of overwriting it.
         rows: [N] int32, output row i is made from x[rows[i]]; None is the identity.
-        activation: "silu_gate": W was packed with `interleave_gate_up`, and out = silu(x gate^T) *
-            (x up^T).
+        activation: "silu_gate": W was packed with `interleave_gate_up` (or is dense with
+            `is_gate_up`), and out = silu(x gate^T) * (x up^T).
     """
     expect(
         "linear",
-        isinstance(weight, PackedWeight),
-        f"weight: expected PackedWeight, got {type(weight).__name__}",
+        isinstance(weight, PackedWeight | DenseWeight),
+        f"weight: expected PackedWeight or DenseWeight, got {type(weight).__name__}",
     )
     expect(
         "linear",
@@ -73,7 +75,9 @@ def check(
         expect_tensor("linear", "bias", bias, torch.float32, (weight.num_outputs,))
 
 
-def _kind(weight: PackedWeight) -> str:
+def _kind(weight: PackedWeight | DenseWeight) -> str:
+    if isinstance(weight, DenseWeight):
+        return f"a dense weight with is_gate_up={weight.is_gate_up}"
     return (
         "a weight packed with interleave_gate_up"
         if weight.is_gate_up
@@ -84,7 +88,7 @@ def _kind(weight: PackedWeight) -> str:
 def reference(
     *,
     x: torch.Tensor,
-    weight: PackedWeight,
+    weight: PackedWeight | DenseWeight,
     out: torch.Tensor,
     num_rows: torch.Tensor,
     bias: torch.Tensor | None = None,
@@ -106,7 +110,7 @@ def cpu(
     native: Any,
     *,
     x: torch.Tensor,
-    weight: PackedWeight,
+    weight: PackedWeight | DenseWeight,
     out: torch.Tensor,
     num_rows: torch.Tensor,
     bias: torch.Tensor | None = None,
@@ -115,6 +119,12 @@ def cpu(
     activation: str | None = None,
 ) -> None:
     """Appends the native launch."""
+    expect(
+        "linear",
+        isinstance(weight, PackedWeight),
+        f"weight: expected a PackedWeight for backend 'cpu', got {type(weight).__name__}",
+    )
+    assert isinstance(weight, PackedWeight)
     load_cpu().linear(
         native,
         address(x),
@@ -157,4 +167,4 @@ def bench_cases() -> Iterator[Case]:
                 yield bench_case(weight, rows, f"N={rows} K={num_inputs} M={num_outputs} {name}")
 
 
-OP = Op("linear", check, reference, ("out",), cpu, bench_cases=bench_cases)
+OP = Op("linear", check, reference, ("out",), cpu, triton_kernel("linear"), bench_cases)

@@ -30,6 +30,9 @@ class Program(Protocol):
     def only_if(self, count: torch.Tensor) -> AbstractContextManager[None]:
         """Launches added inside the block run only if `count` > 0 when the replay gets there.
 
+        Skipping saves time and nothing else: at a count of 0 the launches must find nothing to do,
+        because a device that cannot branch runs them all the same.
+
         Args:
             count: [1] int32, not written by the first launch of the block. Blocks may be nested.
         """
@@ -127,6 +130,44 @@ class CpuProgram:
         return list(zip(self._names, self._native.replay_timed(self._pool)))
 
 
+class TritonProgram:
+    """Enqueues the Triton kernel of each launch; a CUDA graph can capture a replay."""
+
+    def __init__(self) -> None:
+        backends.require_triton()
+        self._launches: list[tuple[str, dict[str, Any]]] = []
+
+    def launch(self, op: str, **args: Any) -> None:
+        spec = get_op(op)
+        spec.check(**args)
+        if "triton" not in spec.backends:
+            raise BackendUnavailable(
+                f"op '{op}' has no triton kernel; it exists for: reference, cpu"
+            )
+        self._launches.append((op, args))
+
+    @contextmanager
+    def only_if(self, count: torch.Tensor) -> Iterator[None]:
+        """The launches of the block always run: reading the count would stop the queue."""
+        expect_tensor("only_if", "count", count, torch.int32, (1,))
+        yield
+
+    def replay(self) -> None:
+        for op, args in self._launches:
+            get_op(op).backends["triton"](**args)
+
+    def replay_timed(self) -> list[tuple[str, int]]:
+        """Host time of each launch, the device drained after it."""
+        timings = []
+        for op, args in self._launches:
+            start = perf_counter_ns()
+            get_op(op).backends["triton"](**args)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            timings.append((op, perf_counter_ns() - start))
+        return timings
+
+
 def make_pool(num_threads: int) -> Any:
     """A native thread pool with `num_threads` workers, the caller being one of them."""
     return backends.load_cpu().ThreadPool(num_threads)
@@ -143,7 +184,9 @@ def make_program(backend: str, pool: Any = None) -> Program:
         return ReferenceProgram()
     if backend == "cpu":
         return CpuProgram(pool)
-    raise BackendUnavailable(f"backend: expected one of reference, cpu, got {backend!r}")
+    if backend == "triton":
+        return TritonProgram()
+    raise BackendUnavailable(f"backend: expected one of reference, cpu, triton, got {backend!r}")
 
 
 def run_op(op: str, backend: str = "cpu", pool: Any = None, **args: Any) -> None:

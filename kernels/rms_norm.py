@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sdengine.kernels.backends import load_cpu
+from sdengine.kernels.backends import load_cpu, triton_kernel
 from sdengine.kernels.spec import Case, Op, address, expect_tensor
 
 
@@ -66,4 +66,4 @@ def bench_cases() -> Iterator[Case]:
         yield Case(f"N={rows} E={width}", args, rows * width * 8, rows * width * 4)
 
 
-OP = Op("rms_norm", check, reference, ("out",), cpu, bench_cases=bench_cases)
+OP = Op("rms_norm", check, reference, ("out",), cpu, triton_kernel("rms_norm"), bench_cases)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sdengine.kernels.backends import load_cpu
+from sdengine.kernels.backends import load_cpu, triton_kernel
 from sdengine.kernels.spec import Case, Op, address, expect, expect_tensor
 
 NAME = "rope_kv_append"
@@ -165,4 +165,4 @@ def bench_cases() -> Iterator[Case]:
         yield Case(label, args, moved, rows * (heads + kv_heads) * dim * 3)
 
 
-OP = Op(NAME, check, reference, ("qkv", "kv_cache"), cpu, bench_cases=bench_cases)
+OP = Op(NAME, check, reference, ("qkv", "kv_cache"), cpu, triton_kernel(NAME), bench_cases)

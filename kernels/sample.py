@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from sdengine.kernels import noise
-from sdengine.kernels.backends import load_cpu
+from sdengine.kernels.backends import load_cpu, triton_kernel
 from sdengine.kernels.row_plan import plan_row
 from sdengine.kernels.spec import Case, Op, address, expect_tensor
 
@@ -166,4 +166,4 @@ def bench_cases() -> Iterator[Case]:
         )
 
 
-OP = Op("sample", check, reference, ("out_tokens",), cpu, bench_cases=bench_cases)
+OP = Op("sample", check, reference, ("out_tokens",), cpu, triton_kernel("sample"), bench_cases)

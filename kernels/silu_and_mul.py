@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sdengine.kernels.backends import load_cpu
+from sdengine.kernels.backends import load_cpu, triton_kernel
 from sdengine.kernels.spec import Case, Op, address, expect, expect_tensor
 
 
@@ -49,4 +49,4 @@ def bench_cases() -> Iterator[Case]:
         yield Case(f"N={rows} F={width}", args, rows * width * 12, rows * width * 24)
 
 
-OP = Op("silu_and_mul", check, reference, ("out",), cpu, bench_cases=bench_cases)
+OP = Op("silu_and_mul", check, reference, ("out",), cpu, triton_kernel("silu_and_mul"), bench_cases)

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from sdengine.kernels.backends import load_cpu
+from sdengine.kernels.backends import load_cpu, triton_kernel
 from sdengine.kernels.row_batch import RowBatch, expect_row_batch
 from sdengine.kernels.spec import Case, Op, address, expect, expect_tensor
 
@@ -80,7 +80,8 @@ def check(
             its ancestor_mask, W <= 16, are its path below the root in order, itself included.
         out: [N, H D] float32, written; a row that sees no key gets zeros.
         scratch: [any] float32, see `attention_scratch`; with less, fewer threads share the work and
-            the result is the same.
+            the result is the same. On a GPU see `split_scratch_floats` of the Triton kernel: with
+            less, rows are done in more passes; less than one row's part is refused.
         num_heads, num_kv_heads, head_dim: H, H_kv, D; H / H_kv is an integer of at most 64.
         scale: Factor on q k^T.
         window: Sliding window in tokens, the row itself included; 0 is none. Prefix keys at logical
@@ -230,4 +231,4 @@ def bench_cases() -> Iterator[Case]:
     yield bench_case(1, 2048, 32, 32, 128, torch.bfloat16)
 
 
-OP = Op(NAME, check, reference, ("out",), cpu, bench_cases=bench_cases)
+OP = Op(NAME, check, reference, ("out",), cpu, triton_kernel(NAME), bench_cases)

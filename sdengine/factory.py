@@ -46,6 +46,7 @@ from sdengine.scheduler.scheduler import Scheduler
 from sdengine.verifiers.coupled import CoupledVerifier
 from sdengine.verifiers.rejection import RejectionVerifier
 
+ENGINE_BACKENDS = ("reference", "cpu")
 DEVICE_STOP_TOKENS = 8
 """Stop tokens per sequence below which the device drafts nothing; more are only cut by the host."""
 PROPOSAL_SUPPORT = 64
@@ -138,7 +139,9 @@ def _choose_backend(config: EngineConfig, environment: Environment) -> str:
     if isinstance(wanted, dict):
         raise ConfigError.from_parts("one backend for all ops", "a map from op to backend")
     if wanted is not None:
-        reason = backends.available().get(wanted, "this version has reference and cpu")
+        reason: str | None = "the engine of this version runs on reference and cpu"
+        if wanted in ENGINE_BACKENDS:
+            reason = backends.available()[wanted]
         if reason is not None:
             raise BackendUnavailable(f"backend {wanted!r}: {reason}")
         return wanted

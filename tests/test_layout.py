@@ -240,6 +240,29 @@ def test_no_kernel_source_is_forgotten() -> None:
     assert set(OP_NAMES) <= bound
 
 
+# What the Triton kernels share, and the microbenchmark cases on a device.
+TRITON_SHARED = {"__init__", "launch", "noise", "row_plan", "cases"}
+
+
+def test_triton_kernels_have_the_name_of_their_op_a_test_and_a_place_in_the_table() -> None:
+    files = {path.stem for path in (ROOT / "kernels/triton").glob("*.py")} - TRITON_SHARED
+    assert files == {name for name in OP_NAMES if "triton" in get_op(name).backends}
+    for name in files:
+        text = (ROOT / f"kernels/triton/{name}.py").read_text(encoding="utf-8")
+        assert f"contract: `kernels/{name}.py`" in text, f"{name} does not point at its contract"
+        assert "@triton.jit" in text and "\ndef launches(" in text
+        assert (ROOT / f"tests/kernels/triton/test_{name}.py").is_file()
+
+
+def test_triton_is_imported_by_its_kernels_only() -> None:
+    users = {
+        name
+        for name, path in modules().items()
+        if re.search(r"^\s*(import|from) triton\b", path.read_text(encoding="utf-8"), re.M)
+    }
+    assert users and all(name.startswith("sdengine.kernels.triton.") for name in users)
+
+
 def sources() -> list[Path]:
     """Everything a human wrote and reads: Python, C++, tests."""
     folders = ("sdengine", "kernels", "benchmarks", "examples", "tests", "csrc")

@@ -253,7 +253,10 @@ def good_args() -> dict[str, Any]:
         ({"x": torch.randn(3, 8).double()}, r"x: expected torch.float32"),
         ({"out": torch.empty(3, 5)}, r"out: expected shape \[3, 6\], got \[3, 5\]"),
         ({"out": torch.empty(6, 3).T}, r"out: expected a contiguous tensor"),
-        ({"weight": torch.randn(6, 8)}, r"weight: expected PackedWeight, got Tensor"),
+        (
+            {"weight": torch.randn(6, 8)},
+            r"weight: expected PackedWeight or DenseWeight, got Tensor",
+        ),
         ({"bias": torch.randn(5)}, r"bias: expected shape \[6\], got \[5\]"),
         ({"rows": torch.zeros(4, dtype=torch.int32)}, r"out: expected shape \[4, 6\]"),
         ({"num_rows": torch.tensor(3)}, r"num_rows: expected torch.int32"),

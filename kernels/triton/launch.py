@@ -1,0 +1,100 @@
+"""Launch plans: what an op launches for given arguments, as data: to be run, or compiled.
+
+Each kernel file has `launches(arch, **args)`, a pure function from the op's arguments to a list of
+`Launch`. Running it needs a device (or the interpreter); compiling it ahead of time needs neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any, TypeVar
+
+import torch
+import triton
+import triton.language as tl
+
+INTERPRETER = 0  # the `arch` of kernels that run in Triton's interpreter
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One kernel launch.
+
+    Args:
+        kernel: A `triton.jit` function.
+        grid: Programs per axis; fixed by capacities, never by the sizes inside tensors.
+        arguments: Run-time arguments by name: tensors, integers, floats; None is a constant.
+        constants: `tl.constexpr` arguments by name.
+        num_warps, num_stages: Of a program.
+        fp_fusion: Whether a * b + c may be contracted. Off where bits must equal the reference's.
+    """
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: Mapping[str, Any]
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    num_warps: int = 4
+    num_stages: int = 2
+    fp_fusion: bool = True
+
+    def run(self) -> None:
+        """Enqueues the kernel on the current stream, or interprets it."""
+        if 0 in self.grid:
+            return
+        self.kernel[self.grid](
+            **self.arguments,
+            **self.constants,
+            num_warps=self.num_warps,
+            num_stages=self.num_stages,
+            enable_fp_fusion=self.fp_fusion,
+        )
+
+
+def is_interpreted() -> bool:
+    """Whether kernels made in this process run in the interpreter (TRITON_INTERPRET=1)."""
+    return bool(triton.knobs.runtime.interpret)
+
+
+def arch_of_device() -> int:
+    """Compute capability of the current device as one number (90 for 9.0), or INTERPRETER."""
+    if is_interpreted():
+        return INTERPRETER
+    major, minor = torch.cuda.get_device_capability()
+    return 10 * major + minor
+
+
+def nearest(table: Mapping[int, T], arch: int) -> T:
+    """The entry of the highest architecture that is not above `arch`; else the lowest entry."""
+    below = [key for key in table if key <= arch]
+    return table[max(below) if below else min(table)]
+
+
+def compute_dtype(dtype: torch.dtype, arch: int) -> tl.dtype:
+    """What products of `dtype` operands are computed from, as a constant for a kernel.
+
+    Raises:
+        ValueError: bfloat16 in the interpreter, which multiplies bit patterns there.
+    """
+    if dtype == torch.float32:
+        return tl.float32
+    if arch == INTERPRETER:
+        raise ValueError(
+            f"triton interpreter: expected float32 operands, got {dtype}; its arithmetic on "
+            "bfloat16 is wrong, run on a GPU or in float32"
+        )
+    return tl.bfloat16
+
+
+def plan_op(op: str, arch: int, args: Mapping[str, Any]) -> list[Launch]:
+    """Launches of an op whose arguments have been checked."""
+    plan: list[Launch] = import_module(f"sdengine.kernels.triton.{op}").launches(arch, **args)
+    return plan
+
+
+def run_op(op: str, args: Mapping[str, Any]) -> None:
+    """Runs an op whose arguments have been checked."""
+    for launch in plan_op(op, arch_of_device(), args):
+        launch.run()

@@ -1,0 +1,125 @@
+"""Triton kernels compiled ahead of time, no GPU needed: what the compiler made of the tuned plans.
+
+No spilled register, shared memory within the architecture's limit, the tensor-core instruction that
+was meant, and one order of addition whatever the width of a row tile.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from sdengine.kernels.registry import OP_NAMES, get_op
+from tests.kernels.triton.compile_launches import CASES, Compiled
+
+ROOT = Path(__file__).resolve().parents[3]
+SHARED_LIMIT = {80: 166912, 90: 232448, 100: 232448, 120: 101376}
+TENSOR_CORE = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA", 120: "HMMA"}
+# What every run compiles: each op once.
+USUAL = [
+    ("attention-tree", 90),
+    ("attention-row", 90),
+    ("linear-gated", 90),
+    ("sample", 80),
+    ("draft_topk-target", 80),
+    ("rms_norm", 80),
+    ("rope_kv_append", 80),
+    ("silu_and_mul", 80),
+    ("embed", 80),
+    ("kv_compact", 80),
+]
+EVERYTHING = [(case, arch) for case in CASES for arch in SHARED_LIMIT]
+
+
+@cache
+def compiled(wanted: tuple[tuple[str, int], ...]) -> list[Compiled]:
+    """All kernels of the wanted cases, compiled in one process in which nothing is interpreted."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tests.kernels.triton.compile_launches"]
+    command += [f"{case}:{arch}" for case, arch in wanted]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [Compiled(**json.loads(line)) for line in done.stdout.splitlines()]
+
+
+def assert_gates(kernel: Compiled) -> None:
+    """What every tuned kernel must keep."""
+    counts = kernel.instructions
+    assert kernel.stack == 0 and "LDL" not in counts and "STL" not in counts, f"spills: {kernel}"
+    assert kernel.shared <= SHARED_LIMIT[kernel.arch], f"too much shared memory: {kernel}"
+    classes = {name for name in counts if name.endswith("MMA") and name != "FFMA"}
+    multiplies = kernel.kernel in ("linear_kernel", "shared_splits_kernel", "finish_rows_kernel")
+    is_f32 = kernel.case.endswith("f32")
+    expected = {TENSOR_CORE[kernel.arch]} if multiplies and not is_f32 else set()
+    assert classes == expected, f"expected {expected or 'no tensor core'}: {kernel}"
+    if is_f32:
+        assert counts["FFMA"] > 100, f"products are not in float32: {kernel}"
+    rounds_each_step = kernel.kernel in ("sample_kernel", "draft_topk_kernel")
+    assert not (rounds_each_step and kernel.fuses), f"bits would differ from the CPU's: {kernel}"
+
+
+def test_every_op_has_a_case() -> None:
+    ops = {name for name in OP_NAMES if "triton" in get_op(name).backends}
+    assert {op for op, _ in CASES.values()} == ops
+    assert {CASES[case][0] for case, _ in USUAL} == ops
+
+
+@pytest.mark.parametrize("case,arch", USUAL)
+def test_usual_kernels_pass_the_gates(case: str, arch: int) -> None:
+    kernels = [k for k in compiled(tuple(USUAL)) if (k.case, k.arch) == (case, arch)]
+    assert kernels
+    for kernel in kernels:
+        assert_gates(kernel)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case,arch", EVERYTHING)
+def test_all_kernels_pass_the_gates(case: str, arch: int) -> None:
+    for kernel in compiled(((case, arch),)):
+        assert_gates(kernel)
+
+
+def assert_one_order_of_keys(kernels: list[Compiled]) -> None:
+    """One layout along the keys in both attention kernels, for one row and for a tree of them."""
+    attention = [kernel for kernel in kernels if kernel.case in ("attention-tree", "attention-row")]
+    layouts = {tuple(kernel.key_layouts) for kernel in attention}
+    assert len(attention) == 4 and len(layouts) == 1 and len(next(iter(layouts))) == 1, layouts
+
+
+def test_attention_adds_up_keys_in_one_order_whatever_the_row_tile() -> None:
+    assert_one_order_of_keys(compiled(tuple(USUAL)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", SHARED_LIMIT)
+def test_the_order_of_keys_on_every_architecture(arch: int) -> None:
+    assert_one_order_of_keys(compiled((("attention-tree", arch), ("attention-row", arch))))
+
+
+def test_two_orders_of_keys_are_noticed() -> None:
+    kernels = [k for k in compiled(tuple(USUAL)) if k.case.startswith("attention")]
+    with pytest.raises(AssertionError):
+        assert_one_order_of_keys([*kernels[1:], replace(kernels[0], key_layouts=["other"])])
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        Compiled("linear-tree", 80, "linear_kernel", 0, 8, 255, {"HMMA": 4}, [], True),
+        Compiled("linear-tree", 80, "linear_kernel", 0, 0, 255, {"HMMA": 4, "STL": 1}, [], True),
+        Compiled("linear-tree", 120, "linear_kernel", 200000, 0, 255, {"HMMA": 4}, [], True),
+        Compiled("linear-tree", 90, "linear_kernel", 0, 0, 255, {"HMMA": 4}, [], True),
+        Compiled("linear-f32", 90, "linear_kernel", 0, 0, 255, {"HGMMA": 4, "FFMA": 500}, [], True),
+        Compiled("sample", 90, "sample_kernel", 0, 0, 99, {}, [], True),
+    ],
+)
+def test_the_gates_close(kernel: Compiled) -> None:
+    with pytest.raises(AssertionError):
+        assert_gates(kernel)

@@ -1,0 +1,111 @@
+"""linear in Triton: within twice plain torch's error, and bits that do not depend on the rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from sdengine.kernels.dense_weight import DenseWeight
+from sdengine.kernels.linear import reference
+from sdengine.kernels.packed_weight import pack_weight
+from sdengine.kernels.program import run_op
+from sdengine.kernels.triton import linear
+from sdengine.kernels.triton.launch import INTERPRETER
+from tests.kernels.triton.guarded import as_dtype, run_guarded
+
+
+def make_args(
+    rows: int, inputs: int, outputs: int, gated: bool = False, live: int | None = None, **kw: Any
+) -> dict[str, Any]:
+    return {
+        "x": torch.randn(rows, inputs),
+        "weight": DenseWeight(torch.randn(outputs, inputs) / inputs**0.5, gated),
+        "out": torch.randn(rows, outputs // 2 if gated else outputs),
+        "num_rows": torch.tensor([rows if live is None else live], dtype=torch.int32),
+        "activation": "silu_gate" if gated else None,
+        **kw,
+    }
+
+
+def run(args: dict[str, Any]) -> torch.Tensor:
+    return run_guarded("linear", args)["out"]
+
+
+def assert_close(args: dict[str, Any]) -> None:
+    """Against the reference in float64 (whose weight is the one thing that `as_dtype` skips)."""
+    matrix = args["weight"].matrix.double()
+    wide, plain = as_dtype(args, torch.float64), as_dtype(args, torch.float32)
+    y = wide["x"] if args.get("rows") is None else wide["x"][args["rows"].long()]
+    n = int(args["num_rows"])
+    y = torch.nn.functional.linear(y[:n], matrix, wide.get("bias"))
+    if args["activation"]:
+        gate, up = y.chunk(2, -1)
+        y = torch.nn.functional.silu(gate) * up
+    wide["out"][:n] = y + wide["out"][:n] if args.get("accumulate") else y
+    reference(**plain)
+    got = run(args)
+    ulp = wide["out"].abs().max() * 2.0**-23
+    allowed = 2 * (plain["out"] - wide["out"]).abs().max() + 2 * ulp
+    assert (got - wide["out"]).abs().max() <= allowed
+    assert torch.equal(got[n:], args["out"][n:])
+
+
+@pytest.mark.parametrize(
+    "rows,inputs,outputs", [(1, 1, 1), (1, 64, 64), (3, 37, 65), (17, 96, 130), (33, 31, 7)]
+)
+@pytest.mark.parametrize("gated", [False, True])
+def test_error_is_at_most_twice_plain_torch(
+    rows: int, inputs: int, outputs: int, gated: bool
+) -> None:
+    assert_close(make_args(rows, inputs, outputs * 2 if gated else outputs, gated))
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_bias_and_gathered_rows(gated: bool) -> None:
+    args = make_args(5, 40, 70, gated, bias=torch.randn(70))
+    assert_close({**args, "rows": torch.tensor([4, 0, 4, 2, 1], dtype=torch.int32)})
+
+
+def test_accumulates_and_leaves_rows_past_num_rows() -> None:
+    assert_close(make_args(19, 40, 70, live=17, accumulate=True))
+    assert_close(make_args(3, 40, 70, live=0))
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_row_has_the_same_bits_in_any_company(gated: bool) -> None:
+    args = make_args(33, 100, 70, gated)
+    together = run(args)
+    for rows in ([0], [31], [5, 32, 1], list(range(32, -1, -1))):
+        chosen = {**args, "x": args["x"][rows], "out": args["out"][rows]}
+        chosen["num_rows"] = torch.tensor([len(rows)], dtype=torch.int32)
+        assert torch.equal(run(chosen), together[rows])
+
+
+def test_a_row_of_nan_stays_alone() -> None:
+    args = make_args(9, 40, 70)
+    args["x"][4] = float("nan")
+    assert run(args).isnan().any(-1).nonzero().tolist() == [[4]]
+
+
+def test_each_backend_refuses_the_other_ones_layout() -> None:
+    args = make_args(1, 8, 8)
+    with pytest.raises(ValueError, match="expected a PackedWeight for backend 'cpu', got Dense"):
+        run_op("linear", "cpu", **args)
+    args["weight"] = pack_weight(args["weight"].matrix)
+    with pytest.raises(ValueError, match="expected a DenseWeight for backend 'triton', got Packed"):
+        run_op("linear", "triton", **args)
+
+
+def test_a_gate_without_its_activation_is_refused() -> None:
+    args = {**make_args(1, 8, 8, gated=True), "activation": None}
+    with pytest.raises(ValueError, match="got None for a dense weight with is_gate_up=True"):
+        run(args)
+
+
+def test_the_interpreter_refuses_bfloat16() -> None:
+    args = make_args(1, 8, 8)
+    args["weight"] = DenseWeight(args["weight"].matrix.bfloat16())
+    with pytest.raises(ValueError, match=r"expected float32 operands, got torch\.bfloat16"):
+        linear.launches(INTERPRETER, **args)

@@ -1,0 +1,160 @@
+"""tree_attention in Triton: within twice plain torch's error; same bits where the path is the same.
+
+Shapes and oracles are those of the CPU kernel's test.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from sdengine.kernels.triton import tree_attention
+from sdengine.kernels.triton.tree_attention import SPLIT, Config, split_scratch_floats
+from tests.kernels import test_tree_attention as cpu_test
+from tests.kernels.test_tree_attention import CHAIN_IN_TREE, Span, path_to
+from tests.kernels.triton.guarded import assert_within_twice_plain, run_guarded
+
+
+def make_args(spans: list[Span], heads: int = 4, kv_heads: int = 2, **kw: Any) -> dict[str, Any]:
+    return with_scratch(cpu_test.make_args(spans, heads, kv_heads, **kw))
+
+
+def with_scratch(args: dict[str, Any], rows: int | None = None) -> dict[str, Any]:
+    """Scratch for all rows in one pass, or for `rows` of them at a time."""
+    capacity = args["block_tables"].shape[1] * args["kv_cache"].shape[3]
+    rows = rows or args["qkv"].shape[0]
+    size = split_scratch_floats(rows, args["num_heads"], args["head_dim"], capacity)
+    return {**args, "scratch": torch.full((size,), float("nan"))}
+
+
+def run(args: dict[str, Any]) -> torch.Tensor:
+    args = {**args, "out": torch.full_like(args["out"], -7.0)}
+    return run_guarded("tree_attention", args, scratch=("scratch",))["out"]
+
+
+def assert_close(args: dict[str, Any]) -> None:
+    assert_within_twice_plain("tree_attention", args, {"out": run(args)}, "out", slack_ulps=4)
+
+
+SMALL = (0, 0, 1, 3)  # two children of the root, a chain of two below the first
+
+
+@pytest.mark.parametrize("group", [1, 2, 3, 4, 5, 6, 7, 8])
+def test_error_is_at_most_twice_plain_torch(group: int) -> None:
+    assert_close(make_args([Span(2, 70, SMALL), Span(1, 1)], group, 1))
+
+
+def test_ragged_batches_and_several_kv_heads() -> None:
+    assert_close(make_args([Span(3, 70, SMALL), Span(0, 9), Span(1, 1), Span(2, 150)], 6, 2))
+
+
+@pytest.mark.parametrize("dim", [16, 80, 96, 128])
+def test_head_dims(dim: int) -> None:
+    assert_close(make_args([Span(1, 70, (0, 0))], 2, 1, dim=dim))
+
+
+@pytest.mark.parametrize("block_size", [8, 24, 64, 128])
+def test_block_sizes(block_size: int) -> None:
+    assert_close(make_args([Span(1, 130, (0, 1)), Span(1, 65)], 2, 1, block_size=block_size))
+
+
+@pytest.mark.parametrize("context", [1, 2, 63, 64, 65, SPLIT - 1, SPLIT, SPLIT + 1])
+def test_borders_of_tiles_and_splits(context: int) -> None:
+    assert_close(make_args([Span(min(context, 2), context, (0, 0, 1))], 2, 1, dim=16))
+
+
+@pytest.mark.parametrize("window,context", [(1, 7), (5, 7), (5, 140), (64, 140), (70, SPLIT + 20)])
+def test_sliding_window(window: int, context: int) -> None:
+    assert_close(make_args([Span(3, context, SMALL)], 2, 1, dim=16, window=window))
+
+
+def test_splits_inside_the_window_are_shared_and_its_first_is_not() -> None:
+    args = make_args([Span(1, 3 * SPLIT + 20, (0, 0))], 2, 1, dim=16, window=2 * SPLIT)
+    assert_close(args)
+
+
+@pytest.mark.parametrize("window", [1, 3, 8])
+def test_ancestors_outside_the_window_may_keep_their_bits(window: int) -> None:
+    args = make_args([Span(1, 70, CHAIN_IN_TREE[:5])], 2, 1, dim=16, window=window)
+    expected = run(args)
+    full = make_args([Span(1, 70, CHAIN_IN_TREE[:5])])["batch"].ancestor_mask
+    assert torch.equal(full, args["batch"].ancestor_mask) == (window == 8)
+    args["batch"].ancestor_mask.copy_(full)
+    assert torch.equal(run(args), expected)
+
+
+def test_wide_trees_use_several_mask_words() -> None:
+    parents = tuple(max(0, node - 1 - node % 3) for node in range(1, 151))
+    args = make_args([Span(1, 100, parents)], 2, 1, dim=16, words=3)
+    rows = [1, 63, 64, 65, 129, 150]
+    assert_close(with_scratch(cpu_test.rows_alone(args, 0, rows)))
+
+
+@pytest.mark.parametrize("window", [0, 6, 100])
+@pytest.mark.parametrize("context", [1, 62, SPLIT - 2])
+def test_a_tree_row_has_the_bits_of_plain_decoding(context: int, window: int) -> None:
+    parents = (0, 0, 1, 3, 4, 2)
+    args = make_args([Span(1, context, parents)], 3, 1, window=window)
+    together = run(args)
+    for node in (2, 5, 6):
+        chain = cpu_test.as_chain(args, node, context, path_to(node, parents))
+        assert torch.equal(run(with_scratch(chain))[0], together[node]), node
+
+
+def test_rows_have_the_same_bits_in_any_company_and_any_number_of_passes() -> None:
+    args = make_args([Span(2, 65, SMALL), Span(1, SPLIT + 8), Span(5, 80)], 3, 1)
+    together = run(args)
+    for rows in (1, 5):
+        assert torch.equal(run(with_scratch(args, rows)), together)
+    assert torch.equal(run(with_scratch(cpu_test.rows_alone(args, 0, [3])))[0], together[3])
+    order = [11, 8, 10]
+    assert torch.equal(run(with_scratch(cpu_test.rows_alone(args, 2, order))), together[order])
+
+
+@pytest.mark.parametrize("rows", [8, 32, 64])
+def test_the_width_of_a_row_tile_does_not_matter(rows: int, monkeypatch: Any) -> None:
+    args = make_args([Span(9, 150, SMALL), Span(3, 66)], 3, 1, dim=16)
+    expected = run(args)
+    monkeypatch.setattr(tree_attention, "F32_CONFIG", Config(rows, 4, 1))
+    assert torch.equal(run(args), expected)
+
+
+def test_other_rows_cannot_poison_a_row() -> None:
+    """A NaN key and value of a later row or of a sibling must not reach rows that do not see it."""
+    args = make_args([Span(4, 90, SMALL)], 2, 1, dim=16)
+    expected = run(args)
+    poison(args, 88)  # the chain's third row
+    got = run(args)
+    assert torch.equal(got[:2], expected[:2]) and got[2:].isnan().all()
+    args["batch"].visible_lens[4:] = 88  # let the tree's rows not see it
+    poison(args, 90)  # node 1, parent of 3 and 4
+    assert run(args)[4:].isnan().all(-1).tolist() == [True, False, True, True]
+
+
+def poison(args: dict[str, Any], index: int) -> None:
+    """Makes key and value of a logical index of sequence 0 NaN."""
+    args["kv_cache"][int(args["block_tables"][0, index // 16]), :, :, index % 16] = float("nan")
+
+
+def test_a_row_that_sees_nothing_is_zero_and_rows_past_num_rows_stay() -> None:
+    args = make_args([Span(2, 9), Span(1, 20), Span(1, 20)], dim=16)
+    batch = args["batch"]
+    batch.visible_lens[0] = 0
+    batch.num_rows[0] = 2
+    batch.cu_rows[2:] = torch.tensor([1, 3])  # sequences that are not live may hold anything
+    out = run(args)
+    assert (out[0] == 0).all() and (out[1] != -7.0).all() and (out[2:] == -7.0).all()
+
+
+def test_large_scores_stay_finite() -> None:
+    args = make_args([Span(1, 100)])
+    args["scale"] = 1e4
+    assert torch.isfinite(run(args)).all()
+
+
+def test_scratch_too_small_for_one_row_is_refused() -> None:
+    args = make_args([Span(1, 9)])
+    with pytest.raises(ValueError, match=r"scratch: expected at least 264 elements .* got 263"):
+        run({**args, "scratch": args["scratch"][:263]})
