@@ -6,6 +6,7 @@ from __future__ import annotations
 from types import ModuleType
 
 from sdengine.errors import BackendUnavailable, ConfigError
+from sdengine.kernels import cuda_library
 
 
 def load_cpu() -> ModuleType:
@@ -37,4 +38,5 @@ def available() -> dict[str, str | None]:
         reasons["cpu"] = None
     except BackendUnavailable as error:
         reasons["cpu"] = str(error)
+    reasons["cuda"] = cuda_library.why_unavailable()
     return reasons
