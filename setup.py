@@ -8,7 +8,8 @@ involved. Without a C++ compiler the package still installs and runs on the refe
 
 The CUDA library is built where nvcc and a GPU are found, and with SDENGINE_BUILD_CUDA=1 wherever
 nvcc is (0: never); once built, it is kept up to date. Its four architectures take minutes, which a
-machine that cannot run them is spared. It links the CUDA runtime statically and needs no torch headers.
+machine that cannot run them is spared. It links the CUDA runtime statically and needs no torch
+headers.
 """
 
 from __future__ import annotations

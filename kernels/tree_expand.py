@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from sdengine.kernels.backends import load_cpu
-from sdengine.kernels.cuda_library import cuda_op
 from sdengine.kernels.calibration import bin_centers
+from sdengine.kernels.cuda_library import cuda_op
 from sdengine.kernels.row_batch import RowBatch, expect_row_batch
 from sdengine.kernels.spec import Case, Op, address, expect, expect_tensor
 from sdengine.kernels.token_tree import (

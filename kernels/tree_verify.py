@@ -22,8 +22,8 @@ from typing import Any
 import torch
 
 from sdengine.kernels.backends import load_cpu
-from sdengine.kernels.cuda_library import cuda_op
 from sdengine.kernels.calibration import NUM_BINS
+from sdengine.kernels.cuda_library import cuda_op
 from sdengine.kernels.sample import PARAMETER_DTYPES
 from sdengine.kernels.spec import Case, Op, address, expect, expect_tensor
 from sdengine.kernels.token_tree import TokenTree, expect_token_tree

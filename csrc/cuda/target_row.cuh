@@ -35,6 +35,8 @@ __device__ inline int32_t key_token(uint64_t key) {
   return key == 0 ? -1 : static_cast<int32_t>(0xffffffffu - static_cast<uint32_t>(key));
 }
 
+// What reads whole rows is not inlined: the walk calls it from many places, and the assembler took
+// fifteen seconds over their copies.
 class DeviceRow {
  public:
   // `logits`: the root's row, those of the nodes follow; `shared_probs`: kMaxSupport doubles of
@@ -51,12 +53,12 @@ class DeviceRow {
                     reinterpret_cast<uintptr_t>(logits) % sizeof(float4) == 0) {}
 
   // Plans the node's row; false when nothing can be drawn from it.
-  __device__ bool load(int32_t node) {
+  __device__ __noinline__ bool load(int32_t node) {
     row_ = root_row_ + static_cast<int64_t>(node) * vocab_size_;
     total_ = 0.0;
     constexpr uint64_t kNan = ~uint64_t{0};
     uint64_t best = 0;
-    each_token([&](int32_t token, float z) {
+    each_token<4>([&](int32_t token, float z) {
       const uint64_t key = z == z ? score_key(z, token) : kNan;
       best = key > best ? key : best;
     });
@@ -73,7 +75,7 @@ class DeviceRow {
   }
 
   // Token of the loaded row by the noise of the key: what `sample` draws.
-  __device__ int32_t sample(const NoiseKey& key) {
+  __device__ __noinline__ int32_t sample(const NoiseKey& key) {
     if (plan_.is_greedy) return plan_.argmax;
     const float bound = perturbed_score(plan_.scale.max, plan_.scale.max,
                                         plan_.scale.inverse_temperature, gumbel(key, plan_.argmax));
@@ -126,10 +128,11 @@ class DeviceRow {
       z[j] = first + j < vocab_size_ ? row_[first + j] : minus_infinity();
   }
 
-  // Calls take(token, logit) for this thread's tokens.
-  template <class Take>
+  // Calls take(token, logit) for this thread's tokens. Unrolled where nothing but memory is waited
+  // for.
+  template <int kUnroll = 1, class Take>
   __device__ void each_token(Take take) const {
-#pragma unroll 4
+#pragma unroll kUnroll
     for (int32_t first = team_->rank() * kGroup; first < vocab_size_;
          first += team_->num_threads() * kGroup) {
       float z[kGroup];
@@ -144,7 +147,7 @@ class DeviceRow {
   }
   __device__ float weight_of(float logit) const { return scalar::stable_exp({scaled(logit)}).v; }
 
-  __device__ void need_total() {
+  __device__ __noinline__ void need_total() {
     if (total_ != 0.0) return;
     uint64_t mass = 0;
     each_token([&](int32_t, float z) {
@@ -168,7 +171,7 @@ class DeviceRow {
   // The k-th largest logit. k threads have one that reaches the k-th largest of all threads' best,
   // so what lies below that is never counted: without it, every logit of the row would be added to
   // the few bins that exponents come to.
-  __device__ float top_k_threshold(int32_t k) {
+  __device__ __noinline__ float top_k_threshold(int32_t k) {
     uint32_t low = 0;
     if (k <= num_busy_threads()) {
       auto own_best = [&](auto take) {
@@ -193,7 +196,7 @@ class DeviceRow {
 
   // Top-p on the renormalised set {logit >= floor}. One pass adds up the mass above a few levels;
   // then only tokens above the highest level that is enough are sorted into bins.
-  __device__ float top_p_threshold(float floor, float top_p) {
+  __device__ __noinline__ float top_p_threshold(float floor, float top_p) {
     uint64_t mass[kLevels + 1] = {};
     each_token([&](int32_t, float z) {
       if (!(z >= floor)) return;

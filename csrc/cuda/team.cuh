@@ -35,10 +35,10 @@ class Team {
   __device__ int32_t num_threads() const { return size_ * block_.size(); }
   __device__ bool is_first_block() const { return index_ == 0; }
 
-  __device__ uint64_t most(uint64_t x) {
+  __device__ __noinline__ uint64_t most(uint64_t x) {
     return reduce(x, [](uint64_t a, uint64_t b) { return a > b ? a : b; });
   }
-  __device__ uint64_t sum(uint64_t x) {
+  __device__ __noinline__ uint64_t sum(uint64_t x) {
     return reduce(x, [](uint64_t a, uint64_t b) { return a + b; });
   }
 
@@ -108,7 +108,7 @@ class Team {
   }
 
   // Replaces the block's histogram by the team's.
-  __device__ void add_bins() {
+  __device__ __noinline__ void add_bins() {
     if (size_ == 1) return;
     for (int32_t i = block_.rank(); i < kRadixBins; i += block_.size())
       slot(index_)[i] = space_->bins[i];

@@ -17,4 +17,5 @@ int sdengine_cuda_gather_pending(const sdengine::GatherPendingArgs*, int32_t bat
 int sdengine_cuda_kv_compact(const sdengine::KvCompactArgs*, int32_t batch_size, void* stream);
 int sdengine_cuda_tree_expand(const sdengine::TreeExpandArgs*, int32_t batch_size, void* stream);
 int sdengine_cuda_tree_select(const sdengine::TreeSelectArgs*, int32_t batch_size, void* stream);
+int sdengine_cuda_tree_verify(const sdengine::TreeVerifyArgs*, int32_t batch_size, void* stream);
 }

@@ -83,7 +83,7 @@ void require_same_tokens(const TokenTreeView& a, const TokenTreeView& b, int32_t
 }
 
 // Layers, then a choice of them: both sides draw the same random numbers as long as they agree.
-SDENGINE_FUZZ(cuda_tree_growth, 25) {
+SDENGINE_FUZZ(cuda_tree_growth, 12) {
   Random twin = random;
   const bool is_clean = random.chance(0.3f);
   (void)twin.chance(0.3f);

@@ -25,7 +25,7 @@ Exact<T> copy_of(const Exact<T>& from) {
   return copy;
 }
 
-SDENGINE_FUZZ(cuda_gather_pending, 40) {
+SDENGINE_FUZZ(cuda_gather_pending, 15) {
   const int32_t batch = random.integer(1, 5), room = random.integer(1, 40);
   Exact<int32_t> history(static_cast<size_t>(batch) * room), computed(batch), lens(batch),
       live(1, random.integer(0, batch));
@@ -64,7 +64,7 @@ void plant_tree(Random& random, const TokenTreeView& tree, int32_t num_nodes) {
   }
 }
 
-SDENGINE_FUZZ(cuda_build_rows, 40) {
+SDENGINE_FUZZ(cuda_build_rows, 15) {
   const int32_t batch = random.integer(1, 5), nodes = random.integer(0, 70);
   const int32_t block_size = 1 << random.integer(0, 4);
   fuzz::TokenTreeBuffers tree(batch, nodes);
@@ -146,7 +146,7 @@ CommitPlanArgs point_at(CommitPlanArgs args, const Books& books, int32_t depth) 
   return args;
 }
 
-SDENGINE_FUZZ(cuda_commit_plan, 40) {
+SDENGINE_FUZZ(cuda_commit_plan, 15) {
   const int32_t batch = random.integer(1, 5), depth = random.integer(1, 6), nodes = 20, room = 40;
   Exact<int32_t> live(1, random.integer(0, batch)), wants(batch), accepted(batch), emit(batch),
       pending(batch), draft_pending(batch);
@@ -210,7 +210,7 @@ void compact_by_copy(const KvCompactArgs& args, unsigned char* cache) {
   }
 }
 
-SDENGINE_FUZZ(cuda_kv_compact, 40) {
+SDENGINE_FUZZ(cuda_kv_compact, 15) {
   const int32_t batch = random.integer(1, 3), layers = random.integer(1, 2);
   const int32_t heads = random.integer(1, 2), block_size = 1 << random.integer(0, 3);
   const int32_t head_dim = random.integer(1, 3) * (1 << random.integer(0, 3));

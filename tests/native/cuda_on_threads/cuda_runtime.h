@@ -23,6 +23,7 @@
 #define __global__
 #define __device__
 #define __host__
+#define __noinline__
 
 struct dim3 {
   dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
