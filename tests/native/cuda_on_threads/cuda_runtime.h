@@ -54,7 +54,7 @@ inline int& missing_barrier() {
 
 // Few, but so many that teams of blocks form already in small batches.
 inline int& num_multiprocessors() {
-  static int count = 4;
+  static int count = 8;
   return count;
 }
 
