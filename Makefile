@@ -6,9 +6,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Without an NVIDIA GPU one pinned CPU build is used; library users are free in the range that pyproject.toml states.
 TORCH ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo 'torch>=2.9' || echo 'torch==2.13.0')
-NATIVE_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl')
+NATIVE_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
+FORMATTED := 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.inl' 'csrc/*.cu' 'csrc/*.cuh' 'tests/*.cpp' 'tests/*.cu' 'tests/native/cuda*.h'
 
-.PHONY: demo test lint types format native bench clean
+.PHONY: demo test lint types format native cuda bench clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -23,7 +24,7 @@ test: $(VENV)/ready  ## run the test suite
 lint: $(VENV)/ready  ## style of Python and C++
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.inl' 'tests/*.cpp')
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files $(FORMATTED))
 
 types: $(VENV)/ready  ## static types of the core
 	$(BIN)/mypy
@@ -31,12 +32,15 @@ types: $(VENV)/ready  ## static types of the core
 format: $(VENV)/ready  ## rewrite sources in the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.inl' 'tests/*.cpp')
+	$(BIN)/clang-format -i $$(git ls-files $(FORMATTED))
 
 bench: $(VENV)/ready  ## microbenchmarks of every op, beside the machine's limits
 	$(BIN)/python -m benchmarks.kernels
 
-native: $(VENV)/ready  ## rebuild the CPU extension after a change in csrc/
+native: $(VENV)/ready  ## rebuild the CPU extension (and the CUDA library where there is a GPU) after a change in csrc/
+
+cuda: $(VENV)/installed  ## build the CUDA library, GPU or not; needs nvcc
+	SDENGINE_BUILD_CUDA=1 $(BIN)/python setup.py -q build_ext --inplace
 
 clean:  ## remove the environment and everything built
 	rm -rf $(VENV) build kernels/*.so *.egg-info

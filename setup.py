@@ -1,15 +1,22 @@
-"""Builds the CPU extension `sdengine.kernels._cpu`; everything else is declared in pyproject.toml.
+"""Builds the CPU extension `sdengine.kernels._cpu` and, where it can be used, the CUDA library
+`sdengine/kernels/libsdengine_cuda.so`; everything else is declared in pyproject.toml.
 
 Each source is compiled for the instruction set its name ends in (`_avx2`, `_avx512`), all others
 for the baseline, so that one binary runs everywhere and chooses at run time. No torch headers are
 involved. Without a C++ compiler the package still installs and runs on the reference backend;
 `sdengine info` says so.
+
+The CUDA library is built where nvcc and a GPU are found, and with SDENGINE_BUILD_CUDA=1 wherever
+nvcc is (0: never); once built, it is kept up to date. Its four architectures take minutes, which a
+machine that cannot run them is spared. It links the CUDA runtime statically and needs no torch
+headers.
 """
 
 from __future__ import annotations
 
 import os
 import platform
+import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -41,6 +48,18 @@ X86_FLAGS = {
         "-mf16c",
     ],
 }
+CUDA_LIBRARY = "libsdengine_cuda.so"
+CUDA_SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+# No contraction on the device either: it has to give the bits of the host.
+CUDA_FLAGS = [
+    "-O3",
+    "-std=c++17",
+    "-fmad=false",
+    "-Xcompiler=-fPIC,-fvisibility=hidden,-ffp-contract=off",
+    "-cudart=static",
+]
+# What the library is compiled for, oldest first; PTX of the last serves whatever comes later.
+CUDA_ARCHITECTURES = ("80", "90a", "100", "120")
 IS_X86 = platform.machine() in ("x86_64", "AMD64")
 
 
@@ -65,7 +84,23 @@ def is_fresh(target: Path, depfile: Path) -> bool:
     return all(os.path.exists(d) and os.stat(d).st_mtime <= made for d in dependencies(depfile))
 
 
-class BuildCpu(build_ext):
+def cuda_compiler() -> str | None:
+    """nvcc, when the CUDA library is to be built: asked for, of use, or there from before."""
+    wish = os.environ.get("SDENGINE_BUILD_CUDA", "")
+    is_useful = Path("/dev/nvidia0").exists() or (ROOT / "kernels" / CUDA_LIBRARY).exists()
+    return shutil.which("nvcc") if wish == "1" or (wish != "0" and is_useful) else None
+
+
+def cuda_targets(nvcc: str) -> list[str]:
+    """Flags for those architectures that this toolkit knows."""
+    known = subprocess.check_output([nvcc, "--list-gpu-arch"], text=True).split()
+    targets = [a for a in CUDA_ARCHITECTURES if f"compute_{a.rstrip('a')}" in known]
+    flags = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in targets]
+    newest = targets[-1]
+    return [*flags, f"-gencode=arch=compute_{newest},code=compute_{newest}"]
+
+
+class BuildNative(build_ext):
     """Incremental, parallel build with per-file instruction-set flags."""
 
     def build_extension(self, ext: Pybind11Extension) -> None:
@@ -77,6 +112,42 @@ class BuildCpu(build_ext):
             self.warn(
                 f"the CPU extension was not built ({error}); the reference backend will be used"
             )
+        nvcc = cuda_compiler()
+        if nvcc is not None:
+            self.build_cuda(nvcc, Path(self.get_ext_fullpath(ext.name)).with_name(CUDA_LIBRARY))
+
+    def copy_extensions_to_source(self) -> None:
+        """In place: the CUDA library too, which setuptools does not know."""
+        super().copy_extensions_to_source()
+        built = Path(self.build_lib) / "sdengine" / "kernels" / CUDA_LIBRARY
+        if built.exists():
+            staged = built.with_suffix(".tmp")
+            shutil.copy2(built, staged)
+            os.replace(staged, ROOT / "kernels" / CUDA_LIBRARY)
+
+    def build_cuda(self, nvcc: str, library: Path) -> None:
+        """Compiles what changed and links it."""
+        out_dir = ROOT / "build" / f"cuda-{self.plat_name}"
+        out_dir.mkdir(parents=True, exist_ok=True)
+        compile_command = [nvcc, *CUDA_FLAGS, *cuda_targets(nvcc)]
+        compile_command += [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc' / 'include'}", "-c"]
+        objects = []
+        try:
+            for source in CUDA_SOURCES:
+                target = out_dir / (source.stem + ".o")
+                depfile = target.with_suffix(".d")
+                if not is_fresh(target, depfile):
+                    made = ["-MD", "-MF", str(depfile), str(source), "-o", str(target)]
+                    subprocess.check_call([*compile_command, *made])
+                objects.append(str(target))
+            staged = out_dir / CUDA_LIBRARY
+            subprocess.check_call([nvcc, "-shared", "-cudart=static", *objects, "-o", str(staged)])
+        except (OSError, subprocess.CalledProcessError) as error:
+            if os.environ.get("SDENGINE_BUILD_CUDA"):
+                raise
+            self.warn(f"the CUDA library was not built ({error}); sdengine will run on the CPU")
+            return
+        os.replace(staged, library)
 
     def compile_and_link(self, ext: Pybind11Extension) -> None:
         out_dir = ROOT / "build" / f"cpu-{self.plat_name}-{platform.python_version()}"
@@ -134,5 +205,5 @@ class BuildCpu(build_ext):
 
 setup(
     ext_modules=[Pybind11Extension("sdengine.kernels._cpu", SOURCES, cxx_std=17)],
-    cmdclass={"build_ext": BuildCpu},
+    cmdclass={"build_ext": BuildNative},
 )

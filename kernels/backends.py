@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from sdengine.errors import BackendUnavailable, ConfigError
+from sdengine.kernels import cuda_library
 
 
 def load_cpu() -> ModuleType:
@@ -73,4 +74,5 @@ def available() -> dict[str, str | None]:
             reasons[name] = None
         except BackendUnavailable as error:
             reasons[name] = str(error)
+    reasons["cuda"] = cuda_library.why_unavailable()
     return reasons

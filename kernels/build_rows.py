@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from sdengine.kernels.backends import load_cpu
+from sdengine.kernels.cuda_library import cuda_op
 from sdengine.kernels.row_batch import RowBatch, expect_row_batch
 from sdengine.kernels.spec import Case, Op, address, expect, expect_tensor
 from sdengine.kernels.token_tree import TokenTree, expect_token_tree
@@ -218,4 +219,12 @@ def bench_cases() -> Iterator[Case]:
 
 
 OUTPUTS = ("rows", "logit_rows", "cu_logits", "num_logits")
-OP = Op(OP_NAME, check, reference, OUTPUTS, cpu, bench_cases=bench_cases)
+OP = Op(
+    OP_NAME,
+    check,
+    reference,
+    OUTPUTS,
+    cpu,
+    backends={"cuda": cuda_op(OP_NAME, check)},
+    bench_cases=bench_cases,
+)

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from sdengine.kernels.backends import load_cpu
+from sdengine.kernels.cuda_library import cuda_op
 from sdengine.kernels.spec import Case, Op, address, expect, expect_tensor
 
 OP_NAME = "commit_plan"
@@ -296,4 +297,12 @@ OUTPUTS = (
     "num_draft_moves",
     "output_counts",
 )
-OP = Op(OP_NAME, check, reference, OUTPUTS, cpu, bench_cases=bench_cases)
+OP = Op(
+    OP_NAME,
+    check,
+    reference,
+    OUTPUTS,
+    cpu,
+    backends={"cuda": cuda_op(OP_NAME, check)},
+    bench_cases=bench_cases,
+)

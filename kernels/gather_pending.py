@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from sdengine.kernels.backends import load_cpu
+from sdengine.kernels.cuda_library import cuda_op
 from sdengine.kernels.spec import Case, Op, address, expect_tensor
 
 
@@ -104,5 +105,6 @@ OP = Op(
     reference,
     ("pending_tokens", "cu_pending"),
     cpu,
+    backends={"cuda": cuda_op("gather_pending", check)},
     bench_cases=bench_cases,
 )

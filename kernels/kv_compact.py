@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from sdengine.kernels.backends import load_cpu, triton_kernel
+from sdengine.kernels.cuda_library import cuda_op
 from sdengine.kernels.spec import Case, Op, address, expect_tensor
 
 NAME = "kv_compact"
@@ -118,4 +119,12 @@ def bench_cases() -> Iterator[Case]:
         yield Case(f"B={sequences} moves=4 L={layers} H_kv={kv_heads} D={dim} bf16", args, moved)
 
 
-OP = Op(NAME, check, reference, ("kv_cache",), cpu, triton_kernel(NAME), bench_cases)
+OP = Op(
+    NAME,
+    check,
+    reference,
+    ("kv_cache",),
+    cpu,
+    backends={**triton_kernel(NAME), "cuda": cuda_op(NAME, check)},
+    bench_cases=bench_cases,
+)

@@ -19,6 +19,7 @@ import torch
 
 from sdengine.kernels.backends import load_cpu
 from sdengine.kernels.calibration import bin_centers
+from sdengine.kernels.cuda_library import cuda_op
 from sdengine.kernels.row_batch import RowBatch, expect_row_batch
 from sdengine.kernels.spec import Case, Op, address, expect, expect_tensor
 from sdengine.kernels.token_tree import (
@@ -277,5 +278,11 @@ def _bench_args(batch: int, nodes: int, width: int, k: int) -> dict[str, Any]:
 
 
 OP = Op(
-    OP_NAME, check, expand_reference, ("tree", "rows", "creation_ids"), cpu, bench_cases=bench_cases
+    OP_NAME,
+    check,
+    expand_reference,
+    ("tree", "rows", "creation_ids"),
+    cpu,
+    backends={"cuda": cuda_op(OP_NAME, check)},
+    bench_cases=bench_cases,
 )

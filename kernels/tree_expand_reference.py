@@ -179,8 +179,10 @@ def _next_rows(trees: list[list[Node]], pool_floor: np.float32, args: dict[str, 
         own = _smallest(nodes[1:]) if len(nodes) - 1 >= budget else F32(0)
         floor = max(own, pool_floor)
         frontier = _frontier(b, nodes, floor, sum(map(len, chosen)), args)
+        own_gain = F32(0)
         for node in frontier:
-            gain = F32(gain + F32(node.reach - floor))
+            own_gain = F32(own_gain + F32(node.reach - floor))
+        gain = F32(gain + own_gain)
         chosen.append(frontier)
     if gain < args["min_layer_gain"].numpy()[0]:
         chosen = [[] for _ in chosen]

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from sdengine.kernels.backends import load_cpu
+from sdengine.kernels.cuda_library import cuda_op
 from sdengine.kernels.spec import Case, Op, address, expect, expect_tensor
 from sdengine.kernels.token_tree import (
     MASK_BITS,
@@ -176,4 +177,12 @@ def bench_cases() -> Iterator[Case]:
         yield Case(f"B={batch} T={nodes} threshold={threshold}", args)
 
 
-OP = Op(OP_NAME, check, reference, ("tree",), cpu, bench_cases=bench_cases)
+OP = Op(
+    OP_NAME,
+    check,
+    reference,
+    ("tree",),
+    cpu,
+    backends={"cuda": cuda_op(OP_NAME, check)},
+    bench_cases=bench_cases,
+)

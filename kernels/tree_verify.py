@@ -23,12 +23,19 @@ import torch
 
 from sdengine.kernels.backends import load_cpu
 from sdengine.kernels.calibration import NUM_BINS
+from sdengine.kernels.cuda_library import cuda_op
 from sdengine.kernels.sample import PARAMETER_DTYPES
 from sdengine.kernels.spec import Case, Op, address, expect, expect_tensor
 from sdengine.kernels.token_tree import TokenTree, expect_token_tree
 from sdengine.kernels.tree_verify_reference import verify_sequence, write_walk
 
 OP_NAME = "tree_verify"
+TEAM_WORDS = 2 * 16 * 256 + 1  # sdengine/tree_verify.h
+
+
+def walk_scratch_size(batch_size: int) -> int:
+    """Elements of the int64 scratch tensor that walking B trees on a GPU needs."""
+    return batch_size * TEAM_WORDS
 
 
 def check(
@@ -54,6 +61,7 @@ def check(
     seeds: torch.Tensor | None = None,
     proposal_tokens: torch.Tensor | None = None,
     proposal_probs: torch.Tensor | None = None,
+    scratch: torch.Tensor | None = None,
 ) -> None:
     """Contract.
 
@@ -82,6 +90,8 @@ def check(
         proposal_tokens: [M, K] int32, K <= 64, `rejection` only: candidates of `draft_topk` with
             fresh noise, by tree.proposal_rows; -1 past the support.
         proposal_probs: [M, K] float32, their q.
+        scratch: [walk_scratch_size(B)] int64, on a GPU with logits: what the blocks that walk a
+            tree tell one another. None elsewhere.
     """
     expect(
         OP_NAME,
@@ -122,6 +132,8 @@ def check(
         ).shape
         expect_tensor(OP_NAME, "proposal_probs", proposal_probs, torch.float32, tuple(store))
         expect(OP_NAME, store[1] <= 64, f"proposal_tokens: expected K <= 64, got {store[1]}")
+    if scratch is not None:
+        expect_tensor(OP_NAME, "scratch", scratch, torch.int64, (walk_scratch_size(batch),))
 
 
 def reference(**args: Any) -> None:
@@ -154,8 +166,9 @@ def cpu(
     seeds: torch.Tensor | None = None,
     proposal_tokens: torch.Tensor | None = None,
     proposal_probs: torch.Tensor | None = None,
+    scratch: torch.Tensor | None = None,
 ) -> None:
-    """Appends the native launch."""
+    """Appends the native launch; needs no scratch."""
     load_cpu().tree_verify(
         native,
         mode == "rejection",
@@ -218,4 +231,12 @@ def bench_cases() -> Iterator[Case]:
 
 
 OUTPUTS = ("num_accepted", "path", "out_tokens", "final_node", "tried", "accepted")
-OP = Op(OP_NAME, check, reference, OUTPUTS, cpu, bench_cases=bench_cases)
+OP = Op(
+    OP_NAME,
+    check,
+    reference,
+    OUTPUTS,
+    cpu,
+    backends={"cuda": cuda_op(OP_NAME, check)},
+    bench_cases=bench_cases,
+)

@@ -9,13 +9,6 @@ namespace {
 // Below this much to copy, a second worker costs more than it saves.
 constexpr int64_t kBytesPerWorker = 32768;
 
-// Element offset of a token inside one (layer, k or v, head) plane.
-int64_t plane_offset(const KvCompactArgs& args, int64_t sequence, int64_t index) {
-  const int64_t block = args.block_tables[sequence * args.max_blocks + index / args.block_size];
-  const int64_t planes = 2 * args.num_kv_heads;
-  return (block * planes * args.block_size + index % args.block_size) * args.head_dim;
-}
-
 // All planes of one layer. Destinations never pass their sources, so copying in order is safe in
 // place.
 void compact_layer(const KvCompactArgs& args, int64_t sequence, int64_t layer) {
@@ -28,8 +21,8 @@ void compact_layer(const KvCompactArgs& args, int64_t sequence, int64_t layer) {
     const int64_t source = args.move_src[sequence * args.max_moves + k];
     const int64_t target = args.move_dst_start[sequence] + k;
     if (source == target) continue;
-    const char* from = cache + plane_offset(args, sequence, source) * args.element_bytes;
-    char* to = cache + plane_offset(args, sequence, target) * args.element_bytes;
+    const char* from = cache + plane_row(args, sequence, source) * bytes;
+    char* to = cache + plane_row(args, sequence, target) * bytes;
     for (int64_t p = 0; p < planes; ++p) {
       std::memcpy(to + p * plane_size * args.element_bytes,
                   from + p * plane_size * args.element_bytes, bytes);

@@ -57,12 +57,6 @@ float mass_threshold(float* values, int64_t count, RowScale scale, uint64_t need
   return values[low];
 }
 
-uint64_t needed_mass(float top_p, uint64_t total) {
-  const double wanted =
-      std::ceil(static_cast<double>(std::max(top_p, 0.0f)) * static_cast<double>(total));
-  return std::min(total, std::max<uint64_t>(1, static_cast<uint64_t>(wanted)));
-}
-
 // Top-p on a set small enough to gather.
 float top_p_of_candidates(std::vector<float>& candidates, RowScale scale, float top_p) {
   const int64_t count = static_cast<int64_t>(candidates.size());
@@ -108,18 +102,12 @@ float allowed_threshold(const float* logits, int64_t vocab_size, const float* bl
     threshold = top_p_threshold(logits, vocab_size, block_max, scale, floor, tables.top_p[b]);
   }
   if (tables.min_p[b] > 0.0f) {
-    const float ratio = std::min(std::max(tables.min_p[b], 1e-37f), 1.0f);
-    const float log_ratio = scalar::stable_log({ratio}).v;
-    threshold = std::max(threshold, scale.max + log_ratio * tables.temperature[b]);
+    threshold = std::max(threshold, min_p_threshold(scale, tables.min_p[b], tables.temperature[b]));
   }
   return threshold;
 }
 
 }  // namespace
-
-RowScale row_scale(float row_max, float temperature) {
-  return {row_max, temperature < kGreedyTemperature ? 1.0f : 1.0f / temperature};
-}
 
 int32_t first_token_with(const float* logits, int64_t vocab_size, const float* block_max,
                          float value) {

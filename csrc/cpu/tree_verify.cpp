@@ -5,11 +5,6 @@
 namespace sdengine {
 namespace {
 
-WalkView walk_of(const WalkView& all, int64_t b) {
-  return {all.path + b * all.max_depth, all.out_tokens + b * (all.max_depth + 1), all.max_depth,
-          all.tried + b * kCalibrationBins, all.accepted + b * kCalibrationBins};
-}
-
 WalkEnd walk_drawn_tokens(const TreeVerifyArgs& args, int64_t b, const WalkView& walk) {
   const int32_t* tokens = args.target_tokens + args.logit_starts[b];
   auto draw = [&](int32_t node) { return tokens[node]; };

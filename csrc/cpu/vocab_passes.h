@@ -8,6 +8,7 @@
 
 #include "sdengine/noise.h"
 #include "sdengine/penalty.h"
+#include "sdengine/row_plan.h"
 
 namespace sdengine {
 
@@ -18,24 +19,10 @@ inline int64_t num_vocab_blocks(int64_t vocab_size) {
   return (vocab_size + kVocabBlock - 1) / kVocabBlock;
 }
 
-// Weights are added up as integers in units of 2^-44, so their sum has no order.
-constexpr double kMassUnit = 1.0 / (1ll << 44);
-
-// How a row's logits become scaled log-weights: (logit - max) * inverse_temperature.
-struct RowScale {
-  float max;
-  float inverse_temperature;
-};
-
 struct RowScan {
   float max;  // -inf for an empty range
   float min;  // inf for an empty range
   bool has_nan;
-};
-
-struct ScoredToken {
-  float score;
-  int32_t token;  // -1: none
 };
 
 // Bins of equal width over logits [low, high], the highest logits first; the same on every machine.

@@ -23,6 +23,7 @@ VARIABLES: dict[str, str] = {
     "SDENGINE_CACHE_DIR": "where measured costs are kept; default ~/.cache/sdengine",
     "SDENGINE_BUNDLED_DIR": "where bundled model pairs are looked for; default inside the package",
     "SDENGINE_API_KEY": "a key that clients of `sdengine serve` must send",
+    "SDENGINE_BUILD_CUDA": "1 builds the CUDA library without a GPU too, 0 never; read by setup.py",
     "NO_COLOR": "when set to anything, the command line prints no colours",
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -137,7 +138,7 @@ def expand_args(world: World) -> dict[str, Any]:
     }
 
 
-def grow(world: World, backend: str = "cpu") -> Grown:
+def grow(world: World, backend: str = "cpu", run: Callable[..., None] = run_op) -> Grown:
     """Runs tree_expand over all layers, giving each row the candidates of its path."""
     args = expand_args(world)
     tree, rows = args["tree"], args["rows"]
@@ -160,7 +161,7 @@ def grow(world: World, backend: str = "cpu") -> Grown:
                 probs[row] = torch.from_numpy(row_probs)
                 proposals[offset + row] = (b, path)
         assert count <= world.batch * world.width
-        run_op(
+        run(
             "tree_expand",
             backend,
             layer=layer,

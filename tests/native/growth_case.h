@@ -132,8 +132,9 @@ inline void require_rows(const Growth& growth) {
   }
 }
 
-// Runs all layers; every layer has candidate tensors of exactly its rows.
-inline void grow(Growth& growth, Random& random) {
+// Runs all layers with `expand`; every layer has candidate tensors of exactly its rows.
+template <class Expand>
+inline void grow(Growth& growth, Random& random, Expand expand) {
   TreeExpandArgs args = expand_args(growth, random);
   Exact<int32_t> roots(growth.batch + 1, 0);
   for (int32_t b = 0; b < growth.live[0]; ++b)
@@ -156,7 +157,7 @@ inline void grow(Growth& growth, Random& random) {
     args.candidate_probs = probs.get();
     args.cu_rows = is_first ? roots.get() : rows.cu_rows;
     args.frontier_nodes = is_first ? nullptr : rows.row_node;
-    expand_layer(args);
+    expand(args);
     int32_t total = 0;
     for (int32_t b = 0; b < growth.live[0]; ++b) {
       require_draft_structure(growth.tree.view.sequence(b));
@@ -167,6 +168,8 @@ inline void grow(Growth& growth, Random& random) {
     require_rows(growth);
   }
 }
+
+inline void grow(Growth& growth, Random& random) { grow(growth, random, expand_layer); }
 
 // A target batch on top of the grown trees.
 struct Selection {
@@ -192,7 +195,9 @@ struct Selection {
   Exact<int32_t> sizes, places, next;
 };
 
-inline void select_grown(const Growth& growth, Selection& chosen, const Exact<float>& thresholds) {
+template <class Select>
+inline void select_grown(const Growth& growth, Selection& chosen, const Exact<float>& thresholds,
+                         Select select) {
   TreeSelectArgs args{};
   args.draft = growth.tree.view;
   args.thresholds = thresholds.get();
@@ -206,11 +211,15 @@ inline void select_grown(const Growth& growth, Selection& chosen, const Exact<fl
   args.sizes = chosen.sizes.get();
   args.places = chosen.places.get();
   args.next = chosen.next.get();
-  select_trees(args);
+  select(args);
   if (plant() == Plant::kWrongTree && *chosen.tree.view.num_nodes > 1)
     chosen.tree.view.parents[2] = 2;
   for (int32_t b = 0; b < growth.live[0]; ++b)
     require_token_structure(chosen.tree.view.sequence(b));
+}
+
+inline void select_grown(const Growth& growth, Selection& chosen, const Exact<float>& thresholds) {
+  select_grown(growth, chosen, thresholds, select_trees);
 }
 
 }  // namespace fuzz

@@ -10,6 +10,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -27,12 +28,14 @@ THREAD_SOURCES = [
 COMPILER = shutil.which(os.environ.get("CXX", "c++"))
 
 
-def compile_driver(sources: list[Path], sanitizer: str, folder: Path) -> Path:
+def compile_driver(
+    sources: list[Path], sanitizer: str, folder: Path, extra_flags: Sequence[str] = ()
+) -> Path:
     """Compiles and links with a sanitizer; skips where the toolchain has none."""
     if COMPILER is None:
         pytest.skip("no C++ compiler")
     target = folder / "driver"
-    flags = ["-std=c++17", "-O1", "-g1", "-pthread", "-fno-sanitize-recover=all"]
+    flags = ["-std=c++17", "-O1", "-g1", "-pthread", "-fno-sanitize-recover=all", *extra_flags]
     includes = [f"-I{path}" for path in (CSRC, CSRC / "include", HERE)]
     command = [COMPILER, *flags, f"-fsanitize={sanitizer}", *includes, "-o", str(target)]
     probe = folder / "probe.cpp"
@@ -48,8 +51,10 @@ def compile_driver(sources: list[Path], sanitizer: str, folder: Path) -> Path:
 
 def run(command: list[str], plant: int = 0) -> subprocess.CompletedProcess[str]:
     """Runs a driver, with a planted bug unless 0."""
-    env = {**os.environ, "SDENGINE_PLANT": str(plant)}
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=env)
+    env = {**os.environ, "SDENGINE_PLANT": str(plant), "TSAN_OPTIONS": "halt_on_error=1"}
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=180, check=False, env=env
+    )
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +68,11 @@ def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def threads(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The driver of pool and programs; some kernels need a fixed address layout for it."""
     driver = compile_driver(THREAD_SOURCES, "thread", tmp_path_factory.mktemp("threads"))
+    return at_fixed_addresses(driver)
+
+
+def at_fixed_addresses(driver: Path) -> list[str]:
+    """The command that runs a driver without random addresses, where that can be had."""
     fixed = ["setarch", platform.machine(), "-R"]
     can_fix = shutil.which("setarch") and run([*fixed, "true"]).returncode == 0
     return [*fixed, str(driver)] if can_fix else [str(driver)]

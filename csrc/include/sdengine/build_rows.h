@@ -63,18 +63,30 @@ SDE_HD inline uint64_t* row_mask(const RowBatchView& rows, int32_t row) {
   return rows.ancestor_mask + static_cast<int64_t>(row) * rows.mask_words;
 }
 
-// The pending chain: causal, no mask. Returns the next row.
-SDE_HD inline int32_t write_chain(const BuildRowsArgs& args, int64_t b, int32_t row) {
+// What a sequence adds to the batch.
+struct RowCounts {
+  int32_t pending;
+  int32_t nodes;
+  int32_t logits;
+};
+
+SDE_HD inline RowCounts row_counts(const BuildRowsArgs& args, int64_t b) {
+  const int32_t pending = args.cu_pending[b + 1] - args.cu_pending[b];
+  const bool has_logits = args.wants_logits[b] != 0 && pending > 0;
+  const bool has_nodes = has_logits && args.has_tree && args.wants_logits[b] == 1;
+  const int32_t nodes = has_nodes ? args.tree.num_nodes[b] : 0;
+  return {pending, nodes, has_logits ? 1 + nodes : 0};
+}
+
+// The i-th pending token: causal, no mask.
+SDE_HD inline void write_chain_row(const BuildRowsArgs& args, int64_t b, int32_t i, int32_t row,
+                                   int32_t slot) {
   const RowBatchView& rows = args.rows;
-  const int32_t first = args.cu_pending[b], last = args.cu_pending[b + 1];
-  int32_t position = args.computed_lens[b];
-  SlotCursor slots(args.tables, b, position);
-  for (int32_t at = first; at < last; ++at, ++row, ++position) {
-    write_row(rows, row, args.pending_tokens[at], position, slots.next(), b, 0, position + 1);
-    uint64_t* mask = row_mask(rows, row);
-    for (int32_t w = 0; w < rows.mask_words; ++w) mask[w] = 0;
-  }
-  return row;
+  const int32_t position = args.computed_lens[b] + i;
+  const int32_t token = args.pending_tokens[args.cu_pending[b] + i];
+  write_row(rows, row, token, position, slot, b, 0, position + 1);
+  uint64_t* mask = row_mask(rows, row);
+  for (int32_t w = 0; w < rows.mask_words; ++w) mask[w] = 0;
 }
 
 // Clears the bits of ancestors that lie outside the sliding window of a node.
@@ -86,23 +98,29 @@ SDE_HD inline void apply_window(const TokenTreeView& tree, int32_t node, int32_t
   }
 }
 
-// The tree nodes: everything up to the root is visible, the tree through the mask. Returns the next
-// row.
-SDE_HD inline int32_t write_nodes(const BuildRowsArgs& args, int64_t b, int32_t row) {
+// A tree node: everything up to the root is visible, the tree through the mask. `start` is the
+// logical index of tree key 0.
+SDE_HD inline void write_node_row(const BuildRowsArgs& args, int64_t b, const TokenTreeView& tree,
+                                  int32_t node, int32_t start, int32_t row, int32_t slot) {
   const RowBatchView& rows = args.rows;
+  write_row(rows, row, tree.tokens[node], start - 1 + tree.depths[node], slot, b, node, start);
+  const uint64_t* from = tree.ancestor_mask + int64_t{node} * tree.mask_words;
+  uint64_t* mask = row_mask(rows, row);
+  for (int32_t w = 0; w < rows.mask_words; ++w) mask[w] = w < tree.mask_words ? from[w] : 0;
+  if (args.window > 0 && tree.depths[node] > args.window)
+    apply_window(tree, node, args.window, mask);
+}
+
+// All rows of a sequence from `row` on: the chain, then the nodes.
+SDE_HD inline void write_sequence(const BuildRowsArgs& args, int64_t b, const RowCounts& counts,
+                                  int32_t row) {
+  SlotCursor slots(args.tables, b, args.computed_lens[b]);
+  for (int32_t i = 0; i < counts.pending; ++i) write_chain_row(args, b, i, row++, slots.next());
+  if (counts.nodes == 0) return;
   const TokenTreeView tree = args.tree.sequence(b);
-  const int32_t start = rows.tree_starts[b];
-  SlotCursor slots(args.tables, b, start);
-  for (int32_t node = 1; node <= *tree.num_nodes; ++node, ++row) {
-    write_row(rows, row, tree.tokens[node], start - 1 + tree.depths[node], slots.next(), b, node,
-              start);
-    const uint64_t* from = tree.ancestor_mask + int64_t{node} * tree.mask_words;
-    uint64_t* mask = row_mask(rows, row);
-    for (int32_t w = 0; w < rows.mask_words; ++w) mask[w] = w < tree.mask_words ? from[w] : 0;
-    if (args.window > 0 && tree.depths[node] > args.window)
-      apply_window(tree, node, args.window, mask);
-  }
-  return row;
+  const int32_t start = args.computed_lens[b] + counts.pending;
+  for (int32_t node = 1; node <= counts.nodes; ++node)
+    write_node_row(args, b, tree, node, start, row++, slots.next());
 }
 
 }  // namespace build
@@ -114,14 +132,11 @@ SDE_HD inline void build_row_batch(const BuildRowsArgs& args) {
   int32_t logits = 0;
   rows.cu_rows[0] = args.cu_logits[0] = 0;
   for (int32_t b = 0; b < num_seqs; ++b) {
-    const int32_t pending = args.cu_pending[b + 1] - args.cu_pending[b];
-    rows.tree_starts[b] = args.computed_lens[b] + pending;
-    row = build::write_chain(args, b, row);
-    if (args.wants_logits[b] && pending > 0) {
-      const int32_t root = row - 1;
-      if (args.has_tree && args.wants_logits[b] == 1) row = build::write_nodes(args, b, row);
-      for (int32_t r = root; r < row; ++r) args.logit_rows[logits++] = r;
-    }
+    const build::RowCounts counts = build::row_counts(args, b);
+    rows.tree_starts[b] = args.computed_lens[b] + counts.pending;
+    build::write_sequence(args, b, counts, row);
+    row += counts.pending + counts.nodes;
+    for (int32_t i = counts.logits; i > 0; --i) args.logit_rows[logits++] = row - i;
     rows.cu_rows[b + 1] = row;
     args.cu_logits[b + 1] = logits;
   }

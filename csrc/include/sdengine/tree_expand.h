@@ -189,9 +189,8 @@ SDE_HD inline void drop_below(DraftTreeView tree, uint64_t cut, NodeOrder order,
   *tree.num_nodes = kept;
 }
 
-SDE_HD inline void append_node(const TreeExpandArgs& args, DraftTreeView tree,
-                               const Candidate& candidate, int32_t parent) {
-  const int32_t i = ++*tree.num_nodes;
+SDE_HD inline void write_node(const TreeExpandArgs& args, DraftTreeView tree, int32_t i,
+                              const Candidate& candidate, int32_t parent) {
   tree.tokens[i] = args.candidate_tokens[candidate.at];
   tree.parents[i] = parent;
   tree.depths[i] = args.layer + 1;
@@ -202,6 +201,11 @@ SDE_HD inline void append_node(const TreeExpandArgs& args, DraftTreeView tree,
   tree.probs[i] = args.candidate_probs[candidate.at];
   tree.draft_slots[i] = -1;
   tree.proposal_rows[i] = -1;
+}
+
+SDE_HD inline void append_node(const TreeExpandArgs& args, DraftTreeView tree,
+                               const Candidate& candidate, int32_t parent) {
+  write_node(args, tree, ++*tree.num_nodes, candidate, parent);
 }
 
 // The key of the budget-th best among a sequence's nodes and its first `count` candidates.
@@ -368,23 +372,27 @@ SDE_HD inline void write_ancestor_bits(const TreeExpandArgs& args, DraftTreeView
   }
 }
 
+// Fills a row with a node that gets a draft slot.
+SDE_HD inline void emit_row(const TreeExpandArgs& args, int64_t b, DraftTreeView tree, int32_t node,
+                            int32_t row, int32_t slot) {
+  const RowBatchView& rows = args.rows;
+  const int32_t start = args.tree_starts[b];
+  tree.draft_slots[node] = slot;
+  if (args.creation_ids) args.creation_ids[row] = slot;
+  rows.tokens[row] = tree.tokens[node];
+  rows.positions[row] = start - 1 + tree.depths[node];
+  rows.slots[row] = args.tables.slot(b, start - 1 + slot);
+  rows.row_seq[row] = static_cast<int32_t>(b);
+  rows.visible_lens[row] = start;
+  write_ancestor_bits(args, tree, node, row);
+}
+
 // Fills the rows of a sequence whose nodes stand in rows.row_node, and hands out their draft slots.
 SDE_HD inline void emit_rows(const TreeExpandArgs& args, int64_t b) {
   const DraftTreeView tree = args.tree.sequence(b);
   const RowBatchView& rows = args.rows;
-  const int32_t start = args.tree_starts[b];
-  for (int32_t row = rows.cu_rows[b]; row < rows.cu_rows[b + 1]; ++row) {
-    const int32_t node = rows.row_node[row];
-    const int32_t slot = ++*tree.num_forwarded;
-    tree.draft_slots[node] = slot;
-    if (args.creation_ids) args.creation_ids[row] = slot;
-    rows.tokens[row] = tree.tokens[node];
-    rows.positions[row] = start - 1 + tree.depths[node];
-    rows.slots[row] = args.tables.slot(b, start - 1 + slot);
-    rows.row_seq[row] = static_cast<int32_t>(b);
-    rows.visible_lens[row] = start;
-    write_ancestor_bits(args, tree, node, row);
-  }
+  for (int32_t row = rows.cu_rows[b]; row < rows.cu_rows[b + 1]; ++row)
+    emit_row(args, b, tree, rows.row_node[row], row, ++*tree.num_forwarded);
 }
 
 // The next draft layer's rows, or none when together they promise less than `min_layer_gain`.
@@ -395,7 +403,9 @@ SDE_HD inline void next_rows(const TreeExpandArgs& args, float pool_floor) {
   rows.cu_rows[0] = 0;
   for (int32_t b = 0; b < num_seqs; ++b) {
     const int32_t first = rows.cu_rows[b];
-    rows.cu_rows[b + 1] = first + choose_frontier(args, b, pool_floor, first, &gain);
+    float own_gain = 0.0f;
+    rows.cu_rows[b + 1] = first + choose_frontier(args, b, pool_floor, first, &own_gain);
+    gain += own_gain;
     rows.tree_starts[b] = args.tree_starts[b];
   }
   if (gain < *args.min_layer_gain) {

@@ -106,8 +106,24 @@ SDE_HD inline void write_mask(TokenTreeView tree, int32_t node, int32_t parent) 
   to[(node - 1) >> 6] |= uint64_t{1} << ((node - 1) & 63);
 }
 
-// Copies the kept nodes to their preorder places; siblings keep their order, so a first child
-// follows its parent.
+// Copies node i of the draft tree to its preorder place; `after` is the place after its subtree,
+// `end` the one after its parent's.
+SDE_HD inline void place_node(DraftTreeView draft, int32_t i, TokenTreeView tree, int32_t node,
+                              int32_t parent, int32_t after, int32_t end) {
+  tree.tokens[node] = draft.tokens[i];
+  tree.parents[node] = parent;
+  tree.depths[node] = draft.depths[i];
+  tree.first_child[node] = after > node + 1 ? node + 1 : -1;
+  tree.next_sibling[node] = after < end ? after : -1;
+  tree.draft_slots[node] = draft.draft_slots[i];
+  tree.proposal_rows[node] = draft.proposal_rows[i];
+  tree.creation_ids[node] = i;
+  tree.estimates[node] = draft.estimates[i];
+  tree.probs[node] = draft.probs[i];
+  tree.reach[node] = draft.reach[i];
+}
+
+// Renumbers the kept nodes; siblings keep their order, so a first child follows its parent.
 SDE_HD inline void renumber(const TreeSelectArgs& args, int64_t b, uint64_t cut) {
   const DraftTreeView draft = args.draft.sequence(b);
   const TokenTreeView tree = args.tree.sequence(b);
@@ -124,17 +140,7 @@ SDE_HD inline void renumber(const TreeSelectArgs& args, int64_t b, uint64_t cut)
     args.next[draft_parent] = after;
     args.places[i] = node;
     args.next[i] = node + 1;
-    tree.tokens[node] = draft.tokens[i];
-    tree.parents[node] = parent;
-    tree.depths[node] = draft.depths[i];
-    tree.first_child[node] = args.sizes[i] > 1 ? node + 1 : -1;
-    tree.next_sibling[node] = after < parent + args.sizes[draft_parent] ? after : -1;
-    tree.draft_slots[node] = draft.draft_slots[i];
-    tree.proposal_rows[node] = draft.proposal_rows[i];
-    tree.creation_ids[node] = i;
-    tree.estimates[node] = draft.estimates[i];
-    tree.probs[node] = draft.probs[i];
-    tree.reach[node] = draft.reach[i];
+    place_node(draft, i, tree, node, parent, after, parent + args.sizes[draft_parent]);
     write_mask(tree, node, parent);
   }
 }

@@ -8,6 +8,7 @@
 #include "sdengine/hd.h"
 #include "sdengine/noise.h"
 #include "sdengine/residual.h"
+#include "sdengine/row_plan.h"
 #include "sdengine/token_tree.h"
 
 namespace sdengine {
@@ -19,6 +20,7 @@ struct WalkView {
   int32_t max_depth;    // D
   int32_t* tried;       // [32], children tested, by calibration bin of their raw estimate; added to
   int32_t* accepted;    // [32], those of them that were accepted; added to
+  bool is_writer = true;  // false: walks along with the thread that writes
 };
 
 struct WalkEnd {
@@ -33,8 +35,41 @@ struct ProposalView {
   int32_t capacity;       // K
 };
 
+struct TreeVerifyArgs {
+  TokenTreeView tree;
+  const int32_t* logit_starts;   // [B], logits row of the root
+  const int32_t* wants_logits;   // [B]
+  const int32_t* num_seqs;       // [1]
+  const int32_t* target_tokens;  // [N], or nullptr: drawn here, for visited nodes only
+  float* logits;  // [N, V]; a row is changed while its last token is drawn, and restored
+  int64_t vocab_size;
+  const int32_t* tree_starts;  // [B], root position + 1
+  SamplingTables tables;
+  const int64_t* seeds;    // [B]
+  ProposalView proposals;  // rejection only
+  bool is_rejection;
+  int32_t* num_accepted;  // [B]
+  int32_t* final_node;    // [B]
+  WalkView walk;          // rows of all sequences: [B, D], [B, D + 1], [B, 32], [B, 32]
+  uint64_t* scratch;      // on a GPU, with logits: B kTeamWords words
+};
+
+// Working memory of the blocks that walk one tree on a GPU (csrc/cuda/team.cuh): what each of up to
+// 16 shows the others, twice, and a counter.
+constexpr int32_t kMaxTeam = 16;
+constexpr int32_t kTeamSlotWords = 256;
+constexpr int32_t kTeamWords = 2 * kMaxTeam * kTeamSlotWords + 1;
+
+// The walk of sequence b among those of all sequences.
+SDE_HD inline WalkView walk_of(const WalkView& all, int64_t b) {
+  return {
+      all.path + b * all.max_depth,     all.out_tokens + b * (all.max_depth + 1), all.max_depth,
+      all.tried + b * kCalibrationBins, all.accepted + b * kCalibrationBins,      all.is_writer};
+}
+
 SDE_HD inline void count_child(const TokenTreeView& tree, int32_t child, bool is_accepted,
                                const WalkView& walk) {
+  if (!walk.is_writer) return;
   const int bin = calibration_bin(tree.estimates[child]);
   walk.tried[bin] += 1;
   walk.accepted[bin] += is_accepted ? 1 : 0;
@@ -63,11 +98,12 @@ SDE_HD inline WalkEnd walk_coupled(const TokenTreeView& tree, bool is_root_only,
   int32_t num_accepted = 0;
   while (true) {
     const int32_t token = draw(node);
-    walk.out_tokens[num_accepted] = token;
+    if (walk.is_writer) walk.out_tokens[num_accepted] = token;
     if (is_root_only || token < 0 || num_accepted == walk.max_depth) break;
     const int32_t child = matching_child(tree, node, token, walk);
     if (child < 0) break;
-    walk.path[num_accepted++] = child;
+    if (walk.is_writer) walk.path[num_accepted] = child;
+    ++num_accepted;
     node = child;
   }
   return {num_accepted, node};
@@ -81,6 +117,14 @@ SDE_HD inline bool is_drawn(const TokenTreeView& tree, int32_t parent, int32_t c
   return tree.proposal_rows[parent] >= 0 && tree.probs[child] > 0.0f;
 }
 
+// Target probabilities of the support. A target that knows a faster way than one by one overloads
+// it.
+template <class Target>
+SDE_HD inline void fill_target_probs(Target& target, NodeLaw* law) {
+  for (int32_t i = 0; i < law->count; ++i)
+    law->target_probs[i] = target.probability(law->tokens[i]);
+}
+
 template <class Target>
 SDE_HD inline void load_law(const TokenTreeView& tree, int32_t node, const ProposalView& proposals,
                             Target& target, NodeLaw* law) {
@@ -89,10 +133,8 @@ SDE_HD inline void load_law(const TokenTreeView& tree, int32_t node, const Propo
   if (row >= 0 && tree.first_child[node] >= 0) {
     law->tokens = proposals.tokens + static_cast<int64_t>(row) * proposals.capacity;
     law->draft_probs = proposals.probs + static_cast<int64_t>(row) * proposals.capacity;
-    while (law->count < proposals.capacity && law->tokens[law->count] >= 0) {
-      law->target_probs[law->count] = target.probability(law->tokens[law->count]);
-      ++law->count;
-    }
+    while (law->count < proposals.capacity && law->tokens[law->count] >= 0) ++law->count;
+    fill_target_probs(target, law);
   }
   finish_law(law);
 }
@@ -147,6 +189,9 @@ SDE_HD inline int32_t accepted_child(const TokenTreeView& tree, int32_t node, co
 //   residual, key)  a token from the residual of the current row
 // root_key: seed and root position of the sequence. Coins and the last token are keyed by the
 // node's creation id, so no number is used twice.
+//
+// Where many threads walk one tree together, all of them call this with the same arguments except
+// walk.is_writer, and the target's methods are collective.
 template <class Target>
 SDE_HD inline WalkEnd walk_rejection(const TokenTreeView& tree, const ProposalView& proposals,
                                      const NoiseKey& root_key, bool is_root_only,
@@ -156,7 +201,7 @@ SDE_HD inline WalkEnd walk_rejection(const TokenTreeView& tree, const ProposalVi
   NodeLaw law;
   Residual residual;
   while (true) {
-    walk.out_tokens[num_accepted] = -1;
+    if (walk.is_writer) walk.out_tokens[num_accepted] = -1;
     if (!target.load(node)) break;
     law.count = 0;
     law.outside = 1.0;
@@ -170,11 +215,15 @@ SDE_HD inline WalkEnd walk_rejection(const TokenTreeView& tree, const ProposalVi
     if (child == rejection::kBroken) break;
     if (child == rejection::kNone) {
       key.purpose = Purpose::kFinal;
-      walk.out_tokens[num_accepted] = target.draw(law, residual, key);
+      const int32_t token = target.draw(law, residual, key);
+      if (walk.is_writer) walk.out_tokens[num_accepted] = token;
       break;
     }
-    walk.out_tokens[num_accepted] = tree.tokens[child];
-    walk.path[num_accepted++] = child;
+    if (walk.is_writer) {
+      walk.out_tokens[num_accepted] = tree.tokens[child];
+      walk.path[num_accepted] = child;
+    }
+    ++num_accepted;
     node = child;
   }
   return {num_accepted, node};

@@ -1,0 +1,337 @@
+// tree_expand: merges one draft layer into the trees of the batch and emits the next layer's rows.
+// Contract: kernels/tree_expand.py.
+//
+// Three launches, one block per sequence each, so that what concerns the whole batch is settled
+// between launches and no block waits for another:
+//   grow    proposes the layer's candidates, one frontier row a thread, and keeps the best
+//           `node_budget` nodes
+//   trim    every block finds the batch's cut for itself, drops its own nodes below it, and chooses
+//           its frontier
+//   emit    every block adds up the rows before its own, and fills its rows
+// The arithmetic is that of sdengine/tree_expand.h. The serial code stops collecting candidates
+// once they cannot enter any more; that changes no result, so all of them are collected here.
+#include "cuda/launch.cuh"
+#include "cuda/tree_expand.cuh"
+
+namespace sdengine {
+namespace {
+
+constexpr int32_t kExpandThreads = 128;
+constexpr int64_t kMaxPooledKeys = 4096;  // of the batch, held in shared memory; more are read anew
+
+struct GrowSpace {
+  SDE_HD GrowSpace(unsigned char* base, const TreeExpandArgs& args) : layout(base) {
+    const int64_t slots = int64_t{args.max_width} * args.num_candidates;
+    select = layout.take<SelectSpace>(1);
+    keys = layout.take<uint64_t>(args.tree.capacity + slots);
+    candidates = layout.take<Candidate>(slots);
+    counts = layout.take<int32_t>(args.max_width);
+    remap = layout.take<int32_t>(args.tree.capacity + 1);
+    words = layout.take<uint32_t>(kMaxWarps);
+  }
+  SharedLayout layout;
+  SelectSpace* select;
+  uint64_t* keys;         // [T + W K]
+  Candidate* candidates;  // [W, K]
+  int32_t* counts;        // [W], candidates of a row
+  int32_t* remap;         // [T + 1]
+  uint32_t* words;
+};
+
+// Proposes the children of every frontier row; returns how many there are in all.
+__device__ int32_t propose_layer(const TreeExpandArgs& args, const Block& block, int64_t b,
+                                 const DraftTreeView& tree, int32_t num_rows, int32_t budget,
+                                 const GrowSpace& space) {
+  const float floor = entry_floor(block, tree, *tree.num_nodes, budget);
+  const int32_t limit =
+      expand::min_of(expand::min_of(args.max_children, args.num_candidates), budget);
+  int32_t proposed = 0;
+  for (int32_t r = block.rank(); r < num_rows; r += block.size()) {
+    const int32_t row = args.cu_rows[b] + r;
+    const int32_t node = args.frontier_nodes ? args.frontier_nodes[row] : 0;
+    tree.proposal_rows[node] = args.proposal_offset + row;
+    space.counts[r] = expand::propose_children(args, b, tree, node, row, limit, floor,
+                                               space.candidates + r * args.num_candidates);
+    proposed += space.counts[r];
+  }
+  return block.sum(proposed);
+}
+
+__device__ bool is_candidate(const TreeExpandArgs& args, const GrowSpace& space, int32_t at) {
+  return at % args.num_candidates < space.counts[at / args.num_candidates];
+}
+
+// Key of a candidate. Its place among all that there could be orders like its place among those
+// that there are.
+__device__ uint64_t candidate_key(const TreeExpandArgs& args, const GrowSpace& space, int32_t held,
+                                  int32_t at) {
+  if (!is_candidate(args, space, at)) return 0;
+  return rank_key(space.candidates[at].value, static_cast<uint32_t>(held + 1 + at));
+}
+
+// The key of the budget-th best among held nodes and candidates.
+__device__ uint64_t layer_cut(const TreeExpandArgs& args, const Block& block,
+                              const DraftTreeView& tree, int32_t held, int32_t slots,
+                              int32_t budget, const GrowSpace& space) {
+  for (int32_t i = block.rank(); i < held; i += block.size())
+    space.keys[i] = rank_key(tree.values[i + 1], static_cast<uint32_t>(i + 1));
+  for (int32_t at = block.rank(); at < slots; at += block.size())
+    space.keys[held + at] = candidate_key(args, space, held, at);
+  block.sync();
+  const uint64_t* keys = space.keys;
+  return kth_largest_key(
+      block, [=](int32_t i) { return keys[i]; }, held + slots, budget, space.select);
+}
+
+// Appends the candidates whose key is at least `cut`, in order; returns the number of nodes.
+__device__ int32_t append_candidates(const TreeExpandArgs& args, const Block& block,
+                                     const DraftTreeView& tree, int32_t held, int32_t kept,
+                                     int32_t slots, uint64_t cut, const GrowSpace& space) {
+  for (int32_t first = 0; first < slots; first += block.size()) {
+    const int32_t at = first + block.rank();
+    const uint64_t key = at < slots ? candidate_key(args, space, held, at) : 0;
+    const bool enters = key != 0 && key >= cut;
+    const RunningSum sum = block.count_flags(enters);
+    if (enters) {
+      const Candidate& candidate = space.candidates[at];
+      const int32_t parent = cut == 0 ? candidate.parent : space.remap[candidate.parent];
+      expand::write_node(args, tree, kept + sum.before + 1, candidate, parent);
+    }
+    kept += sum.total;
+  }
+  return kept;
+}
+
+// Merges the layer into the sequence's tree; returns its number of nodes.
+__device__ int32_t merge_layer(const TreeExpandArgs& args, const Block& block, int64_t b,
+                               const DraftTreeView& tree, const GrowSpace& space) {
+  const int32_t held = *tree.num_nodes;
+  if (args.layer >= args.depth_limits[b]) return held;
+  const int32_t budget = expand::node_budget(args, b);
+  const int32_t num_rows = expand::min_of(args.cu_rows[b + 1] - args.cu_rows[b], args.max_width);
+  const int32_t proposed = propose_layer(args, block, b, tree, num_rows, budget, space);
+  if (proposed == 0) return held;
+  const int32_t slots = num_rows * args.num_candidates;
+  if (held + proposed <= budget)
+    return append_candidates(args, block, tree, held, held, slots, 0, space);
+  const uint64_t cut = layer_cut(args, block, tree, held, slots, budget, space);
+  const int32_t kept = drop_below(block, tree, held, cut, expand::NodeOrder{0, 0}, space.remap);
+  return append_candidates(args, block, tree, held, kept, slots, cut, space);
+}
+
+__global__ void grow_kernel(TreeExpandArgs args) {
+  const GrowSpace space(shared_memory(), args);
+  const Block block(space.words);
+  const int64_t b = blockIdx.x;
+  if (b >= *args.num_seqs) return;
+  const DraftTreeView tree = args.tree.sequence(b);
+  if (args.layer == 0 && block.is_leader()) expand::reset_to_root(tree);
+  block.sync();
+  const int32_t count = merge_layer(args, block, b, tree, space);
+  block.sync();
+  const ExpandScratch scratch = expand_scratch(args);
+  const expand::NodeOrder order = expand::pooled_order(args, b);
+  for (int32_t i = 1 + block.rank(); i <= count; i += block.size())
+    scratch.keys[b * args.tree.capacity + i - 1] =
+        rank_key(tree.values[i], order(tree.depths[i], i));
+  if (block.is_leader()) *tree.num_nodes = scratch.num_nodes[b] = count;
+}
+
+struct TrimSpace {
+  SDE_HD TrimSpace(unsigned char* base, const TreeExpandArgs& args) : layout(base) {
+    select = layout.take<SelectSpace>(1);
+    pooled = layout.take<uint64_t>(pooled_capacity(args));
+    reach_keys = layout.take<uint64_t>(args.tree.capacity);
+    starts = layout.take<int32_t>(args.batch_size);
+    remap = layout.take<int32_t>(args.tree.capacity + 1);
+    terms = layout.take<float>(args.max_width);
+    words = layout.take<uint32_t>(kMaxWarps);
+  }
+  SDE_HD static int64_t pooled_capacity(const TreeExpandArgs& args) {
+    const int64_t all = int64_t{args.batch_size} * args.tree.capacity;
+    return all < kMaxPooledKeys ? all : kMaxPooledKeys;
+  }
+  SharedLayout layout;
+  SelectSpace* select;
+  uint64_t* pooled;      // keys of the batch, side by side
+  uint64_t* reach_keys;  // [T]
+  int32_t* starts;       // [B], where a sequence's keys begin among them
+  int32_t* remap;        // [T + 1]
+  float* terms;          // [W], gains of the chosen nodes
+  uint32_t* words;
+};
+
+// What the batch decides for each of its sequences.
+struct Pool {
+  uint64_t cut;  // nodes with a smaller key are dropped; 0: none
+  float floor;   // value a newcomer must beat (what expand::pool returns)
+};
+
+// Every block finds the same.
+__device__ Pool find_pool(const TreeExpandArgs& args, const Block& block, const TrimSpace& space) {
+  const ExpandScratch scratch = expand_scratch(args);
+  const int32_t num_seqs = *args.num_seqs, capacity = args.tree.capacity;
+  int32_t total = 0;
+  for (int32_t first = 0; first < num_seqs; first += block.size()) {
+    const int32_t b = first + block.rank();
+    const RunningSum sum = block.sum_before(b < num_seqs ? scratch.num_nodes[b] : 0);
+    if (b < num_seqs) space.starts[b] = total + sum.before;
+    total += sum.total;
+  }
+  const int32_t budget = *args.total_budget;
+  if (total < budget) return {0, 0.0f};
+  block.sync();
+
+  const bool is_shared = total <= TrimSpace::pooled_capacity(args);
+  const uint64_t* global = scratch.keys;
+  uint64_t* pooled = space.pooled;
+  float floor = 2.0f;
+  for (int32_t at = block.rank(); at < num_seqs * capacity; at += block.size()) {
+    const int32_t b = at / capacity, i = at % capacity;
+    if (i >= scratch.num_nodes[b]) continue;
+    if (is_shared) pooled[space.starts[b] + i] = global[at];
+    floor = expand::min_of(floor, key_value(global[at]));
+  }
+  floor = block.least_positive(floor);
+  if (budget <= 0 || total == budget) return {0, floor};
+  const int32_t* live = scratch.num_nodes;
+  const uint64_t cut =
+      is_shared ? kth_largest_key(
+                      block, [=](int32_t i) { return pooled[i]; }, total, budget, space.select)
+                : kth_largest_key(
+                      block,
+                      [=](int32_t at) {
+                        return at % capacity < live[at / capacity] ? global[at] : uint64_t{0};
+                      },
+                      num_seqs * capacity, budget, space.select);
+  return {cut, key_value(cut)};
+}
+
+// Chooses the nodes to forward next (expand::choose_frontier, by a block); returns how many.
+__device__ int32_t choose_frontier(const TreeExpandArgs& args, const Block& block, int64_t b,
+                                   const DraftTreeView& tree, float pool_floor,
+                                   const TrimSpace& space) {
+  const int32_t depth = args.layer + 1, num_nodes = *tree.num_nodes;
+  // Rows of earlier sequences never limit: the batch has room for all, by contract.
+  const int32_t room = expand::frontier_room(args, b, 0);
+  if (room <= 0 || depth >= args.depth_limits[b]) return 0;
+  const float own_floor = entry_floor(block, tree, num_nodes, expand::node_budget(args, b));
+  const float floor = own_floor > pool_floor ? own_floor : pool_floor;
+  int32_t eligible = 0;
+  for (int32_t i = 1 + block.rank(); i <= num_nodes; i += block.size()) {
+    const bool is_eligible =
+        tree.depths[i] == depth && expand::is_worth_forwarding(args, b, tree, i, floor);
+    space.reach_keys[i - 1] = is_eligible ? rank_key(tree.reach[i], static_cast<uint32_t>(i)) : 0;
+    eligible += is_eligible ? 1 : 0;
+  }
+  eligible = block.sum(eligible);
+  const uint64_t* keys = space.reach_keys;
+  const uint64_t cut = eligible > room ? kth_largest_key(
+                                             block, [=](int32_t i) { return keys[i]; }, num_nodes,
+                                             room, space.select)
+                                       : 1;
+  int32_t* chosen = expand_scratch(args).chosen + b * args.max_width;
+  int32_t count = 0;
+  for (int32_t first = 1; first <= num_nodes; first += block.size()) {
+    const int32_t i = first + block.rank();
+    const bool is_chosen = i <= num_nodes && keys[i - 1] >= cut;
+    const RunningSum sum = block.count_flags(is_chosen);
+    if (is_chosen) {
+      chosen[count + sum.before] = i;
+      space.terms[count + sum.before] = tree.reach[i] - floor;
+    }
+    count += sum.total;
+  }
+  return count;
+}
+
+__global__ void trim_kernel(TreeExpandArgs args) {
+  const TrimSpace space(shared_memory(), args);
+  const Block block(space.words);
+  const int64_t b = blockIdx.x;
+  if (b >= *args.num_seqs) return;
+  const DraftTreeView tree = args.tree.sequence(b);
+  const Pool pool = find_pool(args, block, space);
+  if (pool.cut != 0) {
+    const int32_t kept = drop_below(block, tree, *tree.num_nodes, pool.cut,
+                                    expand::pooled_order(args, b), space.remap);
+    if (block.is_leader()) *tree.num_nodes = kept;
+    block.sync();
+  }
+  if (args.rows.capacity == 0) return;
+  const int32_t count = choose_frontier(args, block, b, tree, pool.floor, space);
+  block.sync();
+  if (!block.is_leader()) return;
+  float gain = 0.0f;
+  for (int32_t j = 0; j < count; ++j) gain += space.terms[j];
+  const ExpandScratch scratch = expand_scratch(args);
+  scratch.num_chosen[b] = count;
+  scratch.gains[b] = gain;
+}
+
+struct EmitSpace {
+  SDE_HD EmitSpace(unsigned char* base, const TreeExpandArgs& args) : layout(base) {
+    words = layout.take<uint32_t>(kMaxWarps);
+    gains = layout.take<float>(args.batch_size);
+  }
+  SharedLayout layout;
+  uint32_t* words;
+  float* gains;  // [B]
+};
+
+__global__ void emit_kernel(TreeExpandArgs args) {
+  const EmitSpace space(shared_memory(), args);
+  const Block block(space.words);
+  const int32_t b = static_cast<int32_t>(blockIdx.x);
+  const int32_t num_seqs = *args.num_seqs;
+  const RowBatchView& rows = args.rows;
+  if (b == 0 && block.is_leader()) {
+    rows.cu_rows[0] = 0;
+    if (num_seqs == 0) *rows.num_rows = 0;
+  }
+  if (b >= num_seqs) return;
+
+  const ExpandScratch scratch = expand_scratch(args);
+  int32_t earlier = 0;
+  for (int32_t i = block.rank(); i < num_seqs; i += block.size()) {
+    space.gains[i] = scratch.gains[i];
+    earlier += i < b ? scratch.num_chosen[i] : 0;
+  }
+  earlier = block.sum(earlier);
+  float gain = 0.0f;
+  for (int32_t i = 0; i < num_seqs; ++i) gain += space.gains[i];
+  const bool promises_enough = !(gain < *args.min_layer_gain);
+
+  const int32_t first = promises_enough ? earlier : 0;
+  const int32_t count = promises_enough ? scratch.num_chosen[b] : 0;
+  const DraftTreeView tree = args.tree.sequence(b);
+  const int32_t forwarded = *tree.num_forwarded;
+  const int32_t* chosen = scratch.chosen + int64_t{b} * args.max_width;
+  for (int32_t j = block.rank(); j < count; j += block.size()) {
+    rows.row_node[first + j] = chosen[j];
+    expand::emit_row(args, b, tree, chosen[j], first + j, forwarded + 1 + j);
+  }
+  block.sync();
+  if (!block.is_leader()) return;
+  *tree.num_forwarded = forwarded + count;
+  rows.tree_starts[b] = args.tree_starts[b];
+  rows.cu_rows[b + 1] = first + count;
+  if (b + 1 == num_seqs) *rows.num_rows = first + count;
+}
+
+}  // namespace
+}  // namespace sdengine
+
+SDENGINE_CUDA_API int sdengine_cuda_tree_expand(const sdengine::TreeExpandArgs* args,
+                                                int32_t batch_size, void* stream) {
+  using namespace sdengine;
+  const dim3 grid(batch_size);
+  const int64_t grow_bytes = GrowSpace(nullptr, *args).layout.bytes();
+  cudaError_t error = launch(grow_kernel, {grid, kExpandThreads, grow_bytes}, stream, *args);
+  if (error != cudaSuccess) return error;
+  const int64_t trim_bytes = TrimSpace(nullptr, *args).layout.bytes();
+  error = launch(trim_kernel, {grid, kExpandThreads, trim_bytes}, stream, *args);
+  if (error != cudaSuccess || args->rows.capacity == 0) return error;
+  const int64_t emit_bytes = EmitSpace(nullptr, *args).layout.bytes();
+  return launch(emit_kernel, {grid, kExpandThreads, emit_bytes}, stream, *args);
+}

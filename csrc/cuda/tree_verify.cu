@@ -1,0 +1,122 @@
+// tree_verify: walks every sequence's token tree. Contract: kernels/tree_verify.py.
+//
+// With the target's tokens given, a thread per sequence follows them. With logits, a team of blocks
+// per sequence walks, as many as the machine has room for, up to 16: only rows of visited nodes are
+// read, each by the whole team, and the walk is the header's, taken by all threads alike with one
+// of them writing. One launch, however deep the trees are; a visited row costs two or three
+// meetings of the team.
+#include "cuda/launch.cuh"
+#include "cuda/target_row.cuh"
+#include "sdengine/tree_verify.h"
+
+namespace sdengine {
+namespace {
+
+constexpr int32_t kWalkThreads = 256;
+constexpr int32_t kMinTokensPerBlock = 2048;  // below it another block costs more than it reads
+
+__device__ void write_end(const TreeVerifyArgs& args, int64_t b, const WalkEnd& end) {
+  args.num_accepted[b] = end.num_accepted;
+  args.final_node[b] = end.final_node;
+}
+
+__global__ void walk_tokens_kernel(TreeVerifyArgs args) {
+  const int64_t b = blockIdx.x;
+  if (threadIdx.x != 0 || b >= *args.num_seqs) return;
+  const WalkView walk = walk_of(args.walk, b);
+  if (args.wants_logits[b] == 0) {
+    walk.out_tokens[0] = -1;
+    write_end(args, b, {0, 0});
+    return;
+  }
+  const int32_t* tokens = args.target_tokens + args.logit_starts[b];
+  auto draw = [=](int32_t node) { return tokens[node]; };
+  write_end(args, b, walk_coupled(args.tree.sequence(b), args.wants_logits[b] == 2, walk, draw));
+}
+
+struct WalkSpace {
+  SDE_HD explicit WalkSpace(unsigned char* base) : layout(base) {
+    team = layout.take<TeamSpace>(1);
+    probs = layout.take<double>(kMaxSupport);
+    words = layout.take<uint32_t>(kMaxWarps);
+  }
+  SharedLayout layout;
+  TeamSpace* team;
+  double* probs;
+  uint32_t* words;
+};
+
+__device__ WalkEnd walk_logits(const TreeVerifyArgs& args, int64_t b, const WalkView& walk,
+                               Team* team, double* shared_probs) {
+  const TokenTreeView tree = args.tree.sequence(b);
+  const bool is_root_only = args.wants_logits[b] == 2;
+  DeviceRow row(team, args.logits + args.logit_starts[b] * args.vocab_size,
+                static_cast<int32_t>(args.vocab_size), args.tables, b, shared_probs);
+  const int32_t root_position = args.tree_starts[b] - 1;
+  const uint64_t seed = static_cast<uint64_t>(args.seeds[b]);
+  if (args.is_rejection && args.tables.temperature[b] >= kGreedyTemperature) {
+    const NoiseKey root_key = {seed, root_position, Purpose::kCoin, 0};
+    return walk_rejection(tree, args.proposals, root_key, is_root_only, walk, row);
+  }
+  auto draw = [&](int32_t node) {
+    const int32_t depth = node == 0 ? 0 : tree.depths[node];
+    const NoiseKey key = {seed, root_position + depth + 1, Purpose::kTarget, 0};
+    return row.load(node) ? row.sample(key) : -1;
+  };
+  return walk_coupled(tree, is_root_only, walk, draw);
+}
+
+__global__ void walk_logits_kernel(TreeVerifyArgs args) {
+  const WalkSpace space(shared_memory());
+  const int64_t b = blockIdx.y;
+  if (b >= *args.num_seqs) return;
+  uint64_t* counters = args.scratch;  // [B], then the slots of each sequence
+  uint64_t* slots = counters + gridDim.y + b * (kTeamWords - 1);
+  Team team(Block(space.words), space.team, reinterpret_cast<uint32_t*>(counters + b), slots);
+  WalkView walk = walk_of(args.walk, b);
+  walk.is_writer = team.rank() == 0;
+  WalkEnd end = {0, 0};
+  if (args.wants_logits[b] != 0) {
+    end = walk_logits(args, b, walk, &team, space.probs);
+  } else if (walk.is_writer) {
+    walk.out_tokens[0] = -1;
+  }
+  if (walk.is_writer) write_end(args, b, end);
+}
+
+// Blocks per sequence: all of them resident at once, and none with next to nothing to read.
+int32_t team_size(int32_t num_multiprocessors, int32_t batch_size, int64_t vocab_size) {
+  int64_t size = num_multiprocessors / batch_size;
+  const int64_t useful = vocab_size / kMinTokensPerBlock;
+  size = size < useful ? size : useful;
+  size = size < kMaxTeam ? size : kMaxTeam;
+  return size > 1 ? static_cast<int32_t>(size) : 1;
+}
+
+cudaError_t launch_walk(const TreeVerifyArgs& args, int32_t batch_size, void* stream) {
+  int device = 0, multiprocessors = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return error;
+  error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  if (error != cudaSuccess) return error;
+  const int32_t team = team_size(multiprocessors, batch_size, args.vocab_size);
+  LaunchShape shape = {dim3(static_cast<unsigned>(team), static_cast<unsigned>(batch_size)),
+                       kWalkThreads, WalkSpace(nullptr).layout.bytes()};
+  shape.is_cooperative = team > 1;
+  error = cudaMemsetAsync(args.scratch, 0, static_cast<size_t>(batch_size) * sizeof(uint64_t),
+                          static_cast<cudaStream_t>(stream));
+  if (error != cudaSuccess) return error;
+  return launch(walk_logits_kernel, shape, stream, args);
+}
+
+}  // namespace
+}  // namespace sdengine
+
+SDENGINE_CUDA_API int sdengine_cuda_tree_verify(const sdengine::TreeVerifyArgs* args,
+                                                int32_t batch_size, void* stream) {
+  using namespace sdengine;
+  if (batch_size == 0) return cudaSuccess;
+  if (args->target_tokens == nullptr) return launch_walk(*args, batch_size, stream);
+  const LaunchShape shape = {dim3(static_cast<unsigned>(batch_size)), kWarpSize};
+  return launch(walk_tokens_kernel, shape, stream, *args);
+}

@@ -1,0 +1,33 @@
+// Where the keys and values of an accepted path lie before and after they are gathered.
+#pragma once
+
+#include <cstdint>
+
+#include "sdengine/hd.h"
+
+namespace sdengine {
+
+struct KvCompactArgs {
+  void* kv_cache;                 // [L, P, 2, H_kv, block_size, D]
+  int64_t element_bytes;          // 2 or 4
+  const int32_t* block_tables;    // [B, P_max]
+  int64_t max_blocks;             // P_max
+  const int32_t* move_src;        // [B, M] logical indices, ascending
+  int64_t max_moves;              // M
+  const int32_t* move_dst_start;  // [B] logical index of the first destination
+  const int32_t* num_moves;       // [B]
+  const int32_t* num_seqs;        // [1]
+  int64_t num_layers;
+  int64_t num_blocks;
+  int64_t num_kv_heads;
+  int64_t block_size;
+  int64_t head_dim;
+};
+
+// Which vector of head_dim elements a token is, counted inside one (layer, k or v, head) plane.
+SDE_HD inline int64_t plane_row(const KvCompactArgs& args, int64_t sequence, int64_t index) {
+  const int64_t block = args.block_tables[sequence * args.max_blocks + index / args.block_size];
+  return block * 2 * args.num_kv_heads * args.block_size + index % args.block_size;
+}
+
+}  // namespace sdengine

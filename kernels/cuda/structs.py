@@ -1,0 +1,209 @@
+"""The argument structs of csrc/include/sdengine, field by field, for ctypes.
+
+A struct that is out of step with its header is noticed when the library is loaded: it knows the
+size of each.
+"""
+
+from __future__ import annotations
+
+from ctypes import Structure, c_bool, c_int32, c_int64, c_void_p
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+
+from sdengine.kernels.row_batch import RowBatch
+from sdengine.kernels.spec import address
+from sdengine.kernels.token_tree import DraftTree, TokenTree
+
+Field = tuple[str, Any]
+
+
+def pointers(*names: str) -> list[Field]:
+    """Fields that hold addresses."""
+    return [(name, c_void_p) for name in names]
+
+
+def ints(*names: str) -> list[Field]:
+    """int32 fields."""
+    return [(name, c_int32) for name in names]
+
+
+def longs(*names: str) -> list[Field]:
+    """int64 fields."""
+    return [(name, c_int64) for name in names]
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What one launch needs besides the stream.
+
+    Args:
+        arguments: the op's argument struct.
+        batch_size: B, the sequences that the tensors have room for.
+    """
+
+    arguments: Structure
+    batch_size: int
+
+
+class DraftTreeView(Structure):
+    _fields_ = pointers(*(f.name for f in fields(DraftTree))) + ints("capacity")
+
+    @classmethod
+    def of(cls, tree: DraftTree) -> DraftTreeView:
+        """The view of a draft tree."""
+        return cls(*tree.addresses(), tree.max_nodes)
+
+
+class TokenTreeView(Structure):
+    _fields_ = pointers(*(f.name for f in fields(TokenTree))) + ints("capacity", "mask_words")
+
+    @classmethod
+    def of(cls, tree: TokenTree | None) -> TokenTreeView:
+        """The view of a token tree; all zero for None."""
+        return cls() if tree is None else cls(*tree.addresses(), tree.max_nodes, tree.mask_words)
+
+
+class RowBatchView(Structure):
+    _fields_ = pointers(*(f.name for f in fields(RowBatch))) + ints("capacity", "mask_words")
+
+    @classmethod
+    def of(cls, rows: RowBatch | None) -> RowBatchView:
+        """The view of a row batch; all zero for None."""
+        return cls() if rows is None else cls(*rows.addresses(), rows.max_rows, rows.mask_words)
+
+
+class BlockTablesView(Structure):
+    _fields_ = pointers("blocks") + ints("max_blocks", "block_size")
+
+    @classmethod
+    def of(cls, block_tables: torch.Tensor, block_size: int) -> BlockTablesView:
+        """The view of block tables [B, P_max]."""
+        return cls(address(block_tables), block_tables.shape[1], block_size)
+
+
+class MovePlanView(Structure):
+    _fields_ = pointers("source", "start", "num_moves") + ints("capacity")
+
+    @classmethod
+    def of(
+        cls, source: torch.Tensor | None, start: torch.Tensor | None, count: torch.Tensor | None
+    ) -> MovePlanView:
+        """The view of a plan [B, M]; all zero for None."""
+        if source is None:
+            return cls()
+        return cls(address(source), address(start), address(count), source.shape[1])
+
+
+class GatherPendingArgs(Structure):
+    _fields_ = (
+        pointers("history")
+        + longs("max_history")
+        + pointers("computed_lens", "pending_lens", "num_seqs")
+        + ints("capacity")
+        + pointers("pending_tokens", "cu_pending")
+    )
+
+
+class BuildRowsArgs(Structure):
+    _fields_ = [
+        *pointers("pending_tokens", "cu_pending", "computed_lens", "wants_logits", "num_seqs"),
+        ("tables", BlockTablesView),
+        ("window", c_int32),
+        ("has_tree", c_bool),
+        ("tree", TokenTreeView),
+        ("rows", RowBatchView),
+        *pointers("logit_rows", "cu_logits", "num_logits"),
+    ]
+
+
+class CommitPlanArgs(Structure):
+    _fields_ = [
+        *pointers("num_seqs", "wants_logits", "pending_lens", "num_accepted", "path", "out_tokens"),
+        *ints("max_depth"),
+        *pointers("max_emit", "num_emitted", "history"),
+        *longs("max_history"),
+        *pointers("history_lens", "computed_lens"),
+        ("target_moves", MovePlanView),
+        *pointers("draft_slots"),
+        *ints("tree_stride"),
+        *pointers("draft_pending_lens", "draft_computed_lens"),
+        ("draft_moves", MovePlanView),
+        *pointers("output_counts"),
+        *longs("vocab_size"),
+    ]
+
+
+class KvCompactArgs(Structure):
+    _fields_ = (
+        pointers("kv_cache")
+        + longs("element_bytes")
+        + pointers("block_tables")
+        + longs("max_blocks")
+        + pointers("move_src")
+        + longs("max_moves")
+        + pointers("move_dst_start", "num_moves", "num_seqs")
+        + longs("num_layers", "num_blocks", "num_kv_heads", "block_size", "head_dim")
+    )
+
+
+class TreeExpandArgs(Structure):
+    _fields_ = [
+        *ints("layer", "rule", "max_children", "max_width", "window", "proposal_offset"),
+        *ints("num_candidates", "num_stop_tokens", "batch_size"),
+        *pointers("candidate_tokens", "candidate_probs", "cu_rows", "frontier_nodes"),
+        ("tree", DraftTreeView),
+        *pointers("tree_starts", "node_budgets", "total_budget", "depth_limits", "stop_tokens"),
+        *pointers("calibration", "min_layer_gain", "row_prices"),
+        *ints("num_prices"),
+        *pointers("cu_pending", "num_seqs"),
+        ("tables", BlockTablesView),
+        ("rows", RowBatchView),
+        *pointers("creation_ids", "keys", "candidates", "remap"),
+    ]
+
+
+class TreeSelectArgs(Structure):
+    _fields_ = [
+        ("draft", DraftTreeView),
+        *pointers("thresholds"),
+        *ints("max_rows"),
+        *pointers("cu_pending", "num_seqs"),
+        *ints("batch_size"),
+        ("tree", TokenTreeView),
+        *pointers("keys", "buffer", "sizes", "places", "next"),
+    ]
+
+
+class SamplingTables(Structure):
+    _fields_ = pointers("temperature", "top_k", "top_p", "min_p")
+
+
+class ProposalView(Structure):
+    _fields_ = pointers("tokens", "probs") + ints("capacity")
+
+
+class WalkView(Structure):
+    _fields_ = [
+        *pointers("path", "out_tokens"),
+        *ints("max_depth"),
+        *pointers("tried", "accepted"),
+        ("is_writer", c_bool),
+    ]
+
+
+class TreeVerifyArgs(Structure):
+    _fields_ = [
+        ("tree", TokenTreeView),
+        *pointers("logit_starts", "wants_logits", "num_seqs", "target_tokens", "logits"),
+        *longs("vocab_size"),
+        *pointers("tree_starts"),
+        ("tables", SamplingTables),
+        *pointers("seeds"),
+        ("proposals", ProposalView),
+        ("is_rejection", c_bool),
+        *pointers("num_accepted", "final_node"),
+        ("walk", WalkView),
+        *pointers("scratch"),
+    ]

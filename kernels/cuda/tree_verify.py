@@ -1,0 +1,53 @@
+"""tree_verify on a GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sdengine.kernels.cuda.structs import (
+    Launch,
+    ProposalView,
+    SamplingTables,
+    TokenTreeView,
+    TreeVerifyArgs,
+    WalkView,
+)
+from sdengine.kernels.spec import address, expect
+
+INPUTS = ("logit_starts", "wants_logits", "num_seqs", "target_tokens", "logits")
+PARAMETERS = ("temperature", "top_k", "top_p", "min_p")
+
+
+def launch_of(**args: Any) -> Launch:
+    """The launch of checked arguments.
+
+    Raises:
+        ValueError: logits without scratch.
+    """
+    tree, logits, store = args["tree"], args.get("logits"), args.get("proposal_tokens")
+    draws = args.get("target_tokens") is None
+    expect(
+        "tree_verify",
+        not draws or args.get("scratch") is not None,
+        "scratch: expected a tensor, since target_tokens are not given",
+    )
+    walk = (address(args["path"]), address(args["out_tokens"]), args["path"].shape[1])
+    arguments = TreeVerifyArgs(
+        TokenTreeView.of(tree),
+        *(address(args.get(name)) for name in INPUTS),
+        0 if logits is None else logits.shape[1],
+        address(args.get("tree_starts")),
+        SamplingTables(*(address(args.get(name)) for name in PARAMETERS)),
+        address(args.get("seeds")),
+        ProposalView(
+            address(store),
+            address(args.get("proposal_probs")),
+            0 if store is None else store.shape[1],
+        ),
+        args["mode"] == "rejection",
+        address(args["num_accepted"]),
+        address(args["final_node"]),
+        WalkView(*walk, address(args["tried"]), address(args["accepted"]), True),
+        address(args.get("scratch")),
+    )
+    return Launch(arguments, tree.batch_size)

@@ -1,0 +1,155 @@
+"""The CUDA library: where it is, why it cannot be used here, and how an op's launch reaches it.
+
+It is plain C: no torch headers, the CUDA runtime linked in. So it loads on a machine without a GPU,
+and serves any torch. A launch goes to the current stream of its tensors' device, allocates nothing
+and waits for nothing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sdengine.errors import BackendUnavailable
+from sdengine.kernels.spec import expect
+
+CUDA_OPS = (
+    "build_rows",
+    "commit_plan",
+    "gather_pending",
+    "kv_compact",
+    "tree_expand",
+    "tree_select",
+    "tree_verify",
+)
+LIBRARY = Path(__file__).with_name("libsdengine_cuda.so")
+
+
+class CudaLibrary:
+    """A loaded library.
+
+    Args:
+        path: the shared object.
+
+    Raises:
+        BackendUnavailable: it is missing, cannot be loaded, or was built from other sources.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise BackendUnavailable(
+                "backend 'cuda': the compiled library is missing; install a CUDA toolkit (nvcc) "
+                "and run `make cuda`, or reinstall sdengine with SDENGINE_BUILD_CUDA=1"
+            )
+        try:
+            self._library = ctypes.CDLL(str(path))
+        except OSError as error:
+            raise BackendUnavailable(f"backend 'cuda': {error}; reinstall sdengine") from None
+        self._library.sdengine_cuda_error_string.restype = ctypes.c_char_p
+        self._library.sdengine_cuda_sizeof.restype = ctypes.c_int64
+
+    def launch(self, op: str, stream: int, **args: Any) -> None:
+        """Launches an op whose arguments were checked.
+
+        Args:
+            op: its name.
+            stream: address of the CUDA stream, 0 for the default one.
+
+        Raises:
+            BackendUnavailable: the library was built from other sources, or the launch failed.
+        """
+        launch = import_module(f"sdengine.kernels.cuda.{op}").launch_of(**args)
+        size, expected = ctypes.sizeof(launch.arguments), self.sizeof(op)
+        if size != expected:
+            raise BackendUnavailable(
+                f"backend 'cuda': {op} takes {expected} bytes of arguments, this version has "
+                f"{size}; rebuild the library with `make native`"
+            )
+        entry = getattr(self._library, f"sdengine_cuda_{op}")
+        error = entry(
+            ctypes.byref(launch.arguments),
+            ctypes.c_int32(launch.batch_size),
+            ctypes.c_void_p(stream),
+        )
+        if error != 0:
+            reason = self._library.sdengine_cuda_error_string(error).decode()
+            raise BackendUnavailable(f"backend 'cuda': {op}: {reason} (CUDA error {error})")
+
+    def sizeof(self, op: str) -> int:
+        """Bytes of the op's argument struct in the library."""
+        return int(self._library.sdengine_cuda_sizeof(op.encode()))
+
+
+@cache
+def load_cuda() -> CudaLibrary:
+    """The library that was installed.
+
+    Raises:
+        BackendUnavailable: as for `CudaLibrary`.
+    """
+    return CudaLibrary(LIBRARY)
+
+
+def why_unavailable() -> str | None:
+    """None when CUDA kernels can run here, otherwise the reason they cannot."""
+    try:
+        load_cuda()
+    except BackendUnavailable as error:
+        return str(error)
+    if not torch.cuda.is_available():
+        return "backend 'cuda': the library is built, but torch finds no usable CUDA device"
+    return None
+
+
+def tensors_of(args: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor among the arguments of an op, structs of tensors looked into."""
+    for name, value in args.items():
+        if isinstance(value, torch.Tensor):
+            yield name, value
+        elif is_dataclass(value):
+            for field in fields(value):
+                inner = getattr(value, field.name)
+                if isinstance(inner, torch.Tensor):
+                    yield f"{name}.{field.name}", inner
+
+
+def expect_one_device(op: str, args: dict[str, Any]) -> torch.device:
+    """Checks that all tensors lie on the same CUDA device and returns it.
+
+    Raises:
+        ValueError: one does not; the message names it.
+    """
+    device: torch.device | None = None
+    for name, tensor in tensors_of(args):
+        expect(
+            op, tensor.is_cuda, f"{name}: expected a tensor on a CUDA device, got {tensor.device}"
+        )
+        device = device or tensor.device
+        expect(op, tensor.device == device, f"{name}: expected {device}, got {tensor.device}")
+    assert device is not None
+    return device
+
+
+def cuda_op(op: str, check: Callable[..., None]) -> Callable[..., None]:
+    """The implementation that an `Op` lists under "cuda"; nothing is loaded before its first call.
+
+    Args:
+        op: its name.
+        check: its contract.
+    """
+
+    def launch(**args: Any) -> None:
+        check(**args)
+        device = expect_one_device(op, args)
+        with torch.cuda.device(device):
+            stream = torch.cuda.current_stream(device).cuda_stream
+            load_cuda().launch(op, stream, **args)
+
+    return launch
