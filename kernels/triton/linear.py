@@ -1,9 +1,9 @@
 """linear in Triton; contract: `kernels/linear.py`. The weight is a `DenseWeight`.
 
 Grid (tiles of features, tiles of rows): a program computes features x rows, W being the M axis of
-the product and rows its N axis. So a weight is read once for up to MAX_ROWS rows, few rows waste
-no tensor core (N may be 8), and the instruction, the order over K and hence the bits of an element
-are the same for every number of rows.
+the product and rows its N axis. So a weight is read once for up to max_rows rows, few rows waste
+little of a tensor core (N is 16 then), and the instruction, the order over K and hence the bits of
+an element are the same for every number of rows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sdengine.kernels.dense_weight import DenseWeight
 from sdengine.kernels.spec import expect
 from sdengine.kernels.triton.launch import Launch, compute_dtype, nearest
 
-MIN_ROWS = 8  # N of the narrowest tensor-core instruction
+MIN_ROWS = 16  # the narrowest that Triton 3.6 gives the warp-group instruction of wider tiles
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from sdengine.kernels.triton.row_plan import (
 )
 
 BLOCK = 1024
-SEARCH_BLOCK = 512  # [512, 16] int64 in a search
+SEARCH_BLOCK = 256  # [256, 16] int64 in a search; 512 spills on sm_120
 
 
 @triton.jit

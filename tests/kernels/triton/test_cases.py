@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from sdengine.kernels.dense_weight import DenseWeight
+from sdengine.kernels.packed_weight import pack_weight
 from sdengine.kernels.registry import OP_NAMES, get_op
-from sdengine.kernels.triton.cases import device_cases
+from sdengine.kernels.triton.cases import device_cases, moved
 from sdengine.kernels.triton.launch import plan_op
-from tests.kernels.triton.guarded import DEVICE, run_guarded
+from tests.kernels.triton.guarded import DEVICE
 
 TRITON_OPS = [name for name in OP_NAMES if "triton" in get_op(name).backends]
 
@@ -23,9 +24,9 @@ def test_the_contract_accepts_a_case_and_it_is_launched_in_one_pass(op: str) -> 
         assert len(plan_op(op, 90, case.args)) == (2 if op == "tree_attention" else 1)
 
 
-def test_a_packed_weight_becomes_the_dense_one_it_was_made_of() -> None:
-    case = list(device_cases("linear", DEVICE))[-1]
-    assert isinstance(case.args["weight"], DenseWeight)
-    expected = case.args["x"] @ case.args["weight"].matrix.T
-    got = run_guarded("linear", {**case.args, "num_rows": torch.ones(1, dtype=torch.int32)})
-    assert torch.allclose(got["out"][:1], expected[:1].cpu(), atol=1e-4)
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_packed_weight_becomes_the_dense_one_it_was_made_of(gated: bool) -> None:
+    matrix = torch.randn(6, 5)
+    dense = moved(pack_weight(matrix, interleave_gate_up=gated), DEVICE)
+    assert isinstance(dense, DenseWeight) and dense.is_gate_up == gated
+    assert torch.equal(dense.matrix.cpu(), matrix)

@@ -56,10 +56,10 @@ def assert_equals_reference(args: dict[str, Any]) -> dict[str, Any]:
         ("target", 0.8, 5, 8),
         ("target", 0.0, 140, 5),
         ("target", 0.8, 70, 64),
-        ("target", 0.8, 300, 5),
+        ("target", 0.8, 140, 4),
         ("fresh", 0.8, 5, 8),
         ("fresh", 0.0, 140, 3),
-        ("fresh", 0.8, 300, 17),
+        ("fresh", 0.8, 140, 17),
     ],
 )
 def test_equals_the_reference(noise: str, temperature: float, vocab: int, limit: int) -> None:

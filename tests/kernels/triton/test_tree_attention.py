@@ -106,16 +106,15 @@ def test_a_tree_row_has_the_bits_of_plain_decoding(context: int, window: int) ->
 def test_rows_have_the_same_bits_in_any_company_and_any_number_of_passes() -> None:
     args = make_args([Span(2, 65, SMALL), Span(1, SPLIT + 8), Span(5, 80)], 3, 1)
     together = run(args)
-    for rows in (1, 5):
-        assert torch.equal(run(with_scratch(args, rows)), together)
+    assert torch.equal(run(with_scratch(args, 5)), together)
     assert torch.equal(run(with_scratch(cpu_test.rows_alone(args, 0, [3])))[0], together[3])
     order = [11, 8, 10]
     assert torch.equal(run(with_scratch(cpu_test.rows_alone(args, 2, order))), together[order])
 
 
-@pytest.mark.parametrize("rows", [8, 32, 64])
+@pytest.mark.parametrize("rows", [8, 64])
 def test_the_width_of_a_row_tile_does_not_matter(rows: int, monkeypatch: Any) -> None:
-    args = make_args([Span(9, 150, SMALL), Span(3, 66)], 3, 1, dim=16)
+    args = make_args([Span(5, 150, SMALL), Span(1, 66)], 3, 1, dim=16)
     expected = run(args)
     monkeypatch.setattr(tree_attention, "F32_CONFIG", Config(rows, 4, 1))
     assert torch.equal(run(args), expected)
