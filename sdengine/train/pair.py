@@ -3,8 +3,9 @@
 Everything lives in a run directory: `run.json` (the recipe), `tokenizer.json`, one checkpoint and
 one log per stage, the target's samples.  The same command continues whatever it finds there.
 
-The defaults are the lengths of the bundled weights.  They saw less than one pass over the corpus:
-more steps make a better pair.
+The defaults train a pair from random weights for as long as the bundled one was trained, which took
+two runs, the second with `--start-from`.  That is under two passes over the corpus: more steps make
+a better pair.
 """
 
 from __future__ import annotations
@@ -64,10 +65,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `sdengine train pair`."""
     parser.add_argument("--out", type=Path, required=True, help="directory of the finished pair")
     parser.add_argument("--run-dir", type=Path, default=Path("runs/pair"), help="work directory")
-    parser.add_argument("--steps", type=int, default=541, help="steps of target and draft")
-    parser.add_argument("--cooldown-steps", type=int, default=140, help="the last of these steps")
-    parser.add_argument("--draft-steps", type=int, default=111, help="steps of the draft alone")
-    parser.add_argument("--samples", type=int, default=64, help="texts sampled from the target")
+    parser.add_argument("--steps", type=int, default=1193, help="steps of target and draft")
+    parser.add_argument("--cooldown-steps", type=int, default=1100, help="the last of these steps")
+    parser.add_argument("--draft-steps", type=int, default=620, help="steps of the draft alone")
+    parser.add_argument("--samples", type=int, default=96, help="texts sampled from the target")
     parser.add_argument(
         "--rate",
         type=float,
