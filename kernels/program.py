@@ -130,19 +130,30 @@ class CpuProgram:
         return list(zip(self._names, self._native.replay_timed(self._pool)))
 
 
-class TritonProgram:
-    """Enqueues the Triton kernel of each launch; a CUDA graph can capture a replay."""
+class DeviceProgram:
+    """Enqueues one backend's kernel of each launch; a CUDA graph can capture a replay.
 
-    def __init__(self) -> None:
-        backends.require_triton()
+    Args:
+        backend: "triton" or "cuda".
+
+    Raises:
+        BackendUnavailable: its kernels cannot run here.
+    """
+
+    def __init__(self, backend: str) -> None:
+        reason = backends.available()[backend]
+        if reason is not None:
+            raise BackendUnavailable(reason)
+        self._backend = backend
         self._launches: list[tuple[str, dict[str, Any]]] = []
 
     def launch(self, op: str, **args: Any) -> None:
         spec = get_op(op)
         spec.check(**args)
-        if "triton" not in spec.backends:
+        if self._backend not in spec.backends:
+            others = ", ".join(("reference", "cpu", *spec.backends))
             raise BackendUnavailable(
-                f"op '{op}' has no triton kernel; it exists for: reference, cpu"
+                f"op '{op}' has no {self._backend} kernel; it exists for: {others}"
             )
         self._launches.append((op, args))
 
@@ -154,14 +165,14 @@ class TritonProgram:
 
     def replay(self) -> None:
         for op, args in self._launches:
-            get_op(op).backends["triton"](**args)
+            get_op(op).backends[self._backend](**args)
 
     def replay_timed(self) -> list[tuple[str, int]]:
         """Host time of each launch, the device drained after it."""
         timings = []
         for op, args in self._launches:
             start = perf_counter_ns()
-            get_op(op).backends["triton"](**args)
+            get_op(op).backends[self._backend](**args)
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             timings.append((op, perf_counter_ns() - start))
@@ -184,9 +195,11 @@ def make_program(backend: str, pool: Any = None) -> Program:
         return ReferenceProgram()
     if backend == "cpu":
         return CpuProgram(pool)
-    if backend == "triton":
-        return TritonProgram()
-    raise BackendUnavailable(f"backend: expected one of reference, cpu, triton, got {backend!r}")
+    if backend in ("triton", "cuda"):
+        return DeviceProgram(backend)
+    raise BackendUnavailable(
+        f"backend: expected one of reference, cpu, triton, cuda, got {backend!r}"
+    )
 
 
 def run_op(op: str, backend: str = "cpu", pool: Any = None, **args: Any) -> None:

@@ -49,6 +49,48 @@ def test_an_op_without_a_triton_kernel_says_what_exists() -> None:
         run_op("timestamp", "triton", out_ns=torch.zeros(1, dtype=torch.int64))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_without_a_gpu_cuda_is_refused_and_says_so() -> None:
+    with pytest.raises(BackendUnavailable, match=r"backend 'cuda': .*(library|device)"):
+        make_program("cuda")
+
+
+def test_a_cuda_program_runs_the_cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "available", lambda: {"cuda": None})
+    program = make_program("cuda")
+    with pytest.raises(BackendUnavailable, match=r"'embed' has no cuda kernel; .*, cpu, triton"):
+        run_op("embed", "cuda", **embed_args())
+    args = gather_args()
+    program.launch("gather_pending", **args)
+    with pytest.raises(ValueError, match=r"gather_pending: .*CUDA device"):
+        program.replay()
+
+
+def embed_args() -> dict[str, torch.Tensor]:
+    return {
+        "tokens": torch.zeros(2, dtype=torch.int32),
+        "weight": torch.randn(5, 4),
+        "out": torch.empty(2, 4),
+        "num_rows": torch.tensor([2], dtype=torch.int32),
+    }
+
+
+def gather_args() -> dict[str, torch.Tensor]:
+    def ints(*shape: int) -> torch.Tensor:
+        return torch.zeros(shape, dtype=torch.int32)
+
+    return {
+        "history": ints(1, 5),
+        "computed_lens": ints(1),
+        "pending_lens": ints(1),
+        "num_seqs": ints(1),
+        "pending_tokens": ints(4),
+        "cu_pending": ints(2),
+    }
+
+
 def test_an_unknown_backend_lists_those_that_exist() -> None:
-    with pytest.raises(BackendUnavailable, match="one of reference, cpu, triton, got 'metal'"):
+    with pytest.raises(
+        BackendUnavailable, match="one of reference, cpu, triton, cuda, got 'metal'"
+    ):
         make_program("metal")
