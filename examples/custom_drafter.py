@@ -27,7 +27,7 @@ class LatestOccurrence:
         size = ngram_scratch_size(sizes.max_num_seqs, 1, sizes.max_depth)
         self.scratch = torch.zeros(size, dtype=torch.int64)
 
-    def propose(self, program: Program, depth: int) -> None:
+    def propose(self, program: Program) -> None:
         workspace, state = self.workspace, self.workspace.state
         program.launch(
             "ngram_match",
@@ -41,7 +41,7 @@ class LatestOccurrence:
             tree=workspace.draft_tree,
             min_ngram=3,
             max_ngram=3,
-            max_depth=depth,
+            max_depth=self.max_depth,
             max_children=1,
             max_matches=1,
             calibration=workspace.calibration,

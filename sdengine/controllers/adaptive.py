@@ -168,7 +168,7 @@ class AdaptiveController:
         self._plain_left = self._pause
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
         # The next trial starts from what is known then, not from the trial that failed.
-        self._spent.pop(num_decoding)
+        self._spent.pop(num_decoding, None)
 
 
 class _Spent:

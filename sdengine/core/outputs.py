@@ -8,7 +8,7 @@ durations.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 __all__ = [
@@ -55,7 +55,7 @@ class CompletionOutput:
         stop_reason: the stop string or stop token id that ended it; None for end-of-sequence and
             for other reasons.
         from_draft: per generated token, whether a draft proposed it and the target accepted it;
-            every other token is the target's own.
+            every other token is the target's own. Two outputs that differ in this alone are equal.
     """
 
     index: int
@@ -65,7 +65,7 @@ class CompletionOutput:
     cumulative_logprob: float | None = None
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
-    from_draft: Sequence[bool] = ()
+    from_draft: Sequence[bool] = field(default=(), compare=False)
 
     @property
     def is_finished(self) -> bool:

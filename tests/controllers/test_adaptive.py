@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sdengine.controllers.adaptive import LONGEST_PAUSE, AdaptiveController
+from sdengine.controllers.adaptive import LONGEST_PAUSE, PATIENCE, AdaptiveController
 from sdengine.controllers.fixed import FixedController
 from sdengine.core.cost_model import CostModel
 from sdengine.core.plan import StepPlan, StepReport
@@ -66,6 +66,18 @@ def test_a_useless_draft_costs_little_from_the_first_token_on(tokens: int) -> No
         controller.observe(plan, report)
         seconds += draft + verify
     assert seconds < tokens * 1.04 + 4, seconds
+
+
+def test_a_verdict_may_come_before_any_step_could_be_timed() -> None:
+    """Steps that are never steady (prompts in between) leave no times; a trial ends all the same."""
+    controller = AdaptiveController(COSTS, 8, 16)
+    simulate(controller, 0, 0.5, 4)  # the plain steps at the beginning
+    plans = []
+    for _ in range(PATIENCE + 1):
+        plans.append(controller.plan(3))
+        report = StepReport([0] * 3, 2, 5, 0.1, 1.0, 1.1, False)
+        controller.observe(plans[-1], report)
+    assert plans[0].depth > 0 and plans[-1].depth == 0
 
 
 def test_trust_follows_what_is_accepted() -> None:
