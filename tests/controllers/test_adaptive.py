@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from sdengine.controllers.adaptive import LONGEST_PAUSE, PATIENCE, AdaptiveController
+from sdengine.controllers.adaptive import LONGEST_PAUSE, AdaptiveController
 from sdengine.controllers.fixed import FixedController
 from sdengine.core.cost_model import CostModel
 from sdengine.core.plan import StepPlan, StepReport
@@ -68,16 +69,24 @@ def test_a_useless_draft_costs_little_from_the_first_token_on(tokens: int) -> No
     assert seconds < tokens * 1.04 + 4, seconds
 
 
-def test_a_verdict_may_come_before_any_step_could_be_timed() -> None:
-    """Steps that are never steady (prompts in between) leave no times; a trial ends all the same."""
-    controller = AdaptiveController(COSTS, 8, 16)
-    simulate(controller, 0, 0.5, 4)  # the plain steps at the beginning
-    plans = []
-    for _ in range(PATIENCE + 1):
-        plans.append(controller.plan(3))
-        report = StepReport([0] * 3, 2, 5, 0.1, 1.0, 1.1, False)
-        controller.observe(plans[-1], report)
-    assert plans[0].depth > 0 and plans[-1].depth == 0
+def test_no_course_of_events_confuses_it() -> None:
+    """Batches that grow and shrink, steps that cannot be timed, times out of all proportion."""
+    random = np.random.default_rng(0)
+    for _ in range(400):
+        controller = AdaptiveController(COSTS, 8, 16, 24)
+        for _ in range(40):
+            size = int(random.integers(0, 9))
+            plan = controller.plan(size)
+            assert 0 <= plan.depth <= 8 and 0 <= plan.max_nodes <= 16
+            assert plan.max_batch_nodes <= 24 and np.isfinite(plan.tokens_per_s)
+            accepted = random.integers(0, plan.depth + 1, size).tolist()
+            draft, verify, other = random.exponential(0.5, 3).tolist()
+            rows = size + plan.max_nodes
+            is_steady = bool(random.random() < 0.5)
+            report = StepReport(
+                accepted, plan.max_nodes, rows, draft, verify, draft + verify + other, is_steady
+            )
+            controller.observe(plan, report)
 
 
 def test_trust_follows_what_is_accepted() -> None:
