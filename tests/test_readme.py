@@ -32,6 +32,8 @@ def commands(program: str) -> list[list[str]]:
 PYTHON_BLOCKS = blocks(README, "python")
 SDENGINE_COMMANDS = commands("sdengine")
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+NEEDS = {"ray_serve.py": "ray"}
+"""Libraries that the suite does without; tests/server/test_ray_serve.py tests this one, too."""
 
 
 def test_there_is_something_to_test() -> None:
@@ -47,6 +49,8 @@ def test_python_blocks_run_as_written(code: str, capsys: pytest.CaptureFixture[s
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_examples_run(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if path.name in NEEDS:
+        pytest.importorskip(NEEDS[path.name], reason=f"needs the extra {NEEDS[path.name]!r}")
     runpy.run_path(str(path), run_name="__main__")
     out = capsys.readouterr().out
     assert out and "DIFFERENT" not in out
