@@ -119,6 +119,8 @@ class Runner:
         self._prepared_at = perf_counter()
         if self._pool is not None:
             self._pool.prepare(WAKE_US)
+        if len(schedule.admitted) == len(schedule.scheduled):
+            self._finished_at = 0.0  # nobody was waiting: the time since the last step was idle
         for slot in schedule.preempted_slots:
             self.release(slot)
         for sequence in schedule.admitted:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from time import perf_counter, sleep
+
 import pytest
 
 from sdengine.core.config import SpeculationConfig
@@ -73,3 +75,18 @@ def test_running_and_waiting_are_counted(
     assert len(engine.last_report.num_accepted) == expected[0]
     for name in "abc":
         engine.abort_request(name)
+
+
+def test_idle_time_between_requests_is_nobodys(make_engine: MakeEngine) -> None:
+    engine = make_engine(draft=related_draft(), speculation=TREES)
+    steps_of(engine)
+    sleep(2.0)
+    started = perf_counter()
+    engine.add_request("late", [5, 9, 140], PARAMS)
+    outputs = []
+    while engine.has_unfinished_requests():
+        outputs += engine.step()
+    elapsed = perf_counter() - started
+    stats = outputs[-1].metrics.speculation
+    assert stats is not None
+    assert 0 < stats.draft_time_s + stats.verify_time_s + stats.other_time_s <= elapsed
