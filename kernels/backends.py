@@ -12,6 +12,8 @@ from typing import Any
 from sdengine.errors import BackendUnavailable, ConfigError
 from sdengine.kernels import cuda_library
 
+BACKENDS = ("reference", "cpu", "triton", "cuda")
+
 
 def load_cpu() -> ModuleType:
     """The compiled CPU extension.
@@ -65,14 +67,18 @@ def triton_kernel(op: str) -> Mapping[str, Callable[..., None]]:
     return {"triton": run}
 
 
+def why_unavailable(backend: str) -> str | None:
+    """None when one of BACKENDS is usable, otherwise the reason it is not; asks no other."""
+    if backend == "cuda":
+        return cuda_library.why_unavailable()
+    require = {"reference": lambda: None, "cpu": load_cpu, "triton": require_triton}[backend]
+    try:
+        require()
+    except BackendUnavailable as error:
+        return str(error)
+    return None
+
+
 def available() -> dict[str, str | None]:
     """Backend name -> None when usable, otherwise the reason it is not."""
-    reasons: dict[str, str | None] = {"reference": None}
-    for name, require in (("cpu", load_cpu), ("triton", require_triton)):
-        try:
-            require()
-            reasons[name] = None
-        except BackendUnavailable as error:
-            reasons[name] = str(error)
-    reasons["cuda"] = cuda_library.why_unavailable()
-    return reasons
+    return {name: why_unavailable(name) for name in BACKENDS}

@@ -141,7 +141,7 @@ class DeviceProgram:
     """
 
     def __init__(self, backend: str) -> None:
-        reason = backends.available()[backend]
+        reason = backends.why_unavailable(backend)
         if reason is not None:
             raise BackendUnavailable(reason)
         self._backend = backend

@@ -141,11 +141,11 @@ def _choose_backend(config: EngineConfig, environment: Environment) -> str:
     if wanted is not None:
         reason: str | None = "the engine of this version runs on reference and cpu"
         if wanted in ENGINE_BACKENDS:
-            reason = backends.available()[wanted]
+            reason = backends.why_unavailable(wanted)
         if reason is not None:
             raise BackendUnavailable(f"backend {wanted!r}: {reason}")
         return wanted
-    return "cpu" if backends.available()["cpu"] is None else "reference"
+    return "cpu" if backends.why_unavailable("cpu") is None else "reference"
 
 
 def _choose_dtype(config: EngineConfig, model: ModelConfig) -> torch.dtype:

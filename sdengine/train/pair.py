@@ -258,11 +258,14 @@ def is_finished(args: argparse.Namespace, schedules: dict[str, dict]) -> bool:
     )
 
 
-def export_pair(args: argparse.Namespace, config: PairConfig, corpus: Corpus) -> dict:
+def export_pair(
+    args: argparse.Namespace, config: PairConfig, corpus: Corpus, origin: dict[str, object] | None
+) -> dict:
     """Write both checkpoints with manifest, card and loss curve into `args.out`.
 
     Figures are measured on the exported weights, bf16 rounding included.  The manifest says
-    `is_provisional` while a stage has steps left.
+    `is_provisional` while a stage has steps left.  `args.out` may be the pair that the run began
+    with, so what is said of that as `origin` was taken before.
 
     Returns:
         The manifest without its file list.
@@ -280,7 +283,7 @@ def export_pair(args: argparse.Namespace, config: PairConfig, corpus: Corpus) ->
             "draft": draft.shape.num_parameters(),
         },
         "recipe": asdict(config),
-        "origin": origin_of(args.start_from),
+        "origin": origin,
         "schedules": schedules,
         "versions": software_versions(),
         "corpus": corpus_summary(corpus.files, corpus.streams),
@@ -352,7 +355,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.export_only and not train_stages(args, config, corpus):
         print("stopped; the same command continues", file=sys.stderr)
         return 1
-    figures = export_pair(args, config, corpus)["held_out"]
+    figures = export_pair(args, config, corpus, origin)["held_out"]
     Console(file=sys.stderr).print_json(data=figures)
     return 0
 

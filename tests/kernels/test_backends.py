@@ -56,7 +56,7 @@ def test_without_a_gpu_cuda_is_refused_and_says_so() -> None:
 
 
 def test_a_cuda_program_runs_the_cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "available", lambda: {"cuda": None})
+    monkeypatch.setattr(backends, "why_unavailable", lambda name: None)
     program = make_program("cuda")
     with pytest.raises(BackendUnavailable, match=r"'embed' has no cuda kernel; .*, cpu, triton"):
         run_op("embed", "cuda", **embed_args())

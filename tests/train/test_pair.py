@@ -87,19 +87,22 @@ def test_another_recipe_in_the_same_run_directory_is_refused(small_recipe):
 def test_a_run_may_begin_with_an_exported_pair(small_recipe, tmp_path):
     assert recipe.run(arguments(*small_recipe)) == 0
     first = tmp_path / "out"
-    again = ["--run-dir", str(tmp_path / "run2"), "--out", str(tmp_path / "out2")]
+    again = ["--run-dir", str(tmp_path / "run2")]  # the new pair takes the old one's place
     words = [*small_recipe, *again, "--start-from", str(first), "--seed", "3"]
+    began_with = json.loads((first / "MANIFEST.json").read_text())["files"]
     target, _ = recipe.build_models(recipe.PairConfig(), first)
     exported = load_exported(first / "target").state_dict()
     for name, tensor in target.state_dict().items():
         assert torch.equal(tensor, exported[name]), name
 
     assert recipe.run(arguments(*words)) == 0
-    manifest = json.loads((tmp_path / "out2" / "MANIFEST.json").read_text())
-    recorded = json.loads((first / "MANIFEST.json").read_text())["files"]["target/tokenizer.json"]
+    manifest = json.loads((first / "MANIFEST.json").read_text())
+    recorded = began_with["target/tokenizer.json"]
     assert manifest["files"]["target/tokenizer.json"] == recorded
+    for name, digest in manifest["origin"]["weights_sha256"].items():
+        assert digest == began_with[f"{name}/model.safetensors"]["sha256"]
     assert manifest["origin"]["tokens_seen"] == 6 * 256
-    card = (tmp_path / "out2" / "MODEL_CARD.md").read_text()
+    card = (first / "MODEL_CARD.md").read_text()
     assert "began with an earlier pair" in card
     with pytest.raises(ConfigError, match="origin="):  # the same run from something else
         recipe.run(arguments(*small_recipe, *again, "--seed", "3"))
