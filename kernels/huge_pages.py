@@ -8,11 +8,12 @@ four and more 0.97 (AVX2 server, paired runs).
 
 from __future__ import annotations
 
+import mmap
+import sys
+from contextlib import suppress
 from math import prod
 
 import torch
-
-from sdengine.kernels.backends import load_cpu
 
 HUGE_PAGE_BYTES = 2 << 20
 CHUNK_BYTES = 8 * HUGE_PAGE_BYTES
@@ -30,8 +31,8 @@ class HugePageArena:
         self._chunk = torch.empty(0, dtype=torch.uint8)
         self._used = 0
 
-    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """An uninitialised contiguous tensor.
+    def zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """A contiguous tensor of zeros; those never touched cost address space only.
 
         Args:
             shape: any; from 2 MB on the tensor gets a chunk of its own and starts on a large page.
@@ -48,8 +49,19 @@ class HugePageArena:
 
 
 def _map_chunk(size: int) -> torch.Tensor:
-    """Bytes [size] that start on a 2 MB boundary; the slack before it is address space only."""
-    raw = torch.empty(size + HUGE_PAGE_BYTES, dtype=torch.uint8)
+    """Bytes [size] that start on a 2 MB boundary; the slack before it is address space only.
+
+    Straight from the operating system: what malloc is given back it may keep for itself, tens of
+    megabytes after some engines. The mapping ends with the last tensor in it.
+    """
+    if sys.platform == "win32":
+        pages = mmap.mmap(-1, size + HUGE_PAGE_BYTES)
+    else:
+        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        pages = mmap.mmap(-1, size + HUGE_PAGE_BYTES, flags=private)
+    raw = torch.frombuffer(pages, dtype=torch.uint8)
     start = -raw.data_ptr() % HUGE_PAGE_BYTES
-    load_cpu().advise_huge_pages(raw.data_ptr() + start, size // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel without them: small pages are only slower
+            pages.madvise(mmap.MADV_HUGEPAGE, start, size // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES)
     return raw[start : start + size]

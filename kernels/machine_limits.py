@@ -58,7 +58,7 @@ class LimitProbe:
     def __init__(self, pool: Any, dram_bytes: int = DRAM_BYTES) -> None:
         self._pool = pool
         self._native = load_cpu()
-        self._memory = HugePageArena().empty((dram_bytes // 4,), torch.float32).fill_(1.0)
+        self._memory = HugePageArena().zeros((dram_bytes // 4,), torch.float32).fill_(1.0)
 
     def dram_gbps(self, repeats: int = 1) -> list[float]:
         return self._read(self._memory.numel() * 4, repeats)

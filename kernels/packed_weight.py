@@ -115,7 +115,7 @@ def pack_weight(
         if dtype == torch.bfloat16
         else (blocks, num_inputs, BLOCK_OUTPUTS)
     )
-    storage = (arena or HugePageArena()).empty(shape, dtype)
+    storage = (arena or HugePageArena()).zeros(shape, dtype)
     native = load_cpu()
     native.pack_weight(
         pool if pool is not None else native.ThreadPool(1),

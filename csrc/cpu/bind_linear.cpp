@@ -33,9 +33,6 @@ void append_linear(Program& program, uintptr_t x, uintptr_t weight, bool weight_
 void bind_linear(pybind11::module_& module) {
   module.def("linear", append_linear);
   module.def("pack_weight", pack, pybind11::call_guard<pybind11::gil_scoped_release>());
-  module.def("advise_huge_pages", [](uintptr_t data, int64_t bytes) {
-    return advise_huge_pages(pointer<void>(data), bytes);
-  });
 }
 
 }  // namespace sdengine

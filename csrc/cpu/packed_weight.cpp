@@ -1,9 +1,5 @@
 #include "cpu/packed_weight.h"
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include "cpu/bf16.h"
 
 namespace sdengine {
@@ -75,16 +71,6 @@ void pack_weight(const PackArgs& args, Worker& worker) {
   }
   if (args.source_is_bf16) return pack_share<uint16_t, float>(args, args.num_inputs, worker);
   return pack_share<float, float>(args, args.num_inputs, worker);
-}
-
-bool advise_huge_pages(void* data, int64_t bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  return madvise(data, static_cast<size_t>(bytes), MADV_HUGEPAGE) == 0;
-#else
-  (void)data;
-  (void)bytes;
-  return false;
-#endif
 }
 
 }  // namespace sdengine

@@ -36,7 +36,4 @@ struct PackArgs {
 // Every worker packs its share of the blocks; needs no memory of its own.
 void pack_weight(const PackArgs& args, Worker& worker);
 
-// Asks for 2 MB pages; true when the kernel accepted. Call before the memory is touched.
-bool advise_huge_pages(void* data, int64_t bytes);
-
 }  // namespace sdengine

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from sdengine.kernels.huge_pages import HugePageArena
 from sdengine.model.config import ModelConfig
 
 
@@ -21,7 +22,7 @@ class KVCache:
         self, config: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype
     ) -> None:
         shape = (config.num_layers, num_blocks, 2, config.num_kv_heads, block_size, config.head_dim)
-        self.tensor = torch.zeros(shape, dtype=dtype)
+        self.tensor = HugePageArena().zeros(shape, dtype)
 
     def layer(self, index: int) -> torch.Tensor:
         """Cache of one layer: [P, 2, H_kv, block_size, D]."""

@@ -16,9 +16,9 @@ def span(tensor: torch.Tensor) -> tuple[int, int]:
 
 def test_small_tensors_lie_side_by_side_from_a_large_page_on() -> None:
     arena = HugePageArena()
-    first = arena.empty((3, 5), torch.float32)
-    second = arena.empty((ALIGNMENT + 1,), torch.uint8)
-    third = arena.empty((7,), torch.bfloat16)
+    first = arena.zeros((3, 5), torch.float32)
+    second = arena.zeros((ALIGNMENT + 1,), torch.uint8)
+    third = arena.zeros((7,), torch.bfloat16)
     assert first.shape == (3, 5) and first.dtype == torch.float32 and first.is_contiguous()
     assert first.data_ptr() % HUGE_PAGE_BYTES == 0
     assert second.data_ptr() - first.data_ptr() == ALIGNMENT
@@ -29,7 +29,7 @@ def test_nothing_overlaps_across_chunks() -> None:
     arena = HugePageArena()
     sizes = [HUGE_PAGE_BYTES - 1, 1, 0, HUGE_PAGE_BYTES, 300_000] * 8
     assert sum(sizes) > 2 * CHUNK_BYTES
-    tensors = [arena.empty((size,), torch.uint8) for size in sizes]
+    tensors = [arena.zeros((size,), torch.uint8) for size in sizes]
     for i, tensor in enumerate(tensors):
         tensor.fill_(i)
     assert all(bool((tensor == i).all()) for i, tensor in enumerate(tensors))
@@ -39,14 +39,14 @@ def test_nothing_overlaps_across_chunks() -> None:
 
 def test_a_large_tensor_starts_on_a_large_page() -> None:
     arena = HugePageArena()
-    arena.empty((5,), torch.uint8)
-    large = arena.empty((1024, 2048), torch.bfloat16)
+    arena.zeros((5,), torch.uint8)
+    large = arena.zeros((1024, 2048), torch.bfloat16)
     assert large.data_ptr() % HUGE_PAGE_BYTES == 0
 
 
 def test_memory_outlives_the_arena() -> None:
     arena = HugePageArena()
-    tensor = arena.empty((1000,), torch.int32)
+    tensor = arena.zeros((1000,), torch.int32)
     tensor[:] = torch.arange(1000, dtype=torch.int32)
     del arena
     gc.collect()
