@@ -255,6 +255,6 @@ def train(name: str, objective: Objective, config: LoopConfig, directory: Path) 
             if is_old or is_last or control.take("CHECKPOINT") is not None:
                 save_checkpoint(checkpoint, objective, state)
                 saved_at = time.monotonic()
-        if control.must_stop:
+        if control.must_stop or not checkpoint.exists():  # a stage of no steps has its start
             save_checkpoint(checkpoint, objective, state)
     return state

@@ -65,7 +65,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `sdengine train pair`."""
     parser.add_argument("--out", type=Path, required=True, help="directory of the finished pair")
     parser.add_argument("--run-dir", type=Path, default=Path("runs/pair"), help="work directory")
-    parser.add_argument("--steps", type=int, default=1193, help="steps of target and draft")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=1193,
+        help="steps of target and draft; 0 trains the draft alone, with --start-from",
+    )
     parser.add_argument("--cooldown-steps", type=int, default=1100, help="the last of these steps")
     parser.add_argument("--draft-steps", type=int, default=620, help="steps of the draft alone")
     parser.add_argument("--samples", type=int, default=96, help="texts sampled from the target")
@@ -299,10 +304,13 @@ def check_arguments(args: argparse.Namespace) -> None:
     """Refuse settings that could not work.
 
     Raises:
-        ConfigError: for a count below 1 or a device that is not there.
+        ConfigError: for a count that is too small or a device that is not there.
     """
+    if args.steps < 0 or (args.steps == 0 and args.start_from is None):
+        raise ConfigError.from_parts(
+            "--steps of at least 1, or 0 (the draft alone) with --start-from", str(args.steps)
+        )
     counts = {
-        "--steps": args.steps,
         "--cooldown-steps": args.cooldown_steps,
         "--draft-steps": args.draft_steps,
         "--samples": args.samples,
