@@ -10,13 +10,28 @@ import threading
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
+from time import thread_time
+from typing import NamedTuple
 
 from sdengine.core.outputs import RequestOutput, StepTree
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.engine import require_finite
 from sdengine.errors import RequestTimeout
 
-__all__ = ["Outbox", "RequestStream"]
+__all__ = ["Delivery", "Outbox", "RequestStream"]
+
+PAUSE_PER_WORK = 19.0
+"""Deliveries and what their readers do with them may take 1/20 of the loop's time."""
+LONGEST_PAUSE_S = 0.04
+"""A text that grows 25 times a second is still seen as flowing."""
+
+
+class Delivery(NamedTuple):
+    """An output on its way to the stream of its request."""
+
+    stream: RequestStream
+    output: RequestOutput
+    tree: StepTree | None
 
 
 class RequestStream:
@@ -141,9 +156,12 @@ class RequestStream:
 
 
 class Outbox:
-    """Carries outputs into one event loop with at most one callback under way.
+    """Carries outputs into one event loop, a whole step's at once.
 
-    A busy loop is not flooded with wake-ups: what it has not fetched is replaced by what is newer.
+    After every delivery there is a pause, so long that deliveries take a small share of the loop's
+    time: a loop with many streams gets fewer and larger outputs, because what it has not fetched is
+    replaced by what is newer, and a loop with one stream gets every step's. During the pause
+    nothing wakes the loop, which would take the interpreter, and a processor, from the engine.
 
     Args:
         loop: where the streams are read.
@@ -152,30 +170,41 @@ class Outbox:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self._lock = threading.Lock()
-        self._waiting: dict[
-            tuple[str, int], tuple[RequestStream, RequestOutput, StepTree | None]
-        ] = {}
+        self._waiting: dict[tuple[str, int], Delivery] = {}
+        self._is_idle = True  # whether nothing is scheduled in the loop
 
-    def post(self, stream: RequestStream, output: RequestOutput, tree: StepTree | None) -> None:
-        """Hands an output over; called in the engine's thread.
+    def post(self, deliveries: SequenceOf[Delivery]) -> None:
+        """Hands outputs over; called in the engine's thread.
 
         Raises:
             RuntimeError: the loop is closed.
         """
         with self._lock:
-            is_first = not self._waiting
-            key = (stream.request_id, output.outputs[0].index)
-            self._waiting.pop(key, None)  # to the end: a request's last output must stay the last
-            self._waiting[key] = (stream, output, tree)
-        if is_first:
+            waiting = self._waiting
+            for delivery in deliveries:
+                output = delivery.output
+                key = (output.request_id, output.outputs[0].index)
+                waiting.pop(key, None)  # to the end: a request's last output must stay the last
+                waiting[key] = delivery
+            is_idle, self._is_idle = self._is_idle, False
+        if is_idle or self.loop.is_closed():
             try:
                 self.loop.call_soon_threadsafe(self._deliver)
             except RuntimeError:
-                self._waiting = {}  # so that the next one is the first again, and is refused, too
+                self._waiting, self._is_idle = {}, True
                 raise
 
     def _deliver(self) -> None:
         with self._lock:
             waiting, self._waiting = self._waiting, {}
+            self._is_idle = not waiting
+        if not waiting:
+            return
+        begin = thread_time()
         for stream, output, tree in waiting.values():
             stream.receive(output, tree)
+        self.loop.call_soon(self._pause, begin)  # runs after the readers that were woken
+
+    def _pause(self, begin: float) -> None:
+        spent = thread_time() - begin
+        self.loop.call_later(min(PAUSE_PER_WORK * spent, LONGEST_PAUSE_S), self._deliver)

@@ -16,7 +16,10 @@ from sdengine.server.errors import ApiError, error_response
 from sdengine.server.metrics import Metrics
 from sdengine.server.settings import ServerSettings, is_loopback
 
-__all__ = ["Gate"]
+__all__ = ["DIRECT_SEND", "Gate", "Receive", "Scope", "Send"]
+
+DIRECT_SEND = "sdengine.send"
+"""Key of a scope: the server's own `send`, for the parts of a body that has begun."""
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -59,6 +62,7 @@ class Gate:
             await self._app(scope, receive, send)
             return
         answer = Answer(send)
+        scope[DIRECT_SEND] = send
         client = ""
         try:
             client = self._admit(scope)

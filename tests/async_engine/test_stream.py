@@ -7,7 +7,7 @@ import asyncio
 
 import pytest
 
-from sdengine.async_engine.stream import Outbox, RequestStream
+from sdengine.async_engine.stream import LONGEST_PAUSE_S, Delivery, Outbox, RequestStream
 from sdengine.core.outputs import CompletionOutput, RequestMetrics, RequestOutput
 
 
@@ -33,9 +33,9 @@ def test_the_newest_outputs_come_and_the_last_one_comes_last(is_read_late: bool)
         outbox = Outbox(asyncio.get_running_loop())
         stream = make_stream(outbox)
         for step in steps:
-            outbox.post(stream, step, None)
+            outbox.post([Delivery(stream, step, None)])
             if is_read_late:  # delivered one by one, read together
-                await asyncio.sleep(0)
+                await asyncio.sleep(2 * LONGEST_PAUSE_S)
         assert await asyncio.wait_for(read(stream), 10) == [(0, 2), (2, 3)]
 
     asyncio.run(main())
@@ -49,4 +49,4 @@ def test_a_closed_loop_is_reported_every_time() -> None:
     outbox, stream = asyncio.run(make())
     for _ in range(2):
         with pytest.raises(RuntimeError, match="closed"):
-            outbox.post(stream, output(0, 1), None)
+            outbox.post([Delivery(stream, output(0, 1), None)])
