@@ -302,11 +302,13 @@ def _check(call: Call, tally: Tally) -> None:
 
 
 def _events(rest: bytes) -> Iterator[str]:
-    """Data of the whole server-sent events in a chunked body, which may end anywhere."""
+    """Data of the whole server-sent events in a chunked body, which may end anywhere; comments are
+    left out."""
     body = b""
     while b"\r\n" in rest:
         size, _, rest = rest.partition(b"\r\n")
         body += rest[: int(size, 16)]
         rest = rest[int(size, 16) + 2 :]
     for event in body.split(b"\n\n")[:-1]:
-        yield event.decode().removeprefix("data: ")
+        if event.startswith(EVENT):
+            yield event[len(EVENT) :].decode()
