@@ -71,36 +71,46 @@ class EventStream(Response):
         del self.headers["content-length"]
         self._events = events
         self._close = close
+        self._write: Send
         self._is_waiting = True
+        self._has_spoken = False
+        self._timer: asyncio.TimerHandle
+        self._comment: asyncio.Future[None]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the events until they end or the client leaves."""
         await send(
             {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         )  # through all layers, which have to know that an answer has begun
-        write: Send = scope.get(DIRECT_SEND, send)
+        self._write = scope.get(DIRECT_SEND, send)
         watch = asyncio.ensure_future(self._watch(receive))
-        comments = asyncio.ensure_future(self._break_silence(write))
+        self._break_silence_later()
         try:
             async for part in self._events:
-                self._is_waiting = False
-                await write({"type": "http.response.body", "body": part, "more_body": True})
-                self._is_waiting = True
+                await self._send(part)
         finally:
+            self._timer.cancel()
             watch.cancel()
-            comments.cancel()
             await self._events.aclose()
-        await write({"type": "http.response.body", "body": b"", "more_body": False})
+        await self._write({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send(self, part: bytes) -> None:
+        self._is_waiting = False
+        await self._write({"type": "http.response.body", "body": part, "more_body": True})
+        self._is_waiting = self._has_spoken = True
 
     async def _watch(self, receive: Receive) -> None:
         await _disconnected(receive)
         await self._close()
 
-    async def _break_silence(self, write: Send) -> None:
-        while True:
-            await asyncio.sleep(SILENCE_S)
-            if self._is_waiting:
-                await write({"type": "http.response.body", "body": COMMENT, "more_body": True})
+    def _break_silence_later(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(SILENCE_S, self._break_silence)
+
+    def _break_silence(self) -> None:
+        if self._is_waiting and not self._has_spoken:
+            self._comment = asyncio.ensure_future(self._send(COMMENT))
+        self._has_spoken = False
+        self._break_silence_later()
 
 
 def event(document: dict[str, Any]) -> bytes:
