@@ -66,6 +66,7 @@ class RequestStream:
         self.loop = outbox.loop
         self.admission: asyncio.Future[None] = self.loop.create_future()
         self.step_tree: StepTree | None = None
+        self.is_silent = True  # whether the engine has made no output yet
         self.wants_trees = wants_trees
         self.token_ids = token_ids
         self.params = params
@@ -160,8 +161,9 @@ class Outbox:
 
     After every delivery there is a pause, so long that deliveries take a small share of the loop's
     time: a loop with many streams gets fewer and larger outputs, because what it has not fetched is
-    replaced by what is newer, and a loop with one stream gets every step's. During the pause
-    nothing wakes the loop, which would take the interpreter, and a processor, from the engine.
+    replaced by what is newer, and a loop with one stream gets every step's. During the pause only
+    first and last outputs of requests wake the loop, which would take the interpreter, and a
+    processor, from the engine.
 
     Args:
         loop: where the streams are read.
@@ -170,8 +172,9 @@ class Outbox:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self._lock = threading.Lock()
-        self._waiting: dict[tuple[str, int], Delivery] = {}
-        self._is_idle = True  # whether nothing is scheduled in the loop
+        self._waiting: dict[RequestStream, dict[int, Delivery]] = {}
+        self._urgent: dict[RequestStream, dict[int, Delivery]] = {}
+        self._is_pausing = False
 
     def post(self, deliveries: SequenceOf[Delivery]) -> None:
         """Hands outputs over; called in the engine's thread.
@@ -180,31 +183,46 @@ class Outbox:
             RuntimeError: the loop is closed.
         """
         with self._lock:
-            waiting = self._waiting
+            was_calling = bool(self._urgent) or bool(self._waiting and not self._is_pausing)
             for delivery in deliveries:
-                output = delivery.output
-                key = (output.request_id, output.outputs[0].index)
-                waiting.pop(key, None)  # to the end: a request's last output must stay the last
-                waiting[key] = delivery
-            is_idle, self._is_idle = self._is_idle, False
-        if is_idle or self.loop.is_closed():
+                self._put(delivery)
+            calls = bool(self._urgent) or not self._is_pausing
+        if (calls and not was_calling) or self.loop.is_closed():
             try:
                 self.loop.call_soon_threadsafe(self._deliver)
             except RuntimeError:
-                self._waiting, self._is_idle = {}, True
+                self._waiting, self._urgent = {}, {}  # so that the next one is refused, too
                 raise
 
+    def _put(self, delivery: Delivery) -> None:
+        stream, output = delivery.stream, delivery.output
+        newest = self._urgent.get(stream) or self._waiting.setdefault(stream, {})
+        index = output.outputs[0].index
+        newest.pop(index, None)  # to the end: a request's last output must stay the last
+        newest[index] = delivery
+        if (output.finished or stream.is_silent) and stream in self._waiting:
+            self._urgent[stream] = self._waiting.pop(stream)
+        stream.is_silent = False
+
     def _deliver(self) -> None:
+        """Delivers what is urgent, and the rest unless this is a pause, and begins one."""
         with self._lock:
-            waiting, self._waiting = self._waiting, {}
-            self._is_idle = not waiting
-        if not waiting:
-            return
+            taken, self._urgent = self._urgent, {}
+            begins_pause = not self._is_pausing
+            if begins_pause:
+                taken, self._waiting = {**taken, **self._waiting}, {}
+                self._is_pausing = bool(taken)
         begin = thread_time()
-        for stream, output, tree in waiting.values():
-            stream.receive(output, tree)
-        self.loop.call_soon(self._pause, begin)  # runs after the readers that were woken
+        for outputs in taken.values():
+            for stream, output, tree in outputs.values():
+                stream.receive(output, tree)
+        if taken and begins_pause:
+            self.loop.call_soon(self._pause, begin)  # runs after the readers that were woken
 
     def _pause(self, begin: float) -> None:
         spent = thread_time() - begin
-        self.loop.call_later(min(PAUSE_PER_WORK * spent, LONGEST_PAUSE_S), self._deliver)
+        self.loop.call_later(min(PAUSE_PER_WORK * spent, LONGEST_PAUSE_S), self._end_pause)
+
+    def _end_pause(self) -> None:
+        self._is_pausing = False
+        self._deliver()
