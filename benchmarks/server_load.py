@@ -4,21 +4,20 @@
 
 Clients read, cancel, drop and send nonsense; every text that is read to its end is compared with
 the offline engine's for its seed. Then the same requests run once through the server and, before
-and after it, through an `Engine` in this process with as many sequences at once: the server's
-overhead, clients included, because they share the machine.
+and after it, through an `Engine` in this process with as many sequences at once. The clients share
+the machine with the server, so their own processor time is told apart from its.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import perf_counter, process_time
 from urllib.request import urlopen
 
 from benchmarks.load_clients import Case, Mix, Tally, run_clients
@@ -28,29 +27,60 @@ from sdengine.cli.prompts import PROMPTS
 MODEL = "python-completion"
 
 
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one pass over all requests took, through the engine alone and through the server.
+
+    Args:
+        offline_s, served_s: wall-clock seconds.
+        offline_processor_s: of the engine alone, all its threads.
+        engine_processor_s, loop_processor_s: of the server's threads.
+        client_processor_s: of the clients.
+    """
+
+    offline_s: float
+    served_s: float
+    offline_processor_s: float
+    engine_processor_s: float
+    loop_processor_s: float
+    client_processor_s: float
+
+    @property
+    def overhead(self) -> float:
+        """Share of time that the server adds, clients included."""
+        return self.served_s / self.offline_s - 1
+
+    @property
+    def processor_overhead(self) -> float:
+        """Share of processor time that the server adds, clients not included."""
+        server_s = self.engine_processor_s + self.loop_processor_s
+        return server_s / self.offline_processor_s - 1
+
+
 def main() -> int:
     """Runs the load and prints what was seen; 1 when something was wrong."""
     args = build_parser().parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the server is ended, too
-    engine = Engine(MODEL, max_num_seqs=args.max_num_seqs)
+    engine = Engine(MODEL, max_num_seqs=args.max_num_seqs, num_threads=args.num_threads or None)
     cases = make_cases(engine, args.cases, args.max_tokens)
-    process, url = start_server(args.max_num_seqs)
+    process, url = start_server(args)
     try:
-        asyncio.run(run_clients(url, cases, args.clients))  # warm
+        run_clients(url, cases, args.clients)  # warm
         memory = [resident_mb(process.pid)]
         tally = Tally()
         for part in range(3):
-            mixed = run_clients(
-                url, cases, args.clients, seconds=args.seconds / 3, mix=Mix(), seed=part
-            )
-            add(tally, asyncio.run(mixed))
+            seconds = args.seconds / 3
+            tally.add(run_clients(url, cases, args.clients, seconds=seconds, mix=Mix(), seed=part))
             memory.append(resident_mb(process.pid))
         leaked = leaked_blocks(url)
-        overhead = measure_overhead(engine, cases, url, args.clients, args.repeats)
+        costs = [
+            measure_cost(engine, cases, url, process.pid, args.clients) for _ in range(args.repeats)
+        ]
     finally:
         process.terminate()
         _, log = process.communicate(timeout=60)
-    print_report(args, tally, memory, leaked, overhead)
+    print_load(args, tally, memory, leaked)
+    print_costs(costs, args.cases * args.max_tokens)
     for line in [*tally.failures[:5], *log.splitlines()[:20]]:
         print(line, file=sys.stderr)
     return int(bool(tally.failures or leaked or log or process.returncode))
@@ -65,6 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("--cases", 96, "different requests"),
         ("--max-tokens", 48, "per request"),
         ("--max-num-seqs", 16, "sequences at once, in the server and offline"),
+        ("--num-threads", 0, "CPU threads of the engine, in the server and offline; 0: all cores"),
         ("--repeats", 3, "of the comparison with the offline engine"),
     ):
         parser.add_argument(name, type=type(default), default=default, help=text)
@@ -84,14 +115,12 @@ def make_cases(engine: Engine, num_cases: int, max_tokens: int) -> list[Case]:
         }
         for index in range(num_cases)
     ]
-    texts, _ = run_offline(engine, bodies)
-    return [Case(body, text) for body, text in zip(bodies, texts)]
+    return [Case(body, text) for body, text in zip(bodies, run_offline(engine, bodies))]
 
 
-def run_offline(engine: Engine, bodies: list[dict]) -> tuple[list[str], float]:
-    """Texts of all requests, and the seconds they took together."""
+def run_offline(engine: Engine, bodies: list[dict]) -> list[str]:
+    """Texts of all requests."""
     names = ("max_tokens", "temperature", "seed", "ignore_eos")
-    begin = perf_counter()
     for index, body in enumerate(bodies):
         changes = {name: body[name] for name in names}
         params: SamplingParams = replace(engine.default_params, **changes)
@@ -101,15 +130,16 @@ def run_offline(engine: Engine, bodies: list[dict]) -> tuple[list[str], float]:
         for output in engine.step():
             if output.finished:
                 texts[output.request_id] = output.outputs[0].text
-    return [texts[str(index)] for index in range(len(bodies))], perf_counter() - begin
+    return [texts[str(index)] for index in range(len(bodies))]
 
 
-def start_server(max_num_seqs: int) -> tuple[subprocess.Popen[str], str]:
+def start_server(args: argparse.Namespace) -> tuple[subprocess.Popen[str], str]:
     """A server in a process of its own, and its URL."""
     command = [sys.executable, "-m", "sdengine.cli", "serve", "--port", "0"]
-    process = subprocess.Popen(
-        [*command, "--max-num-seqs", str(max_num_seqs)], stderr=subprocess.PIPE, text=True
-    )
+    command += ["--max-num-seqs", str(args.max_num_seqs)]
+    if args.num_threads:
+        command += ["--num-threads", str(args.num_threads)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     line = process.stderr.readline()
     if "http://" not in line:
@@ -117,20 +147,39 @@ def start_server(max_num_seqs: int) -> tuple[subprocess.Popen[str], str]:
     return process, line.split()[-1]
 
 
-def measure_overhead(
-    engine: Engine, cases: list[Case], url: str, num_clients: int, repeats: int
-) -> list[float]:
-    """Share of time that the server adds to the offline engine's, once per repeat."""
+def measure_cost(engine: Engine, cases: list[Case], url: str, pid: int, num_clients: int) -> Cost:
+    """Times of all requests through the server, and through the engine before and after it."""
     bodies = [case.body for case in cases]
-    found = []
-    for _ in range(repeats):
-        before = run_offline(engine, bodies)[1]
-        served = asyncio.run(run_clients(url, cases, num_clients))
-        if served.failures:
-            raise SystemExit(served.failures[0])
-        offline_s = (before + run_offline(engine, bodies)[1]) / 2
-        found.append(served.seconds / offline_s - 1)
-    return found
+
+    def offline() -> tuple[float, float]:
+        begin, processor_begin = perf_counter(), process_time()
+        run_offline(engine, bodies)
+        return perf_counter() - begin, process_time() - processor_begin
+
+    before = offline()
+    threads_before = thread_seconds(pid)
+    served = run_clients(url, cases, num_clients)
+    threads = thread_seconds(pid)
+    if served.failures:
+        raise SystemExit(served.failures[0])
+    after = offline()
+    spent = {tid: seconds - threads_before.get(tid, 0.0) for tid, seconds in threads.items()}
+    return Cost(
+        offline_s=(before[0] + after[0]) / 2,
+        served_s=served.seconds,
+        offline_processor_s=(before[1] + after[1]) / 2,
+        engine_processor_s=sum(spent.values()) - spent[pid],
+        loop_processor_s=spent[pid],  # the event loop runs in the process' first thread
+        client_processor_s=served.processor_s,
+    )
+
+
+def thread_seconds(pid: int) -> dict[int, float]:
+    """Processor time of each thread of a process, to the nanosecond."""
+    return {
+        int(path.parent.name): 1e-9 * int(path.read_text(encoding="utf-8").split()[0])
+        for path in Path(f"/proc/{pid}/task").glob("*/schedstat")
+    }
 
 
 def leaked_blocks(url: str) -> float:
@@ -150,43 +199,46 @@ def resident_mb(pid: int) -> float:
     return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
 
-def add(total: Tally, part: Tally) -> None:
-    """Adds up."""
-    total.kinds += part.kinds
-    total.failures += part.failures
-    total.first_token_s += part.first_token_s
-    total.between_tokens_s += part.between_tokens_s
-    total.num_tokens += part.num_tokens
-    total.seconds += part.seconds
-
-
 def percentiles_ms(values: list[float]) -> str:
     """Median and 99th percentile."""
+    if not values:
+        return "none"
     ranked = sorted(values)
     last = ranked[min(int(0.99 * len(ranked)), len(ranked) - 1)]
     return f"p50 {1e3 * median(ranked):.1f} ms, p99 {1e3 * last:.1f} ms"
 
 
-def print_report(
-    args: argparse.Namespace,
-    tally: Tally,
-    memory: list[float],
-    leaked: float,
-    overhead: list[float],
-) -> None:
-    """All figures with their conditions."""
+def print_load(args: argparse.Namespace, tally: Tally, memory: list[float], leaked: float) -> None:
+    """What the mixed load showed, with its conditions."""
     num = sum(tally.kinds.values())
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(tally.kinds.items()))
-    print(f"{args.clients} clients, {tally.seconds:.0f} s, {args.max_num_seqs} sequences at once")
+    threads = args.num_threads or "all"
+    print(f"{args.clients} clients, {tally.seconds:.0f} s, {args.max_num_seqs} sequences at once, ")
+    print(f"engine threads:    {threads}")
     print(f"requests:          {num} ({num / tally.seconds:.1f}/s): {kinds}")
     print(f"wrong or lost:     {len(tally.failures)}")
     print(f"tokens:            {tally.num_tokens / tally.seconds:.0f}/s in finished requests")
     print(f"first token:       {percentiles_ms(tally.first_token_s)}")
-    print(f"between events:    {percentiles_ms(tally.between_tokens_s)}")
+    print(f"between reads:     {percentiles_ms(tally.between_reads_s)}")
     print(f"KV blocks leaked:  {leaked:.0f}")
     print(f"memory, MB:        {' '.join(f'{mb:.0f}' for mb in memory)}")
-    each = " ".join(f"{100 * share:.0f}%" for share in overhead)
-    print(f"against offline:   {100 * median(overhead):+.0f}% time (each: {each})")
+
+
+def print_costs(costs: list[Cost], num_tokens: int) -> None:
+    """The server beside the offline engine: medians per token, and every repeat's ratio."""
+
+    def per_token(name: str) -> str:
+        return f"{1e6 * median(getattr(cost, name) for cost in costs) / num_tokens:.0f} us"
+
+    print("a token takes:     offline", per_token("offline_s"), "served", per_token("served_s"))
+    print("of processors:     offline engine", per_token("offline_processor_s"), end="; ")
+    print("served: engine", per_token("engine_processor_s"), end=", ")
+    print("event loop", per_token("loop_processor_s"), end=", ")
+    print("clients", per_token("client_processor_s"))
+    for what, name in (("time", "overhead"), ("processor time", "processor_overhead")):
+        shares = [getattr(cost, name) for cost in costs]
+        each = " ".join(f"{100 * share:.0f}%" for share in shares)
+        print(f"server adds:       {100 * median(shares):+.0f}% {what} (each: {each})")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ __all__ = ["AsyncEngine", "EngineStatus"]
 
 NUM_TOKENIZER_THREADS = 2
 """Long prompts are tokenised beside the engine; one of them does not keep a short one waiting."""
+SHORT_TEXT = 1024
+"""Characters that are tokenised at once, in less time than a thread takes to be woken and heard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +163,7 @@ class AsyncEngine:
                 yield output
 
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text, computed beside the event loop and the engine.
+        """Token ids of a text; a long one is tokenised beside the event loop and the engine.
 
         Args:
             text: any text.
@@ -175,6 +177,8 @@ class AsyncEngine:
             raise RequestError.from_parts(
                 "token ids, because the checkpoint has no tokenizer.json", "text"
             )
+        if len(text) <= SHORT_TEXT:
+            return tokenizer.encode(text, add_special_tokens=add_special_tokens)
         encode = partial(tokenizer.encode, text, add_special_tokens=add_special_tokens)
         return await asyncio.get_running_loop().run_in_executor(self._tokenizers, encode)
 

@@ -10,13 +10,28 @@ import threading
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
+from time import thread_time
+from typing import NamedTuple
 
 from sdengine.core.outputs import RequestOutput, StepTree
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.engine import require_finite
 from sdengine.errors import RequestTimeout
 
-__all__ = ["Outbox", "RequestStream"]
+__all__ = ["Delivery", "Outbox", "RequestStream"]
+
+PAUSE_PER_WORK = 19.0
+"""Deliveries and what their readers do with them may take 1/20 of the loop's time."""
+LONGEST_PAUSE_S = 0.04
+"""A text that grows 25 times a second is still seen as flowing."""
+
+
+class Delivery(NamedTuple):
+    """An output on its way to the stream of its request."""
+
+    stream: RequestStream
+    output: RequestOutput
+    tree: StepTree | None
 
 
 class RequestStream:
@@ -51,6 +66,7 @@ class RequestStream:
         self.loop = outbox.loop
         self.admission: asyncio.Future[None] = self.loop.create_future()
         self.step_tree: StepTree | None = None
+        self.is_silent = True  # whether the engine has made no output yet
         self.wants_trees = wants_trees
         self.token_ids = token_ids
         self.params = params
@@ -141,9 +157,13 @@ class RequestStream:
 
 
 class Outbox:
-    """Carries outputs into one event loop with at most one callback under way.
+    """Carries outputs into one event loop, a whole step's at once.
 
-    A busy loop is not flooded with wake-ups: what it has not fetched is replaced by what is newer.
+    After every delivery there is a pause, so long that deliveries take a small share of the loop's
+    time: a loop with many streams gets fewer and larger outputs, because what it has not fetched is
+    replaced by what is newer, and a loop with one stream gets every step's. During the pause only
+    first and last outputs of requests wake the loop, which would take the interpreter, and a
+    processor, from the engine.
 
     Args:
         loop: where the streams are read.
@@ -152,30 +172,57 @@ class Outbox:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self._lock = threading.Lock()
-        self._waiting: dict[
-            tuple[str, int], tuple[RequestStream, RequestOutput, StepTree | None]
-        ] = {}
+        self._waiting: dict[RequestStream, dict[int, Delivery]] = {}
+        self._urgent: dict[RequestStream, dict[int, Delivery]] = {}
+        self._is_pausing = False
 
-    def post(self, stream: RequestStream, output: RequestOutput, tree: StepTree | None) -> None:
-        """Hands an output over; called in the engine's thread.
+    def post(self, deliveries: SequenceOf[Delivery]) -> None:
+        """Hands outputs over; called in the engine's thread.
 
         Raises:
             RuntimeError: the loop is closed.
         """
         with self._lock:
-            is_first = not self._waiting
-            key = (stream.request_id, output.outputs[0].index)
-            self._waiting.pop(key, None)  # to the end: a request's last output must stay the last
-            self._waiting[key] = (stream, output, tree)
-        if is_first:
+            was_calling = bool(self._urgent) or bool(self._waiting and not self._is_pausing)
+            for delivery in deliveries:
+                self._put(delivery)
+            calls = bool(self._urgent) or not self._is_pausing
+        if (calls and not was_calling) or self.loop.is_closed():
             try:
                 self.loop.call_soon_threadsafe(self._deliver)
             except RuntimeError:
-                self._waiting = {}  # so that the next one is the first again, and is refused, too
+                self._waiting, self._urgent = {}, {}  # so that the next one is refused, too
                 raise
 
+    def _put(self, delivery: Delivery) -> None:
+        stream, output = delivery.stream, delivery.output
+        newest = self._urgent.get(stream) or self._waiting.setdefault(stream, {})
+        index = output.outputs[0].index
+        newest.pop(index, None)  # to the end: a request's last output must stay the last
+        newest[index] = delivery
+        if (output.finished or stream.is_silent) and stream in self._waiting:
+            self._urgent[stream] = self._waiting.pop(stream)
+        stream.is_silent = False
+
     def _deliver(self) -> None:
+        """Delivers what is urgent, and the rest unless this is a pause, and begins one."""
         with self._lock:
-            waiting, self._waiting = self._waiting, {}
-        for stream, output, tree in waiting.values():
-            stream.receive(output, tree)
+            taken, self._urgent = self._urgent, {}
+            begins_pause = not self._is_pausing
+            if begins_pause:
+                taken, self._waiting = {**taken, **self._waiting}, {}
+                self._is_pausing = bool(taken)
+        begin = thread_time()
+        for outputs in taken.values():
+            for stream, output, tree in outputs.values():
+                stream.receive(output, tree)
+        if taken and begins_pause:
+            self.loop.call_soon(self._pause, begin)  # runs after the readers that were woken
+
+    def _pause(self, begin: float) -> None:
+        spent = thread_time() - begin
+        self.loop.call_later(min(PAUSE_PER_WORK * spent, LONGEST_PAUSE_S), self._end_pause)
+
+    def _end_pause(self) -> None:
+        self._is_pausing = False
+        self._deliver()

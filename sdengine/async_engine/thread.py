@@ -11,7 +11,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from sdengine.async_engine.stream import RequestStream
+from sdengine.async_engine.stream import Delivery, Outbox, RequestStream
 from sdengine.engine import Engine
 from sdengine.errors import EngineBusy, EngineFailed, EngineStopped, SdengineError
 
@@ -131,6 +131,7 @@ class EngineThread:
     def _step(self) -> None:
         outputs = self.engine.step()
         self._count()
+        by_outbox: dict[Outbox, list[Delivery]] = {}
         for output in outputs:
             stream = self.streams.get(output.request_id)
             if stream is None:
@@ -140,10 +141,13 @@ class EngineThread:
                 tree = self.engine.step_tree(output.request_id, output.outputs[0].index)
             if output.finished:
                 del self.streams[output.request_id]
+            by_outbox.setdefault(stream.outbox, []).append(Delivery(stream, output, tree))
+        for outbox, deliveries in by_outbox.items():
             try:
-                stream.outbox.post(stream, output, tree)
-            except RuntimeError:  # its event loop is closed: nobody can read this any more
-                self._remove(stream)
+                outbox.post(deliveries)
+            except RuntimeError:  # its event loop is closed: nobody can read these any more
+                for delivery in deliveries:
+                    self._remove(delivery.stream)
         self._admit_next()
 
     def _count(self) -> None:

@@ -15,7 +15,7 @@ from sdengine.errors import ConfigError
 __all__ = ["HELP", "add_arguments", "run"]
 
 HELP = "serve a model over HTTP in OpenAI's format"
-LIBRARIES = ("fastapi", "uvicorn", "prometheus_client")
+LIBRARIES = ("fastapi", "uvicorn", "httptools", "prometheus_client")
 DEFAULT_SEQS = 16
 
 

@@ -22,6 +22,7 @@ from sdengine.server.generation import Generation
 from sdengine.server.metrics import Metrics
 from sdengine.server.playground import add_playground
 from sdengine.server.protocol import ChatRequest, CompletionRequest
+from sdengine.server.route import BodyRoute
 from sdengine.server.settings import ServerSettings
 from sdengine.server.streaming import answer
 
@@ -95,6 +96,7 @@ def create_app(
         int(time.time()),
     )
     install_handlers(app)
+    app.router.route_class = BodyRoute
     _add_openai(app, service)
     _add_operations(app, service)
     add_playground(app, engine, plain_engine, settings)

@@ -5,18 +5,22 @@ Plain ASGI, so that streams pass through untouched.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
 from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+import anyio
+
 from sdengine.server.errors import ApiError, error_response
 from sdengine.server.metrics import Metrics
 from sdengine.server.settings import ServerSettings, is_loopback
 
-__all__ = ["Gate"]
+__all__ = ["DIRECT_SEND", "Gate", "Receive", "Scope", "Send"]
+
+DIRECT_SEND = "sdengine.send"
+"""Key of a scope: the server's own `send`, for the parts of a body that has begun."""
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -51,6 +55,7 @@ class Gate:
         self._metrics = metrics
         self._keys = [_digest(key) for key in settings.api_keys]
         self._at_once: Counter[str] = Counter()
+        self._checks_host = settings.is_local and not settings.api_keys
         self._longest_s = settings.request_timeout_s + GRACE_S
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -59,6 +64,7 @@ class Gate:
             await self._app(scope, receive, send)
             return
         answer = Answer(send)
+        scope[DIRECT_SEND] = send
         client = ""
         try:
             client = self._admit(scope)
@@ -77,15 +83,16 @@ class Gate:
             body = await self._body(scope, receive)
             receive = Replay(body, receive).receive
         try:
-            await asyncio.wait_for(self._app(scope, receive, answer.send), self._longest_s)
-        except asyncio.TimeoutError:
+            with anyio.fail_after(self._longest_s):
+                await self._app(scope, receive, answer.send)
+        except TimeoutError:
             if answer.status is None:
                 raise ApiError(504, "the answer took too long", kind="server_error") from None
             # An answer that is left unfinished makes the server close the connection.
 
     def _admit(self, scope: Scope) -> str:
         """Checks who is asking; returns whom the request counts for, "" for nobody."""
-        if not self._settings.api_keys and self._settings.is_local:
+        if self._checks_host:
             _check_host(scope)
         if scope["path"] in OPEN_PATHS:
             return ""
@@ -132,8 +139,9 @@ class Gate:
         if length.isdecimal() and int(length) > limit:
             raise _too_large(limit)
         try:
-            return await asyncio.wait_for(_read(receive, limit), self._settings.body_timeout_s)
-        except asyncio.TimeoutError:
+            with anyio.fail_after(self._settings.body_timeout_s):
+                return await _read(receive, limit)
+        except TimeoutError:
             raise ApiError(
                 408, f"expected a body within {self._settings.body_timeout_s:g} s, got a part of it"
             ) from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from time import perf_counter
@@ -80,6 +80,7 @@ class Generation:
         self._streams: list[RequestStream] = []
         self._begun_at = perf_counter()
         self._progress: dict[int, Progress] = {}
+        self._is_closed = False
 
     async def begin(self, prompts: Sequence[str | Sequence[int]], field: str = "prompt") -> None:
         """Submits the prompts; nothing of them stays behind when one is refused.
@@ -106,24 +107,29 @@ class Generation:
                 self._streams.append(await stack.enter_async_context(stream))
                 self.usage.prompt_tokens += len(ids)
             stack.pop_all()
-        self._metrics.prompt_tokens.inc(self.usage.prompt_tokens)
+        self._metrics.prompt_tokens += self.usage.prompt_tokens
 
-    async def deltas(self) -> AsyncIterator[Delta]:
+    async def deltas(self) -> AsyncGenerator[Delta, None]:
         """Everything the choices say, as it comes; leaving cancels what is unfinished.
 
         Raises:
             SdengineError: as `RequestStream`.
         """
-        outputs = self._read(0) if len(self._streams) == 1 else self._merged()
         try:
-            async for prompt_index, output in outputs:
-                yield self._delta(prompt_index * self._params.n, output.outputs[0])
-            self._metrics.request_seconds.observe(perf_counter() - self._begun_at)
+            if len(self._streams) == 1:
+                async for output in self._streams[0]:
+                    yield self._delta(0, output.outputs[0])
+            else:
+                async for prompt_index, output in self._merged():
+                    yield self._delta(prompt_index * self._params.n, output.outputs[0])
+            if not self._is_closed:
+                self._metrics.request_seconds.observe(perf_counter() - self._begun_at)
         finally:
             await self.aclose()
 
     async def aclose(self) -> None:
-        """Cancels what is unfinished."""
+        """Cancels what is unfinished; its deltas end."""
+        self._is_closed = True
         for stream in self._streams:
             await stream.aclose()
 
@@ -133,7 +139,7 @@ class Generation:
         delta = progress.take(choice, completion, self._params)
         num_tokens = len(delta.token_ids)
         self.usage.completion_tokens += num_tokens
-        self._metrics.generated_tokens.inc(num_tokens)
+        self._metrics.generated_tokens += num_tokens
         now = perf_counter()
         if progress.moved_at is None:
             self._metrics.first_token_seconds.observe(now - self._begun_at)
@@ -141,10 +147,6 @@ class Generation:
             self._metrics.inter_token_seconds.observe((now - progress.moved_at) / num_tokens)
         progress.moved_at = now
         return delta
-
-    async def _read(self, index: int) -> AsyncIterator[tuple[int, RequestOutput]]:
-        async for output in self._streams[index]:
-            yield index, output
 
     async def _merged(self) -> AsyncIterator[tuple[int, RequestOutput]]:
         """Outputs of all prompts; each stream is one step ahead of the reader at most."""

@@ -6,22 +6,62 @@ engine's thread and only read at a scrape.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
+from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, Counter, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
 from sdengine.async_engine import AsyncEngine, EngineStatus
 
-__all__ = ["Metrics"]
+__all__ = ["Histogram", "Metrics"]
 
 FAST_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 SLOW_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 
 
-class Metrics:
-    """Counters and histograms of one server.
+class Histogram:
+    """Observed times. Belongs to one thread, so it needs no lock: prometheus-client's own took a
+    tenth of what an event costs.
+
+    Args:
+        name: at /metrics.
+        text: its help there.
+        buckets: upper bounds, ascending; infinity is added.
+    """
+
+    def __init__(self, name: str, text: str, buckets: tuple[float, ...]) -> None:
+        self._name = name
+        self._text = text
+        self._buckets = buckets
+        self._counts = [0] * (len(buckets) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Counts a time."""
+        self._counts[bisect_left(self._buckets, value)] += 1
+        self._sum += value
+
+    def family(self) -> Metric:
+        """As Prometheus reads it."""
+        bounds = [*map(str, self._buckets), "+Inf"]
+        return HistogramMetricFamily(
+            self._name,
+            self._text,
+            buckets=list(zip(bounds, accumulate(self._counts))),
+            sum_value=self._sum,
+        )
+
+
+class Metrics(Collector):
+    """Counters and histograms of one server; everything here belongs to its event loop.
 
     Args:
         engine: whose state and steps are reported.
@@ -29,29 +69,34 @@ class Metrics:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._registry = registry = CollectorRegistry(auto_describe=True)
-        registry.register(EngineCollector(engine))
-
-        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(f"sdengine_{name}", text, buckets=buckets, registry=registry)
-
         self.requests = Counter(
             "sdengine_http_requests", "Answered requests.", ["path", "status"], registry=registry
         )
-        self.prompt_tokens = Counter(
-            "sdengine_prompt_tokens", "Prompt tokens accepted.", registry=registry
+        self.prompt_tokens = 0
+        self.generated_tokens = 0
+        self.first_token_seconds = Histogram(
+            "sdengine_time_to_first_token_seconds",
+            "From a request's body to its first token.",
+            SLOW_BUCKETS,
         )
-        self.generated_tokens = Counter(
-            "sdengine_generated_tokens", "Generated tokens handed to clients.", registry=registry
+        self.inter_token_seconds = Histogram(
+            "sdengine_inter_token_seconds", "Time between two deliveries, per token.", FAST_BUCKETS
         )
-        self.first_token_seconds = histogram(
-            "time_to_first_token_seconds", "From a request's body to its first token.", SLOW_BUCKETS
+        self.request_seconds = Histogram(
+            "sdengine_request_seconds", "From a request's body to its last token.", SLOW_BUCKETS
         )
-        self.inter_token_seconds = histogram(
-            "inter_token_seconds", "Time between two deliveries, per token.", FAST_BUCKETS
-        )
-        self.request_seconds = histogram(
-            "request_seconds", "From a request's body to its last token.", SLOW_BUCKETS
-        )
+        registry.register(EngineCollector(engine))
+        registry.register(self)
+
+    def collect(self) -> Iterator[Metric]:
+        """What the event loop counted."""
+        for name, text, value in (
+            ("prompt_tokens", "Prompt tokens accepted.", self.prompt_tokens),
+            ("generated_tokens", "Generated tokens handed to clients.", self.generated_tokens),
+        ):
+            yield CounterMetricFamily(f"sdengine_{name}", text, value=float(value))
+        for histogram in (self.first_token_seconds, self.inter_token_seconds, self.request_seconds):
+            yield histogram.family()
 
     def render(self) -> bytes:
         """All of it in Prometheus' text format."""

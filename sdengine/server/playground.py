@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from sdengine.model.tokenizer import Tokenizer
 from sdengine.server.errors import ApiError, api_error
 from sdengine.server.protocol import PlaygroundRequest
 from sdengine.server.settings import ServerSettings
-from sdengine.server.streaming import event, event_stream
+from sdengine.server.streaming import EventStream, event
 
 __all__ = ["add_playground"]
 
@@ -64,7 +64,8 @@ def add_playground(
         chosen = plain_engine if body.is_plain else engine
         if chosen is None:
             raise ApiError(400, "is_plain: expected a server started with --compare, got another")
-        return event_stream(_events(chosen, await _submit(chosen, body, settings)))
+        stream = await _submit(chosen, body, settings)
+        return EventStream(_events(chosen, stream), stream.aclose)
 
 
 def _serve_file(name: str, kind: str) -> Any:
@@ -95,7 +96,7 @@ async def _submit(
     )
 
 
-async def _events(engine: AsyncEngine, stream: RequestStream) -> AsyncIterator[bytes]:
+async def _events(engine: AsyncEngine, stream: RequestStream) -> AsyncGenerator[bytes, None]:
     tokenizer = engine.engine.tokenizer
     assert tokenizer is not None, "the prompt was text"
     detokenizer = tokenizer.detokenizer(skip_special_tokens=True, continues_text=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from sdengine.core.argument import check_bool, check_float, check_int
 from sdengine.errors import ConfigError
@@ -80,6 +81,7 @@ class ServerSettings:
         return is_loopback(self.host)
 
 
+@lru_cache(maxsize=64)
 def is_loopback(host: str) -> bool:
     """Whether an address, or the name localhost, is this machine's own; other names are not asked
     for and count as public."""

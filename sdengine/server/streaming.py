@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from json.encoder import encode_basestring
 from typing import Any
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 
 from sdengine.errors import SdengineError
 from sdengine.server.errors import api_error
 from sdengine.server.forms import Form
+from sdengine.server.gate import DIRECT_SEND, Receive, Scope, Send
 from sdengine.server.generation import Delta, Generation
 
-__all__ = ["answer", "event", "event_stream"]
+__all__ = ["EventStream", "answer", "event"]
 
 DONE = b"data: [DONE]\n\n"
+COMMENT = b": waiting\n\n"
+SILENCE_S = 5.0
+"""After so long without an event (a queue, a long prompt) a comment is sent, which clients skip: no
+proxy thinks that the stream is dead, and a client that is gone is found out."""
 # Proxies must neither keep nor collect what is meant to be read as it comes.
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 CLIENT_CLOSED_REQUEST = 499
 ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+MARK = "\0text\0"
 
 
 async def answer(
@@ -37,44 +44,131 @@ async def answer(
         has_usage: whether a stream ends with counts.
     """
     if is_streamed:
-        return event_stream(_events(generation, form, has_usage))
+        return EventStream(_events(generation, form, has_usage), generation.aclose)
     deltas = await _until_disconnect(request, _collected(generation))
     if deltas is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     return JSONResponse(form.document(deltas, generation.usage.document))
 
 
-def event_stream(events: AsyncIterator[bytes]) -> StreamingResponse:
-    """Events as a response; a client that leaves cancels their iterator."""
-    return StreamingResponse(events, media_type="text/event-stream", headers=STREAM_HEADERS)
+class EventStream(Response):
+    """Events as a response.
+
+    They are handed to the HTTP server itself: Starlette's StreamingResponse and the layers of the
+    application took more time for an event than everything else together.
+
+    Args:
+        events: encoded; each item is one write.
+        close: ends the events; called when the client leaves.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self, events: AsyncGenerator[bytes, None], close: Callable[[], Awaitable[None]]
+    ) -> None:
+        super().__init__(headers=STREAM_HEADERS)
+        del self.headers["content-length"]
+        self._events = events
+        self._close = close
+        self._write: Send
+        self._is_waiting = True
+        self._has_spoken = False
+        self._timer: asyncio.TimerHandle
+        self._comment: asyncio.Future[None]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends the events until they end or the client leaves."""
+        await send(
+            {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        )  # through all layers, which have to know that an answer has begun
+        self._write = scope.get(DIRECT_SEND, send)
+        watch = asyncio.ensure_future(self._watch(receive))
+        self._break_silence_later()
+        try:
+            async for part in self._events:
+                await self._send(part)
+        finally:
+            self._timer.cancel()
+            watch.cancel()
+            await self._events.aclose()
+        await self._write({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send(self, part: bytes) -> None:
+        self._is_waiting = False
+        await self._write({"type": "http.response.body", "body": part, "more_body": True})
+        self._is_waiting = self._has_spoken = True
+
+    async def _watch(self, receive: Receive) -> None:
+        await _disconnected(receive)
+        await self._close()
+
+    def _break_silence_later(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(SILENCE_S, self._break_silence)
+
+    def _break_silence(self) -> None:
+        if self._is_waiting and not self._has_spoken:
+            self._comment = asyncio.ensure_future(self._send(COMMENT))
+        self._has_spoken = False
+        self._break_silence_later()
 
 
 def event(document: dict[str, Any]) -> bytes:
     """One server-sent event."""
-    text = ENCODER.encode(document)
+    return _encoded(f"data: {ENCODER.encode(document)}\n\n")
+
+
+def _encoded(text: str) -> bytes:
     # Half of a surrogate pair cannot come from a tokenizer, but must not end a stream if it did.
-    return f"data: {text}\n\n".encode("utf-8", "replace")
+    return text.encode("utf-8", "replace")
 
 
-async def _events(generation: Generation, form: Form, has_usage: bool) -> AsyncIterator[bytes]:
-    opened: set[int] = set()
+class Chunks:
+    """Encodes deltas. Most differ from others of their choice by their text alone, so what stands
+    around the text is encoded once.
+
+    Args:
+        form: the endpoint's.
+    """
+
+    def __init__(self, form: Form) -> None:
+        self._form = form
+        self._frames: dict[int, tuple[str, str]] = {}
+
+    def encode(self, delta: Delta) -> bytes:
+        """Events of a delta; empty when it says nothing."""
+        opening = b""
+        if delta.choice not in self._frames:
+            opening = self._open(delta.choice)
+        if delta.finish_reason or delta.logprobs:
+            return opening + event(self._form.chunk(delta))
+        if not delta.text:
+            return opening
+        before, after = self._frames[delta.choice]
+        return opening + _encoded(before + encode_basestring(delta.text) + after)
+
+    def _open(self, choice: int) -> bytes:
+        usual = event(self._form.chunk(Delta(choice, MARK, (), None, None))).decode()
+        before, _, after = usual.rpartition(encode_basestring(MARK))
+        self._frames[choice] = before, after
+        opening = self._form.opening(choice)
+        return b"" if opening is None else event(opening)
+
+
+async def _events(
+    generation: Generation, form: Form, has_usage: bool
+) -> AsyncGenerator[bytes, None]:
+    chunks = Chunks(form)
     deltas = generation.deltas()
     try:
         async for delta in deltas:
-            if delta.choice not in opened:
-                opened.add(delta.choice)
-                if (opening := form.opening(delta.choice)) is not None:
-                    yield event(opening)
-            if delta.text or delta.finish_reason or delta.logprobs:
-                yield event(form.chunk(delta))
-        if has_usage:
-            yield event(form.counts(generation.usage.document))
-        yield DONE
+            if part := chunks.encode(delta):
+                yield part
+        yield (event(form.counts(generation.usage.document)) if has_usage else b"") + DONE
     except SdengineError as error:  # the status has been sent: the error is the last event
         yield event(api_error(error).document)
     finally:
-        await deltas.aclose()  # type: ignore[attr-defined]
-        await generation.aclose()
+        await deltas.aclose()
 
 
 async def _collected(generation: Generation) -> list[Delta]:
@@ -84,7 +178,7 @@ async def _collected(generation: Generation) -> list[Delta]:
 async def _until_disconnect(request: Request, work: Any) -> list[Delta] | None:
     """What `work` returns; None when the client left before."""
     task = asyncio.ensure_future(work)
-    watch = asyncio.ensure_future(_disconnected(request))
+    watch = asyncio.ensure_future(_disconnected(request.receive))
     try:
         await asyncio.wait([task, watch], return_when=asyncio.FIRST_COMPLETED)
         return task.result() if task.done() else None
@@ -94,6 +188,6 @@ async def _until_disconnect(request: Request, work: Any) -> list[Delta] | None:
         await asyncio.gather(task, watch, return_exceptions=True)
 
 
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
         pass

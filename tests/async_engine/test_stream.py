@@ -7,7 +7,8 @@ import asyncio
 
 import pytest
 
-from sdengine.async_engine.stream import Outbox, RequestStream
+from sdengine.async_engine import stream as stream_module
+from sdengine.async_engine.stream import LONGEST_PAUSE_S, Delivery, Outbox, RequestStream
 from sdengine.core.outputs import CompletionOutput, RequestMetrics, RequestOutput
 
 
@@ -33,10 +34,38 @@ def test_the_newest_outputs_come_and_the_last_one_comes_last(is_read_late: bool)
         outbox = Outbox(asyncio.get_running_loop())
         stream = make_stream(outbox)
         for step in steps:
-            outbox.post(stream, step, None)
+            outbox.post([Delivery(stream, step, None)])
             if is_read_late:  # delivered one by one, read together
-                await asyncio.sleep(0)
+                await asyncio.sleep(2 * LONGEST_PAUSE_S)
         assert await asyncio.wait_for(read(stream), 10) == [(0, 2), (2, 3)]
+
+    asyncio.run(main())
+
+
+def test_only_first_and_last_outputs_interrupt_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_module, "PAUSE_PER_WORK", 1e9)
+    monkeypatch.setattr(stream_module, "LONGEST_PAUSE_S", 60.0)
+
+    async def main() -> None:
+        outbox = Outbox(asyncio.get_running_loop())
+        early, late = make_stream(outbox), make_stream(outbox)
+
+        def post(stream: RequestStream, num_tokens: int, is_finished: bool = False) -> None:
+            outbox.post([Delivery(stream, output(0, num_tokens, is_finished), None)])
+
+        async def num_tokens(stream: RequestStream) -> int:
+            return len((await asyncio.wait_for(anext(stream), 10)).outputs[0].token_ids)
+
+        post(early, 1)
+        assert await num_tokens(early) == 1  # and a pause begins
+        post(early, 2)
+        post(late, 1)
+        assert await num_tokens(late) == 1
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(anext(early), 0.05)
+        post(early, 3)
+        post(early, 4, is_finished=True)
+        assert await asyncio.wait_for(read(early), 10) == [(0, 4)]
 
     asyncio.run(main())
 
@@ -49,4 +78,4 @@ def test_a_closed_loop_is_reported_every_time() -> None:
     outbox, stream = asyncio.run(make())
     for _ in range(2):
         with pytest.raises(RuntimeError, match="closed"):
-            outbox.post(stream, output(0, 1), None)
+            outbox.post([Delivery(stream, output(0, 1), None)])

@@ -3,7 +3,6 @@ nothing was logged."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import socket
@@ -20,7 +19,7 @@ from sdengine.async_engine import AsyncEngine
 from sdengine.core.config import SpeculationConfig
 from sdengine.engine import Engine
 from sdengine.server.app import create_app
-from sdengine.server.run import DrainingServer, listen
+from sdengine.server.run import DrainingServer, listen, run_in_loop
 from sdengine.server.settings import ServerSettings
 from tests.engine.conftest import text_checkpoint, tiny
 
@@ -95,7 +94,7 @@ def running(
     bound = listen(server_settings)
     has_started = threading.Event()
     server = DrainingServer(app, engines, server_settings, has_started.set)
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve([bound])), daemon=True)
+    thread = threading.Thread(target=lambda: run_in_loop(server.serve([bound])), daemon=True)
     url = f"http://127.0.0.1:{bound.getsockname()[1]}"
     handle = RunningServer(url, engines[0], server, thread)
     handler = ListHandler(handle.log)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 
 from benchmarks.load_clients import Case, Mix, Tally, run_clients
@@ -34,7 +32,7 @@ def cases() -> list[Case]:
 
 
 def run(server: RunningServer, cases: list[Case], seconds: float) -> Tally:
-    return asyncio.run(run_clients(server.url, cases, NUM_CLIENTS, seconds=seconds, mix=MIX))
+    return run_clients(server.url, cases, NUM_CLIENTS, seconds=seconds, mix=MIX)
 
 
 def test_no_text_is_wrong_and_no_block_is_lost(cases: list[Case]) -> None:
@@ -48,6 +46,6 @@ def test_no_text_is_wrong_and_no_block_is_lost(cases: list[Case]) -> None:
 
 def test_a_wrong_text_would_be_seen(server: RunningServer, cases: list[Case]) -> None:
     wrong = [Case(case.body, case.text + "?") for case in cases[:2]]
-    tally = asyncio.run(run_clients(server.url, wrong, 2))
+    tally = run_clients(server.url, wrong, 2)
     assert len(tally.failures) == 2 and "expected" in tally.failures[0]
     server.assert_idle()

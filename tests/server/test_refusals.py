@@ -83,7 +83,6 @@ def test_a_wrong_field_of_a_conversation_is_named(post, field: str, value: objec
         ("prompt", []),
         ("prompt", [[]]),
         ("prompt", [100_000]),
-        ("prompt", "\ud800"),
         ("min_tokens", 99),
     ],
 )
@@ -91,6 +90,11 @@ def test_a_value_out_of_range_is_explained(post, field: str, value: object) -> N
     error = error_of(post(**{"prompt": "x", field: value}), 400)
     named = {"prompt": "prompt|token"}.get(field, field)
     assert any(word in error["message"] for word in named.split("|")), error
+
+
+def test_half_a_character_is_no_json(post) -> None:
+    message = error_of(post(prompt="\ud800"), 400)["message"]
+    assert "JSON" in message and "hex escape" in message
 
 
 def test_values_that_ask_for_nothing_are_accepted(post) -> None:

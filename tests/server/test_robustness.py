@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,7 @@ import httpx
 import pytest
 
 from sdengine.llm import LLM
+from sdengine.server import half_close, run, streaming
 from tests.server.conftest import MODEL, RunningServer, running, tiny_engine
 
 LONG = {"model": MODEL, "prompt": "x", "max_tokens": 240, "ignore_eos": True}
@@ -64,38 +66,101 @@ def test_wrong_content_types(server: RunningServer, kind: str) -> None:
     assert post_raw(server, b'{"model": "tiny"}', f"{JSON}; charset=utf-8").status_code == 400
 
 
-def send_request(server: RunningServer, **changes: Any) -> socket.socket:
+def send_request(server: RunningServer, version: str = "1.1", **changes: Any) -> socket.socket:
     body = json.dumps({**LONG, **changes}).encode()
     connection = server.connect()
     connection.sendall(
-        b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-        + f"Content-Length: {len(body)}\r\n\r\n".encode()
+        f"POST /v1/completions HTTP/{version}\r\nHost: 127.0.0.1\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode()
         + body
     )
     return connection
 
 
-@pytest.mark.parametrize("is_streamed", [False, True])
-@pytest.mark.parametrize("way", ["close", "reset", "half-close"])
-def test_clients_that_leave_are_forgotten(
-    server: RunningServer, way: str, is_streamed: bool
-) -> None:
-    engine = server.engine.engine
+@pytest.fixture(params=["asyncio", "uvloop"])
+def held_server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A server whose engine does nothing before `release` is called; on both event loops."""
+    if request.param == "uvloop":
+        pytest.importorskip("uvloop", reason="the extra `server` has no uvloop here")
+    else:
+        monkeypatch.setattr(run, "find_spec", lambda name: None)
+    monkeypatch.setattr(streaming, "SILENCE_S", 0.3)
+    monkeypatch.setattr(half_close, "PROBE_S", 0.1)
+    engine = tiny_engine()
     step, engine.step = engine.step, lambda: time.sleep(0.001) or []  # type: ignore[method-assign]
-    try:
-        connection = send_request(server, stream=is_streamed)
-        while not server.engine.status().num_requests:
-            time.sleep(0.001)
-        if way == "reset":
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        if way == "half-close":
-            connection.shutdown(socket.SHUT_WR)
-        else:
-            connection.close()
-        server.assert_idle()  # the engine is held: only a cancelled request can go
-        connection.close()
-    finally:
+
+    def release() -> None:
         engine.step = step  # type: ignore[method-assign]
+
+    with running(engine) as handle:
+        handle.release = release
+        yield handle
+        release()
+
+
+def wait_for_request(server: RunningServer) -> None:
+    while not server.engine.status().num_requests:
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+@pytest.mark.parametrize("way", ["close", "read and close", "reset", "half-close and reset"])
+def test_clients_that_leave_are_forgotten(held_server: Any, way: str, is_streamed: bool) -> None:
+    connection = send_request(held_server, stream=is_streamed)
+    wait_for_request(held_server)
+    if way == "read and close" and is_streamed:
+        assert b"200 OK" in connection.recv(4096)  # with nothing unread, closing sends no reset
+    if way.startswith("half-close"):
+        connection.shutdown(socket.SHUT_WR)
+        time.sleep(0.05)
+    if way.endswith("reset"):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+    held_server.assert_idle()  # the engine is held: only a cancelled request can go
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_clients_that_close_their_side_are_answered(
+    held_server: Any, version: str, is_streamed: bool
+) -> None:
+    body = {"temperature": 0.9, "seed": 3, "max_tokens": 40, "stream": is_streamed}
+    connection = send_request(held_server, version=version, **body)
+    wait_for_request(held_server)
+    connection.shutdown(socket.SHUT_WR)
+    time.sleep(0.5)  # several probes
+    assert held_server.engine.status().num_requests == 1
+    held_server.release()
+    answer = b"".join(iter(lambda: connection.recv(4096), b"")).decode()  # closed by the server
+    connection.close()
+    probes, _, rest = answer.partition("HTTP/1.1 200 OK\r\n")
+    assert (
+        probes
+        == probes[: len(probes) // 25 * 25]
+        == half_close.CONTINUE.decode() * (len(probes) // 25)
+    )
+    assert bool(probes) is (version == "1.1" and not is_streamed)
+    expected = post_raw(held_server, json.dumps({**LONG, **body, "stream": False}).encode())
+    text = expected.json()["choices"][0]["text"]
+    if is_streamed:
+        assert ": waiting" in rest and rest.rstrip("\r\n0").endswith("data: [DONE]")
+        lines = [line for line in rest.split("\n") if line.startswith("data: {")]
+        choices = [json.loads(line[len("data: ") :])["choices"][0] for line in lines]
+        assert "".join(choice["text"] for choice in choices) == text
+    else:
+        assert json.loads(rest.partition("\r\n\r\n")[2])["choices"][0]["text"] == text
+    held_server.assert_idle()
+
+
+def test_half_a_request_is_dropped(server: RunningServer) -> None:
+    with server.connect() as connection:
+        connection.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+            b'Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"model"'
+        )
+        connection.shutdown(socket.SHUT_WR)
+        assert connection.recv(4096) == b""
+    server.assert_idle()
 
 
 def test_a_slow_reader_holds_nobody_up_and_misses_nothing(server: RunningServer) -> None:
