@@ -6,7 +6,7 @@ tensors is passed field by field (`batch` of tree_attention as `batch_tokens`, `
 ...), a weight as its row-major matrix, whose `activation` says whether it stacks gate and up. No
 two tensors may overlap.
 
-On CUDA tensors an operator launches the kernel of the backend that `DEVICE_BACKENDS` names, on the
+On CUDA tensors an operator launches the kernel of the backend that `device_backend` names, on the
 current stream. On CPU tensors it runs the reference: the CPU's own kernels are launched by programs
 (`make_program("cpu")`), which take packed weights and a thread pool. On meta and fake tensors the
 contract is checked, and nothing runs.
@@ -15,7 +15,7 @@ contract is checked, and nothing runs.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from types import NoneType
 from typing import Any, get_args, get_type_hints
@@ -23,33 +23,23 @@ from typing import Any, get_args, get_type_hints
 import torch
 
 from sdengine.kernels.dense_weight import DenseWeight
-from sdengine.kernels.registry import get_op
+from sdengine.kernels.registry import OP_NAMES, get_op
 from sdengine.kernels.row_batch import RowBatch
 from sdengine.kernels.spec import Args, Op
 from sdengine.kernels.token_tree import DraftTree, TokenTree
 
 NAMESPACE = "sdengine"
-# Which kernel serves an operator on a GPU: Triton's for dense work, CUDA's for irregular work.
-DEVICE_BACKENDS: Mapping[str, str] = {
-    "embed": "triton",
-    "rms_norm": "triton",
-    "linear": "triton",
-    "rope_kv_append": "triton",
-    "tree_attention": "triton",
-    "silu_and_mul": "triton",
-    "sample": "triton",
-    "draft_topk": "triton",
-    "kv_compact": "cuda",
-    "tree_expand": "cuda",
-    "tree_select": "cuda",
-    "tree_verify": "cuda",
-    "gather_pending": "cuda",
-    "build_rows": "cuda",
-    "commit_plan": "cuda",
-}
+# Which kernel serves an operator on a GPU, where an op has both: the CUDA library's for the tree
+# ops and what belongs to them, Triton's for the rest.
+PREFERENCE = ("cuda", "triton")
 STRUCTS = (RowBatch, DraftTree, TokenTree)
 SCHEMA_TYPES = {torch.Tensor: "Tensor", int: "int", float: "float", bool: "bool", str: "str"}
 SCRATCH = "scratch"  # written by kernels although no output
+
+
+def device_backend(op: Op) -> str | None:
+    """The backend whose kernel an operator launches on a GPU; None without one."""
+    return next((backend for backend in PREFERENCE if backend in op.backends), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,4 +188,8 @@ def register(op: str, backend: str) -> Any:
     return operator
 
 
-OPERATORS = {op: register(op, backend) for op, backend in DEVICE_BACKENDS.items()}
+OPERATORS = {
+    name: register(name, backend)
+    for name in OP_NAMES
+    if (backend := device_backend(get_op(name))) is not None
+}
