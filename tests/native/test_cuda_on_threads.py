@@ -69,9 +69,14 @@ def race_checked(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> CudaLibrary:
     """The library on CPU threads, loaded as the real one is."""
+    return build_library(tmp_path_factory.mktemp("cuda_library"))
+
+
+def build_library(folder: Path) -> CudaLibrary:
+    """Compiles the library for CPU threads; skips without a compiler."""
     if COMPILER is None:
         pytest.skip("no C++ compiler")
-    target = tmp_path_factory.mktemp("cuda_library") / "libsdengine_cuda.so"
+    target = folder / "libsdengine_cuda.so"
     includes = [f"-I{CSRC}", f"-I{CSRC / 'include'}"]
     command = [COMPILER, "-std=c++17", "-O1", "-fPIC", "-shared", "-pthread", *includes, *FLAGS]
     built = subprocess.run(
