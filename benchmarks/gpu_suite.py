@@ -7,8 +7,8 @@
 Slices run one after the other, most important first, each in a process of its own and under nine
 minutes. A slice that is done is not run again; one that was cut short goes on with the cases that
 are left; one that failed is tried again after all others. DIR gets results.json and results.md
-(device, driver, clocks, versions, commit and all figures), and a log and a file of records for each
-slice. No network is needed. Exit codes: 0 all done, 1 something failed, 2 nothing can run here
+(device, driver, clocks, versions, commit and all figures), a log, and what the next run goes on
+from. No network is needed. Exit codes: 0 all done, 1 something failed, 2 nothing can run here
 (one line says what is missing), 3 out of time.
 """
 
@@ -25,11 +25,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.build import is_built
+from benchmarks.gpu.records import forget_records
 from benchmarks.gpu.report import write_report
 from benchmarks.gpu.slices import (
     DONE,
+    ENDINGS,
     FAILED,
     LIMIT_S,
+    RECORDS,
     ROOT,
     SLICES,
     STOP_BEFORE_S,
@@ -91,8 +94,8 @@ def why_blocked(part: Slice, endings: Endings) -> str | None:
 
 def forget_slice(out: Path, name: str) -> None:
     """Lets a slice run anew: results may have been carried here from a machine that is gone."""
-    Endings(out / "slices.json").forget(name)
-    (out / f"{name}.jsonl").unlink(missing_ok=True)
+    Endings(out / ENDINGS).forget(name)
+    forget_records(out / RECORDS, name)
 
 
 def run_all(
@@ -104,7 +107,7 @@ def run_all(
     clock: Callable[[], float] = time.monotonic,
 ) -> int:
     """Runs what is pending, as long as there is time; the report is rewritten after every slice."""
-    endings, end = Endings(out / "slices.json"), clock() + seconds
+    endings, end = Endings(out / ENDINGS), clock() + seconds
     tried: set[str] = set()
     while True:
         parts = [part for part in pending(endings, names) if part.name not in tried]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import shutil
 import sys
 import tempfile
@@ -48,6 +49,7 @@ SHAPES = {
 }
 CONTEXT = 1024
 STEPS = 100
+PROFILED_STEPS = 20
 NODES = (1, 64, 128)  # beside the root's row
 BUNDLED = "python-completion"
 MEMORY_DISK = Path("/dev/shm")
@@ -119,16 +121,21 @@ class Model:
         self._stack.close()
 
 
+def begin_decoding(engine: Engine, vocab_size: int) -> None:
+    """One sequence of CONTEXT tokens that has begun to decode."""
+    prompt = torch.randint(3, vocab_size, (CONTEXT,)).tolist()
+    params = SamplingParams(max_tokens=STEPS + 20, temperature=0, ignore_eos=True)
+    engine.add_request("only", prompt, params)
+    while engine.has_unfinished_requests():
+        outputs = engine.step()
+        if outputs and len(outputs[0].outputs[0].token_ids) >= 10:
+            break
+
+
 def plain_steps(model: Model, limits: Limits) -> dict[str, Any]:
     """Whole steps of plain decoding, host included, at CONTEXT tokens and after."""
     with model.engine(None) as engine:
-        prompt = torch.randint(3, model.shape["vocab_size"], (CONTEXT,)).tolist()
-        params = SamplingParams(max_tokens=STEPS + 20, temperature=0, ignore_eos=True)
-        engine.add_request("only", prompt, params)
-        while engine.has_unfinished_requests():
-            outputs = engine.step()
-            if outputs and len(outputs[0].outputs[0].token_ids) >= 10:
-                break
+        begin_decoding(engine, model.shape["vocab_size"])
         times = []
         for _ in range(STEPS):
             start = time.perf_counter()
@@ -147,6 +154,40 @@ def plain_steps(model: Model, limits: Limits) -> dict[str, Any]:
         "cache MB": round(cache / 1e6, 1),
         "floor ms": round(floor_ms, 4),
         "% of floor": round(100 * floor_ms / step_ms, 1),
+    }
+
+
+def busy_share(intervals: list[tuple[float, float]]) -> float:
+    """Share of the time from the first start to the last end in which at least one is running."""
+    busy, reached = 0.0, -math.inf
+    for start, end in sorted(intervals):
+        busy += max(end - max(start, reached), 0.0)
+        reached = max(reached, end)
+    return busy / (reached - min(start for start, _ in intervals))
+
+
+def profiled_steps(model: Model) -> dict[str, Any]:
+    """Gaps on the device and waits of the host in plain steps, as a profile shows them."""
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    with model.engine(None) as engine:
+        begin_decoding(engine, model.shape["vocab_size"])
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+            for _ in range(PROFILED_STEPS):
+                engine.step()
+            torch.cuda.synchronize()
+    events = profiler.events()
+    assert events is not None
+    on_device = [e.time_range for e in events if e.device_type == DeviceType.CUDA]
+    if not on_device:
+        raise Skip("the profiler saw nothing on the device; it may need other permissions")
+    waits = sum("Synchronize" in e.name for e in events) - 1  # the one after the last step
+    share = busy_share([(span.start, span.end) for span in on_device])
+    return {
+        "device busy %": round(100 * share, 2),
+        "launches / step": round(len(on_device) / PROFILED_STEPS, 1),
+        "waits / step": round(waits / PROFILED_STEPS, 2),
     }
 
 
@@ -184,6 +225,7 @@ def run(recorder: Recorder, options: argparse.Namespace) -> None:
         limits = measure_limits()
         recorder.run("plain decoding", partial(plain_steps, model, limits))
         recorder.run("steps by rows", partial(tree_steps, model))
+        recorder.run("profile of plain steps", partial(profiled_steps, model))
     finally:
         model.close()
 

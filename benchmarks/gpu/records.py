@@ -1,5 +1,5 @@
-"""What a slice has found out so far, one JSON line a case, so that a slice that was cut short goes
-on where it stopped."""
+"""What the slices have found out so far, one JSON line a case in one file for all, so that a slice
+that was cut short goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ class Record:
     """One case of a slice.
 
     Args:
+        part: name of the slice.
         case: its name, unique in the slice.
         status: DONE, FAILED or SKIPPED.
         values: what was measured; numbers and short texts.
@@ -33,6 +34,7 @@ class Record:
         seconds: what it took.
     """
 
+    part: str
     case: str
     status: str
     values: dict[str, Any] = field(default_factory=dict)
@@ -40,7 +42,7 @@ class Record:
     seconds: float = 0.0
 
 
-def read_records(path: Path) -> list[Record]:
+def read_records(path: Path, part: str) -> list[Record]:
     """The records of a slice, the last of each case; a line cut off by a kill is dropped."""
     found: dict[str, Record] = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
@@ -48,25 +50,38 @@ def read_records(path: Path) -> list[Record]:
             record = Record(**json.loads(line))
         except (ValueError, TypeError):
             continue
-        found[record.case] = record
+        if record.part == part:
+            found[record.case] = record
     return list(found.values())
+
+
+def forget_records(path: Path, part: str) -> None:
+    """Drops the records of a slice."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    kept = [line for line in lines if f'"part": "{part}"' not in line]
+    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
 
 class Recorder:
     """Runs the cases of a slice that are not done yet.
 
     Args:
-        path: the slice's file of records.
+        path: the file of records.
+        part: name of the slice.
         seconds: no case begins later than so long after the recorder was made.
         clock: seconds of a steady clock.
     """
 
     def __init__(
-        self, path: Path, seconds: float, clock: Callable[[], float] = time.monotonic
+        self,
+        path: Path,
+        part: str,
+        seconds: float,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._path, self._clock = path, clock
+        self._path, self._part, self._clock = path, part, clock
         self._end = clock() + seconds
-        self._settled = {r.case for r in read_records(path) if r.status != FAILED}
+        self._settled = {r.case for r in read_records(path, part) if r.status != FAILED}
         self.num_failed = 0
         self.is_cut_short = False
 
@@ -91,7 +106,7 @@ class Recorder:
             status, reason = FAILED, reason_of(error)
             self.num_failed += 1
         taken = round(self._clock() - start, 3)
-        self.write(Record(case, status, values, reason[:MAX_REASON], taken))
+        self.write(Record(self._part, case, status, values, reason[:MAX_REASON], taken))
 
     def write(self, record: Record) -> None:
         """Appends a record, at once."""
@@ -116,12 +131,13 @@ def reason_of(error: Exception) -> str:
 
 
 def slice_main(run: Callable[[Recorder, argparse.Namespace], None]) -> int:
-    """The command line of a slice's module: --records FILE --seconds N."""
+    """The command line of a slice's module: --records FILE --part NAME --seconds N."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--records", type=Path, required=True)
+    parser.add_argument("--part", required=True, help="name of the slice")
     parser.add_argument("--seconds", type=float, default=500.0)
     parser.add_argument("--variant", default="", help="which of the module's slices")
     options = parser.parse_args()
-    recorder = Recorder(options.records, options.seconds)
+    recorder = Recorder(options.records, options.part, options.seconds)
     run(recorder, options)
     return recorder.exit_code()

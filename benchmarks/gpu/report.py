@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.records import DONE, Record, read_records
-from benchmarks.gpu.slices import SLICES, Endings, Slice
+from benchmarks.gpu.slices import RECORDS, SLICES, Endings, Slice
 
 RESULTS, TABLE = "results.json", "results.md"
 LIMITS_NOTE = (
@@ -22,7 +22,7 @@ LIMITS_NOTE = (
 
 def write_report(out: Path, machine: dict[str, Any], endings: Endings) -> None:
     """Writes both files into `out`, from all slices that have run so far."""
-    records = {part.name: read_records(out / f"{part.name}.jsonl") for part in SLICES}
+    records = {part.name: read_records(out / RECORDS, part.name) for part in SLICES}
     document = {
         "machine": machine,
         "slices": {

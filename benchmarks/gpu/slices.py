@@ -1,7 +1,8 @@
 """The slices of the suite, most important first, and how one is run: in a process of its own with a
 time limit, because a kernel that goes wrong takes its process along.
 
-A slice writes its records itself (`records.py`); here only how it ended is noted.
+A slice writes its records itself (`records.py`); here only how it ended is noted. All slices share
+one file of records and one log, so that a directory of results is a handful of files.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 520.0  # of one slice; machines lend themselves for ten minutes at a time
 STOP_BEFORE_S = 40.0  # a slice begins no case so shortly before it is ended
 DONE, FAILED, UNFINISHED = "done", "failed", "unfinished"
+RECORDS, ENDINGS, LOG = "records.jsonl", "slices.json", "suite.log"
 OUTPUT_KEPT = 2000  # characters of a failed slice
 
 
@@ -103,7 +105,8 @@ class Endings:
 
 def command_of(part: Slice, records: Path, seconds: float) -> list[str]:
     """What runs a slice."""
-    options = ["--records", str(records), "--seconds", str(round(seconds, 1))]
+    options = ["--records", str(records), "--part", part.name]
+    options += ["--seconds", str(round(seconds, 1))]
     options += ["--variant", part.variant] if part.variant else []
     return [sys.executable, "-m", f"benchmarks.gpu.{part.module}", *options]
 
@@ -132,28 +135,29 @@ def run_slice(
     run: Callable[[Sequence[str], float, Path], int | None] = run_process,
 ) -> Ending:
     """Runs a slice for at most `limit_s` and says how it ended."""
-    records, log = out / f"{part.name}.jsonl", out / f"{part.name}.log"
-    before = num_settled(records)
+    records, log = out / RECORDS, out / LOG
+    before = num_settled(records, part)
     start = time.monotonic()
     code = run(command_of(part, records, max(limit_s - STOP_BEFORE_S, 1.0)), limit_s, log)
     seconds = round(time.monotonic() - start, 1)
     if code == EXIT_DONE:
         return Ending(DONE, "", seconds)
     if code == EXIT_FAILED:
-        failed = [record.case for record in read_records(records) if record.status == FAILED]
+        found = read_records(records, part.name)
+        failed = [record.case for record in found if record.status == FAILED]
         return Ending(FAILED, f"failed: {', '.join(failed)}" if failed else tail_of(log), seconds)
     if code in (None, EXIT_UNFINISHED):
-        if num_settled(records) > before:
+        if num_settled(records, part) > before:
             return Ending(UNFINISHED, "out of time; goes on in the next run", seconds)
         return Ending(FAILED, f"no case ended within {limit_s:.0f} s", seconds)
     return Ending(FAILED, f"ended with {code}: {tail_of(log)}", seconds)
 
 
-def num_settled(records: Path) -> int:
-    """Cases that will not be run again."""
-    return sum(record.status != FAILED for record in read_records(records))
+def num_settled(records: Path, part: Slice) -> int:
+    """Cases of a slice that will not be run again."""
+    return sum(record.status != FAILED for record in read_records(records, part.name))
 
 
 def tail_of(log: Path) -> str:
-    """The end of what a slice said."""
+    """The end of what was said last."""
     return log.read_text(encoding="utf-8", errors="replace")[-OUTPUT_KEPT:].strip()

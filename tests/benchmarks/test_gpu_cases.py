@@ -138,6 +138,11 @@ def test_an_engine_that_does_not_run_here_is_skipped_with_its_reason(
         pass
 
 
+def test_gaps_of_a_profile() -> None:
+    assert decode.busy_share([(0.0, 4.0), (1.0, 3.0), (6.0, 10.0)]) == pytest.approx(0.8)
+    assert decode.busy_share([(5.0, 10.0), (0.0, 6.0)]) == 1.0
+
+
 def test_a_checkpoint_goes_where_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 14e9 < decode.checkpoint_bytes(decode.SHAPES["8b"]) < 20e9
     with pytest.raises(Skip, match="no room for a checkpoint of 1000000000 GB"):

@@ -100,7 +100,7 @@ def test_failed_slices_are_tried_again_after_those_that_never_ran(tmp_path: Path
 def test_without_a_build_nothing_that_needs_it_is_run(tmp_path: Path) -> None:
     runner = FakeRunner({"build": [Ending(FAILED, "no compiler")]})
     assert runner.suite(tmp_path) == 1 and runner.names() == ["build"]
-    ending = Endings(tmp_path / "slices.json").get("limits")
+    ending = Endings(tmp_path / slices.ENDINGS).get("limits")
     assert ending == Ending(FAILED, "needs slice 'build', which is failed")
 
 
@@ -112,11 +112,14 @@ def test_chosen_slices_only(tmp_path: Path) -> None:
 
 def test_a_build_of_another_machine_is_forgotten(tmp_path: Path) -> None:
     FakeRunner({}).suite(tmp_path, names=("build",))
-    (tmp_path / "build.jsonl").write_text("{}")
+    records_of = tmp_path / slices.RECORDS
+    for part in ("build", "limits"):
+        Recorder(records_of, part, 1.0).write(Record(part, "a", "done"))
     gpu_suite.forget_slice(tmp_path, "build")
     runner = FakeRunner({})
     runner.suite(tmp_path, names=("build",))
-    assert runner.names() == ["build"] and not (tmp_path / "build.jsonl").exists()
+    assert runner.names() == ["build"] and read_records(records_of, "build") == []
+    assert [record.case for record in read_records(records_of, "limits")] == ["a"]
 
 
 def test_results_of_another_machine_or_commit_are_not_mixed(tmp_path: Path) -> None:
@@ -150,7 +153,7 @@ def fake_process(
 
     def run(command: list[str], limit_s: float, log: Path) -> int | None:
         log.write_text(said)
-        recorder = Recorder(Path(command[command.index("--records") + 1]), 10.0)
+        recorder = Recorder(Path(command[command.index("--records") + 1]), "limits", 10.0)
         for record in lines or []:
             recorder.write(record)
         return code
@@ -161,13 +164,37 @@ def fake_process(
 @pytest.mark.parametrize(
     "code,lines,said,status,reason",
     [
-        (0, [Record("a", "done")], "", DONE, ""),
-        (1, [Record("a", "failed"), Record("b", "done")], "", FAILED, "failed: a"),
+        (0, [Record("limits", "a", "done")], "", DONE, ""),
+        (
+            1,
+            [Record("limits", "a", "failed"), Record("limits", "b", "done")],
+            "",
+            FAILED,
+            "failed: a",
+        ),
         (1, [], "ImportError: x", FAILED, "ImportError: x"),
-        (3, [Record("a", "done")], "", UNFINISHED, "out of time; goes on in the next run"),
-        (None, [Record("a", "skipped")], "", UNFINISHED, "out of time; goes on in the next run"),
+        (
+            3,
+            [Record("limits", "a", "done")],
+            "",
+            UNFINISHED,
+            "out of time; goes on in the next run",
+        ),
+        (
+            None,
+            [Record("limits", "a", "skipped")],
+            "",
+            UNFINISHED,
+            "out of time; goes on in the next run",
+        ),
         (None, [], "", FAILED, "no case ended within 90 s"),
-        (-11, [Record("a", "done")], "Segmentation", FAILED, "ended with -11: Segmentation"),
+        (
+            -11,
+            [Record("limits", "a", "done")],
+            "Segmentation",
+            FAILED,
+            "ended with -11: Segmentation",
+        ),
     ],
 )
 def test_how_a_slice_ends(
@@ -217,7 +244,7 @@ def test_cases_are_run_once_failures_again_and_none_after_the_end(tmp_path: Path
         return measure
 
     def everything(seconds: float, is_mended: bool) -> Recorder:
-        recorder = Recorder(path, seconds, clock)
+        recorder = Recorder(path, "x", seconds, clock)
         recorder.run("good", case("good"))
         recorder.run("absent", case("absent", Skip("not installed")))
         recorder.run("bad", case("bad", None if is_mended else ValueError("wrong")))
@@ -226,33 +253,33 @@ def test_cases_are_run_once_failures_again_and_none_after_the_end(tmp_path: Path
 
     assert everything(25.0, False).exit_code() == records.EXIT_UNFINISHED
     assert ran == ["good", "absent", "bad"]
-    found = {record.case: record for record in read_records(path)}
+    found = {record.case: record for record in read_records(path, "x")}
     assert found["good"].values == {"us": 1.5} and found["good"].seconds == 10
     assert found["absent"].status == "skipped" and found["absent"].reason == "not installed"
     assert found["bad"].reason.startswith("ValueError: wrong (test_gpu_suite.py:")
     assert everything(100.0, True).exit_code() == records.EXIT_DONE
     assert ran[3:] == ["bad", "late"]
-    assert {r.case: r.status for r in read_records(path)}["bad"] == "done"
+    assert {r.case: r.status for r in read_records(path, "x")}["bad"] == "done"
 
 
 def test_a_failure_shows_in_the_exit_code(tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path / "x.jsonl", 10.0)
+    recorder = Recorder(tmp_path / "x.jsonl", "x", 10.0)
     recorder.run("bad", lambda: {"x": 1 / 0})
     assert recorder.exit_code() == records.EXIT_FAILED
 
 
 def test_a_line_cut_off_by_a_kill_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
-    Recorder(path, 1.0).write(Record("whole", "done"))
+    Recorder(path, "x", 1.0).write(Record("x", "whole", "done"))
     path.write_text(path.read_text() + '{"case": "half", "sta')
-    assert [record.case for record in read_records(path)] == ["whole"]
+    assert [record.case for record in read_records(path, "x")] == ["whole"]
 
 
 def test_the_report_holds_conditions_endings_and_figures(tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path / "linear.jsonl", 10.0)
-    recorder.write(Record("8B qkv M=1", "done", {"us": 13.256, "cuBLAS / ours": 1.04}))
-    recorder.write(Record("8B qkv M=8", "failed", {}, "WrongResult: a | b"))
-    endings = Endings(tmp_path / "slices.json")
+    recorder = Recorder(tmp_path / slices.RECORDS, "linear", 10.0)
+    recorder.write(Record("linear", "8B qkv M=1", "done", {"us": 13.256, "cuBLAS / ours": 1.04}))
+    recorder.write(Record("linear", "8B qkv M=8", "failed", {}, "WrongResult: a | b"))
+    endings = Endings(tmp_path / slices.ENDINGS)
     endings.put("linear", Ending(FAILED, "failed: 8B qkv M=8", 30.0))
     write_report(tmp_path, MACHINE, endings)
     document = json.loads((tmp_path / "results.json").read_text())
@@ -263,11 +290,12 @@ def test_the_report_holds_conditions_endings_and_figures(tmp_path: Path) -> None
     assert "| 8B qkv M=1 | 13.26 | 1.04 |" in text
     assert "| 8B qkv M=8 | failed: WrongResult: a \\| b |  |" in text
     assert "failed (1 of 2 cases): failed: 8B qkv M=8" in text and "| build |" in text
-    assert not list(tmp_path.glob("*.tmp"))
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"results.json", "results.md", slices.RECORDS, slices.ENDINGS}
 
 
 def test_a_table_of_failures_alone_has_its_reasons() -> None:
-    assert table([Record("x", "skipped", {}, "none here")])[-1] == "| x: skipped: none here |"
+    assert table([Record("p", "x", "skipped", {}, "none here")])[-1] == "| x: skipped: none here |"
 
 
 def test_a_page_without_records_lists_all_slices(tmp_path: Path) -> None:

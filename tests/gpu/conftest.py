@@ -1,6 +1,6 @@
 """Tests of this folder need a CUDA device (`pytest -m gpu`); without one they are skipped.
 
-SDENGINE_GPU_DRY_RUN=1 runs what can be run without one instead, in Triton's interpreter and on CPU
+GPU_TESTS_DRY_RUN=1 runs what can be run without one instead, in Triton's interpreter and on CPU
 threads: to test these tests.
 """
 

@@ -19,7 +19,7 @@ from sdengine.kernels.registry import get_op
 from sdengine.kernels.torch_library import device_backend
 from sdengine.kernels.tree_verify import walk_scratch_size
 
-IS_DRY_RUN = os.environ.get("SDENGINE_GPU_DRY_RUN") == "1"
+IS_DRY_RUN = os.environ.get("GPU_TESTS_DRY_RUN") == "1"
 NEEDS_A_DEVICE = "needs_a_device"
 DEVICE = torch.device("cpu" if IS_DRY_RUN else "cuda")
 # Weights and caches: the interpreter's arithmetic on bfloat16 is wrong.
@@ -69,7 +69,7 @@ def run_on_device(op: str, backend: str | None = None, pool: object = None, **ar
     assert chosen is not None, f"{op} has no device kernel"
     if op == "tree_verify" and args.get("target_tokens") is None:
         size = walk_scratch_size(args["tree"].batch_size)
-        args["scratch"] = torch.full((size,), -1, dtype=torch.int64)
+        args["scratch"] = torch.full((size,), -1, dtype=torch.int64, device=DEVICE)
     mover = Mover()
     launch(op, chosen, {name: mover.place(value) for name, value in args.items()})
     mover.bring_back()
