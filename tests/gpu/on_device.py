@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from dataclasses import fields, is_dataclass, replace
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from sdengine.kernels import backends
-from sdengine.kernels.cuda_library import CudaLibrary
 from sdengine.kernels.program import run_op
 from sdengine.kernels.registry import get_op
 from sdengine.kernels.torch_library import device_backend
 from sdengine.kernels.tree_verify import walk_scratch_size
+from tests.native.cuda_threads import threads_library
 
 IS_DRY_RUN = os.environ.get("GPU_TESTS_DRY_RUN") == "1"
 NEEDS_A_DEVICE = "needs_a_device"
@@ -91,14 +88,6 @@ def require_cuda_library() -> None:
     reason = None if IS_DRY_RUN else backends.why_unavailable("cuda")
     if reason is not None:
         pytest.skip(reason)
-
-
-@cache
-def threads_library() -> CudaLibrary:
-    """The CUDA kernels on CPU threads (dry runs)."""
-    from tests.native.test_cuda_on_threads import build_library
-
-    return build_library(Path(tempfile.mkdtemp()))
 
 
 def to_device(args: dict[str, Any]) -> dict[str, Any]:

@@ -4,21 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="the package triton is not installed")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With a CUDA device these tests run on it, and belong to `pytest -m gpu`."""
-    if torch.cuda.is_available():
-        for item in items:
-            if Path(__file__).parent in item.path.parents and item.path.stem != "test_aot":
-                item.add_marker("gpu")
 
 
 def _multiply_add(self, a, b, d, input_precision, max_num_imprecise_acc):
