@@ -43,6 +43,11 @@ def ones_attention() -> Args:
     return {**args, "scratch": torch.empty(8 * 66)}
 
 
+def first_of(op: str, vocab: int) -> Args:
+    """The op's first microbenchmark case, one row, with another vocabulary."""
+    return {**bench(op, 0)(), "logits": torch.empty(1, vocab)}
+
+
 def linear(
     rows: int, gated: bool, dtype: torch.dtype, features: int = 4096, inputs: int = 2048
 ) -> Callable[[], Args]:
@@ -68,11 +73,6 @@ def bench(op: str, index: int) -> Callable[[], Args]:
         return [case.args for _, case in zip(range(index + 1), cases())][-1]
 
     return args
-
-
-def first_of(op: str, vocab: int) -> Args:
-    """The op's first microbenchmark case, one row, with another vocabulary."""
-    return {**bench(op, 0)(), "logits": torch.empty(1, vocab)}
 
 
 BF16, F32 = torch.bfloat16, torch.float32
