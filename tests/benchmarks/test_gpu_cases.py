@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +16,9 @@ from benchmarks.gpu.cases import WrongResult, check, device_args, expect_close
 from benchmarks.gpu.records import Skip
 from benchmarks.gpu.timing import Limits, Timing
 from benchmarks.gpu.trees import AttentionCase, ancestors, make_inputs, packed
+from benchmarks.model_shape import write_checkpoint
+from sdengine import SpeculationConfig
+from sdengine.engine import Engine
 from sdengine.kernels import tree_attention
 from sdengine.kernels.registry import get_op
 from sdengine.kernels.spec import Case
@@ -136,6 +142,46 @@ def test_an_engine_that_does_not_run_here_is_skipped_with_its_reason(
     monkeypatch.setattr(model, "folder", lambda: pytest.fail("a checkpoint would be written"))
     with pytest.raises(Skip, match="the engine does not run here: "), model.engine(None):
         pass
+
+
+TINY = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 128,
+}
+
+
+class ModelOnCpu(decode.Model):
+    """A tiny model on the CPU: the same engine, the same steps."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(TINY)
+        write_checkpoint(folder, TINY, 256)
+        self._folder = folder
+
+    @contextlib.contextmanager
+    def engine(self, speculation: SpeculationConfig | None) -> Iterator[Engine]:
+        yield Engine(str(self._folder), max_num_seqs=1, speculation=speculation, num_threads=1)
+
+
+def test_steps_of_a_model_are_timed_beside_their_floor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"CONTEXT": 40, "STEPS": 5, "NODES": (1, 7)}.items():
+        monkeypatch.setattr(decode, name, value)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    model = ModelOnCpu(tmp_path)
+    values = decode.plain_steps(model, Limits(100.0, 100.0, 1.0, 1.0))
+    layer = 64 * (64 + 2 * 32) + 64 * 64 + 3 * 64 * 96
+    assert values["weights GB"] == round(2 * (2 * layer + 128 * 64) / 1e9, 3)
+    assert values["step ms"] > 0 and 0 < values["% of floor"] < 100
+    steps = decode.tree_steps(model)
+    assert set(steps) == {"plain ms"} | {
+        f"{nodes} nodes {unit}" for nodes in (1, 7) for unit in ("ms", "/ plain")
+    }
 
 
 def test_gaps_of_a_profile() -> None:
