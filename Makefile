@@ -9,7 +9,7 @@ TORCH ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo 'torch>=2.9' || e
 NATIVE_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 FORMATTED := 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.inl' 'csrc/*.cu' 'csrc/*.cuh' 'tests/*.cpp' 'tests/*.cu' 'tests/native/cuda*.h'
 
-.PHONY: demo test lint types format native cuda bench clean
+.PHONY: demo test lint types format native cuda bench gpu clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -36,6 +36,10 @@ format: $(VENV)/ready  ## rewrite sources in the house style
 
 bench: $(VENV)/ready  ## microbenchmarks of every op, beside the machine's limits
 	$(BIN)/python -m benchmarks.kernels
+
+# Sets nothing up: a machine with a GPU may have no network, and a torch of its own.
+gpu:  ## everything that needs a GPU: build, tests, sanitizers, benchmarks; ARGS="--minutes 9 --out DIR"
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m benchmarks.gpu_suite $(ARGS)
 
 native: $(VENV)/ready  ## rebuild the CPU extension (and the CUDA library where there is a GPU) after a change in csrc/
 

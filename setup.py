@@ -131,15 +131,18 @@ class BuildNative(build_ext):
         out_dir.mkdir(parents=True, exist_ok=True)
         compile_command = [nvcc, *CUDA_FLAGS, *cuda_targets(nvcc)]
         compile_command += [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc' / 'include'}", "-c"]
-        objects = []
+
+        def compile_one(source: Path) -> str:
+            target = out_dir / (source.stem + ".o")
+            depfile = target.with_suffix(".d")
+            if not is_fresh(target, depfile):
+                made = ["-MD", "-MF", str(depfile), str(source), "-o", str(target)]
+                subprocess.check_call([*compile_command, *made])
+            return str(target)
+
         try:
-            for source in CUDA_SOURCES:
-                target = out_dir / (source.stem + ".o")
-                depfile = target.with_suffix(".d")
-                if not is_fresh(target, depfile):
-                    made = ["-MD", "-MF", str(depfile), str(source), "-o", str(target)]
-                    subprocess.check_call([*compile_command, *made])
-                objects.append(str(target))
+            with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+                objects = list(pool.map(compile_one, CUDA_SOURCES))
             staged = out_dir / CUDA_LIBRARY
             subprocess.check_call([nvcc, "-shared", "-cudart=static", *objects, "-o", str(staged)])
         except (OSError, subprocess.CalledProcessError) as error:

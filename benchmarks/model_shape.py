@@ -47,8 +47,10 @@ SHAPES = {
 }
 
 
-def write_checkpoint(directory: Path, shape: dict[str, int], context: int) -> None:
-    """Writes a random Llama checkpoint of a shape, one shard per layer."""
+def write_checkpoint(
+    directory: Path, shape: dict[str, int], context: int, device: str = "cpu"
+) -> None:
+    """Writes a random Llama checkpoint of a shape, one shard per layer, drawn on a device."""
     config = {
         **shape,
         "architectures": ["LlamaForCausalLM"],
@@ -64,7 +66,7 @@ def write_checkpoint(directory: Path, shape: dict[str, int], context: int) -> No
     }
     (directory / "config.json").write_text(json.dumps(config))
     weight_map: dict[str, str] = {}
-    for shard, tensors in enumerate(_shards(shape)):
+    for shard, tensors in enumerate(_shards(shape, device)):
         name = f"model-{shard:05}.safetensors"
         save_file(tensors, directory / name)
         weight_map.update(dict.fromkeys(tensors, name))
@@ -72,13 +74,14 @@ def write_checkpoint(directory: Path, shape: dict[str, int], context: int) -> No
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-def _shards(shape: dict[str, int]) -> Iterator[dict[str, torch.Tensor]]:
-    generator = torch.Generator().manual_seed(0)
+def _shards(shape: dict[str, int], device: str) -> Iterator[dict[str, torch.Tensor]]:
+    generator = torch.Generator(device).manual_seed(0)
     size, ffn, vocab = shape["hidden_size"], shape["intermediate_size"], shape["vocab_size"]
     kv = size // shape["num_attention_heads"] * shape["num_key_value_heads"]
 
     def matrix(rows: int, columns: int) -> torch.Tensor:
-        return (torch.randn(rows, columns, generator=generator) / columns**0.5).bfloat16()
+        numbers = torch.randn(rows, columns, generator=generator, device=device)
+        return (numbers / columns**0.5).bfloat16().cpu()
 
     ones = torch.ones(size, dtype=torch.bfloat16)
     yield {

@@ -241,8 +241,13 @@ def bench_cases() -> Iterator[Case]:
     are layer 0, which resets the trees, so that a replay does the same work every time.
     """
     for batch, nodes, width, k in ((1, 64, 1, 8), (1, 64, 16, 16), (8, 16, 4, 8), (1, 512, 64, 16)):
-        args = _bench_args(batch, nodes, width, k)
-        yield Case(f"B={batch} T={nodes} rows={width} K={k} per sequence", args)
+        yield bench_case(batch, nodes, width, k)
+
+
+def bench_case(batch: int, nodes: int, width: int, k: int) -> Case:
+    """`width` rows of K candidates a sequence."""
+    args = _bench_args(batch, nodes, width, k)
+    return Case(f"B={batch} T={nodes} rows={width} K={k} per sequence", args)
 
 
 def _bench_args(batch: int, nodes: int, width: int, k: int) -> dict[str, Any]:

@@ -198,36 +198,39 @@ def _chain(batch: int, depth: int) -> TokenTree:
     return tree
 
 
+def bench_case(batch: int, depth: int, vocab: int, draws: bool) -> Case:
+    """Chains of `depth` <= 64 nodes, all accepted: tokens given, or drawn from logits."""
+    ints = {"num_accepted": (batch,), "path": (batch, depth), "out_tokens": (batch, depth + 1)}
+    ints |= {"final_node": (batch,), "tried": (batch, NUM_BINS), "accepted": (batch, NUM_BINS)}
+    args: dict[str, Any] = {n: torch.zeros(s, dtype=torch.int32) for n, s in ints.items()}
+    args["mode"] = "coupled"
+    args["tree"] = _chain(batch, depth)
+    args["logit_starts"] = torch.arange(batch, dtype=torch.int32) * (depth + 1)
+    args["wants_logits"] = torch.ones(batch, dtype=torch.int32)
+    args["num_seqs"] = torch.tensor([batch], dtype=torch.int32)
+    if draws:
+        logits = torch.randn(batch * (depth + 1), vocab) * 3
+        nodes = torch.arange(depth)
+        logits.view(batch, depth + 1, vocab)[:, nodes, nodes + 1] = 60
+        args["logits"] = logits
+        args["tree_starts"] = torch.ones(batch, dtype=torch.int32)
+        args["temperature"] = torch.full((batch,), 0.8)
+        args["top_k"] = torch.zeros(batch, dtype=torch.int32)
+        args["top_p"] = torch.ones(batch)
+        args["min_p"] = torch.zeros(batch)
+        args["seeds"] = torch.arange(batch)
+    else:
+        args["target_tokens"] = torch.arange(1, depth + 2, dtype=torch.int32).repeat(batch)
+    source = f"drawn from V={vocab}" if draws else "tokens given"
+    label = f"coupled B={batch} depth={depth} {source}"
+    moved = batch * (depth + 1) * vocab * 4 if draws else 0
+    return Case(label, args, bytes_moved=moved)
+
+
 def bench_cases() -> Iterator[Case]:
-    """Chains of 8 nodes, all accepted: the longest walk; tokens given, and drawn from logits."""
-    depth, vocab = 8, 2048
+    """The longest walks of eight nodes."""
     for batch, draws in ((1, False), (8, False), (1, True), (8, True)):
-        ints = {"num_accepted": (batch,), "path": (batch, depth), "out_tokens": (batch, depth + 1)}
-        ints |= {"final_node": (batch,), "tried": (batch, NUM_BINS), "accepted": (batch, NUM_BINS)}
-        args: dict[str, Any] = {n: torch.zeros(s, dtype=torch.int32) for n, s in ints.items()}
-        args["mode"] = "coupled"
-        args["tree"] = _chain(batch, depth)
-        args["logit_starts"] = torch.arange(batch, dtype=torch.int32) * (depth + 1)
-        args["wants_logits"] = torch.ones(batch, dtype=torch.int32)
-        args["num_seqs"] = torch.tensor([batch], dtype=torch.int32)
-        if draws:
-            logits = torch.randn(batch * (depth + 1), vocab) * 3
-            logits.view(batch, depth + 1, vocab)[
-                :, torch.arange(depth), torch.arange(depth) + 1
-            ] = 60
-            args["logits"] = logits
-            args["tree_starts"] = torch.ones(batch, dtype=torch.int32)
-            args["temperature"] = torch.full((batch,), 0.8)
-            args["top_k"] = torch.zeros(batch, dtype=torch.int32)
-            args["top_p"] = torch.ones(batch)
-            args["min_p"] = torch.zeros(batch)
-            args["seeds"] = torch.arange(batch)
-        else:
-            args["target_tokens"] = torch.arange(1, depth + 2, dtype=torch.int32).repeat(batch)
-        source = f"drawn from V={vocab}" if draws else "tokens given"
-        label = f"coupled B={batch} depth={depth} {source}"
-        moved = batch * (depth + 1) * vocab * 4 if draws else 0
-        yield Case(label, args, bytes_moved=moved)
+        yield bench_case(batch, 8, 2048, draws)
 
 
 OUTPUTS = ("num_accepted", "path", "out_tokens", "final_node", "tried", "accepted")

@@ -34,7 +34,7 @@ __device__ void move_batch(const KvCompactArgs& args, Unit* cache, int64_t b, in
 
 template <class Unit>
 __global__ void kv_compact_kernel(KvCompactArgs args) {
-  const int64_t layer = blockIdx.x, b = blockIdx.y;
+  const int64_t b = blockIdx.x, layer = blockIdx.y;
   if (b >= *args.num_seqs) return;
   const int32_t num_moves = args.num_moves[b];
   const int64_t units = args.head_dim * args.element_bytes / static_cast<int64_t>(sizeof(Unit));
@@ -56,7 +56,7 @@ __global__ void kv_compact_kernel(KvCompactArgs args) {
 SDENGINE_CUDA_API int sdengine_cuda_kv_compact(const sdengine::KvCompactArgs* args,
                                                int32_t batch_size, void* stream) {
   using namespace sdengine;
-  const LaunchShape shape = {dim3(static_cast<unsigned>(args->num_layers), batch_size),
+  const LaunchShape shape = {dim3(batch_size, static_cast<unsigned>(args->num_layers)),
                              kCompactThreads};
   const int64_t bytes = args->head_dim * args->element_bytes;
   const uint64_t alignment =

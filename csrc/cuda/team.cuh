@@ -21,14 +21,15 @@ static_assert(kTeamSlotWords >= kRadixBins, "a slot holds a histogram");
 
 class Team {
  public:
+  // The blocks of a team stand in y; a grid has room for 2^31 - 1 teams in x, for 65535 in y.
   // `counter` is 0 when the launch begins; `slots`: 2 kMaxTeam kTeamSlotWords words.
   __device__ Team(const Block& block, TeamSpace* space, uint32_t* counter, uint64_t* slots)
       : block_(block),
         space_(space),
         counter_(counter),
         slots_(slots),
-        index_(static_cast<int32_t>(blockIdx.x)),
-        size_(static_cast<int32_t>(gridDim.x)) {}
+        index_(static_cast<int32_t>(blockIdx.y)),
+        size_(static_cast<int32_t>(gridDim.y)) {}
 
   __device__ const Block& block() const { return block_; }
   __device__ int32_t rank() const { return index_ * block_.size() + block_.rank(); }

@@ -68,10 +68,10 @@ __device__ WalkEnd walk_logits(const TreeVerifyArgs& args, int64_t b, const Walk
 
 __global__ void walk_logits_kernel(TreeVerifyArgs args) {
   const WalkSpace space(shared_memory());
-  const int64_t b = blockIdx.y;
+  const int64_t b = blockIdx.x;
   if (b >= *args.num_seqs) return;
   uint64_t* counters = args.scratch;  // [B], then the slots of each sequence
-  uint64_t* slots = counters + gridDim.y + b * (kTeamWords - 1);
+  uint64_t* slots = counters + gridDim.x + b * (kTeamWords - 1);
   Team team(Block(space.words), space.team, reinterpret_cast<uint32_t*>(counters + b), slots);
   WalkView walk = walk_of(args.walk, b);
   walk.is_writer = team.rank() == 0;
@@ -100,7 +100,7 @@ cudaError_t launch_walk(const TreeVerifyArgs& args, int32_t batch_size, void* st
   error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
   if (error != cudaSuccess) return error;
   const int32_t team = team_size(multiprocessors, batch_size, args.vocab_size);
-  LaunchShape shape = {dim3(static_cast<unsigned>(team), static_cast<unsigned>(batch_size)),
+  LaunchShape shape = {dim3(static_cast<unsigned>(batch_size), static_cast<unsigned>(team)),
                        kWalkThreads, WalkSpace(nullptr).layout.bytes()};
   shape.is_cooperative = team > 1;
   error = cudaMemsetAsync(args.scratch, 0, static_cast<size_t>(batch_size) * sizeof(uint64_t),

@@ -26,6 +26,7 @@ from sdengine.kernels.triton.row_plan import (
     integer_mass,
     mass_sum,
     rank_key,
+    row_of,
     token_of,
 )
 
@@ -75,11 +76,7 @@ def draft_topk_kernel(
     line = tl.program_id(0)
     if line >= tl.load(num_rows):
         return
-    packed = line
-    if rows is not None:
-        packed = tl.load(rows + line)
-    sequence = tl.load(row_seq + packed)
-    row = logits + line.to(tl.int64) * vocab
+    packed, sequence, row = row_of(logits, rows, row_seq, line, vocab)
     lane = tl.arange(0, CANDIDATES)
     is_wanted = lane < LIMIT
     at_out = line.to(tl.int64) * LIMIT + lane

@@ -7,6 +7,7 @@ Each kernel file has `launches(arch, **args)`, a pure function from the op's arg
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, TypeVar
@@ -14,6 +15,8 @@ from typing import Any, TypeVar
 import torch
 import triton
 import triton.language as tl
+
+from sdengine.kernels.cuda_library import expect_one_device
 
 INTERPRETER = 0  # the `arch` of kernels that run in Triton's interpreter
 T = TypeVar("T")
@@ -94,7 +97,17 @@ def plan_op(op: str, arch: int, args: Mapping[str, Any]) -> list[Launch]:
     return plan
 
 
-def run_op(op: str, args: Mapping[str, Any]) -> None:
-    """Runs an op whose arguments have been checked."""
-    for launch in plan_op(op, arch_of_device(), args):
-        launch.run()
+def device_of(op: str, args: dict[str, Any]) -> AbstractContextManager[Any]:
+    """Makes the device of an op's tensors the current one: Triton launches on that one's stream.
+
+    Raises:
+        ValueError: They do not lie on one CUDA device; the message names one that does not.
+    """
+    return nullcontext() if is_interpreted() else torch.cuda.device(expect_one_device(op, args))
+
+
+def run_op(op: str, args: dict[str, Any]) -> None:
+    """Runs an op whose arguments have been checked, where its tensors are."""
+    with device_of(op, args):
+        for launch in plan_op(op, arch_of_device(), args):
+            launch.run()

@@ -16,6 +16,15 @@ NO_TOKEN = tl.constexpr(2**31 - 1)
 
 
 @triton.jit
+def row_of(logits, rows, row_seq, line, vocab):
+    """The packed row that a line of logits belongs to, its sequence, and where its logits begin."""
+    packed = line
+    if rows is not None:
+        packed = tl.load(rows + line)
+    return packed, tl.load(row_seq + packed), logits + line.to(tl.int64) * vocab
+
+
+@triton.jit
 def best_of_row(row, vocab, BLOCK: tl.constexpr):
     """Largest logit, its lowest id, and whether a token can be drawn (no NaN, no +inf, not all
     -inf)."""

@@ -19,6 +19,7 @@ from sdengine.kernels.triton.row_plan import (
     best_of_row,
     integer_mass,
     order_of,
+    row_of,
     value_of,
 )
 
@@ -87,11 +88,7 @@ def sample_kernel(
     line = tl.program_id(0)
     if line >= tl.load(num_rows):
         return
-    packed = line
-    if rows is not None:
-        packed = tl.load(rows + line)
-    sequence = tl.load(row_seq + packed)
-    row = logits + line.to(tl.int64) * vocab
+    packed, sequence, row = row_of(logits, rows, row_seq, line, vocab)
     best, best_token, is_usable = best_of_row(row, vocab, BLOCK)
     heat = tl.load(temperature + sequence)
     if (not is_usable) | (heat < GREEDY_TEMPERATURE):

@@ -118,6 +118,32 @@ def _load_queries(qkv, row, head, dim, is_live, width, HEAD_DIM: tl.constexpr, C
 
 
 @triton.jit
+def _load_tile(
+    cache,
+    block,
+    key,
+    dim,
+    is_seen,
+    NUM_KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    DIM_LANES: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+):
+    """Keys and values [keys, dims] of one kv head; `cache` is its plane of block 0. Zero where
+    `is_seen` is False; None: all keys are seen, and whole rows are read without a mask."""
+    plane: tl.constexpr = BLOCK_SIZE * HEAD_DIM
+    line = block.to(tl.int64) * (2 * NUM_KV_HEADS * plane) + key % BLOCK_SIZE * HEAD_DIM
+    at = cache + line[:, None] + dim[None, :]
+    at_value = at + NUM_KV_HEADS * plane
+    mask = (dim < HEAD_DIM)[None, :]
+    if is_seen is not None:
+        mask &= is_seen[:, None]
+    elif HEAD_DIM == DIM_LANES:
+        return tl.load(at), tl.load(at_value)
+    return tl.load(at, mask=mask, other=0.0), tl.load(at_value, mask=mask, other=0.0)
+
+
+@triton.jit
 def shared_splits_kernel(
     qkv,
     kv_cache,
@@ -171,23 +197,17 @@ def shared_splits_kernel(
     state_max = tl.full([ROWS], _EMPTY, tl.float32)
     state_sum = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([DIM_LANES, ROWS], tl.float32)
-    plane: tl.constexpr = BLOCK_SIZE * HEAD_DIM
     table = block_tables + sequence * max_blocks
-    cache = kv_cache + kv_head * plane
+    cache = kv_cache + kv_head * (BLOCK_SIZE * HEAD_DIM)
     for start in tl.range(begin, stop, TILE):
         key = start + tl.arange(0, TILE)
         if BLOCK_SIZE % TILE == 0:  # one block holds the tile
             block = tl.load(table + start // BLOCK_SIZE) + tl.zeros_like(key)
         else:
             block = tl.load(table + key // BLOCK_SIZE)
-        line = block.to(tl.int64) * (2 * NUM_KV_HEADS * plane) + key % BLOCK_SIZE * HEAD_DIM
-        at = cache + line[:, None] + dim[None, :]
-        if HEAD_DIM == DIM_LANES:
-            keys = tl.load(at)
-            values = tl.load(at + NUM_KV_HEADS * plane)
-        else:
-            keys = tl.load(at, mask=(dim < HEAD_DIM)[None, :], other=0.0)
-            values = tl.load(at + NUM_KV_HEADS * plane, mask=(dim < HEAD_DIM)[None, :], other=0.0)
+        keys, values = _load_tile(
+            cache, block, key, dim, None, NUM_KV_HEADS, HEAD_DIM, DIM_LANES, BLOCK_SIZE
+        )
         scores = tl.dot(keys.to(CD), q, input_precision="ieee")
         state_max, state_sum, acc = _accumulate(
             scores, values.to(CD), state_max, state_sum, acc, scale, CD
@@ -299,10 +319,9 @@ def finish_rows_kernel(
 
     part = ((row - first_row).to(tl.int64) * (NUM_KV_HEADS * GROUP) + head) * num_splits
     is_stored = is_head[None, :] & (dim < HEAD_DIM)[:, None]
-    plane: tl.constexpr = BLOCK_SIZE * HEAD_DIM
     table = block_tables + sequence * max_blocks
     tree_start = tl.load(tree_starts + sequence)
-    cache = kv_cache + kv_head * plane
+    cache = kv_cache + kv_head * (BLOCK_SIZE * HEAD_DIM)
 
     total_max = tl.full([ROWS], _EMPTY, tl.float32)
     total_sum = tl.zeros([ROWS], tl.float32)
@@ -323,12 +342,10 @@ def finish_rows_kernel(
             if start + TILE > tree_at:
                 node = _nth_set_bit(words, place - tree_at, WORDS)
                 key = tl.where(place < tree_at, place, tree_start + node)
-            block = tl.load(table + key // BLOCK_SIZE, mask=is_seen, other=0).to(tl.int64)
-            line = block * (2 * NUM_KV_HEADS * plane) + key % BLOCK_SIZE * HEAD_DIM
-            mask = is_seen[:, None] & (dim < HEAD_DIM)[None, :]
-            at_key = cache + line[:, None] + dim[None, :]
-            keys = tl.load(at_key, mask=mask, other=0.0)
-            values = tl.load(at_key + NUM_KV_HEADS * plane, mask=mask, other=0.0)
+            block = tl.load(table + key // BLOCK_SIZE, mask=is_seen, other=0)
+            keys, values = _load_tile(
+                cache, block, key, dim, is_seen, NUM_KV_HEADS, HEAD_DIM, DIM_LANES, BLOCK_SIZE
+            )
             scores = tl.dot(keys.to(CD), q, input_precision="ieee")
             scores = tl.where(is_seen[:, None], scores, float("-inf"))
             state_max, state_sum, acc = _accumulate(

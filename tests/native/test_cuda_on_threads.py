@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import random
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,15 +30,9 @@ from ..kernels.test_residual import OUTPUTS as WALK_OUTPUTS
 from ..kernels.test_residual import rejection_args
 from ..kernels.test_tree_verify import coupled_args
 from ..kernels.tree_worlds import World, assert_same_rows, assert_same_trees, grow
-from .test_sanitizers import COMPILER, CSRC, HERE, at_fixed_addresses, compile_driver, run
+from .cuda_threads import FLAGS, KERNELS, threads_library
+from .test_sanitizers import HERE, at_fixed_addresses, compile_driver, run
 
-FLAGS = [
-    f"-I{HERE / 'cuda_on_threads'}",
-    "-ffp-contract=off",
-    "-Wno-unknown-pragmas",
-    *("-x", "c++"),
-]
-KERNELS = HERE / "cuda_kernels.cu"
 SOURCES = [KERNELS, *sorted(HERE.glob("cuda_fuzz_*.cpp")), HERE / "fuzz_main.cpp"]
 CASES = (
     "cuda_tree_growth",
@@ -67,18 +60,9 @@ def race_checked(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> CudaLibrary:
+def library() -> CudaLibrary:
     """The library on CPU threads, loaded as the real one is."""
-    if COMPILER is None:
-        pytest.skip("no C++ compiler")
-    target = tmp_path_factory.mktemp("cuda_library") / "libsdengine_cuda.so"
-    includes = [f"-I{CSRC}", f"-I{CSRC / 'include'}"]
-    command = [COMPILER, "-std=c++17", "-O1", "-fPIC", "-shared", "-pthread", *includes, *FLAGS]
-    built = subprocess.run(
-        [*command, str(KERNELS), "-o", str(target)], capture_output=True, text=True, check=False
-    )
-    assert built.returncode == 0, built.stderr[-3000:]
-    return CudaLibrary(target)
+    return threads_library()
 
 
 def test_random_batches_equal_the_serial_results(memory_checked: list[str]) -> None:

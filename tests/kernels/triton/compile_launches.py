@@ -37,13 +37,26 @@ def attention(rows: int, heads: int, dim: int, dtype: torch.dtype) -> Callable[[
     return lambda: tree_attention.bench_case(rows, 2048, heads, 8, dim, dtype).args
 
 
-def linear(rows: int, gated: bool, dtype: torch.dtype) -> Callable[[], Args]:
+def ones_attention() -> Args:
+    """One row of one sequence with one block, in passes of one row: the second begins at row 1."""
+    args = tree_attention.bench_case(2, 2, 8, 8, 64, torch.bfloat16).args
+    return {**args, "scratch": torch.empty(8 * 66)}
+
+
+def first_of(op: str, vocab: int) -> Args:
+    """The op's first microbenchmark case, one row, with another vocabulary."""
+    return {**bench(op, 0)(), "logits": torch.empty(1, vocab)}
+
+
+def linear(
+    rows: int, gated: bool, dtype: torch.dtype, features: int = 4096, inputs: int = 2048
+) -> Callable[[], Args]:
     def args() -> Args:
-        matrix = torch.empty(4096, 2048, dtype=dtype)
+        matrix = torch.empty(features, inputs, dtype=dtype)
         return {
-            "x": torch.empty(rows, 2048),
+            "x": torch.empty(rows, inputs),
             "weight": DenseWeight(matrix, gated),
-            "out": torch.empty(rows, 2048 if gated else 4096),
+            "out": torch.empty(rows, features // 2 if gated else features),
             "num_rows": torch.empty(1, dtype=torch.int32),
             "activation": "silu_gate" if gated else None,
         }
@@ -68,6 +81,11 @@ CASES: dict[str, tuple[str, Callable[[], Args]]] = {
     "attention-row": ("tree_attention", attention(1, 32, 128, BF16)),
     "attention-narrow": ("tree_attention", attention(64, 64, 64, BF16)),
     "attention-f32": ("tree_attention", attention(64, 32, 128, F32)),
+    # Sizes of 1 become constants of a kernel, whose methods a tensor has and they have not.
+    "attention-one": ("tree_attention", ones_attention),
+    "linear-one": ("linear", linear(1, False, BF16, 1, 1)),
+    "sample-one": ("sample", lambda: first_of("sample", vocab=1)),
+    "draft_topk-one": ("draft_topk", lambda: first_of("draft_topk", vocab=1)),
     "linear-tree": ("linear", linear(64, False, BF16)),
     "linear-row": ("linear", linear(1, False, BF16)),
     "linear-gated": ("linear", linear(64, True, BF16)),
@@ -195,7 +213,9 @@ def main() -> None:
     for wanted in sys.argv[1:]:
         case, arch = wanted.split(":")
         op, make_args = CASES[case]
-        for launch in plan_op(op, int(arch), make_args())[:2]:
+        launches = plan_op(op, int(arch), make_args())
+        # Passes repeat the same two kernels; of several, the last has a first row other than 0.
+        for launch in launches[-2:]:
             print(json.dumps(asdict(compile_launch(case, launch, int(arch)))), flush=True)
 
 

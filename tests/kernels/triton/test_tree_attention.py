@@ -112,6 +112,10 @@ def test_rows_have_the_same_bits_in_any_company_and_any_number_of_passes() -> No
     assert torch.equal(run(with_scratch(cpu_test.rows_alone(args, 2, order))), together[order])
 
 
+@pytest.mark.skipif(
+    torch.cuda.is_available(),
+    reason="a device computes float32 in row tiles of one width; tests/gpu varies bfloat16's",
+)
 @pytest.mark.parametrize("rows", [8, 64])
 def test_the_width_of_a_row_tile_does_not_matter(rows: int, monkeypatch: Any) -> None:
     args = make_args([Span(5, 150, SMALL), Span(1, 66)], 3, 1, dim=16)

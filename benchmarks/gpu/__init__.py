@@ -1,0 +1,1 @@
+"""What `benchmarks.gpu_suite` runs: one module per slice, each in a process of its own."""

@@ -1,0 +1,93 @@
+"""Arguments of ops on the device, and the check that comes before any timing."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import torch
+
+from benchmarks.kernels.harness import UNCOMPARABLE_OPS
+from sdengine.kernels.dense_weight import DenseWeight
+from sdengine.kernels.packed_weight import PackedWeight
+from sdengine.kernels.registry import get_op
+from sdengine.kernels.spec import Args
+from sdengine.kernels.torch_library import flatten
+from sdengine.kernels.tree_verify import walk_scratch_size
+
+RMS_TOLERANCE = 1e-2  # relative; bfloat16 operands make 2e-3 to 5e-3, a wrong index makes 1
+
+
+class WrongResult(Exception):
+    """A kernel disagrees with its reference; it must not be timed."""
+
+
+def on_device(value: Any, device: str | torch.device) -> Any:
+    """An argument on the device, structs field by field, packed weights as dense ones."""
+    if isinstance(value, PackedWeight):
+        return DenseWeight(value.unpack().to(device), value.is_gate_up)
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if is_dataclass(value) and not isinstance(value, type):
+        moved = {f.name: on_device(getattr(value, f.name), device) for f in fields(value)}
+        return replace(value, **moved)
+    return value
+
+
+def device_args(op: str, args: Args, device: str | torch.device = "cuda") -> Args:
+    """Arguments of an op on the device, with the scratch that only a device needs."""
+    moved = {name: on_device(value, device) for name, value in args.items()}
+    if op == "tree_verify" and args.get("target_tokens") is None:
+        size = walk_scratch_size(args["tree"].batch_size)
+        moved["scratch"] = torch.zeros(size, dtype=torch.int64, device=device)
+    return moved
+
+
+def tensors_of(op: str, args: Args, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    """Tensors of some of an op's arguments, those inside of structs too."""
+    chosen = {name: args[name] for name in names if args.get(name) is not None}
+    flat = flatten(op, chosen)
+    return {name: value for name, value in flat.items() if isinstance(value, torch.Tensor)}
+
+
+def expect_close(label: str, ours: torch.Tensor, expected: torch.Tensor) -> None:
+    """Integers equal, floats within RMS_TOLERANCE of the root mean square.
+
+    Raises:
+        WrongResult: they are not.
+    """
+    ours, expected = ours.cpu(), expected.cpu()
+    if not expected.is_floating_point():
+        wrong = int((ours != expected).sum())
+        if wrong:
+            raise WrongResult(f"{label}: {wrong} of {ours.numel()} integers differ")
+        return
+    ours, expected = ours.double().nan_to_num(0), expected.double().nan_to_num(0)
+    error = float((ours - expected).square().mean().sqrt())
+    allowed = RMS_TOLERANCE * float(expected.square().mean().sqrt())
+    if not error <= allowed:
+        raise WrongResult(f"{label}: RMS error {error:.3g}, allowed {allowed:.3g}")
+
+
+def check(op: str, backend: str, args: Args, device: str | torch.device = "cuda") -> None:
+    """Runs kernel and reference on copies of arguments of the CPU.
+
+    Raises:
+        WrongResult: they disagree.
+    """
+    spec = get_op(op)
+    expected = copy.deepcopy(args)
+    mine = device_args(op, args, device)
+    spec.backends[backend](**mine)
+    if op in UNCOMPARABLE_OPS:
+        return
+    spec.reference(**expected)
+    wanted = tensors_of(op, dense(expected), spec.outputs)
+    for name, tensor in tensors_of(op, mine, spec.outputs).items():
+        expect_close(f"{op} {name}", tensor, wanted[name])
+
+
+def dense(args: Args) -> Args:
+    """Arguments whose weights an operator takes."""
+    return {name: on_device(value, "cpu") for name, value in args.items()}

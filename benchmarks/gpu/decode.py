@@ -1,0 +1,234 @@
+"""Slices decode-*: a whole model of a shape on random weights, batch 1. Plain decoding at a context
+of 1024 tokens against the memory floor, and steps of the target with 1, 64 and 128 nodes beside it.
+
+The engine itself runs. A checkpoint is written to a temporary directory and removed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from benchmarks.gpu.records import Recorder, Skip, slice_main
+from benchmarks.gpu.timing import Limits, measure_limits
+from benchmarks.model_shape import write_checkpoint
+from sdengine import SamplingParams, SpeculationConfig
+from sdengine.engine import Engine
+from sdengine.errors import SdengineError
+from sdengine.runner.costs import Trial, verify_trials
+
+SHAPES = {
+    "8b": {
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+    },
+    "1b": {
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+    },
+}
+CONTEXT = 1024
+STEPS = 100
+PROFILED_STEPS = 20
+NODES = (1, 64, 128)  # beside the root's row
+BUNDLED = "python-completion"
+MEMORY_DISK = Path("/dev/shm")
+
+
+def checkpoint_bytes(shape: dict[str, int]) -> int:
+    """An upper bound of what a checkpoint of the shape takes."""
+    size, ffn = shape["hidden_size"], shape["intermediate_size"]
+    layer = 4 * size * size + 3 * size * ffn
+    return 2 * (shape["num_hidden_layers"] * layer + 2 * shape["vocab_size"] * size)
+
+
+def roomiest(needed: int) -> Path:
+    """A directory for a checkpoint: in memory where it fits twice.
+
+    Raises:
+        Skip: neither memory nor disk has room.
+    """
+    for folder, factor in ((MEMORY_DISK, 2.0), (Path(tempfile.gettempdir()), 1.1)):
+        if folder.is_dir() and shutil.disk_usage(folder).free > factor * needed:
+            return folder
+    raise Skip(f"no room for a checkpoint of {needed / 1e9:.0f} GB")
+
+
+class Model:
+    """The checkpoint of a shape, and one engine at a time.
+
+    Args:
+        shape: of SHAPES.
+    """
+
+    def __init__(self, shape: dict[str, int]) -> None:
+        self.shape = shape
+        self._stack = contextlib.ExitStack()
+        self._folder: Path | None = None
+
+    def folder(self) -> Path:
+        """The checkpoint's directory, written when it is first asked for."""
+        if self._folder is None:
+            parent = roomiest(checkpoint_bytes(self.shape))
+            made = self._stack.enter_context(tempfile.TemporaryDirectory(dir=parent))
+            write_checkpoint(Path(made), self.shape, 2 * CONTEXT + 256, "cuda")
+            self._folder = Path(made)
+        return self._folder
+
+    @contextlib.contextmanager
+    def engine(self, speculation: SpeculationConfig | None) -> Iterator[Engine]:
+        """An engine on the device.
+
+        Raises:
+            Skip: this version, or this machine, does not run one; with the reason it gives.
+        """
+        try:
+            Engine(BUNDLED, device="cuda")  # before gigabytes are written
+            engine = Engine(
+                str(self.folder()),
+                device="cuda",
+                dtype="bfloat16",
+                max_num_seqs=1,
+                max_num_batched_tokens=512,
+                speculation=speculation,
+            )
+        except SdengineError as error:
+            raise Skip(f"the engine does not run here: {error}") from None
+        yield engine
+
+    def close(self) -> None:
+        """Removes the checkpoint."""
+        self._stack.close()
+
+
+def begin_decoding(engine: Engine, vocab_size: int) -> None:
+    """One sequence of CONTEXT tokens that has begun to decode."""
+    prompt = torch.randint(3, vocab_size, (CONTEXT,)).tolist()
+    params = SamplingParams(max_tokens=STEPS + 20, temperature=0, ignore_eos=True)
+    engine.add_request("only", prompt, params)
+    while engine.has_unfinished_requests():
+        outputs = engine.step()
+        if outputs and len(outputs[0].outputs[0].token_ids) >= 10:
+            break
+
+
+def plain_steps(model: Model, limits: Limits) -> dict[str, Any]:
+    """Whole steps of plain decoding, host included, at CONTEXT tokens and after."""
+    with model.engine(None) as engine:
+        begin_decoding(engine, model.shape["vocab_size"])
+        times = []
+        for _ in range(STEPS):
+            start = time.perf_counter()
+            engine.step()
+            times.append(1e3 * (time.perf_counter() - start))
+        weights = engine.iteration.weights.nbytes
+    layers, heads = model.shape["num_hidden_layers"], model.shape["num_key_value_heads"]
+    head_dim = model.shape["hidden_size"] // model.shape["num_attention_heads"]
+    cache = CONTEXT * layers * heads * head_dim * 4
+    floor_ms = limits.floor_us(weights + cache) / 1e3
+    step_ms = median(times)
+    return {
+        "step ms": round(step_ms, 4),
+        "tokens/s": round(1e3 / step_ms, 1),
+        "weights GB": round(weights / 1e9, 3),
+        "cache MB": round(cache / 1e6, 1),
+        "floor ms": round(floor_ms, 4),
+        "% of floor": round(100 * floor_ms / step_ms, 1),
+    }
+
+
+def busy_share(intervals: list[tuple[float, float]]) -> float:
+    """Share of the time from the first start to the last end in which at least one is running."""
+    busy, reached = 0.0, -math.inf
+    for start, end in sorted(intervals):
+        busy += max(end - max(start, reached), 0.0)
+        reached = max(reached, end)
+    return busy / (reached - min(start for start, _ in intervals))
+
+
+def profiled_steps(model: Model) -> dict[str, Any]:
+    """Gaps on the device and waits of the host in plain steps, as a profile shows them."""
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    with model.engine(None) as engine:
+        begin_decoding(engine, model.shape["vocab_size"])
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+            for _ in range(PROFILED_STEPS):
+                engine.step()
+            torch.cuda.synchronize()
+    events = profiler.events()
+    assert events is not None
+    on_device = [e.time_range for e in events if e.device_type == DeviceType.CUDA]
+    if not on_device:
+        raise Skip("the profiler saw nothing on the device; it may need other permissions")
+    waits = sum("Synchronize" in e.name for e in events) - 1  # the one after the last step
+    share = busy_share([(span.start, span.end) for span in on_device])
+    return {
+        "device busy %": round(100 * share, 2),
+        "launches / step": round(len(on_device) / PROFILED_STEPS, 1),
+        "waits / step": round(waits / PROFILED_STEPS, 2),
+    }
+
+
+def replay_ms(trial: Trial) -> float:
+    """One replay of a program until its results are on the host."""
+    trial.reset()
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    trial.program.replay()
+    torch.cuda.synchronize()
+    return 1e3 * (time.perf_counter() - start)
+
+
+def tree_steps(model: Model) -> dict[str, Any]:
+    """Programs of the target over chains of rows, in turns with the plain one; short context."""
+    config = SpeculationConfig(method="ngram", max_nodes=max(NODES), adaptive=False)
+    with model.engine(config) as engine:
+        trials = verify_trials(engine.iteration, [1, *(nodes + 1 for nodes in NODES)])
+        times: list[list[float]] = [[] for _ in trials]
+        for _ in range(30):
+            for trial, own in zip(trials, times):
+                own.append(replay_ms(trial))
+    plain, *others = (median(own[5:]) for own in times)
+    values = {"plain ms": round(plain, 4)}
+    for nodes, took in zip(NODES, others):
+        values[f"{nodes} nodes ms"] = round(took, 4)
+        values[f"{nodes} nodes / plain"] = round(took / plain, 3)
+    return values
+
+
+def run(recorder: Recorder, options: argparse.Namespace) -> None:
+    """Plain decoding first."""
+    model = Model(SHAPES[options.variant])
+    try:
+        limits = measure_limits()
+        recorder.run("plain decoding", partial(plain_steps, model, limits))
+        recorder.run("steps by rows", partial(tree_steps, model))
+        recorder.run("profile of plain steps", partial(profiled_steps, model))
+    finally:
+        model.close()
+
+
+if __name__ == "__main__":
+    sys.exit(slice_main(run))

@@ -1,0 +1,67 @@
+"""Slices memcheck and racecheck: compute-sanitizer over every integer kernel."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu.records import Recorder, Skip, slice_main
+from sdengine.kernels.backends import why_unavailable
+from sdengine.kernels.cuda_library import CUDA_OPS
+
+ROOT = Path(__file__).resolve().parents[2]
+FOUND = 86  # exit code when the tool has something to report
+TOOL = "compute-sanitizer"
+
+
+class SanitizerReport(Exception):
+    """The tool found something, or the program failed under it."""
+
+
+def command_of(tool: str, op: str) -> list[str]:
+    """The op's program under a tool."""
+    options = ["--tool", tool, "--error-exitcode", str(FOUND), "--target-processes", "all"]
+    return [TOOL, *options, sys.executable, "-m", "benchmarks.gpu.integer_kernels", op]
+
+
+def summary_of(output: str) -> str:
+    """The tool's last line about errors or hazards."""
+    lines = [line for line in output.splitlines() if "SUMMARY" in line]
+    return lines[-1].strip("= ") if lines else output[-300:].strip()
+
+
+def watch(tool: str, op: str, seconds: float) -> dict[str, Any]:
+    """Runs one op under the tool.
+
+    Raises:
+        Skip: there is no tool, or no library.
+        SanitizerReport: it found something.
+    """
+    if shutil.which(TOOL) is None:
+        raise Skip(f"{TOOL} is not on the PATH; it comes with the CUDA toolkit")
+    reason = why_unavailable("cuda")
+    if reason is not None:
+        raise Skip(reason)
+    done = subprocess.run(
+        command_of(tool, op), cwd=ROOT, capture_output=True, text=True, timeout=max(seconds, 60.0)
+    )
+    said = done.stdout + done.stderr
+    print(said[-3000:], flush=True)
+    if done.returncode != 0:
+        raise SanitizerReport(f"ended with {done.returncode}: {summary_of(said)}")
+    return {"found": summary_of(said)}
+
+
+def run(recorder: Recorder, options: argparse.Namespace) -> None:
+    """One case an op, under the tool that the variant names."""
+    for op in CUDA_OPS:
+        recorder.run(op, partial(watch, options.variant, op, recorder.seconds_left()))
+
+
+if __name__ == "__main__":
+    sys.exit(slice_main(run))

@@ -1,0 +1,91 @@
+"""Slices of tests: `pytest -m gpu` over a folder, file by file, so that a run can be cut short."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu.records import Recorder, slice_main
+
+ROOT = Path(__file__).resolve().parents[2]
+MAX_NAMES = 12  # failed tests that are named in a record
+PROCESSES = 4  # kernels are compiled on the host, one after the other in each process
+
+
+class TestsFailed(Exception):
+    """Tests of a file failed; the message names them."""
+
+
+def parse_report(report: str) -> tuple[dict[str, Any], list[str]]:
+    """Counts of a JUnit XML report, and the tests that failed with the first line of the reason."""
+    counts = {"passed": 0, "failed": 0, "skipped": 0}
+    failed, reasons = [], set()
+    for case in ElementTree.fromstring(report).iter("testcase"):
+        wrong = case.find("failure") if case.find("failure") is not None else case.find("error")
+        skipped = case.find("skipped")
+        if wrong is not None:
+            counts["failed"] += 1
+            reason = (wrong.get("message") or "").splitlines() or [""]
+            failed.append(f"{case.get('name')}: {reason[0][:160]}")
+        elif skipped is not None:
+            counts["skipped"] += 1
+            reasons.add(skipped.get("message") or "")
+        else:
+            counts["passed"] += 1
+    values: dict[str, Any] = dict(counts)
+    if reasons:
+        values["skipped because"] = "; ".join(sorted(reasons))[:300]
+    return values, failed
+
+
+def command_of(file: Path, report: Path) -> list[str]:
+    """Runs the GPU tests of one file."""
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", f"--junit-xml={report}"]
+    if importlib.util.find_spec("xdist") is not None:
+        command += ["-n", str(PROCESSES)]
+    return [*command, str(file)]
+
+
+def run_file(file: Path, seconds: float) -> dict[str, Any]:
+    """Counts of one file.
+
+    Raises:
+        TestsFailed: not all passed or were skipped with a reason.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            command_of(file, report), cwd=ROOT, env=env, timeout=max(seconds, 30.0),
+            capture_output=True, text=True,
+        )  # fmt: skip
+        said = (done.stdout + done.stderr)[-1500:]
+        print(said, flush=True)
+        if not report.exists():
+            raise TestsFailed(f"pytest ended with {done.returncode}: {said[-400:]}")
+        values, failed = parse_report(report.read_text(encoding="utf-8"))
+    if failed or done.returncode not in (0, 5):
+        more = f" and {len(failed) - MAX_NAMES} more" if len(failed) > MAX_NAMES else ""
+        raise TestsFailed(
+            f"{values['failed']} failed, {values['passed']} passed: "
+            f"{'; '.join(failed[:MAX_NAMES])}{more}"
+        )
+    return values
+
+
+def run(recorder: Recorder, options: argparse.Namespace) -> None:
+    """One case a file of the folder that the variant names."""
+    for file in sorted((ROOT / options.variant).glob("test_*.py")):
+        name = str(file.relative_to(ROOT))
+        recorder.run(name, lambda file=file: run_file(file, recorder.seconds_left()))
+
+
+if __name__ == "__main__":
+    sys.exit(slice_main(run))

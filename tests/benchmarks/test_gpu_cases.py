@@ -1,0 +1,196 @@
+"""What the GPU suite measures is what it says: trees in both layouts, checks that find mistakes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from benchmarks.gpu import attention, decode, ops
+from benchmarks.gpu.cases import WrongResult, check, device_args, expect_close
+from benchmarks.gpu.records import Skip
+from benchmarks.gpu.timing import Limits, Timing
+from benchmarks.gpu.trees import AttentionCase, ancestors, make_inputs, packed
+from benchmarks.model_shape import write_checkpoint
+from sdengine import SpeculationConfig
+from sdengine.engine import Engine
+from sdengine.kernels import tree_attention
+from sdengine.kernels.registry import get_op
+from sdengine.kernels.spec import Case
+
+SMALL = AttentionCase(2, 70, 90, heads=4, kv_heads=2, dim=16)
+
+
+def test_both_layouts_of_a_tree_are_the_same_attention() -> None:
+    torch.manual_seed(0)
+    inputs = make_inputs(SMALL, "cpu")
+    tree_attention.check(**inputs.args)
+    tree_attention.reference(**inputs.args)
+    wide = (t.float() for t in (inputs.query, inputs.keys, inputs.values))
+    expected = F.scaled_dot_product_attention(*wide, inputs.visible[:, None], enable_gqa=True)
+    expect_close("attention", inputs.args["out"], attention.as_rows(expected, inputs))
+    wrong = inputs.visible.clone()
+    wrong[1, 40, SMALL.context + 3] ^= True
+    wide = (t.float() for t in (inputs.query, inputs.keys, inputs.values))
+    other = F.scaled_dot_product_attention(*wide, wrong[:, None], enable_gqa=True)
+    assert not torch.allclose(attention.as_rows(other, inputs), attention.as_rows(expected, inputs))
+
+
+def test_trees_hold_the_node_its_parent_and_what_its_parent_sees() -> None:
+    seen = ancestors(40, torch.Generator().manual_seed(3))
+    assert seen.diagonal().all() and not seen.triu(1).any()
+    assert 2 < int(seen.sum(1).max()) < 40
+    bits = packed(seen, 1)[:, 0]
+    assert all(bool(bits[i] >> j & 1) == bool(seen[i, j]) for i in range(40) for j in range(40))
+
+
+def test_a_wide_tree_uses_the_sign_bit_of_a_word() -> None:
+    seen = torch.zeros(70, 70, dtype=torch.bool)
+    seen[69, [63, 64]] = True
+    assert packed(seen, 2)[69].tolist() == [-(2**63), 1]
+
+
+def test_traffic_counts_every_key_and_value_once() -> None:
+    assert SMALL.cache_bytes == 2 * 160 * 2 * 2 * 16 * 2
+    assert SMALL.bytes_moved == SMALL.cache_bytes + 142 * 4 * 16 * 8
+
+
+def test_wrong_results_are_not_timed() -> None:
+    right = torch.randn(1000)
+    expect_close("x", right * 1.005, right)
+    with pytest.raises(WrongResult, match="x: RMS error"):
+        expect_close("x", right * 1.02, right)
+    with pytest.raises(WrongResult, match="RMS error"):
+        expect_close("x", torch.zeros(1000), right)
+    with pytest.raises(WrongResult, match="1 of 3 integers differ"):
+        expect_close("x", torch.tensor([1, 2, 4]), torch.tensor([1, 2, 3]))
+
+
+def rms_case() -> dict[str, Any]:
+    return {
+        "x": torch.randn(3, 32),
+        "weight": torch.randn(32),
+        "out": torch.zeros(3, 32),
+        "num_rows": torch.tensor([3], dtype=torch.int32),
+        "eps": 1e-5,
+    }
+
+
+def test_a_kernel_is_checked_against_its_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("the suite itself does this on the device")
+    check("rms_norm", "triton", rms_case(), "cpu")
+    from sdengine.kernels.triton import rms_norm
+
+    plan = rms_norm.launches
+    wrong = lambda arch, **args: plan(arch, **{**args, "weight": args["weight"] * 1.1})  # noqa: E731
+    monkeypatch.setattr(rms_norm, "launches", wrong)
+    with pytest.raises(WrongResult, match="rms_norm out: RMS error"):
+        check("rms_norm", "triton", rms_case(), "cpu")
+
+
+def test_arguments_reach_the_device_with_their_scratch() -> None:
+    case = next(iter(ops.cases_of("tree_expand")))
+    moved = device_args("tree_expand", case.args, "meta")
+    assert moved["tree"].tokens.is_meta and moved["rows"].tokens.is_meta
+    walk = list(ops.large_cases("tree_verify"))
+    assert walk[0].label == "coupled B=32 depth=8 drawn from V=128256"
+    assert device_args("tree_verify", walk[0].args, "meta")["scratch"].is_meta
+
+
+@pytest.mark.parametrize("op", ["tree_expand", "kv_compact"])
+def test_cases_of_a_served_model_keep_the_contract(op: str, monkeypatch: Any) -> None:
+    if op == "kv_compact":  # 2 GB that nobody reads here
+        zeros = torch.zeros
+        monkeypatch.setattr(torch, "zeros", lambda *s, **kw: zeros(*s, **{**kw, "device": "meta"}))
+    cases: list[Case] = list(ops.large_cases(op))
+    assert cases
+    for case in cases:
+        get_op(op).check(**case.args)
+
+
+def test_times_stand_beside_their_floor() -> None:
+    limits = Limits(read_gbps=4000.0, copy_gbps=4300.0, bf16_tflops=800.0, launch_us=1.0)
+    assert limits.floor_us(43_000_000) == pytest.approx(10.0)
+    assert limits.floor_us(1, 16_000_000_000) == pytest.approx(20.0)
+    timing = Timing(20.0, 19.0, 22.0, 18.0, "graph")
+    assert limits.beside(timing, 43_000_000) == {
+        "floor us": 10.0,
+        "GB/s": 2150.0,
+        "% of floor": 50.0,
+    }
+    assert timing.values("own ") == {
+        "own us": 20.0,
+        "own p10": 19.0,
+        "own p90": 22.0,
+        "own hot us": 18.0,
+    }
+    assert "timed by" in Timing(1.0, 1.0, 1.0, None, "events (ValueError)").values()
+
+
+def test_an_engine_that_does_not_run_here_is_skipped_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    model = decode.Model(decode.SHAPES["8b"])
+    monkeypatch.setattr(model, "folder", lambda: pytest.fail("a checkpoint would be written"))
+    with pytest.raises(Skip, match="the engine does not run here: "), model.engine(None):
+        pass
+
+
+TINY = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 128,
+}
+
+
+class ModelOnCpu(decode.Model):
+    """A tiny model on the CPU: the same engine, the same steps."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(TINY)
+        write_checkpoint(folder, TINY, 256)
+        self._folder = folder
+
+    @contextlib.contextmanager
+    def engine(self, speculation: SpeculationConfig | None) -> Iterator[Engine]:
+        yield Engine(str(self._folder), max_num_seqs=1, speculation=speculation, num_threads=1)
+
+
+def test_steps_of_a_model_are_timed_beside_their_floor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"CONTEXT": 40, "STEPS": 5, "NODES": (1, 7)}.items():
+        monkeypatch.setattr(decode, name, value)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    model = ModelOnCpu(tmp_path)
+    values = decode.plain_steps(model, Limits(100.0, 100.0, 1.0, 1.0))
+    layer = 64 * (64 + 2 * 32) + 64 * 64 + 3 * 64 * 96
+    assert values["weights GB"] == round(2 * (2 * layer + 128 * 64) / 1e9, 3)
+    assert values["step ms"] > 0 and 0 < values["% of floor"] < 100
+    steps = decode.tree_steps(model)
+    assert set(steps) == {"plain ms"} | {
+        f"{nodes} nodes {unit}" for nodes in (1, 7) for unit in ("ms", "/ plain")
+    }
+
+
+def test_gaps_of_a_profile() -> None:
+    assert decode.busy_share([(0.0, 4.0), (1.0, 3.0), (6.0, 10.0)]) == pytest.approx(0.8)
+    assert decode.busy_share([(5.0, 10.0), (0.0, 6.0)]) == 1.0
+
+
+def test_a_checkpoint_goes_where_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 14e9 < decode.checkpoint_bytes(decode.SHAPES["8b"]) < 20e9
+    with pytest.raises(Skip, match="no room for a checkpoint of 1000000000 GB"):
+        decode.roomiest(10**18)
+    assert decode.roomiest(1).is_dir()

@@ -1,0 +1,74 @@
+"""The integer kernels on the device: the bits of the CPU's, over growing trees and batches."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from benchmarks.kernels.harness import UNCOMPARABLE_OPS
+from sdengine.kernels.calibration import bin_centers
+from sdengine.kernels.cuda_library import CUDA_OPS
+from sdengine.kernels.program import run_op
+from sdengine.kernels.registry import get_op
+from sdengine.kernels.token_tree import TokenTree
+from tests.gpu.on_device import IS_DRY_RUN, run_on_device
+from tests.kernels.random_token_trees import int_tensor
+from tests.kernels.tree_worlds import World, assert_same_rows, assert_same_trees, grow
+from tests.native.test_cuda_on_threads import small_cases
+
+
+@pytest.mark.parametrize("op", [op for op in CUDA_OPS if op not in UNCOMPARABLE_OPS])
+def test_microbenchmark_cases(op: str) -> None:
+    for args in small_cases(op):
+        mine = copy.deepcopy(args)
+        run_op(op, "reference", **args)
+        run_on_device(op, "cuda", **mine)
+        for name in get_op(op).outputs:
+            left, right = args.get(name), mine.get(name)
+            if isinstance(left, torch.Tensor):
+                assert torch.equal(left, right), name
+            elif name == "rows" and left is not None:
+                assert_same_rows(left, right, int(args["num_seqs"]))
+            elif left is not None:
+                assert_same_trees(left, right, int(args["num_seqs"]))
+
+
+@pytest.mark.parametrize("seed", range(2 if IS_DRY_RUN else 8))
+@pytest.mark.parametrize("rule", ["node", "slot", "uniform", "uniform_slot"])
+def test_growing_and_selecting(rule: str, seed: int) -> None:
+    batch = 3 if IS_DRY_RUN else 3 + 5 * seed
+    world = World(
+        seed=seed,
+        batch=batch,
+        nodes=12 if IS_DRY_RUN else 12 + 25 * seed,
+        layers=3,
+        width=4,
+        rule=rule,
+        levels=8 if seed % 2 else 0,
+        total=20 * batch // 3,
+        stops=(2,),
+        calibration=(bin_centers() ** 1.1).repeat(batch, 1),
+        prices=[0.01] * (40 * batch),
+        window=2,
+        num_seqs=batch - 1,
+    )
+    expected = grow(world)
+    mine = grow(world, run=run_on_device)
+    assert_same_trees(expected.tree, mine.tree, world.live)
+    for left, right in zip(expected.layers, mine.layers):
+        assert_same_rows(left, right, world.live)
+    assert torch.equal(expected.args["creation_ids"], mine.args["creation_ids"])
+    trees = [TokenTree.allocate(batch, world.nodes) for _ in range(2)]
+    middle = max(int(expected.tree.num_nodes[0]) // 2, 1)
+    select = {
+        "draft": expected.tree,
+        "thresholds": expected.tree.values[0, middle].repeat(40 * batch),  # a tie
+        "cu_pending": torch.arange(batch + 1, dtype=torch.int32),
+        "num_seqs": int_tensor([batch - 1]),
+        "scratch": expected.args["scratch"],
+    }
+    run_op("tree_select", "reference", **select, tree=trees[0])
+    run_on_device("tree_select", **select, tree=trees[1])
+    assert_same_trees(trees[0], trees[1], world.live)
