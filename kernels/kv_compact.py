@@ -104,19 +104,22 @@ def cpu(
 def bench_cases() -> Iterator[Case]:
     """Four accepted nodes of a scattered path, in a small draft model and a 1B shape."""
     for sequences, layers, kv_heads, dim in ((1, 2, 2, 64), (1, 22, 4, 64), (8, 22, 4, 64)):
-        cache = torch.zeros(layers, sequences * 32, 2, kv_heads, 16, dim, dtype=torch.bfloat16)
-        args = {
-            "kv_cache": cache,
-            "block_tables": torch.arange(sequences * 32, dtype=torch.int32).view(sequences, 32),
-            "move_src": torch.tensor([[401, 407, 420, 455]], dtype=torch.int32).repeat(
-                sequences, 1
-            ),
-            "move_dst_start": torch.full((sequences,), 400, dtype=torch.int32),
-            "num_moves": torch.full((sequences,), 4, dtype=torch.int32),
-            "num_seqs": torch.tensor([sequences], dtype=torch.int32),
-        }
-        moved = sequences * 4 * 2 * layers * 2 * kv_heads * dim * 2
-        yield Case(f"B={sequences} moves=4 L={layers} H_kv={kv_heads} D={dim} bf16", args, moved)
+        yield bench_case(sequences, layers, kv_heads, dim)
+
+
+def bench_case(sequences: int, layers: int, kv_heads: int, dim: int) -> Case:
+    """Four moves a sequence in a bfloat16 cache."""
+    cache = torch.zeros(layers, sequences * 32, 2, kv_heads, 16, dim, dtype=torch.bfloat16)
+    args = {
+        "kv_cache": cache,
+        "block_tables": torch.arange(sequences * 32, dtype=torch.int32).view(sequences, 32),
+        "move_src": torch.tensor([[401, 407, 420, 455]], dtype=torch.int32).repeat(sequences, 1),
+        "move_dst_start": torch.full((sequences,), 400, dtype=torch.int32),
+        "num_moves": torch.full((sequences,), 4, dtype=torch.int32),
+        "num_seqs": torch.tensor([sequences], dtype=torch.int32),
+    }
+    moved = sequences * 4 * 2 * layers * 2 * kv_heads * dim * 2
+    return Case(f"B={sequences} moves=4 L={layers} H_kv={kv_heads} D={dim} bf16", args, moved)
 
 
 OP = Op(
