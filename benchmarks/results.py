@@ -33,8 +33,8 @@ from sdengine.cli.options import LineParser
 from sdengine.errors import ConfigError
 
 METHODS = ("dyspec", "chain", "kary", "ngram")
-COMMON = ["--held-out", "8", "--max-tokens", "96", "--repeats", "3"]
-BUDGETS = ["--budgets", "adaptive", "2", "4", "8", "16", "32"]
+COMMON = ["--held-out", "6", "--max-tokens", "64", "--repeats", "3"]
+BUDGETS = ["--budgets", "adaptive", "2", "4", "8", "16"]
 HEADLINE = re.compile(r"(<!-- headline -->\n).*?(<!-- end of headline -->)", re.S)
 
 

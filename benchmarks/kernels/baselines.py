@@ -53,6 +53,24 @@ def _rms_norm(args: Args) -> Callable[[], object]:
     return lambda: F.rms_norm(x, weight.shape, weight, eps)
 
 
+def _rope_kv_append(args: Args) -> Callable[[], object]:
+    """Rotation of q and k by halves, then a scatter of k and v by block and slot."""
+    heads, kv_heads, dim = (args[k] for k in ("num_heads", "num_kv_heads", "head_dim"))
+    qkv, cache = args["qkv"].view(-1, heads + 2 * kv_heads, dim), args["kv_cache"]
+    cos, sin = args["cos_sin"][args["positions"].long()][:, None].unbind(2)
+    slots, size = args["slots"].long(), cache.shape[3]
+    block, slot = slots // size, slots % size
+
+    def rotate_and_scatter() -> torch.Tensor:
+        first, second = qkv[:, : heads + kv_heads].chunk(2, dim=-1)
+        rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+        cache[block, 0, :, slot] = rotated[:, heads:].to(cache.dtype)
+        cache[block, 1, :, slot] = qkv[:, heads + kv_heads :].to(cache.dtype)
+        return rotated[:, :heads]
+
+    return rotate_and_scatter
+
+
 def _silu_and_mul(args: Args) -> Callable[[], object]:
     gate, up = args["x"].chunk(2, dim=-1)
     return lambda: F.silu(gate) * up
@@ -108,6 +126,7 @@ _TORCH: dict[str, Callable[[Args], Callable[[], object]]] = {
     "linear": _linear,
     "embed": _embed,
     "rms_norm": _rms_norm,
+    "rope_kv_append": _rope_kv_append,
     "silu_and_mul": _silu_and_mul,
     "tree_attention": _tree_attention,
     "sample": _sample,

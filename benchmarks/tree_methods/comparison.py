@@ -134,7 +134,8 @@ class Comparison:
         longest = self._lengths + self.params.max_tokens + 2 * self.max_depth + 2
         lab = TreeLab(self.pair, self.growth(method, budget, is_rejection), BATCH, longest)
         if method == "dyspec":  # an engine that has been running for a while
-            warm = replace(self._fit_params, max_tokens=FIT_TOKENS)
+            tokens = min(FIT_TOKENS, self._fit_params.max_tokens)
+            warm = replace(self._fit_params, max_tokens=tokens)
             for group, texts in zip(grouped(self.prompts.fit), grouped(self.fit_texts)):
                 decode(lab, group, warm, texts)
         steps = []

@@ -49,7 +49,7 @@ def test_a_models_cases_pass_the_gate_and_have_a_baseline(op: str) -> None:
     run()
 
 
-@pytest.mark.parametrize("op", ["linear", "rms_norm", "silu_and_mul", "tree_attention"])
+@pytest.mark.parametrize("op", ["embed", "linear", "rms_norm", "silu_and_mul", "tree_attention"])
 def test_a_baseline_computes_what_the_kernel_does(op: str) -> None:
     case = list(cases_of(op, TINY)())[1]
     get_op(op).reference(**case.args)
@@ -57,6 +57,16 @@ def test_a_baseline_computes_what_the_kernel_does(op: str) -> None:
     if op == "tree_attention":
         found = found[0].transpose(0, 1).flatten(1)
     assert torch.allclose(found, case.args["out"], rtol=0.05, atol=0.05)
+
+
+def test_the_rotation_baseline_writes_the_same_cache() -> None:
+    first, second = (list(cases_of("rope_kv_append", TINY)())[1].args for _ in range(2))
+    second |= {name: first[name].clone() for name in ("qkv", "cos_sin", "positions", "slots")}
+    rotated = baseline("torch", get_op("rope_kv_append"), second)()
+    get_op("rope_kv_append").reference(**first)
+    heads = first["num_heads"] * first["head_dim"]
+    assert torch.allclose(rotated.flatten(1), first["qkv"][:, :heads], atol=1e-5)
+    assert torch.allclose(second["kv_cache"].float(), first["kv_cache"].float(), atol=0.02)
 
 
 def test_a_wrong_kernel_is_not_timed(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
