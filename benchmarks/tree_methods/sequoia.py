@@ -99,15 +99,14 @@ def best_sum(acceptance: Sequence[float], num_nodes: int, max_depth: int) -> flo
     # below[n]: best sum of a subtree of n nodes whose own root counts 1, by remaining depth
     below = np.array([-np.inf, 1.0] + [-np.inf] * num_nodes)
     for _ in range(max_depth):
-        best = below.copy()
-        best[:] = -np.inf
-        best[1] = 1.0
-        for rate in acceptance:  # a tree may give its next rank a subtree of m nodes, or end
-            grown = best.copy()
-            for m in range(1, num_nodes + 1):
-                gain = rate * below[m]
-                for n in range(1, num_nodes + 2 - m):
-                    grown[n + m] = max(grown[n + m], best[n] + gain)
-            best = grown
+        full = np.full(num_nodes + 2, -np.inf)  # every rank so far has a child
+        full[1] = 1.0
+        best = full.copy()
+        for rate in acceptance:
+            grown = np.full(num_nodes + 2, -np.inf)
+            for m in np.flatnonzero(np.isfinite(below[: num_nodes + 1])):
+                grown[m + 1 :] = np.maximum(grown[m + 1 :], full[1:-m] + rate * below[m])
+            full = grown
+            best = np.maximum(best, full)
         below = best
     return float(below.max()) - 1.0

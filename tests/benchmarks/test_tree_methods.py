@@ -130,15 +130,15 @@ def test_rates_are_pooled_where_they_rise() -> None:
     assert non_increasing(np.array([0.5, 0.1, 0.3, 0.0])).tolist() == [0.5, 0.2, 0.2, 0.0]
 
 
-TARGET, DRAFT = np.array([0.5, 0.3, 0.2]), np.array([0.1, 0.6, 0.3])
+TARGET, DRAFT = np.array([0.4, 0.1, 0.3, 0.2]), np.array([0.2, 0.5, 0.2, 0.1])
 
 
 def law_of_two_draws(weight_of: Callable[[int, int], float]) -> np.ndarray:
     """Law of `walk_node` over pairs of draws; coins on a grid, the last one spread over it."""
-    law = np.zeros(3)
+    law = np.zeros(4)
     grid = (np.arange(120) + 0.5) / 120
     coins = [(u, v, (0.618 * i) % 1.0) for i, (u, v) in enumerate(product(grid, grid[::4]))]
-    for first, second in product(range(3), repeat=2):
+    for first, second in product(range(4), repeat=2):
         weight = weight_of(first, second) / len(coins)
         for triple in coins if weight else ():
             law[walk_node(TARGET, DRAFT, [first, second], iter(triple).__next__)[0]] += weight
