@@ -1,8 +1,9 @@
 """Whole requests, plain against speculative; also `sdengine bench generate`.
 
 Every method and budget is measured against plain decoding in alternation, in one process: runs take
-turns, ratios are within a prompt, figures are medians over prompts of medians over repeats. Prints
-a Markdown table with its conditions, or JSON; --out writes both.
+turns, ratios are within a batch of prompts, figures are medians over these of medians over repeats.
+One more run of every batch is not timed: it notes how reliable the drafter's estimates are. Prints
+a Markdown table with its conditions, or JSON; --out writes both and draws plots.
 """
 
 from __future__ import annotations
@@ -11,13 +12,17 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.generate_report import Row, conditions, summary, to_markdown
+from benchmarks.batch_run import BatchPair, batches, run_batch, take_turns, warm_up
+from benchmarks.conditions import MemoryMeter, describe_machine
+from benchmarks.generate_report import Row, plain_row, summary, to_markdown
+from benchmarks.held_out import held_out_prompts
+from benchmarks.plotting import require_matplotlib
+from benchmarks.reliability import TreeObserver
 from sdengine.cli.main import run_guarded
-from sdengine.cli.measure import alternate, warm_up
 from sdengine.cli.options import BUNDLED_MODEL, LineParser, integer, number
 from sdengine.cli.prompts import PROMPTS, Prompt
 from sdengine.cli.terminal import is_terminal
@@ -26,9 +31,20 @@ from sdengine.core.sampling_params import SamplingParams
 from sdengine.errors import ConfigError, RequestError
 
 if TYPE_CHECKING:
-    from sdengine.llm import LLM
+    from rich.progress import Progress
+
+    from sdengine.core.cost_model import CostModel
+    from sdengine.engine import Engine
 
 ADAPTIVE = "adaptive"
+
+
+@dataclass(slots=True)
+class Figures:
+    """What a run of the benchmark found."""
+
+    rows: list[Row] = field(default_factory=list)
+    costs: CostModel | None = None
 
 
 def build_parser() -> LineParser:
@@ -43,26 +59,39 @@ def build_parser() -> LineParser:
         action="append",
         type=Path,
         metavar="FILE",
-        help="a prompt; may be given several times (the demo's prompts)",
+        help="a prompt; may be given several times (the demo's prompts, which no model was trained "
+        "on)",
+    )
+    parser.add_argument(
+        "--held-out",
+        type=integer,
+        metavar="N",
+        help="N prompts from library files that the bundled pair was not trained on",
     )
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument(
         "--budgets",
         nargs="+",
         type=budget,
-        default=[ADAPTIVE, "8", "24"],
-        help="adaptive, or most draft tokens of a step (adaptive 8 24)",
+        default=[ADAPTIVE, "4", "8", "16", "32"],
+        help="adaptive, or most draft tokens of a step (adaptive 4 8 16 32)",
     )
-    parser.add_argument("--temperatures", nargs="+", type=number, default=[0.0, 0.8])
+    parser.add_argument("--temperatures", nargs="+", type=number, default=[0.0, 0.6, 1.0])
+    parser.add_argument("--batch-sizes", nargs="+", type=integer, default=[1], metavar="B")
     parser.add_argument("--verifier", choices=VERIFIERS, default="coupled")
     parser.add_argument("--max-tokens", type=integer, default=160, metavar="N")
     parser.add_argument("--repeats", type=integer, default=5, metavar="N", help="(%(default)s)")
     parser.add_argument("--dtype", choices=DTYPES, default="auto")
     parser.add_argument("--num-threads", type=integer, metavar="N")
     parser.add_argument("--seed", type=integer, default=1)
-    parser.add_argument("--limits", action="store_true", help="measure the machine's limits too")
+    parser.add_argument(
+        "--no-limits", action="store_true", help="do not measure the machine's limits"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of Markdown")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write generate.json and .md there")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="write generate.json, generate.md and plots there"
+    )
+    parser.add_argument("--no-plots", action="store_true", help="with --out: figures only")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
@@ -85,21 +114,34 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0, or 1 when tokens differ that must not.
     """
-    if args.repeats < 1:
-        raise ConfigError.from_parts("--repeats of at least 1", str(args.repeats))
+    check_arguments(args)
     settings = [request_params(args, temperature) for temperature in args.temperatures]
     jobs = [(name, size, speculation(args, name, size)) for name, size in combinations(args)]
-    prompts = read_prompts(args.prompt_file)
-    rows = sorted(measure(args, jobs, settings, prompts), key=lambda row: row.temperature)
-    document = {"conditions": conditions(args, prompts), "rows": [asdict(row) for row in rows]}
-    markdown = to_markdown(document["conditions"], rows)
-    text = json.dumps(document, indent=2)
-    if args.out is not None:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "generate.json").write_text(text + "\n", encoding="utf-8")
-        (args.out / "generate.md").write_text(markdown, encoding="utf-8")
-    print(text if args.json else markdown)
-    return 1 if any(row.identical_tokens is False for row in rows) else 0
+    prompts = read_prompts(args)
+    figures = measure(args, jobs, settings, [prompt.text for prompt in prompts])
+    document = to_document(args, prompts, figures)
+    write(args, document)
+    print(json.dumps(document, indent=2) if args.json else to_markdown(document))
+    return 1 if any(row.identical_tokens is False for row in figures.rows) else 0
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuses what could not work before anything is loaded.
+
+    Raises:
+        ConfigError: a count below 1, two sources of prompts, or plots without matplotlib.
+    """
+    for name, values in (
+        ("--repeats", [args.repeats]),
+        ("--batch-sizes", args.batch_sizes),
+        ("--held-out", [] if args.held_out is None else [args.held_out]),
+    ):
+        if min(values, default=1) < 1:
+            raise ConfigError.from_parts(f"{name} of at least 1", str(min(values)))
+    if args.held_out is not None and args.prompt_file is not None:
+        raise ConfigError.from_parts("one source of prompts", "--held-out and --prompt-file")
+    if args.out is not None and not args.no_plots:
+        require_matplotlib()
 
 
 def request_params(args: argparse.Namespace, temperature: float) -> SamplingParams:
@@ -127,16 +169,18 @@ def speculation(args: argparse.Namespace, method: str, size: str) -> Speculation
     )
 
 
-def read_prompts(files: list[Path] | None) -> list[Prompt]:
-    """The prompts of --prompt-file, or the demo's.
+def read_prompts(args: argparse.Namespace) -> list[Prompt]:
+    """The prompts of --prompt-file or --held-out, or the demo's.
 
     Raises:
-        RequestError: a file cannot be read as UTF-8.
+        RequestError: a file cannot be read as UTF-8, or there are too few held-out statements.
     """
-    if files is None:
+    if args.held_out is not None:
+        return held_out_prompts(args.held_out)
+    if args.prompt_file is None:
         return list(PROMPTS)
     prompts = []
-    for file in files:
+    for file in args.prompt_file:
         try:
             prompts.append(Prompt(file.name, file.read_text(encoding="utf-8")))
         except (OSError, UnicodeDecodeError) as error:
@@ -148,40 +192,125 @@ def measure(
     args: argparse.Namespace,
     jobs: list[tuple[str, str, SpeculationConfig]],
     settings: list[SamplingParams],
-    prompts: list[Prompt],
-) -> Iterator[Row]:
-    """Measures every job at every temperature against one plain engine."""
+    prompts: list[str],
+) -> Figures:
+    """Measures every job at every batch size and temperature against one plain engine a size."""
     from rich.console import Console
     from rich.progress import Progress
 
-    plain = open_llm(args, None)
-    warm_up(plain, prompts[0].text, settings[0])
+    figures = Figures()
     console = Console(stderr=True)
     with Progress(console=console, disable=not is_terminal(sys.stderr), transient=True) as bar:
-        task = bar.add_task("measuring", total=len(jobs) * len(settings) * len(prompts))
-        for method, size, config in jobs:
-            llm = open_llm(args, config)
-            warm_up(llm, prompts[0].text, settings[0])
-            for params in settings:
-                comparisons = []
-                for prompt in prompts:
-                    comparisons.append(alternate(plain, llm, prompt.text, params, args.repeats))
-                    bar.advance(task)
-                yield summary(method, size, params, comparisons, args.verifier)
+        for size in args.batch_sizes:
+            groups = batches(prompts, size)
+            total = len(jobs) * len(settings) * len(groups)
+            task = bar.add_task(f"batch size {size}", total=total)
+            measure_batch_size(args, jobs, settings, groups, figures, lambda t=task: bar.advance(t))
+    figures.rows.sort(key=lambda row: (row.batch_size, row.temperature))
+    return figures
 
 
-def open_llm(args: argparse.Namespace, config: SpeculationConfig | None) -> LLM:
-    """One engine for one request at a time."""
-    from sdengine.llm import LLM
+def measure_batch_size(
+    args: argparse.Namespace,
+    jobs: list[tuple[str, str, SpeculationConfig]],
+    settings: list[SamplingParams],
+    groups: list[list[str]],
+    figures: Figures,
+    advance: Progress | object,
+) -> None:
+    """Adds the rows of one batch size: plain decoding over all its runs, then every job."""
+    size = len(groups[0])
+    memory = MemoryMeter()
+    plain = open_engine(args, None, size)
+    warm_up(plain, groups[0], settings[0])
+    plain_mb = memory.peak_mb
+    seen: dict[float, list[BatchPair]] = {params.temperature: [] for params in settings}
+    rows: list[Row] = []
+    for method, budget_name, config in jobs:
+        memory = MemoryMeter()
+        engine = open_engine(args, config, size)
+        if figures.costs is None and config.adaptive and config.needs_draft_model:
+            figures.costs = measured_costs(engine)
+        for params in settings:
+            observer = TreeObserver(engine)
+            pairs = []
+            for group in groups:
+                run_batch(engine, group, params, observer)  # untimed, and the warm-up of the next
+                pairs.append(take_turns(plain, engine, group, params, args.repeats))
+                advance()  # type: ignore[operator]
+            seen[params.temperature] += pairs
+            rows.append(
+                summary(
+                    method,
+                    budget_name,
+                    params,
+                    pairs,
+                    args.verifier,
+                    peak_memory_mb=memory.peak_mb,
+                    reliability=observer.bins(),
+                )
+            )
+        del engine
+    figures.rows += [plain_row(params, seen[params.temperature], plain_mb) for params in settings]
+    figures.rows += rows
 
-    return LLM(
+
+def open_engine(
+    args: argparse.Namespace, config: SpeculationConfig | None, batch_size: int
+) -> Engine:
+    """One engine with room for a batch."""
+    from sdengine.engine import Engine
+
+    return Engine(
         args.model,
-        args.draft,
+        draft=args.draft,
         speculation=config,
         dtype=args.dtype,
         num_threads=args.num_threads,
-        max_num_seqs=1,
+        max_num_seqs=batch_size,
     )
+
+
+def measured_costs(engine: Engine) -> CostModel:
+    """T(M) and the draft's layers, as the adaptive budget takes them."""
+    from sdengine.runner.costs import measure_costs
+
+    return measure_costs(engine.iteration)
+
+
+def to_document(
+    args: argparse.Namespace, prompts: list[Prompt], figures: Figures
+) -> dict[str, object]:
+    """Everything as JSON: conditions, rows, costs."""
+    conditions = describe_machine("sdengine bench generate", args.num_threads, not args.no_limits)
+    conditions |= {
+        "model": args.model,
+        "draft": args.draft or "the pair's own",
+        "dtype": args.dtype,
+        "verifier": args.verifier,
+        "prompts": [prompt.title for prompt in prompts],
+        "new tokens": args.max_tokens,
+        "repeats": args.repeats,
+    }
+    return {
+        "conditions": conditions,
+        "rows": [asdict(row) for row in figures.rows],
+        "costs": None if figures.costs is None else asdict(figures.costs),
+    }
+
+
+def write(args: argparse.Namespace, document: dict[str, object]) -> None:
+    """Writes what --out asks for."""
+    if args.out is None:
+        return
+    args.out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(document, indent=2)
+    (args.out / "generate.json").write_text(text + "\n", encoding="utf-8")
+    (args.out / "generate.md").write_text(to_markdown(document), encoding="utf-8")
+    if not args.no_plots:
+        from benchmarks.generate_plots import draw_all
+
+        draw_all(document, args.out)
 
 
 if __name__ == "__main__":

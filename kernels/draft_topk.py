@@ -185,21 +185,26 @@ def bench_cases() -> Iterator[Case]:
         ("target", 8, 128256, 8),
         ("fresh", 8, 128256, 64),
     ):
-        args = {
-            "noise": noise,
-            "logits": torch.randn(rows, vocab) * 3,
-            "row_seq": torch.zeros(rows, dtype=torch.int32),
-            "positions": torch.zeros(rows, dtype=torch.int32),  # one layer of one tree
-            "temperature": torch.tensor([0.8]),
-            "seeds": torch.tensor([1]),
-            "out_tokens": torch.empty(rows, candidates, dtype=torch.int32),
-            "out_probs": torch.empty(rows, candidates),
-            "num_rows": torch.tensor([rows], dtype=torch.int32),
-            "creation_ids": torch.arange(rows, dtype=torch.int32),
-            "tree_starts": torch.ones(1, dtype=torch.int32),
-        }
-        label = f"{noise} N={rows} V={vocab} K={candidates} T=0.8"
-        yield Case(label, args, bytes_moved=rows * vocab * 4)
+        yield bench_case(noise, rows, vocab, candidates)
+
+
+def bench_case(noise: str, rows: int, vocab: int, candidates: int) -> Case:
+    """One layer of one tree at temperature 0.8."""
+    args = {
+        "noise": noise,
+        "logits": torch.randn(rows, vocab) * 3,
+        "row_seq": torch.zeros(rows, dtype=torch.int32),
+        "positions": torch.zeros(rows, dtype=torch.int32),
+        "temperature": torch.tensor([0.8]),
+        "seeds": torch.tensor([1]),
+        "out_tokens": torch.empty(rows, candidates, dtype=torch.int32),
+        "out_probs": torch.empty(rows, candidates),
+        "num_rows": torch.tensor([rows], dtype=torch.int32),
+        "creation_ids": torch.arange(rows, dtype=torch.int32),
+        "tree_starts": torch.ones(1, dtype=torch.int32),
+    }
+    label = f"{noise} N={rows} V={vocab} K={candidates} T=0.8"
+    return Case(label, args, bytes_moved=rows * vocab * 4)
 
 
 OP = Op(

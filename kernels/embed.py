@@ -60,15 +60,19 @@ def cpu(
 
 def bench_cases() -> Iterator[Case]:
     """One row and a tree's worth of rows."""
-    weight = torch.randn(32000, 2048).bfloat16()
     for rows in (1, 16, 64):
-        args = {
-            "tokens": torch.randint(0, 32000, (rows,), dtype=torch.int32),
-            "weight": weight,
-            "out": torch.empty(rows, 2048),
-            "num_rows": torch.tensor([rows], dtype=torch.int32),
-        }
-        yield Case(f"N={rows} V=32000 E=2048 bf16", args, bytes_moved=rows * 2048 * 6)
+        yield bench_case(rows, 32000, 2048)
+
+
+def bench_case(rows: int, vocab: int, width: int) -> Case:
+    """Random rows of a bfloat16 table."""
+    args = {
+        "tokens": torch.randint(0, vocab, (rows,), dtype=torch.int32),
+        "weight": torch.randn(vocab, width).bfloat16(),
+        "out": torch.empty(rows, width),
+        "num_rows": torch.tensor([rows], dtype=torch.int32),
+    }
+    return Case(f"N={rows} V={vocab} E={width} bf16", args, bytes_moved=rows * width * 6)
 
 
 OP = Op("embed", check, reference, ("out",), cpu, triton_kernel("embed"), bench_cases)

@@ -19,6 +19,7 @@ from sdengine.kernels.huge_pages import HugePageArena
 
 DRAM_BYTES = 5 << 28  # 1.25 GB: far beyond any last-level cache share
 STRETCH_BYTES = 32 << 20
+FLUSH_BYTES = 256 << 20  # beyond a last-level cache
 CACHE_BYTES_PER_THREAD = 4 << 20  # beyond the L2 caches, within a last-level cache
 
 
@@ -81,6 +82,10 @@ class LimitProbe:
             self._pool, dtype == torch.bfloat16, milliseconds, repeats
         )
         return [r / 1e9 for r in rates]
+
+    def flush_caches(self) -> None:
+        """Reads through other memory, so that what a kernel used before lies in DRAM again."""
+        self._read(FLUSH_BYTES, 1)
 
     def limits(self, repeats: int = 3) -> MachineLimits:
         """All limits, medians of `repeats` (a few tenths of a second)."""

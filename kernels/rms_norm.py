@@ -56,14 +56,19 @@ def cpu(
 def bench_cases() -> Iterator[Case]:
     """A small draft model's row, a 1B model's row, a tree, a prefill chunk."""
     for rows, width in ((1, 256), (1, 2048), (64, 2048), (512, 2048)):
-        args = {
-            "x": torch.randn(rows, width),
-            "weight": torch.randn(width),
-            "out": torch.empty(rows, width),
-            "num_rows": torch.tensor([rows], dtype=torch.int32),
-            "eps": 1e-5,
-        }
-        yield Case(f"N={rows} E={width}", args, rows * width * 8, rows * width * 4)
+        yield bench_case(rows, width)
+
+
+def bench_case(rows: int, width: int) -> Case:
+    """Random rows."""
+    args = {
+        "x": torch.randn(rows, width),
+        "weight": torch.randn(width),
+        "out": torch.empty(rows, width),
+        "num_rows": torch.tensor([rows], dtype=torch.int32),
+        "eps": 1e-5,
+    }
+    return Case(f"N={rows} E={width}", args, rows * width * 8, rows * width * 4)
 
 
 OP = Op("rms_norm", check, reference, ("out",), cpu, triton_kernel("rms_norm"), bench_cases)

@@ -148,21 +148,26 @@ def bench_cases() -> Iterator[Case]:
         (64, 32, 4, 64),
         (512, 32, 4, 64),
     ):
-        width = (heads + 2 * kv_heads) * dim
-        args = {
-            "qkv": torch.randn(rows, width),
-            "cos_sin": torch.rand(1024, 2, dim // 2),
-            "positions": torch.arange(rows, dtype=torch.int32),
-            "slots": torch.arange(rows, dtype=torch.int32),
-            "kv_cache": torch.zeros(40, 2, kv_heads, 16, dim, dtype=torch.bfloat16),
-            "num_rows": torch.tensor([rows], dtype=torch.int32),
-            "num_heads": heads,
-            "num_kv_heads": kv_heads,
-            "head_dim": dim,
-        }
-        moved = rows * (8 * (heads + kv_heads) * dim + 8 * kv_heads * dim)
-        label = f"N={rows} H={heads} H_kv={kv_heads} D={dim} bf16"
-        yield Case(label, args, moved, rows * (heads + kv_heads) * dim * 3)
+        yield bench_case(rows, heads, kv_heads, dim)
+
+
+def bench_case(rows: int, heads: int, kv_heads: int, dim: int) -> Case:
+    """Consecutive positions of one sequence, at most 640, into a bfloat16 cache."""
+    width = (heads + 2 * kv_heads) * dim
+    args = {
+        "qkv": torch.randn(rows, width),
+        "cos_sin": torch.rand(1024, 2, dim // 2),
+        "positions": torch.arange(rows, dtype=torch.int32),
+        "slots": torch.arange(rows, dtype=torch.int32),
+        "kv_cache": torch.zeros(40, 2, kv_heads, 16, dim, dtype=torch.bfloat16),
+        "num_rows": torch.tensor([rows], dtype=torch.int32),
+        "num_heads": heads,
+        "num_kv_heads": kv_heads,
+        "head_dim": dim,
+    }
+    moved = rows * (8 * (heads + kv_heads) * dim + 8 * kv_heads * dim)
+    label = f"N={rows} H={heads} H_kv={kv_heads} D={dim} bf16"
+    return Case(label, args, moved, rows * (heads + kv_heads) * dim * 3)
 
 
 OP = Op(NAME, check, reference, ("qkv", "kv_cache"), cpu, triton_kernel(NAME), bench_cases)

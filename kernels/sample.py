@@ -149,21 +149,25 @@ def bench_cases() -> Iterator[Case]:
         (16, 128256, 50, 1.0),
         (16, 128256, 0, 0.95),
     ):
-        args = {
-            "logits": torch.randn(rows, vocab) * 3,
-            "row_seq": torch.zeros(rows, dtype=torch.int32),
-            "positions": torch.arange(rows, dtype=torch.int32),
-            "temperature": torch.tensor([0.8]),
-            "top_k": torch.tensor([top_k], dtype=torch.int32),
-            "top_p": torch.tensor([top_p]),
-            "min_p": torch.tensor([0.0]),
-            "seeds": torch.tensor([1]),
-            "out_tokens": torch.empty(rows, dtype=torch.int32),
-            "num_rows": torch.tensor([rows], dtype=torch.int32),
-        }
-        yield Case(
-            f"N={rows} V={vocab} T=0.8 k={top_k} p={top_p}", args, bytes_moved=rows * vocab * 4
-        )
+        yield bench_case(rows, vocab, top_k, top_p)
+
+
+def bench_case(rows: int, vocab: int, top_k: int = 0, top_p: float = 1.0) -> Case:
+    """Rows of one sequence at temperature 0.8."""
+    args = {
+        "logits": torch.randn(rows, vocab) * 3,
+        "row_seq": torch.zeros(rows, dtype=torch.int32),
+        "positions": torch.arange(rows, dtype=torch.int32),
+        "temperature": torch.tensor([0.8]),
+        "top_k": torch.tensor([top_k], dtype=torch.int32),
+        "top_p": torch.tensor([top_p]),
+        "min_p": torch.tensor([0.0]),
+        "seeds": torch.tensor([1]),
+        "out_tokens": torch.empty(rows, dtype=torch.int32),
+        "num_rows": torch.tensor([rows], dtype=torch.int32),
+    }
+    label = f"N={rows} V={vocab} T=0.8 k={top_k} p={top_p}"
+    return Case(label, args, bytes_moved=rows * vocab * 4)
 
 
 OP = Op("sample", check, reference, ("out_tokens",), cpu, triton_kernel("sample"), bench_cases)

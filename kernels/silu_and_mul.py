@@ -40,13 +40,17 @@ def cpu(native: Any, *, x: torch.Tensor, out: torch.Tensor, num_rows: torch.Tens
 def bench_cases() -> Iterator[Case]:
     """A small draft model's row, a 1B model's row, a tree, a prefill chunk."""
     for rows, width in ((1, 256), (1, 5632), (64, 5632), (512, 5632)):
-        args = {
-            "x": torch.randn(rows, 2 * width),
-            "out": torch.empty(rows, width),
-            "num_rows": torch.tensor([rows], dtype=torch.int32),
-        }
-        # An exponential counts as 20 operations, as the polynomial has.
-        yield Case(f"N={rows} F={width}", args, rows * width * 12, rows * width * 24)
+        yield bench_case(rows, width)
+
+
+def bench_case(rows: int, width: int) -> Case:
+    """Random rows; an exponential counts as 20 operations, as the polynomial has."""
+    args = {
+        "x": torch.randn(rows, 2 * width),
+        "out": torch.empty(rows, width),
+        "num_rows": torch.tensor([rows], dtype=torch.int32),
+    }
+    return Case(f"N={rows} F={width}", args, rows * width * 12, rows * width * 24)
 
 
 OP = Op("silu_and_mul", check, reference, ("out",), cpu, triton_kernel("silu_and_mul"), bench_cases)

@@ -77,9 +77,12 @@ def check(
         layer: static; depth of the nodes whose candidates these are. Layer 0 also resets the trees.
         rule: static. "node" (coupled and deterministic trees): value = reach = parent's reach * a.
             "slot" (rejection; candidates in draw order, probabilities of all K summing to 1): a is
-            of prob / (1 - probabilities drawn before), value of the j-th draw = parent's reach *
-            product over earlier draws of (1 - a), reach = value * a. "uniform" and "uniform_slot":
-            every candidate has value 1 (static trees), reach and estimates as "node" and "slot".
+            of prob / (1 - probabilities drawn before), chance of the j-th draw = parent's reach *
+            product over earlier draws of (1 - a), reach = chance * a. Its value is the chance
+            (DySpec's Algorithm 1, which takes all draws for equally acceptable); with a calibration
+            table, the chance times the acceptance that a draw from what is left can expect.
+            "uniform" and "uniform_slot": every candidate has value 1 (static trees), reach and
+            estimates as "node" and "slot".
             a = the calibrated estimate. A value never exceeds its parent's or an earlier sibling's:
             it is lowered to it where a calibration table is not monotone.
         max_children: static; most children of one node.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 
-from sdengine.kernels.calibration import bin_centers, calibration_bin
+from sdengine.kernels.calibration import NUM_BINS, bin_centers, bin_edges
 from sdengine.kernels.row_batch import RowBatch
 from sdengine.kernels.token_tree import MASK_BITS, DraftTree
 
@@ -116,6 +117,9 @@ def _children(b: int, parent: Node, row: int, budget: int, args: dict[str, Any])
         acceptance = calibrated_acceptance(b, estimate, args.get("calibration"))
         reach = F32((slot if by_slot else parent.reach) * acceptance)
         value = min(slot if by_slot else reach, bound)
+        if args["rule"] == "slot" and args.get("calibration") is not None:
+            expected = expected_acceptance(b, probs[j:], remaining[j], args["calibration"])
+            value = min(F32(slot * expected), bound)
         slot = F32(slot * (F32(1) - acceptance))
         if uniform:
             value = F32(1)
@@ -130,15 +134,26 @@ def _children(b: int, parent: Node, row: int, budget: int, args: dict[str, Any])
     return children
 
 
+def expected_acceptance(
+    b: int, probs: np.ndarray, remaining: np.float32, calibration: torch.Tensor
+) -> np.float32:
+    """Mean calibrated acceptance of a draw from the candidates that are left, last one first."""
+    expected = F32(0)
+    for prob in probs[::-1]:
+        share = min(F32(prob / remaining), F32(1))
+        expected = F32(expected + F32(share * calibrated_acceptance(b, share, calibration)))
+    return min(expected, F32(1))
+
+
 def calibrated_acceptance(
     b: int, estimate: np.float32, calibration: torch.Tensor | None
 ) -> np.float32:
     """Calibrated acceptance with the rounding of sdengine/calibration.h."""
     if calibration is None:
         return min(F32(estimate), F32(1))
-    table, centers = calibration[b].numpy(), bin_centers().numpy()
+    table, (edges, centers) = calibration[b].numpy(), _bins()
     e = min(F32(estimate), F32(1))
-    left = int(calibration_bin(torch.tensor(float(e))))
+    left = min(max(int(np.searchsorted(edges, e, side="right")) - 1, 0), NUM_BINS - 1)
     if e < centers[left]:
         left -= 1
     if left < 0:
@@ -149,6 +164,12 @@ def calibrated_acceptance(
         share = (e - centers[left]) / (centers[left + 1] - centers[left])
         value = table[left] + (table[left + 1] - table[left]) * share
     return F32(min(max(value, F32(0)), F32(1)))
+
+
+@cache
+def _bins() -> tuple[np.ndarray, np.ndarray]:
+    """Edges and centers; a test asks for them a million times."""
+    return bin_edges().numpy(), bin_centers().numpy()
 
 
 def _load(tree: DraftTree, b: int) -> list[Node]:

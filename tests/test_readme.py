@@ -64,6 +64,10 @@ def test_commands_parse(argv: list[str]) -> None:
         from benchmarks.generate import build_parser as build_benchmark_parser
 
         build_benchmark_parser().parse_args(options)
+    elif argv[:2] == ["bench", "probe"]:
+        from benchmarks.probe import build_parser as build_probe_parser
+
+        build_probe_parser().parse_args(options)
     elif argv[0] == "train":
         from sdengine.cli.options import LineParser
         from sdengine.train.pair import add_arguments

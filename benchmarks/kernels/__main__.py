@@ -1,4 +1,8 @@
-"""Microbenchmarks of all ops: `python -m benchmarks.kernels [--op linear ...]`.
+"""Microbenchmarks of all ops; also `sdengine bench kernels`.
+
+    sdengine bench kernels                                  # every op, its usual cases
+    sdengine bench kernels linear tree_attention --shape 8b --cache both
+    sdengine bench kernels --out old; sdengine bench kernels --compare old/kernels.json
 
 Each kernel must agree with its reference before it is timed. Times are medians with the tenth and
 ninetieth percentile; the last column is the share of what the machine's read bandwidth and
@@ -11,97 +15,138 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import torch
 
+from benchmarks.conditions import describe_machine
+from benchmarks.kernels.baselines import BASELINES
 from benchmarks.kernels.harness import Measurement, WrongResult, check_case, measure_case
-from sdengine.kernels.backends import load_cpu
+from benchmarks.kernels.report import HEADER, compare, read, row, write
+from benchmarks.kernels.shapes import NAMED, KernelShape, cases_of, read_shape
+from sdengine.cli.main import run_guarded
+from sdengine.cli.options import LineParser, integer, number
+from sdengine.errors import ConfigError
 from sdengine.kernels.machine_limits import LimitProbe
 from sdengine.kernels.program import make_pool
 from sdengine.kernels.registry import OP_NAMES, get_op
-from sdengine.kernels.spec import Op
+from sdengine.kernels.spec import Case, Op
 
-HEADER = (
-    f"{'case':40} {'median us':>10} {'p10':>9} {'p90':>9} {'torch us':>10} {'GB/s':>6}"
-    f" {'GFLOP/s':>8} {'% of limit':>10}"
-)
+CACHES = {"warm": ("warm",), "cold": ("cold",), "both": ("warm", "cold")}
 
 
-def row(m: Measurement) -> str:
-    """One line of the table; blank where there is nothing to say."""
-
-    def number(value: float, width: int, digits: int = 1) -> str:
-        return f"{value:{width}.{digits}f}" if value else " " * width
-
-    plain = number(m.torch.median_us if m.torch else 0.0, 10)
-    return (
-        f"{m.label:40} {m.cpu.median_us:10.2f} {m.cpu.p10_us:9.2f} {m.cpu.p90_us:9.2f} {plain}"
-        f" {number(m.gbps, 6)} {number(m.gflops, 8)} {number(m.percent_of_limit, 10, 0)}"
+def build_parser() -> LineParser:
+    """The command line."""
+    parser = LineParser(
+        prog="sdengine bench kernels",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("ops", nargs="*", metavar="OP", help="ops to run; default all")
+    parser.add_argument(
+        "--shape",
+        metavar="MODEL",
+        help=f"sizes of a model: {', '.join(NAMED)}, or a config.json (each op's own cases)",
+    )
+    parser.add_argument("--case", default="", metavar="TEXT", help="only cases with TEXT in them")
+    parser.add_argument("--cache", choices=sorted(CACHES), default="warm", help="(%(default)s)")
+    parser.add_argument("--baseline", choices=BASELINES, default="torch", help="(%(default)s)")
+    parser.add_argument("--threads", type=integer, default=os.cpu_count() or 1)
+    parser.add_argument("--seconds", type=number, default=1.0, help="measuring time of a case")
+    parser.add_argument("--compare", type=Path, metavar="FILE", help="kernels.json of another run")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write kernels.json and .csv there")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
 
 
-def chosen_ops(names: list[str]) -> list[Op]:
-    """The ops asked for by name; otherwise all that have a kernel and cases."""
-    ops = []
-    for name in names or OP_NAMES:
-        try:
-            op = get_op(name)
-        except ModuleNotFoundError:
-            if names:
-                raise
-            continue
-        if op.cpu is not None and op.bench_cases is not None:
-            ops.append(op)
-    return ops
+def main(argv: list[str] | None = None) -> int:
+    """Runs the benchmark and returns its exit code."""
+    args = build_parser().parse_args(argv)
+    args.run = run
+    return run_guarded(args)
 
 
-def run_op(op: Op, options: argparse.Namespace, pool: object, probe: LimitProbe) -> bool:
-    """Checks and times all cases of an op; False when one is wrong."""
-    assert op.bench_cases is not None
-    print(f"\n{op.name}\n{HEADER}")
-    for case in op.bench_cases():
+def run(args: argparse.Namespace) -> int:
+    """Checks and times every case that was asked for.
+
+    Returns:
+        0, or 1 when a kernel is wrong (its cases are not timed).
+    """
+    unknown = [name for name in args.ops if name not in OP_NAMES]
+    if unknown:
+        raise ConfigError.from_parts(f"ops among {', '.join(OP_NAMES)}", ", ".join(unknown))
+    if args.threads < 1:
+        raise ConfigError.from_parts("--threads of at least 1", str(args.threads))
+    old = None if args.compare is None else read(args.compare)
+    shape = None if args.shape is None else read_shape(args.shape)
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    pool = make_pool(args.threads)
+    probe = LimitProbe(pool)
+    conditions = describe_machine("sdengine bench kernels", args.threads, with_limits=True)
+    say(args, "\n".join(f"{name}: {value}" for name, value in conditions.items()))
+    found: list[Measurement] = []
+    is_right = True
+    for op in map(get_op, args.ops or OP_NAMES):
+        is_right &= run_op(args, op, shape, pool, probe, found)
+    if args.out is not None:
+        write(args.out, conditions, found)
+    if args.json:
+        document = {"conditions": conditions, "measurements": [asdict(m) for m in found]}
+        print(json.dumps(document, indent=1))
+    if old is not None:
+        say(args, "\n".join(["", f"against {args.compare}", *compare(old, found)]))
+    return 0 if is_right else 1
+
+
+def say(args: argparse.Namespace, text: str) -> None:
+    """Prints what a person reads; with --json to standard error."""
+    print(text, file=sys.stderr if args.json else sys.stdout, flush=True)
+
+
+def run_op(
+    args: argparse.Namespace,
+    op: Op,
+    shape: KernelShape | None,
+    pool: object,
+    probe: LimitProbe,
+    found: list[Measurement],
+) -> bool:
+    """Checks and times the cases of an op; False when one is wrong."""
+    say(args, f"\n{op.name}\n{HEADER}")
+    for case in chosen_cases(op, shape, args.case):
         try:
             check_case(op, case, pool)
         except WrongResult as error:
-            print(f"WRONG  {error}")
+            say(args, f"WRONG  {error}")
             return False
-        measured = measure_case(op, case, pool, probe, options.seconds, not options.no_torch)
-        print(row(measured), flush=True)
-        if options.json:
-            print(json.dumps(asdict(measured)), flush=True)
+        for cache in CACHES[args.cache]:
+            measured = measure_case(op, case, pool, probe, args.seconds, cache, args.baseline)
+            found.append(replace(measured, command=command_of(args, op, case, cache)))
+            say(args, row(found[-1]))
     return True
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("ops", nargs="*", metavar="OP", help="ops to run; default all")
-    parser.add_argument("--op", action="append", default=[], help="the same, as an option")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--seconds", type=float, default=1.0, help="measuring time of a case")
-    parser.add_argument("--no-torch", action="store_true", help="do not time plain torch")
-    parser.add_argument(
-        "--json", action="store_true", help="also print each measurement as a line of JSON"
-    )
-    options = parser.parse_args()
-    unknown = [name for name in options.ops + options.op if name not in OP_NAMES]
-    if unknown:
-        parser.error(f"op: expected some of {', '.join(OP_NAMES)}, got {', '.join(unknown)}")
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
-    pool = make_pool(options.threads)
-    probe = LimitProbe(pool)
-    limits = probe.limits()
-    print(
-        f"{load_cpu().selected_isa()}, {options.threads} threads; limits now:"
-        f" DRAM {limits.dram_gbps:.1f} GB/s, cache {limits.cache_gbps:.1f} GB/s,"
-        f" fp32 {limits.fp32_gflops:.0f} GFLOP/s, bf16 {limits.bf16_gflops:.0f} GFLOP/s"
-    )
-    right = [run_op(op, options, pool, probe) for op in chosen_ops(options.ops + options.op)]
-    return 0 if all(right) else 1
+def chosen_cases(op: Op, shape: KernelShape | None, text: str) -> Iterator[Case]:
+    """The op's cases of the shape, or its own."""
+    make = None if shape is None else cases_of(op.name, shape)
+    make = make or op.bench_cases
+    assert make is not None
+    return (case for case in make() if text in case.label)
+
+
+def command_of(args: argparse.Namespace, op: Op, case: Case, cache: str) -> str:
+    """One line that measures a case again."""
+    words = ["sdengine", "bench", "kernels", op.name, "--case", case.label, "--cache", cache]
+    words += ["--threads", str(args.threads), "--seconds", f"{args.seconds:g}"]
+    words += ["--baseline", args.baseline]
+    words += [] if args.shape is None else ["--shape", args.shape]
+    return shlex.join(words)
 
 
 if __name__ == "__main__":

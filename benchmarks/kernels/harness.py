@@ -3,10 +3,10 @@ between.
 
 Knows nothing of any op beyond its `Op`. A sample is one native launch, barrier included, after a
 few launches that wake the workers; outputs are put back to their first state before each sample, so
-that ops that grow a tree or rotate in place do the same work every time. Plain torch takes turns
-with the kernel: the op's reference, or what `benchmarks/kernels/<op>.py` offers as
-`plain_torch(args)` where the reference does more than a user of torch would. That file may also
-offer `specified_outputs(args)`: the tensors to compare, where the contract leaves some open.
+that ops that grow a tree or rotate in place do the same work every time. With a cold cache, other
+memory is read through before every sample. A baseline takes turns with the kernel. A file
+`benchmarks/kernels/<op>.py` may offer `specified_outputs(args)`: the tensors to compare, where the
+contract leaves some open.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.kernels.baselines import baseline
 from sdengine.kernels.machine_limits import LimitProbe
 from sdengine.kernels.packed_weight import PackedWeight, pack_weight
 from sdengine.kernels.program import Program, make_program
@@ -53,24 +54,30 @@ class Measurement:
 
     Args:
         op, label: What ran.
+        cache: "warm": the inputs were just used; "cold": other memory was.
         cpu: The native kernel.
-        torch: Plain torch; None when it was not timed.
+        baseline: What was timed beside it; None when nothing was.
+        baseline_name: "torch" or "reference"; empty when nothing was.
         gbps, gflops: Rates of the kernel's median; 0 where the case declares no traffic or
             operations.
         read_gbps, peak_gflops: Medians of the limits while this case was measured.
         percent_of_limit: Share of the time that the tighter limit would allow; 0 where the case
             declares neither.
+        command: Measures this case again.
     """
 
     op: str
     label: str
+    cache: str
     cpu: Timing
-    torch: Timing | None
+    baseline: Timing | None
+    baseline_name: str
     gbps: float
     gflops: float
     read_gbps: float
     peak_gflops: float
     percent_of_limit: float
+    command: str = ""
 
 
 class WrongResult(Exception):
@@ -158,23 +165,26 @@ def alternate(
     return [sample[1:] for sample in samples]
 
 
-def plain_torch(op: Op, args: dict[str, Any]) -> Callable[[], None]:
-    """What a user of torch would run instead."""
-    own = own_benchmark(op, "plain_torch")
-    if own is not None:
-        return own(args)
-    return lambda: op.reference(**args)
-
-
 def summary(microseconds: list[float]) -> Timing:
     deciles = quantiles(microseconds, n=10, method="inclusive")
     return Timing(median(microseconds), deciles[0], deciles[-1])
 
 
 def measure_case(
-    op: Op, case: Case, pool: Any, probe: LimitProbe, seconds: float, with_torch: bool
+    op: Op,
+    case: Case,
+    pool: Any,
+    probe: LimitProbe,
+    seconds: float,
+    cache: str = "warm",
+    baseline_name: str = "torch",
 ) -> Measurement:
-    """Times one case; check it first (`check_case`)."""
+    """Times one case; check it first (`check_case`).
+
+    Args:
+        cache: "warm" or "cold".
+        baseline_name: one of BASELINES; nothing is timed beside where there is none for the op.
+    """
     args = case.args
     written = output_tensors(op, args)
     initial = [t.clone() for t in written]
@@ -185,22 +195,25 @@ def measure_case(
     def restore() -> None:
         for tensor, value in zip(written, initial):
             tensor.copy_(value)
+        if cache == "cold":
+            probe.flush_caches()
 
     def kernel() -> float:
         restore()
         return program.replay_timed()[-1][1] / 1e3
 
-    run_torch = plain_torch(op, args)
+    beside = baseline(baseline_name, op, args)
 
-    def torch_op() -> float:
+    def other() -> float:
         restore()
         start = perf_counter()
-        run_torch()
+        assert beside is not None
+        beside()
         return (perf_counter() - start) * 1e6
 
-    in_cache = case.bytes_moved <= CACHE_BYTES
+    in_cache = case.bytes_moved <= CACHE_BYTES and cache == "warm"
     dtype = getattr(args.get("weight"), "dtype", torch.float32)
-    contestants = [kernel, torch_op] if with_torch else [kernel]
+    contestants = [kernel] if beside is None else [kernel, other]
     reads, peaks, samples = [], [], [[] for _ in contestants]
     for _ in range(3):
         reads += probe.cache_gbps() if in_cache else probe.dram_gbps()
@@ -208,24 +221,32 @@ def measure_case(
         for all_samples, new in zip(samples, alternate(contestants, seconds / 3)):
             all_samples += new
     timings = [summary(s) for s in samples]
-    return rate(op, case, timings, median(reads), median(peaks))
+    limits = median(reads), median(peaks)
+    return rate(op, case, cache, timings, "" if beside is None else baseline_name, limits)
 
 
 def rate(
-    op: Op, case: Case, timings: list[Timing], read_gbps: float, peak_gflops: float
+    op: Op,
+    case: Case,
+    cache: str,
+    timings: list[Timing],
+    baseline_name: str,
+    limits: tuple[float, float],
 ) -> Measurement:
-    """Puts a median beside the limits."""
+    """Puts a median beside the limits (GB/s, GFLOP/s)."""
     took = timings[0].median_us * 1e-6
+    read_gbps, peak_gflops = limits
     floor = max(case.bytes_moved / (read_gbps * 1e9), case.operations / (peak_gflops * 1e9))
-    torch_timing = timings[1] if len(timings) > 1 else None
-    rates = case.bytes_moved / took / 1e9, case.operations / took / 1e9
     return Measurement(
-        op.name,
-        case.label,
-        timings[0],
-        torch_timing,
-        *rates,
-        read_gbps,
-        peak_gflops,
-        100 * floor / took,
+        op=op.name,
+        label=case.label,
+        cache=cache,
+        cpu=timings[0],
+        baseline=timings[1] if len(timings) > 1 else None,
+        baseline_name=baseline_name,
+        gbps=case.bytes_moved / took / 1e9,
+        gflops=case.operations / took / 1e9,
+        read_gbps=read_gbps,
+        peak_gflops=peak_gflops,
+        percent_of_limit=100 * floor / took,
     )

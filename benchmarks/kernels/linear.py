@@ -12,13 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from sdengine.kernels.backends import load_cpu
 from sdengine.kernels.huge_pages import HugePageArena
@@ -28,21 +27,6 @@ from sdengine.kernels.program import Program, make_pool, make_program
 
 ROW_COUNTS = (1, 2, 4, 8, 16, 32, 64)
 IN_CACHE_BYTES = 24 << 20  # weights up to here are held against the cache's bandwidth
-
-
-def plain_torch(args: dict[str, Any]) -> Callable[[], None]:
-    """F.linear in the weight's dtype on the plain matrix, and the SiLU gate where the case has
-    one."""
-    dense = args["weight"].unpack()
-    x = args["x"].to(dense.dtype)
-    if args["activation"] is None:
-        return lambda: (F.linear(x, dense), None)[1]
-
-    def gated() -> None:
-        gate, up = F.linear(x, dense).chunk(2, dim=-1)
-        F.silu(gate).mul_(up)
-
-    return gated
 
 
 @dataclass(frozen=True, slots=True)

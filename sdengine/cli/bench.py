@@ -13,8 +13,12 @@ from sdengine.errors import ConfigError
 
 __all__ = ["HELP", "add_arguments", "run"]
 
-HELP = "measure kernels, or plain against speculative decoding"
-MODULES = {"kernels": "benchmarks.kernels", "generate": "benchmarks.generate"}
+HELP = "measure kernels, speculative decoding, or whether it pays for a pair"
+MODULES = {
+    "kernels": "benchmarks.kernels",
+    "generate": "benchmarks.generate",
+    "probe": "benchmarks.probe",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "what",
         choices=sorted(MODULES),
         help="kernels: every op beside the machine's limits; generate: whole requests, plain "
-        "against speculative",
+        "against speculative; probe: whether speculation pays for a pair here, and with which tree",
     )
     parser.add_argument(
         "options",

@@ -17,7 +17,7 @@ from sdengine.cache.kv_cache import KVCache
 from sdengine.core.growth import TreePolicy
 from sdengine.kernels.program import Program
 from sdengine.kernels.row_batch import RowBatch
-from sdengine.kernels.token_tree import mask_words
+from sdengine.kernels.token_tree import MASK_BITS, mask_words
 from sdengine.runner.drafter import Proposals
 from sdengine.runner.forward import Activations, Logits, Spans, describe_forward
 from sdengine.runner.weights import ModelWeights
@@ -40,6 +40,10 @@ class DraftModelDrafter:
         temperature: [B] float32 of the draft, usually the requests' own.
         calibrate: correct estimates by the workspace's tables.
         num_threads: workers of the pool.
+        positional_acceptance: [K] float32, never increasing: what a node's first, second, ...
+            candidate is taken to be accepted with, whatever the draft says of it. The policy then
+            grows the same tree every time, the best static one of its size (Sequoia, arXiv
+            2402.12374); None asks the draft.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class DraftModelDrafter:
         temperature: torch.Tensor,
         calibrate: bool,
         num_threads: int,
+        positional_acceptance: torch.Tensor | None = None,
     ) -> None:
         sizes = workspace.sizes
         self._weights = weights
@@ -83,6 +88,10 @@ class DraftModelDrafter:
         self._root_ids = _ints(sizes.max_draft_rows)
         store = (sizes.max_depth * frontier, sizes.num_candidates)
         self.proposals = Proposals(torch.zeros(store, dtype=torch.int32), torch.zeros(store))
+        self._ranking: torch.Tensor | None = None
+        if positional_acceptance is not None:
+            assert positional_acceptance.shape == (sizes.num_candidates,), positional_acceptance
+            self._ranking = positional_acceptance.repeat(frontier, 1)
 
     def propose(self, program: Program) -> None:
         self._describe_chain(program)
@@ -164,7 +173,7 @@ class DraftModelDrafter:
             max_width=workspace.sizes.max_width,
             block_size=workspace.sizes.block_size,
             candidate_tokens=tokens,
-            candidate_probs=probs,
+            candidate_probs=probs if self._ranking is None else self._ranking,
             cu_rows=self._cu_logits if layer == 0 else rows.cu_rows,
             frontier_nodes=None if layer == 0 else rows.row_node,
             tree=workspace.draft_tree,
@@ -202,9 +211,10 @@ def tree_room(max_nodes: int, max_depth: int, max_width: int) -> int:
     """Logical KV slots behind the root that a tree needs in either cache.
 
     The target writes one per node; the draft one per forwarded node, kept or not: every layer but
-    the last forwards at most `max_width`.
+    the last forwards at most `max_width`, all together as many as the attention's masks hold.
     """
-    return max(max_nodes, (max_depth - 1) * max_width) + 1
+    forwarded = min((max_depth - 1) * max_width, MASK_BITS * MAX_MASK_WORDS)
+    return max(max_nodes, forwarded) + 1
 
 
 def _ints(*shape: int) -> torch.Tensor:

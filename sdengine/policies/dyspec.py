@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from sdengine.core.config import SpeculationConfig
 from sdengine.core.growth import LayerGrowth, ValueRule
 
-MAX_WIDTH = 16
-"""Most nodes forwarded per layer and sequence. Best-first trees of 64 nodes are at most some 13-25
-wide; a node beyond the 16
-likeliest of its layer is still kept as a leaf."""
+MIN_WIDTH, NODES_PER_WIDTH = 16, 4
+"""Most nodes forwarded per layer and sequence: a quarter of the tree, at least 16. Best-first trees
+of 64 nodes are at most some 13-25 wide; a node beyond the likeliest of its layer is still kept as a
+leaf."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,7 @@ class DySpecPolicy:
 
     num_candidates: int
     rule: ValueRule
+    max_width: int = MIN_WIDTH
     is_trimmed: bool = True
 
     @classmethod
@@ -30,7 +31,8 @@ class DySpecPolicy:
         """Slots are ranked before the draw when drafts are sampled (rejection), tokens
         otherwise."""
         rule: ValueRule = "slot" if config.verifier == "rejection" else "node"
-        return cls(min(config.max_children, config.max_nodes), rule)
+        width = max(MIN_WIDTH, config.max_nodes // NODES_PER_WIDTH)
+        return cls(min(config.max_children, config.max_nodes), rule, width)
 
     def grow(self, layer: int) -> LayerGrowth:
-        return LayerGrowth(self.num_candidates, MAX_WIDTH, self.rule)
+        return LayerGrowth(self.num_candidates, self.max_width, self.rule)

@@ -188,10 +188,13 @@ def test_budgets_give_nested_trees(rule: str) -> None:
             smaller = nodes
 
 
-def test_a_slot_tree_does_not_look_at_the_drawn_tokens() -> None:
+@pytest.mark.parametrize("is_calibrated", [False, True])
+def test_a_slot_tree_does_not_look_at_the_drawn_tokens(is_calibrated: bool) -> None:
     """Which slots are kept depends on earlier draws only: the last slot kept may hold any token."""
     for seed in range(40):
         world = World(seed=seed, nodes=6, layers=3, k=3, rule="slot")
+        if is_calibrated:
+            world.calibration = torch.rand(1, 32, generator=torch.Generator().manual_seed(seed))
         before = grow(world)
         last = max(
             range(1, int(before.tree.num_nodes[0]) + 1),
@@ -208,6 +211,21 @@ def test_a_slot_tree_does_not_look_at_the_drawn_tokens() -> None:
         after = grow(swapped)
         ranks = {rank_path(after.tree, n) for n in range(1, int(after.tree.num_nodes[0]) + 1)}
         assert rank_path(before.tree, last) in ranks
+
+
+def test_a_calibrated_slot_is_worth_what_its_draw_can_be_expected_to_add() -> None:
+    """Two candidates of 0.75 and 0.25, of which the likelier is always accepted and the other never
+    when both are left: the second slot is certain to be accepted if the first was the wrong one."""
+    world = World(seed=0, nodes=2, layers=1, k=2, rule="slot")
+    table = torch.zeros(1, 32)
+    table[0, 16:] = 1.0  # estimates from a half on come true
+    world.calibration = table
+    for probs, values in (([0.75, 0.25], [0.75]), ([0.25, 0.75], [0.75, 0.75])):
+        world.tables[(0,)] = ([5, 6], torch.tensor(probs).numpy())
+        tree = grow(world).tree
+        count = int(tree.num_nodes[0])
+        assert tree.values[0, 1 : count + 1].tolist() == pytest.approx(values)
+        assert tree.reach[0, 1].item() == pytest.approx(float(probs[0] > 0.5))
 
 
 def rank_path(tree: DraftTree, node: int) -> tuple[int, ...]:

@@ -68,6 +68,12 @@ def slots_at(
         accept = calibrated_acceptance(b, estimate, world.calibration)
         child_reach = F32((chance if by_slot else reach) * accept)
         key = F32(1) if "uniform" in world.rule else min(chance if by_slot else child_reach, bound)
+        if world.rule == "slot" and world.calibration is not None:
+            hope = F32(0)  # what a draw from the rest can expect, smallest rank last
+            for p in reversed(probs[j:]):
+                share = min(F32(p / left[j]), F32(1))
+                hope = F32(hope + F32(share * calibrated_acceptance(b, share, world.calibration)))
+            key = min(F32(chance * min(hope, F32(1))), bound)
         if not key > 0:
             break
         if world.rule == "node":

@@ -19,7 +19,8 @@ namespace sdengine {
 
 enum class ExpandRule : int32_t {
   kNode = 0,         // value = reach = parent's reach * a(candidate)
-  kSlot = 1,         // value = v_u * prod over earlier siblings (1 - a); reach = value * a
+  kSlot = 1,         // chance = v_u * prod over earlier siblings (1 - a); reach = chance * a; value
+                     // = chance, with a table: chance * expected acceptance of the draw
   kUniform = 2,      // value = 1, estimates as kNode
   kUniformSlot = 3,  // value = 1, estimates as kSlot
 };
@@ -121,6 +122,19 @@ SDE_HD inline float acceptance_of(float estimate, const float* table) {
   return acceptance > 0.0f ? acceptance : 0.0f;  // also NaN, from a damaged table
 }
 
+// Acceptance that a draw from what is left at a slot can expect: the mean of a over the candidates
+// that are not drawn yet. Which of them is drawn next plays no part, so that slots may be kept or
+// not by it. Costs a table look-up a candidate: asked only for slots that could still be kept.
+SDE_HD inline float expected_acceptance(const float* probs, int32_t begin, int32_t end,
+                                        float remaining, const float* table) {
+  float expected = 0.0f;
+  for (int32_t i = end - 1; i >= begin; --i) {
+    const float share = min_of(probs[i] / remaining, 1.0f);
+    expected += share * acceptance_of(share, table);
+  }
+  return min_of(expected, 1.0f);
+}
+
 // Writes the children of `node` worth more than `floor`, best first; returns how many.
 SDE_HD inline int32_t propose_children(const TreeExpandArgs& args, int64_t b, DraftTreeView tree,
                                        int32_t node, int32_t row, int32_t limit, float floor,
@@ -147,6 +161,10 @@ SDE_HD inline int32_t propose_children(const TreeExpandArgs& args, int64_t b, Dr
     const float acceptance = acceptance_of(estimate, table);
     const float reach = (by_slot ? slot : parent_reach) * acceptance;
     float value = min_of(by_slot ? slot : reach, bound);
+    if (args.rule == ExpandRule::kSlot && table && value > floor) {
+      value = min_of(
+          slot * expected_acceptance(probs, j, args.num_candidates, out[j].estimate, table), bound);
+    }
     slot = slot * (1.0f - acceptance);
     out[j] = {value, by_slot ? reach : value, estimate, node, j, base + j};
     if (is_uniform_rule(args.rule)) {

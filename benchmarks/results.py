@@ -1,0 +1,248 @@
+"""The results page of this machine: measures its slices, draws its plots, writes its text.
+
+    python -m benchmarks.results                        # every slice, a few minutes each
+    python -m benchmarks.results dyspec probe           # some, the page from all that there are
+    python -m benchmarks.results --render-only --headline
+
+A page lies in `benchmarks/results/<machine>/`: JSON of every slice, README.md and plots made from
+the JSON alone. Figures of different slices are of different minutes; ratios are within one.
+--headline also puts the page's first table and plot into the README of the repository.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks import generate, probe
+from benchmarks.conditions import ROOT
+from benchmarks.generate_plots import draw_all
+from benchmarks.generate_report import PLAIN, to_markdown
+from benchmarks.kernels import __main__ as kernels
+from benchmarks.plotting import require_matplotlib
+from sdengine.cli.info import processor, usable_cores
+from sdengine.cli.main import run_guarded
+from sdengine.cli.options import LineParser
+from sdengine.errors import ConfigError
+
+METHODS = ("dyspec", "chain", "kary", "ngram")
+COMMON = ["--held-out", "6", "--max-tokens", "64", "--repeats", "3"]
+BUDGETS = ["--budgets", "adaptive", "2", "4", "8", "16"]
+HEADLINE = re.compile(r"(<!-- headline -->\n).*?(<!-- end of headline -->)", re.S)
+
+
+def generate_slice(method: str) -> Callable[[Path], None]:
+    """Speeds of one method, with its plain runs."""
+
+    def run(directory: Path) -> None:
+        argv = ["--methods", method, *COMMON, *BUDGETS, "--json"]
+        keep(generate.main, argv, directory / f"generate-{method}.json")
+
+    return run
+
+
+def batch_slice(directory: Path) -> None:
+    """DySpec at larger batch sizes."""
+    argv = ["--methods", "dyspec", "--batch-sizes", "2", "4", "8", "--budgets", "adaptive", "4"]
+    keep(generate.main, [*argv, *COMMON, "--json"], directory / "generate-batches.json")
+
+
+def probe_slice(directory: Path) -> None:
+    """Predictions against runs."""
+    keep(probe.main, [*COMMON, "--json"], directory / "probe.json")
+
+
+def kernels_slice(directory: Path) -> None:
+    """Every op at a 1.1B model's sizes."""
+    argv = ["--shape", "1.1b", "--seconds", "0.3", "--json"]
+    keep(kernels.main, argv, directory / "kernels.json")
+
+
+SLICES: dict[str, Callable[[Path], None]] = {
+    **{method: generate_slice(method) for method in METHODS},
+    "batches": batch_slice,
+    "probe": probe_slice,
+    "kernels": kernels_slice,
+}
+
+
+def keep(main: Callable[[list[str]], int], argv: list[str], path: Path) -> None:
+    """Runs a benchmark in this process and keeps the JSON that it prints.
+
+    Raises:
+        ConfigError: it failed; what it said is on standard error.
+    """
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        code = main(argv)
+    if code != 0:
+        raise ConfigError.from_parts(f"{path.stem} to succeed", f"exit code {code}")
+    document = json.loads(printed.getvalue())
+    document["conditions"]["command"] = " ".join(["sdengine bench", path.stem.split("-")[0], *argv])
+    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def machine_name() -> str:
+    """Folder name of this machine's page: processor, instruction set, threads."""
+    from sdengine.kernels.backends import load_cpu
+
+    words = f"{processor()[0]} {load_cpu().selected_isa()} {usable_cores()} threads"
+    return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measures, renders and returns the exit code."""
+    parser = LineParser(
+        prog="python -m benchmarks.results",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("slices", nargs="*", metavar="SLICE", help=f"of {', '.join(SLICES)}")
+    parser.add_argument("--out", type=Path, help="folder of the page (by the machine's name)")
+    parser.add_argument("--render-only", action="store_true", help="measure nothing")
+    parser.add_argument("--headline", action="store_true", help="update the repository's README")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    args = parser.parse_args(argv)
+    args.run = run
+    return run_guarded(args)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures the slices and writes the page."""
+    unknown = [name for name in args.slices if name not in SLICES]
+    if unknown:
+        raise ConfigError.from_parts(f"slices among {', '.join(SLICES)}", ", ".join(unknown))
+    require_matplotlib()
+    directory = args.out or ROOT / "benchmarks" / "results" / machine_name()
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in [] if args.render_only else args.slices or SLICES:
+        print(f"measuring {name}", file=sys.stderr, flush=True)
+        SLICES[name](directory)
+    render(directory)
+    if args.headline:
+        update_readme(directory, ROOT / "README.md")
+    return 0
+
+
+def render(directory: Path) -> None:
+    """Writes README.md and the plots from the JSON files of a folder.
+
+    Raises:
+        ConfigError: there is no generate-*.json.
+    """
+    parts = ["# Results: " + directory.name, ""]
+    merged = merged_speeds(directory)
+    draw_all(merged, directory)
+    parts += ["![speed over plain decoding by node budget](speedup.svg)", ""]
+    parts += [*headline_table(merged["rows"]), "", to_markdown(merged).replace("# ", "## ", 1)]
+    plots = ("acceptance", "reliability", "costs")
+    parts += [f"![{name}]({name}.svg)" for name in plots if (directory / f"{name}.svg").is_file()]
+    for name, section in (("probe", probe_section), ("kernels", kernels_section)):
+        path = directory / f"{name}.json"
+        if path.is_file():
+            parts += ["", *section(json.loads(path.read_text(encoding="utf-8")))]
+    (directory / "README.md").write_text("\n".join(parts) + "\n", encoding="utf-8")
+
+
+def merged_speeds(directory: Path) -> dict[str, Any]:
+    """One document from all generate slices; plain rows of the first that has the setting."""
+    paths = sorted(directory.glob("generate-*.json"))
+    if not paths:
+        raise ConfigError.from_parts(f"generate-*.json in {directory}", "none", "measure a slice")
+    documents = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    order = {method: i for i, method in enumerate((PLAIN, *METHODS))}
+    rows, seen = [], set()
+    for document in documents:
+        for row in document["rows"]:
+            key = row["batch_size"], row["temperature"], row["method"], row["budget"]
+            if key not in seen:
+                seen.add(key)
+                rows.append(row)
+    rows.sort(key=lambda r: (r["batch_size"], r["temperature"], order.get(r["method"], 9)))
+    costs = [d["costs"] for d in documents if d["costs"]]
+    conditions = dict(documents[0]["conditions"])
+    conditions["command"] = "python -m benchmarks.results"
+    limits = {d["conditions"].get("machine limits", "") for d in documents}
+    conditions["machine limits"] = "; ".join(sorted(filter(None, limits)))
+    return {"conditions": conditions, "rows": rows, "costs": costs[0] if costs else None}
+
+
+def headline_table(rows: list[dict[str, Any]]) -> list[str]:
+    """DySpec and the best of every method at batch 1, one line a temperature."""
+    lines = ["| T | plain tok/s | DySpec, adaptive | best measured |", "|---|---|---|---|"]
+    for temperature in sorted({row["temperature"] for row in rows}):
+        here = [r for r in rows if r["temperature"] == temperature and r["batch_size"] == 1]
+        plain = [r for r in here if r["method"] == PLAIN]
+        chosen = [r for r in here if (r["method"], r["budget"]) == ("dyspec", "adaptive")]
+        if not (plain and chosen):
+            continue
+        best = max(here, key=lambda r: r["ratio"])
+        lines.append(
+            f"| {temperature:g} | {plain[0]['tokens_per_s']:.0f} | {chosen[0]['ratio']:.2f}x | "
+            f"{best['ratio']:.2f}x ({best['method']}, {best['budget']}) |"
+        )
+    return lines
+
+
+def probe_section(document: dict[str, Any]) -> list[str]:
+    """Predicted against measured speeds."""
+    lines = ["## Probe", "", f"`{document['conditions']['command']}`", ""]
+    lines += ["| batch | T | budget | predicted | measured | error | use |", "|---" * 7 + "|"]
+    for v in document["verdicts"]:
+        lines.append(
+            f"| {v['batch_size']} | {v['temperature']:g} | {v['budget_run']} | "
+            f"{v['predicted']:.2f}x | {v['measured']:.2f}x | {v['error']:+.0%} | `{v['use']}` |"
+        )
+    return lines
+
+
+def kernels_section(document: dict[str, Any]) -> list[str]:
+    """Every case of every op."""
+    conditions = document["conditions"]
+    lines = ["## Kernels", "", f"`{conditions['command']}`: {conditions['machine limits']}", ""]
+    lines += ["| op | case | median us | p10 | p90 | torch us | GB/s | GFLOP/s | % of limit |"]
+    lines.append("|---" * 9 + "|")
+    for m in document["measurements"]:
+        beside = f"{m['baseline']['median_us']:.1f}" if m["baseline"] else ""
+        lines.append(
+            f"| {m['op']} | {m['label']} | {m['cpu']['median_us']:.1f} | {m['cpu']['p10_us']:.1f} "
+            f"| {m['cpu']['p90_us']:.1f} | {beside} "
+            f"| {m['gbps']:.1f} | {m['gflops']:.1f} | {m['percent_of_limit']:.0f} |"
+        )
+    return lines
+
+
+def update_readme(directory: Path, readme: Path) -> None:
+    """Puts the page's table and plot between the README's markers.
+
+    Raises:
+        ConfigError: the README has no markers.
+    """
+    text = readme.read_text(encoding="utf-8")
+    if HEADLINE.search(text) is None:
+        raise ConfigError.from_parts("<!-- headline --> markers in README.md", "none")
+    merged = merged_speeds(directory)
+    page = directory.relative_to(readme.parent).as_posix()
+    conditions = merged["conditions"]
+    lines = [
+        f"The bundled pair on {conditions['processor']}, {conditions['instruction set']}, "
+        f"{conditions['threads']} threads ([all figures]({page}/README.md), "
+        "`python -m benchmarks.results --headline` makes them again on your machine):",
+        "",
+        *headline_table(merged["rows"]),
+        "",
+        f"![speed over plain decoding by node budget]({page}/speedup.svg)",
+    ]
+    block = "\n".join(lines)
+    readme.write_text(HEADLINE.sub(lambda m: f"{m[1]}{block}\n{m[2]}", text), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""DySpec's claims: tokens per step of dynamic trees against static ones, chains and SpecInfer.
+
+    python -m benchmarks.tree_methods                          # everything: an hour or two
+    python -m benchmarks.tree_methods --pairs bundled --temperatures 0.6 --budgets 8 64 768
+
+Figures are tokens per target forward, so the machine does not matter. Prompts come from files that
+no model was trained on; Sequoia's vector and SpecInfer's depth are fitted on other prompts than the
+measured ones, and DySpec's calibration has seen those for a while. The coupled walks of a pair at a
+temperature all decode the very same text. A table that exists is continued.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from benchmarks.conditions import describe_machine
+from benchmarks.held_out import held_out_prompts
+from benchmarks.tree_methods.comparison import BATCH, METHODS, Comparison, Prompts, compare
+from benchmarks.tree_methods.pairs import PAIRS, load_pair
+from benchmarks.tree_methods.report import to_markdown
+from sdengine.cli.main import run_guarded
+from sdengine.cli.options import LineParser, integer, number
+from sdengine.core.sampling_params import SamplingParams
+from sdengine.errors import ConfigError
+
+BUDGETS = (8, 16, 32, 64, 128, 256, 512, 768)
+
+
+def build_parser() -> LineParser:
+    """The command line."""
+    parser = LineParser(
+        prog="python -m benchmarks.tree_methods",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--temperatures", nargs="+", type=number, default=[0.0, 0.6, 1.0])
+    parser.add_argument("--budgets", nargs="+", type=integer, default=list(BUDGETS))
+    parser.add_argument("--prompts", type=integer, default=12, help="multiple of 6 (%(default)s)")
+    parser.add_argument("--max-tokens", type=integer, default=96, help="a prompt (%(default)s)")
+    parser.add_argument("--max-depth", type=integer, default=16, help="of a tree (%(default)s)")
+    parser.add_argument("--fit-tokens", type=integer, default=64, help="a fitting prompt")
+    parser.add_argument("--seed", type=integer, default=1)
+    parser.add_argument(
+        "--drafts",
+        type=Path,
+        default=Path("runs/tree_methods"),
+        metavar="DIR",
+        help="where the worse drafts are kept (%(default)s)",
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="tree_methods.json and .md")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measures, prints and writes the table."""
+    args = build_parser().parse_args(argv)
+    args.run = run
+    return run_guarded(args)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures every cell that the table in --out does not hold yet."""
+    import torch
+
+    if args.prompts < BATCH or args.prompts % BATCH:
+        raise ConfigError.from_parts(f"--prompts, a multiple of {BATCH}", str(args.prompts))
+    torch.set_num_threads(1)
+    path = None if args.out is None else args.out / "tree_methods.json"
+    document = {"conditions": conditions(args), "cells": []}
+    if path is not None and path.is_file():
+        document = json.loads(path.read_text(encoding="utf-8"))
+    prompts = tokenized_prompts(args.prompts)
+    for name in args.pairs:
+        for temperature in args.temperatures:
+            known = {key(cell) for cell in document["cells"]}
+            wanted = [b for b in args.budgets if (name, temperature, b) not in known]
+            if wanted:
+                measure(args, name, temperature, wanted, prompts, document, path)
+    print(to_markdown(document))
+    return 0
+
+
+def key(cell: dict) -> tuple[str, float, int]:
+    """Cells of one key are measured together."""
+    return cell["pair"], cell["temperature"], cell["budget"]
+
+
+def measure(
+    args: argparse.Namespace,
+    name: str,
+    temperature: float,
+    budgets: list[int],
+    prompts: Prompts,
+    document: dict,
+    path: Path | None,
+) -> None:
+    """Adds one pair's cells at one temperature, and writes the table after every budget."""
+    params = SamplingParams(max_tokens=args.max_tokens, temperature=temperature, seed=args.seed)
+    pair = load_pair(name, args.drafts)
+    comparison = Comparison(pair, prompts, params, args.max_depth, args.fit_tokens)
+    for budget in budgets:
+        document["cells"] += map(asdict, compare(comparison, args.methods, [budget]))
+        print(f"{name}, T {temperature:g}, budget {budget}", file=sys.stderr, flush=True)
+        if path is not None:
+            write(document, path)
+
+
+def write(document: dict, path: Path) -> None:
+    """JSON and Markdown."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    path.with_suffix(".md").write_text(to_markdown(document), encoding="utf-8")
+
+
+def tokenized_prompts(count: int) -> Prompts:
+    """Two sets of held-out prompts, nothing in both."""
+    from sdengine.core.env import read_environment
+    from sdengine.llm import BUNDLED
+    from sdengine.model.registry import resolve_model
+    from sdengine.model.tokenizer import load_tokenizer
+
+    target = resolve_model(BUNDLED, bundled_dir=read_environment().bundled_dir).target
+    tokenizer = load_tokenizer(target)
+    fit = held_out_prompts(count, seed=1)
+    titles = {prompt.title for prompt in fit}
+    measured = held_out_prompts(count, seed=2, exclude=titles)
+    ids = [[list(tokenizer.encode(p.text)) for p in some] for some in (fit, measured)]
+    return Prompts(*ids)
+
+
+def conditions(args: argparse.Namespace) -> dict[str, object]:
+    """What the figures depend on."""
+    found = describe_machine("python -m benchmarks.tree_methods", 1, with_limits=False)
+    found |= {
+        "dtype": "float32",
+        "prompts": f"{args.prompts} held-out statements to measure, {args.prompts} others to fit",
+        "new tokens": args.max_tokens,
+        "deepest tree": args.max_depth,
+        "seed": args.seed,
+    }
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

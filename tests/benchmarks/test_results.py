@@ -1,0 +1,94 @@
+"""The results page: slices merged, text and plots from JSON alone, the README's headline."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import generate, results
+from sdengine.core.cost_model import CostModel
+from sdengine.errors import ConfigError
+from tests.benchmarks.fakes import FakeEngine
+
+pytest.importorskip("matplotlib")
+
+
+@pytest.fixture
+def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A page of two methods, measured on fakes."""
+    monkeypatch.setattr(
+        generate,
+        "open_engine",
+        lambda args, config, size: FakeEngine(("ab",) * 8, is_speculative=config is not None),
+    )
+    costs = CostModel((1, 2), (1e-3, 2e-3), 1e-4, 1e-4)
+    monkeypatch.setattr(generate, "measured_costs", lambda engine: costs)
+    monkeypatch.setattr(results, "COMMON", ["--held-out", "2", "--repeats", "1"])
+    monkeypatch.setattr(generate, "describe_machine", machine)
+    directory = tmp_path / "results" / "some-machine"
+    assert results.main(["dyspec", "ngram", "--out", str(directory)]) == 0
+    return directory
+
+
+def machine(command: str, num_threads: object, with_limits: bool) -> dict[str, object]:
+    return {
+        "command": command,
+        "commit": "abc",
+        "processor": "Some CPU",
+        "instruction set": "avx2",
+        "threads": 2,
+        "versions": "sdengine 0",
+        "machine limits": "DRAM 1 GB/s",
+    }
+
+
+def test_slices_are_kept_with_their_commands_and_merged(page: Path) -> None:
+    document = json.loads((page / "generate-ngram.json").read_text())
+    assert document["conditions"]["command"].startswith("sdengine bench generate --methods ngram")
+    merged = results.merged_speeds(page)
+    first = [r for r in merged["rows"] if r["temperature"] == 0.0]
+    methods = [r["method"] for r in first]
+    assert methods.count("plain") == 1 and methods.count("dyspec") == methods.count("ngram") == 5
+    assert methods == sorted(methods, key=["plain", "dyspec", "ngram"].index)
+
+
+def test_the_page_is_made_from_json_alone(page: Path) -> None:
+    text = (page / "README.md").read_text()
+    plot = (page / "speedup.svg").read_text()
+    for path in page.glob("*.svg"):
+        path.unlink()
+    (page / "README.md").unlink()
+    assert results.main(["--render-only", "--out", str(page)]) == 0
+    assert (page / "README.md").read_text() == text
+    assert (page / "speedup.svg").read_text() == plot
+    assert "| T | plain tok/s | DySpec, adaptive | best measured |" in text
+    assert "![costs](costs.svg)" in text and "Some CPU" in plot
+
+
+def test_the_readme_gets_the_table_and_the_plot_of_a_page(page: Path, tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- headline -->\nold\n<!-- end of headline -->\nafter\n")
+    results.update_readme(page, readme)
+    text = readme.read_text()
+    assert text.startswith("before\n<!-- headline -->\n") and text.endswith("-->\nafter\n")
+    assert "old" not in text and "results/some-machine/speedup.svg" in text
+    once = text
+    results.update_readme(page, readme)
+    assert readme.read_text() == once
+    readme.write_text("nothing")
+    with pytest.raises(ConfigError, match="markers"):
+        results.update_readme(page, readme)
+
+
+def test_an_unknown_slice_and_an_empty_page_are_refused(tmp_path: Path, capfd) -> None:
+    assert results.main(["magic"]) == 2
+    assert results.main(["--render-only", "--out", str(tmp_path)]) == 2
+    assert capfd.readouterr().err.count("\n") == 2
+
+
+def test_a_slice_that_fails_leaves_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="exit code 1"):
+        results.keep(lambda argv: 1, [], tmp_path / "probe.json")
+    assert not list(tmp_path.iterdir())
