@@ -37,7 +37,8 @@ class ResidualEmbedding:
     """How the small stream lies in the wide one.
 
     Args:
-        basis: U, float32 [E', E]; its row of the constant channel is zero.
+        basis: U, float64 [E', E]; its row of the constant channel is zero. (Weights computed in
+            float32 and rounded again doubled the error of a float32 model.)
         constant: k, None where there is no such channel; the channel is the last.
         eps: of the large model's norms.
     """
@@ -77,10 +78,10 @@ class ResidualEmbedding:
         else:
             basis = torch.eye(free, small, dtype=torch.float64)
         if not has_constant:
-            return cls(basis.float().to(device), None, eps)
+            return cls(basis.to(device), None, eps)
         constant = 2.0 ** math.floor(math.log2(math.sqrt(eps * wide / 2)))
         basis = torch.nn.functional.pad(basis, (0, 0, 0, 1))
-        return cls(basis.float().to(device), constant, eps - constant**2 / wide)
+        return cls(basis.to(device), constant, eps - constant**2 / wide)
 
     @property
     def scale(self) -> float:

@@ -110,7 +110,8 @@ class LargeModel:
 
     def _small(self, name: str) -> torch.Tensor:
         device = self.residual.basis.device
-        return self.checkpoint.weight(name, torch.float32, check_finite=True).to(device, copy=True)
+        weight = self.checkpoint.weight(name, torch.float64, check_finite=True)
+        return weight.to(device, copy=True)
 
     def _small_reads(
         self, layer: int, norm: str, name: str
@@ -122,7 +123,7 @@ class LargeModel:
         if layer >= self.checkpoint.config.num_layers:
             return None, nothing
         norm_weight = self._small(f"layers.{layer}.{norm}")
-        parts = self.checkpoint.parts(f"layers.{layer}.{name}", torch.float32, check_finite=True)
+        parts = self.checkpoint.parts(f"layers.{layer}.{name}", torch.float64, check_finite=True)
         device = norm_weight.device
         return [self.residual.reading(part.to(device), norm_weight) for part in parts], nothing
 
@@ -156,10 +157,11 @@ class LargeModel:
             for start, end in _ranges(num_rows, width):
                 block = noise.uniform(end - start, width)
                 inside = is_placed[start:end].nonzero().flatten()
-                block[inside.to(block.device)] = values[source[start + inside].to(block.device)]
+                chosen = values[source[start + inside].to(block.device)]
+                block[inside.to(block.device)] = chosen.to(block.dtype)
                 if silent is not None:
-                    chosen = silent[(silent >= start) & (silent < end)] - start
-                    block[chosen.to(block.device)] = 0.0
+                    zeros = silent[(silent >= start) & (silent < end)] - start
+                    block[zeros.to(block.device)] = 0.0
                 if channel is not None:
                     block[:, -1] = channel[1]
                     block[inside.to(block.device), -1] = channel[0]
@@ -180,7 +182,8 @@ class LargeModel:
             for start, end in _ranges(height, num_columns):
                 block = torch.zeros(end - start, num_columns, device=device)
                 if weight is not None:
-                    block[:, columns.to(device)] = self.residual.writing(weight, start, end)
+                    rows = self.residual.writing(weight, start, end)
+                    block[:, columns.to(device)] = rows.to(block.dtype)
                 yield block
 
         return PlannedTensor(name, (height, num_columns), blocks)
