@@ -39,6 +39,21 @@ class CommitClock:
         """Called after the last step."""
 
 
+class EndMask:
+    """A logits processor that lets no text end. (`suppress_tokens` would do, but for assisted
+    generation, which hands the assistant both the option and the processor made from it.)
+    """
+
+    def __init__(self, tokens: list[int]) -> None:
+        self._tokens = tokens
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Scores [B, V] with the end tokens at minus infinity."""
+        masked = scores.clone()
+        masked[:, self._tokens] = -torch.inf
+        return masked
+
+
 class TransformersContestant:
     """One mode of `generate`."""
 
@@ -92,7 +107,7 @@ class TransformersPeer:
         """Plain (twice if it compiles), assisted and prompt lookup for each draft length."""
         model, end = _load(settings.target, settings.dtype)
         draft, _ = _load(settings.draft, settings.dtype)
-        base = {"suppress_tokens": end} if end else {}
+        base = {"logits_processor": [EndMask(end)]}
 
         def mode(name: str, options: dict[str, Any], shown: str) -> Contestant:
             shown = f"{ATTENTION} attention, {shown}"
