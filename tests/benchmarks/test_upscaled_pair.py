@@ -54,27 +54,30 @@ def test_a_pair_is_made_once_and_measured(argv, measured, tmp_path: Path, capsys
 
 
 def test_the_check_compares_the_pairs(argv, measured, capsys) -> None:
-    assert upscaled_pair.main([*argv, "--check", "--check-tokens", "6", "--make-only"]) == 0
+    argv += ["--check", "--check-tokens", "6", "--make-only", "--stored-dtype", "float32"]
+    assert upscaled_pair.main(argv) == 0
     out = capsys.readouterr().out
     assert "float32: 8 of 8 greedy texts of 6 tokens equal" in out
-    assert out.count("of what plain torch loses on the small model") == 2
+    assert out.count("of what plain torch loses on the small model") == 1
     assert not measured
 
 
 @pytest.mark.parametrize(
-    ("logits", "text"),
+    ("dtype", "logits", "text"),
     [
-        (LogitAgreement(1e-6, 3e-6, 900.0), TextAgreement(8, 8, 2.0, 2.0)),
-        (LogitAgreement(1e-6, 1e-6, -1.0), TextAgreement(8, 8, 2.0, 2.0)),
-        (LogitAgreement(1e-6, 1e-6, 900.0), TextAgreement(7, 8, 2.0, 2.0)),
+        ("float32", LogitAgreement(1e-6, 3e-6, 900.0), TextAgreement(8, 8, 2.0, 2.0)),
+        ("float32", LogitAgreement(1e-6, 1e-6, -1.0), TextAgreement(8, 8, 2.0, 2.0)),
+        ("float32", LogitAgreement(1e-6, 1e-6, 900.0), TextAgreement(7, 8, 2.0, 2.0)),
+        ("bfloat16", LogitAgreement(1e-2, 1e-2, 900.0), TextAgreement(8, 8, 2.0, 1.7)),
     ],
 )
 def test_a_pair_that_says_something_else_is_not_measured(
-    argv, measured, monkeypatch: pytest.MonkeyPatch, logits, text
+    argv, measured, monkeypatch: pytest.MonkeyPatch, dtype, logits, text
 ) -> None:
     monkeypatch.setattr(upscaled_pair, "compare_logits", lambda *_: logits)
     monkeypatch.setattr(upscaled_pair, "compare_text", lambda *_: text)
-    assert upscaled_pair.main([*argv, "--check"]) == 1
+    monkeypatch.setattr(upscaled_pair, "upscaled_pair", lambda args: resolve_model(args.pair))
+    assert upscaled_pair.main([*argv, "--check", "--stored-dtype", dtype]) == 1
     assert not measured
 
 
