@@ -5,9 +5,13 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
+
+LOOK_AHEAD = 16  # rows that a stair may be long
+DECLINE = (
+    0.8  # worth of a node over that of the one before it, in the order in which they are taken
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,31 +53,21 @@ class CostModel:
         return times[right] + slope * (num_rows - rows[right])
 
     def row_costs(self, max_rows: int) -> np.ndarray:
-        """Seconds that row M + 1 adds to a step of M rows: [max_rows] float64, index M; never
-        decreasing.
+        """Seconds that a node must be worth to become row M + 1 of a step: [max_rows], index M.
 
-        Taken from the convex hull of the measurements: kernels work in groups of rows, so times go
-        up in stairs, and a row is charged its share of the stair, not the whole of it.
+        Kernels work in groups of rows, so times go up in stairs: the first row of a stair costs the
+        whole of it, the others nothing. Nodes come in order of worth, so a row is looked at
+        together with those that follow: it may cost what it and the next k rows add, for the best
+        k, if each node is worth DECLINE of the one before. On a stair prices are therefore low, at
+        its foot high; where times are convex the price is just what the row adds.
         """
-        hull = _lower_hull(self.rows, self.verify_s)
-        slopes = [(t1 - t0) / (m1 - m0) for (m0, t0), (m1, t1) in pairwise(hull)]
-        edges = [m for m, _ in hull[1:-1]]
-        index = np.searchsorted(edges, np.arange(max_rows), side="right")
-        return np.asarray(slopes or [0.0])[index]
+        times = np.array([self.verify_time(m) for m in range(1, max_rows + LOOK_AHEAD + 1)])
+        worth = np.cumsum(DECLINE ** np.arange(LOOK_AHEAD))
+        added = [(times[k : k + max_rows] - times[:max_rows]) / w for k, w in enumerate(worth, 1)]
+        prices = np.zeros(max_rows)
+        prices[1:] = np.min(added, axis=0)[:-1]
+        return prices
 
     def draft_time(self, depth: int) -> float:
         """Seconds to grow a tree of `depth` layers."""
         return 0.0 if depth == 0 else self.draft_first_s + (depth - 1) * self.draft_layer_s
-
-
-def _lower_hull(rows: Sequence[int], times: Sequence[float]) -> list[tuple[int, float]]:
-    """Corners of the largest convex function below the points (rows ascending)."""
-    hull: list[tuple[int, float]] = []
-    for m, t in zip(rows, times):
-        while len(hull) > 1:
-            (m0, t0), (m1, t1) = hull[-2:]
-            if (t1 - t0) * (m - m1) < (t - t1) * (m1 - m0):
-                break
-            hull.pop()
-        hull.append((m, t))
-    return hull

@@ -104,7 +104,7 @@ class Runner:
         """Prices for `StepPlan.tokens_per_s`.
 
         Args:
-            row_costs: [N] float64, seconds that row r + 1 adds to a target pass of r rows.
+            row_costs: [N] float64, seconds that a node must be worth to become row r + 1.
             draft_layer_s: seconds of one more draft layer.
         """
         self._row_costs = row_costs

@@ -1,0 +1,195 @@
+"""The same two checkpoints, prompts and lengths on other engines: `python -m benchmarks.peers`.
+
+Greedy decoding, one request at a time. Contestants take turns within one process, speeds are
+medians, ratios are taken within a prompt, texts are compared token by token with our plain
+decoding's. Whoever is not installed is left out, and the reason is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+
+from benchmarks.generate_report import machine_limits
+from benchmarks.peers.comparison import Standing, compare, to_markdown
+from benchmarks.peers.contestant import Contestant, Peer, Settings, Task
+from benchmarks.peers.llama_cpp import LlamaCppPeer
+from benchmarks.peers.openvino_genai_peer import OpenVinoPeer
+from benchmarks.peers.own import PLAIN, SPECULATIVE, OwnPeer
+from benchmarks.peers.transformers_peer import TransformersPeer
+from benchmarks.upscaled_pair import add_pair_options, upscaled_pair
+from sdengine.cli.info import isa_text, processor, usable_cores
+from sdengine.cli.main import run_guarded
+from sdengine.cli.options import LineParser, integer
+from sdengine.cli.prompts import PROMPTS
+from sdengine.core.env import read_environment
+from sdengine.errors import ConfigError, SdengineError
+from sdengine.model.config_file import load_model_config
+from sdengine.model.registry import ModelPaths, resolve_model
+from sdengine.model.tokenizer import load_tokenizer
+
+PEERS: tuple[Peer, ...] = (TransformersPeer(), LlamaCppPeer(), OpenVinoPeer())
+WARM_UP_TOKENS = 8
+
+
+def build_parser() -> LineParser:
+    """The command line."""
+    parser = LineParser(
+        prog="python -m benchmarks.peers", description=(__doc__ or "").partition("\n\n")[2]
+    )
+    parser.add_argument("--model", metavar="DIR", help="instead of the enlarged bundled pair")
+    parser.add_argument("--draft", metavar="DIR")
+    add_pair_options(parser)
+    names = [peer.name for peer in PEERS]
+    parser.add_argument("--peers", nargs="*", choices=names, default=names)
+    parser.add_argument("--num-prompts", type=integer, default=len(PROMPTS), metavar="N")
+    parser.add_argument("--max-tokens", type=integer, default=64, metavar="N", help="(%(default)s)")
+    parser.add_argument("--repeats", type=integer, default=3, metavar="N", help="(%(default)s)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument("--num-threads", type=integer, metavar="N")
+    parser.add_argument(
+        "--draft-lengths", type=integer, nargs="*", default=[2, 4, 8], help="(%(default)s)"
+    )
+    parser.add_argument("--compile", action="store_true", help="transformers compiled, too")
+    parser.add_argument("--llama-server", type=Path, metavar="FILE", help="(from PATH)")
+    parser.add_argument("--limits", action="store_true", help="measure the machine's limits too")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of Markdown")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the comparison and returns its exit code."""
+    args = build_parser().parse_args(argv)
+    args.run = run
+    return run_guarded(args)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Loads whoever is there, measures, prints."""
+    if args.repeats < 1 or args.num_prompts < 1:
+        raise ConfigError.from_parts("--repeats and --num-prompts of at least 1", "less")
+    settings = make_settings(args, pair_of(args))
+    tasks = make_tasks(settings, args.num_prompts, args.max_tokens)
+    conditions = describe(settings, tasks, args)
+    with ExitStack() as stack:
+        contestants, skipped = gather(settings, args.peers, stack)
+        for contestant in contestants:
+            contestant.answer(Task(tasks[0].prompt, min(WARM_UP_TOKENS, args.max_tokens)))
+        standings = compare(contestants, tasks, args.repeats, plain=PLAIN, speculative=SPECULATIVE)
+    if args.json:
+        print(json.dumps(to_document(conditions, standings, skipped), indent=2))
+        return 0
+    lines = ["# Beside other engines", "", *(f"- {k}: {v}" for k, v in conditions.items()), ""]
+    print("\n".join(lines))
+    print(to_markdown(standings))
+    for name, reason in skipped.items():
+        print(f"- {name}: left out: {reason}")
+    return 0
+
+
+def pair_of(args: argparse.Namespace) -> ModelPaths:
+    """The pair of --model and --draft, or the enlarged one.
+
+    Raises:
+        ConfigError: a model without a draft.
+    """
+    if args.model is None:
+        return upscaled_pair(args)
+    paths = resolve_model(args.model, args.draft)
+    if paths.draft is None:
+        raise ConfigError.from_parts("--draft together with --model", "no draft")
+    return paths
+
+
+def make_settings(args: argparse.Namespace, pair: ModelPaths) -> Settings:
+    """What all contestants share; the work directory is made."""
+    assert pair.draft is not None
+    work_dir = (args.cache_dir or read_environment().cache_dir) / "peers"
+    work_dir.mkdir(parents=True, exist_ok=True)
+    models = [load_model_config(path) for path in (pair.target, pair.draft)]
+    return Settings(
+        target=pair.target,
+        draft=pair.draft,
+        dtype=args.dtype,
+        num_threads=args.num_threads or usable_cores(),
+        max_model_len=min(model.default_context for model in models),
+        draft_lengths=tuple(args.draft_lengths),
+        work_dir=work_dir,
+        llama_server=args.llama_server,
+        compiles=args.compile,
+    )
+
+
+def make_tasks(settings: Settings, num_prompts: int, max_tokens: int) -> list[Task]:
+    """The first prompts, as the checkpoint's own tokens."""
+    tokenizer = load_tokenizer(settings.target)
+    texts = [prompt.text for prompt in PROMPTS[:num_prompts]]
+    return [Task(tuple(tokenizer.encode(text)), max_tokens) for text in texts]
+
+
+def gather(
+    settings: Settings, wanted: Sequence[str], stack: ExitStack
+) -> tuple[list[Contestant], dict[str, str]]:
+    """Everybody who can run, and why the others cannot.
+
+    Args:
+        settings: of all.
+        wanted: names of peers.
+        stack: closes what was loaded.
+    """
+    contestants: list[Contestant] = []
+    skipped: dict[str, str] = {}
+    for peer in (OwnPeer(), *(peer for peer in PEERS if peer.name in wanted)):
+        reason = peer.why_unavailable(settings)
+        if reason is not None:
+            skipped[peer.name] = reason
+            continue
+        try:
+            for contestant in peer.contestants(settings):
+                stack.callback(contestant.close)
+                contestants.append(contestant)
+        except SdengineError as error:
+            if isinstance(peer, OwnPeer):
+                raise
+            skipped[peer.name] = str(error)
+    return contestants, skipped
+
+
+def describe(settings: Settings, tasks: Sequence[Task], args: argparse.Namespace) -> dict[str, str]:
+    """What the figures depend on."""
+    from sdengine.kernels.backends import load_cpu
+
+    native = load_cpu()
+    found = {
+        "processor": processor()[0],
+        "instruction set": isa_text(native.detected_isa(), native.selected_isa()),
+        "target": str(settings.target),
+        "draft": str(settings.draft),
+        "prompts": f"{len(tasks)}, of {', '.join(str(len(task.prompt)) for task in tasks)} tokens",
+        "new tokens": str(args.max_tokens),
+        "repeats": f"{args.repeats}, greedy, batch 1",
+    }
+    if args.limits:
+        found["machine limits"] = machine_limits(settings.num_threads)
+    return found
+
+
+def to_document(
+    conditions: dict[str, str], standings: Sequence[Standing], skipped: dict[str, str]
+) -> dict[str, object]:
+    """Everything as JSON."""
+    return {
+        "conditions": conditions,
+        "standings": [asdict(standing) for standing in standings],
+        "left out": skipped,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

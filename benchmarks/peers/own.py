@@ -1,0 +1,64 @@
+"""sdengine itself: plain decoding and dynamic trees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from benchmarks.peers.contestant import Answer, Contestant, Settings, Task
+from sdengine.cli.measure import run_request
+from sdengine.core.config import SpeculationConfig
+from sdengine.core.sampling_params import SamplingParams
+from sdengine.llm import LLM
+
+__all__ = ["PLAIN", "SPECULATIVE", "OwnPeer"]
+
+PLAIN = "sdengine plain"
+SPECULATIVE = "sdengine dyspec"
+
+
+class OwnContestant:
+    """An LLM for one request at a time."""
+
+    def __init__(
+        self, name: str, settings: Settings, speculation: SpeculationConfig | None
+    ) -> None:
+        self.name = name
+        budget = "" if speculation is None else ", adaptive budget"
+        self.configuration = f"{settings.dtype}, {settings.num_threads} threads{budget}"
+        self._llm: LLM | None = LLM(
+            str(settings.target),
+            None if speculation is None else str(settings.draft),
+            speculation=speculation,
+            dtype=settings.dtype,
+            num_threads=settings.num_threads,
+            max_num_seqs=1,
+            max_model_len=settings.max_model_len,
+        )
+
+    def answer(self, task: Task) -> Answer:
+        """As `Contestant.answer`."""
+        assert self._llm is not None, "closed"
+        params = SamplingParams(
+            max_tokens=task.max_tokens, min_tokens=task.max_tokens, temperature=0
+        )
+        run = run_request(self._llm, list(task.prompt), params)
+        return Answer(tuple(run.token_ids), run.decode_s, run.num_decoded)
+
+    def close(self) -> None:
+        """Drops the weights."""
+        self._llm = None
+
+
+class OwnPeer:
+    """Always there; the others are measured against it."""
+
+    name = "sdengine"
+
+    def why_unavailable(self, settings: Settings) -> str | None:
+        """Never."""
+        return None
+
+    def contestants(self, settings: Settings) -> Iterator[Contestant]:
+        """Plain, then speculative."""
+        yield OwnContestant(PLAIN, settings, None)
+        yield OwnContestant(SPECULATIVE, settings, SpeculationConfig(method="dyspec"))

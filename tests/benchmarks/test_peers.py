@@ -1,0 +1,213 @@
+"""The comparison with other engines: turns, ratios, refusals; transformers on a tiny checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.peers import __main__ as peers
+from benchmarks.peers.comparison import compare, to_markdown
+from benchmarks.peers.contestant import Answer, Contestant, Settings, Task
+from benchmarks.peers.llama_cpp import LlamaCppPeer, completion_body, parse_completion
+from benchmarks.peers.llama_servers import ServerOptions, command, find_launcher
+from benchmarks.peers.openvino_genai_peer import OpenVinoPeer
+from benchmarks.peers.own import PLAIN, SPECULATIVE, OwnPeer
+from benchmarks.peers.transformers_peer import TransformersPeer
+from sdengine.errors import ConfigError
+from tests.engine.conftest import text_checkpoint
+
+TASKS = [Task((5, 9, 5, 9, 5, 9), 20), Task(tuple(range(3, 40)), 20)]
+
+
+class FakeContestant:
+    """Answers at a given speed and notes the turn."""
+
+    def __init__(self, name: str, speed: float, tokens: tuple[int, ...], turns: list[str]) -> None:
+        self.name, self.configuration = name, f"{name}'s configuration"
+        self._speed, self._tokens, self._turns = speed, tokens, turns
+        self.is_closed = False
+
+    def answer(self, task: Task) -> Answer:
+        self._turns.append(self.name)
+        return Answer(self._tokens, 10 / self._speed, 10)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def test_turns_ratios_and_texts() -> None:
+    turns: list[str] = []
+    same, other = (1, 2, 3, 4), (1, 2, 9, 4)
+    contestants = [
+        FakeContestant("plain", 10.0, same, turns),
+        FakeContestant("tree", 25.0, same, turns),
+        FakeContestant("peer", 5.0, other, turns),
+        FakeContestant("short", 10.0, same[:3], turns),
+    ]
+    found = compare(contestants, TASKS, 2, plain="plain", speculative="tree")
+    names = ["plain", "tree", "peer", "short"]
+    assert turns == 2 * [*names, "tree", "peer", "short", "plain"]
+    assert [s.tokens_per_s for s in found] == pytest.approx([10, 25, 5, 10])
+    assert [s.over_plain for s in found] == pytest.approx([1, 2.5, 0.5, 1])
+    assert [s.under_speculative for s in found] == pytest.approx([2.5, 1, 5, 2.5])
+    assert [(s.num_equal, s.first_difference) for s in found] == [
+        (2, None),
+        (2, None),
+        (0, 2),
+        (0, 3),
+    ]
+    table = to_markdown(found)
+    assert "| peer | 5.0 | 0.50x | 5.00x | 0 of 2 | token 2 |" in table
+    assert "- peer: peer's configuration" in table
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(
+        target=Path(text_checkpoint()),
+        draft=Path(text_checkpoint(num_layers=2)),
+        dtype="float32",
+        num_threads=1,
+        max_model_len=128,
+        draft_lengths=(3,),
+        work_dir=tmp_path,
+    )
+
+
+def test_transformers_gives_our_text_in_every_mode(settings: Settings) -> None:
+    contestants = [*OwnPeer().contestants(settings), *TransformersPeer().contestants(settings)]
+    assert [c.name for c in contestants] == [
+        PLAIN,
+        SPECULATIVE,
+        "transformers plain",
+        "transformers assisted",
+        "transformers assisted 3",
+        "transformers prompt lookup 3",
+    ]
+    standings = compare(contestants, TASKS, 1, plain=PLAIN, speculative=SPECULATIVE)
+    for standing in standings:
+        assert standing.first_difference is None, standing.name
+        assert 0 < standing.tokens_per_s < 1e6
+        assert "float32, 1 threads" in standing.configuration
+    for contestant in contestants:
+        assert len(contestant.answer(TASKS[0]).token_ids) == TASKS[0].max_tokens
+        contestant.close()
+
+
+def test_who_cannot_run_is_left_out_with_the_reason(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = {"transformers", "gguf", "openvino_genai", "optimum", "xllamacpp"}
+
+    def find(name: str) -> object | None:
+        return None if name in missing else object()
+
+    for module in ("transformers_peer", "llama_cpp", "llama_servers", "openvino_genai_peer"):
+        monkeypatch.setattr(
+            f"benchmarks.peers.{module}.find_spec",
+            lambda name: None if name in missing else object(),
+        )
+    monkeypatch.setenv("PATH", "")
+    assert "pip install transformers" in str(TransformersPeer().why_unavailable(settings))
+    assert "pip install gguf" in str(LlamaCppPeer().why_unavailable(settings))
+    assert "pip install openvino-genai" in str(OpenVinoPeer().why_unavailable(settings))
+    missing -= {"gguf", "openvino_genai"}
+    assert "neither llama-server in PATH" in str(LlamaCppPeer().why_unavailable(settings))
+    assert "pip install optimum-intel" in str(OpenVinoPeer().why_unavailable(settings))
+    nowhere = replace(settings, llama_server=Path("/no/such/program"))
+    assert "/no/such/program" in str(LlamaCppPeer().why_unavailable(nowhere))
+    with ExitStack() as stack:
+        contestants, skipped = peers.gather(settings, ["llama.cpp", "openvino-genai"], stack)
+        assert [c.name for c in contestants] == [PLAIN, SPECULATIVE]
+        assert set(skipped) == {"llama.cpp", "openvino-genai"}
+
+
+class FailingPeer:
+    """Loads one mode, then finds that it cannot go on."""
+
+    name = "failing"
+
+    def __init__(self, turns: list[str]) -> None:
+        self.first = FakeContestant("failing plain", 1.0, (1,), turns)
+
+    def why_unavailable(self, settings: Settings) -> str | None:
+        return None
+
+    def contestants(self, settings: Settings) -> Iterator[Contestant]:
+        yield self.first
+        raise ConfigError("the conversion failed")
+
+
+def test_what_fails_while_loading_is_reported_and_closed(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peer = FailingPeer([])
+    monkeypatch.setattr(peers, "PEERS", (peer,))
+    with ExitStack() as stack:
+        contestants, skipped = peers.gather(settings, ["failing"], stack)
+        assert [c.name for c in contestants] == [PLAIN, SPECULATIVE, "failing plain"]
+        assert skipped == {"failing": "the conversion failed"}
+        assert not peer.first.is_closed
+    assert peer.first.is_closed
+
+
+def test_the_command_prints_the_table_and_who_is_missing(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setattr(peers, "PEERS", (OpenVinoPeer(),))
+    monkeypatch.setattr("benchmarks.peers.openvino_genai_peer.find_spec", lambda name: None)
+    argv = ["--model", str(settings.target), "--draft", str(settings.draft)]
+    argv += ["--max-tokens", "6", "--num-prompts", "1", "--repeats", "1", "--num-threads", "1"]
+    argv += ["--dtype", "float32", "--cache-dir", str(tmp_path), "--peers", "openvino-genai"]
+    assert peers.main(argv) == 0
+    out = capsys.readouterr().out
+    assert f"| {SPECULATIVE} |" in out and "openvino-genai: left out: openvino-genai is not" in out
+    assert peers.main([*argv, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in document["standings"]] == [PLAIN, SPECULATIVE]
+    assert peers.main([*argv, "--repeats", "0"]) == 2
+    assert peers.main(["--model", str(settings.target), "--peers"]) == 2  # no draft
+
+
+def test_llama_servers_command_speaks_its_versions_language(tmp_path: Path) -> None:
+    plain = ServerOptions(Path("t.gguf"), 512, 3)
+    drafted = replace(plain, draft=Path("d.gguf"), draft_length=4)
+    words = command(Path("llama-server"), plain, "")
+    assert " ".join(words) == (
+        "llama-server --model t.gguf --ctx-size 512 --threads 3 --threads-batch 3 --parallel 1"
+    )
+    old = command(Path("llama-server"), drafted, "--draft-max N")
+    assert old[len(words) :] == [
+        *("--model-draft", "d.gguf", "--draft-max", "4", "--draft-p-min", "0")
+    ]
+    new = command(Path("llama-server"), drafted, "--spec-type\n--spec-draft-n-max N\n--draft-max")
+    assert new[len(words) : len(words) + 2] == ["--spec-type", "draft-simple"]
+    assert "--spec-draft-n-max" in new and "--draft-max" not in new
+    with pytest.raises(ConfigError, match="neither in its --help"):
+        command(Path("llama-server"), drafted, "--other")
+
+
+def test_a_program_that_ends_at_once_is_reported(tmp_path: Path) -> None:
+    program = tmp_path / "llama-server"
+    program.write_text("#!/bin/sh\necho version: 7\necho cannot read the model\nexit 3\n")
+    program.chmod(0o755)
+    launcher = find_launcher(program)
+    assert launcher is not None and launcher.version() == "llama-server version: 7"
+    with pytest.raises(ConfigError, match="exit code 3: cannot read the model"):
+        launcher.start(ServerOptions(Path("t.gguf"), 512, 1), tmp_path / "log")
+
+
+def test_llama_cpps_answers() -> None:
+    body = completion_body(Task((4, 5), 7), (1, 2))
+    assert body["prompt"] == [4, 5] and body["n_predict"] == 7 and body["temperature"] == 0
+    assert body["logit_bias"] == [[1, False], [2, False]]
+    found = {"tokens": [7, 8, 9], "timings": {"predicted_ms": 500.0, "predicted_n": 3}}
+    assert parse_completion(found) == Answer((7, 8, 9), 0.5, 2)
+    assert parse_completion(found).tokens_per_s == 4.0
+    with pytest.raises(ConfigError, match="use a newer one"):
+        parse_completion({"content": "x"})
