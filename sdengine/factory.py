@@ -115,7 +115,7 @@ def build_engine_parts(
         config.max_num_batched_tokens,
         drafter.tree_room if drafter is not None else 0,
     )
-    controller = _make_controller(speculation, runner, iteration, environment.cache_dir)
+    controller = _make_controller(speculation, iteration, environment.cache_dir)
     iteration.describe_usual()
     eos = frozenset(load_eos_token_ids(paths.target, target.config))
     limits = RequestLimits(
@@ -306,10 +306,7 @@ def _make_verifier(
 
 
 def _make_controller(
-    speculation: SpeculationConfig | None,
-    runner: Runner,
-    iteration: Iteration,
-    cache_dir: Path,
+    speculation: SpeculationConfig | None, iteration: Iteration, cache_dir: Path
 ) -> BudgetController:
     drafter = iteration.drafter
     if speculation is None or drafter is None:
@@ -319,8 +316,4 @@ def _make_controller(
         return FixedController(drafter.max_depth, nodes, limit)
     costs = measure_costs(iteration, cache_dir)
     is_dynamic = speculation.method in ("dyspec", "ngram")
-    if is_dynamic:
-        runner.set_costs(
-            costs.row_costs(iteration.workspace.sizes.max_target_rows), costs.draft_layer_s
-        )
-    return AdaptiveController(costs, drafter.max_depth, nodes, limit)
+    return AdaptiveController(costs, drafter.max_depth, nodes, limit, prices_nodes=is_dynamic)

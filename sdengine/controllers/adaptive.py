@@ -9,8 +9,8 @@ and how many layers to record.
 
 Whether to speculate at all is decided here, by what both ways of decoding were seen to cost: the
 first steps are plain, and two of every fifty while speculating. (Costs measured before the first
-request are good for prices, but not for this: with caches and cores warm from decoding, a plain
-step of the bundled pair took 180 us where the measurement had found 240.) While speculation does
+request are not good enough: with caches and cores warm from decoding, a plain step of the bundled
+pair took 180 us where the measurement had found 240.) While speculation does
 not pay it is tried again after 64, 128, ... 1024 plain steps. So that a pair that never pays costs
 little, trees begin with two nodes and grow with what is accepted of them, and a trial ends as soon
 as it has lost what a trial may lose.
@@ -18,10 +18,10 @@ as it has lost what a trial may lose.
 
 from __future__ import annotations
 
+from sdengine.controllers.seen_costs import HICCUP, SMOOTHING, SeenCosts
 from sdengine.core.cost_model import CostModel
 from sdengine.core.plan import StepPlan, StepReport
 
-SMOOTHING = 0.08  # of the running means: some 12 steps
 TRIAL_STEPS = 16  # speculative steps of one trial: of 6, chance alone moved the mean by 11%
 FIRST_PAUSE = 64  # plain steps between the first two trials
 LONGEST_PAUSE = 1024
@@ -37,7 +37,6 @@ LOSS_FLOOR, LOSS_SHARE = 1.0, 0.02  # plain steps that a trial may lose, plus so
 # the pause before it
 PROBE_STEPS, PROBE_EVERY = 2, 48  # plain steps while speculating, to keep the comparison fresh
 SPARE_LAYERS = 2  # recorded beyond the depth that was of use lately
-HICCUP = 2.0  # a time so many times what is expected is the machine's, not the step's
 
 
 class AdaptiveController:
@@ -48,16 +47,25 @@ class AdaptiveController:
         max_depth: deepest tree.
         max_nodes: tree nodes per sequence.
         max_batch_nodes: tree nodes per step, None for no further limit.
+        prices_nodes: whether trees may leave out nodes that are not worth their row; static ones
+            may not.
     """
 
     def __init__(
-        self, costs: CostModel, max_depth: int, max_nodes: int, max_batch_nodes: int | None = None
+        self,
+        costs: CostModel,
+        max_depth: int,
+        max_nodes: int,
+        max_batch_nodes: int | None = None,
+        prices_nodes: bool = True,
     ) -> None:
-        self._costs = costs
+        self._costs = costs  # as they are at present
+        self._seen_costs = SeenCosts(costs)
+        self._are_costs_new = True
+        self._prices_nodes = prices_nodes
         self._max_depth = max_depth
         self._max_nodes = max_nodes
         self._max_batch_nodes = max_batch_nodes
-        self._slowdown = 1.0  # of the machine since the costs were measured
         self._spent: dict[int, _Spent] = {}  # by decoding sequences, while speculating
         self._depth_used = float(max_depth)
         self._plain_s: dict[int, float] = {}  # of a plain step, by decoding sequences
@@ -75,19 +83,20 @@ class AdaptiveController:
         nodes = int(self._trusted_nodes)
         limit = min(self._max_batch_nodes or self._max_nodes * num_decoding, nodes * num_decoding)
         depth = min(self._max_depth, int(self._depth_used + 0.5) + SPARE_LAYERS, nodes)
-        # The device compares with the costs as they were measured, so the price is, too.
-        price = self._slowdown / self._token_seconds(num_decoding)
-        return StepPlan(depth, nodes, limit, price)
+        if not self._prices_nodes:
+            return StepPlan(depth, nodes, limit)
+        costs = self._costs if self._are_costs_new else None
+        self._are_costs_new = False
+        return StepPlan(depth, nodes, limit, 1.0 / self._token_seconds(num_decoding), costs)
 
     def observe(self, plan: StepPlan, report: StepReport) -> None:
         """Updates the running means and the verdict."""
         num_decoding = len(report.num_accepted)
         if num_decoding == 0:
             return
-        if report.is_steady:
-            expected = self._costs.verify_time(report.num_rows)
-            seen = min(report.verify_time_s / expected, HICCUP * self._slowdown)
-            self._slowdown += SMOOTHING * (seen - self._slowdown)
+        if report.is_steady and self._seen_costs.add(report.num_rows, report.verify_time_s):
+            self._costs = self._seen_costs.model()
+            self._are_costs_new = True
         if plan.depth == 0:
             self._learn_plain(num_decoding, report)
             return
@@ -107,7 +116,7 @@ class AdaptiveController:
         """Seconds per token of plain decoding: as seen, else as measured."""
         step_s = self._plain_s.get(num_decoding)
         if step_s is None:
-            step_s = self._slowdown * self._costs.verify_time(num_decoding)
+            step_s = self._costs.verify_time(num_decoding)
         return step_s / num_decoding
 
     def _learn_plain(self, num_decoding: int, report: StepReport) -> None:
@@ -143,7 +152,7 @@ class AdaptiveController:
         if not report.is_steady:
             return
         draft_s = self._costs.draft_time(plan.depth)
-        expected = self._slowdown * (draft_s + self._costs.verify_time(report.num_rows))
+        expected = draft_s + self._costs.verify_time(report.num_rows)
         overhead = report.step_s - report.draft_time_s - report.verify_time_s
         work = report.draft_time_s + report.verify_time_s
         seconds = min(work, HICCUP * expected) + min(overhead, expected)

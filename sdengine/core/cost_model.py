@@ -61,12 +61,23 @@ class CostModel:
         k, if each node is worth DECLINE of the one before. On a stair prices are therefore low, at
         its foot high; where times are convex the price is just what the row adds.
         """
-        times = np.array([self.verify_time(m) for m in range(1, max_rows + LOOK_AHEAD + 1)])
+        times = self._verify_times(max_rows + LOOK_AHEAD)
         worth = np.cumsum(DECLINE ** np.arange(LOOK_AHEAD))
         added = [(times[k : k + max_rows] - times[:max_rows]) / w for k, w in enumerate(worth, 1)]
         prices = np.zeros(max_rows)
         prices[1:] = np.min(added, axis=0)[:-1]
         return prices
+
+    def _verify_times(self, max_rows: int) -> np.ndarray:
+        """`verify_time` of 1, 2, ... max_rows rows."""
+        rows, times = np.asarray(self.rows), np.asarray(self.verify_s)
+        wanted = np.arange(1, max_rows + 1)
+        inside: np.ndarray = np.interp(wanted, rows, times)
+        if len(rows) == 1:
+            return inside
+        slope = float((times[-1] - times[-2]) / (rows[-1] - rows[-2]))
+        inside += slope * np.maximum(wanted - rows[-1], 0)
+        return inside
 
     def draft_time(self, depth: int) -> float:
         """Seconds to grow a tree of `depth` layers."""

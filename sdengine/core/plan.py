@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sdengine.core.cost_model import CostModel
+
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
@@ -17,12 +19,14 @@ class StepPlan:
         max_batch_nodes: most tree nodes of the whole step.
         tokens_per_s: what a second is worth; nodes and layers that promise less than they cost at
             this rate are left out. 0 keeps every node.
+        costs: what rows and layers cost from this step on; None as before.
     """
 
     depth: int
     max_nodes: int
     max_batch_nodes: int
     tokens_per_s: float = 0.0
+    costs: CostModel | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,16 +100,6 @@ class Runner:
         """Tokens that fit into the whole KV cache."""
         return self._sizes.num_blocks * self._sizes.block_size
 
-    def set_costs(self, row_costs: np.ndarray, draft_layer_s: float) -> None:
-        """Prices for `StepPlan.tokens_per_s`.
-
-        Args:
-            row_costs: [N] float64, seconds that a node must be worth to become row r + 1.
-            draft_layer_s: seconds of one more draft layer.
-        """
-        self._row_costs = row_costs
-        self._draft_layer_s = draft_layer_s
-
     def prepare(self, schedule: Schedule) -> int:
         """Writes a schedule into the slots.
 
@@ -248,6 +238,9 @@ class Runner:
 
     def _write_prices(self, plan: StepPlan) -> None:
         self._total_budget[0] = plan.max_batch_nodes
+        if plan.costs is not None:
+            self._row_costs = plan.costs.row_costs(self._sizes.max_target_rows)
+            self._draft_layer_s = plan.costs.draft_layer_s
         if self._row_costs is None or plan.tokens_per_s == 0.0:
             self._thresholds[:] = 0.0
             self._min_layer_gain[0] = 0.0

@@ -1,0 +1,91 @@
+"""SeenCosts: T(M) as steps show it, whatever was measured before."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sdengine.controllers.adaptive import AdaptiveController
+from sdengine.controllers.seen_costs import REFRESH_EVERY, SeenCosts
+from sdengine.core.cost_model import CostModel
+from sdengine.core.plan import StepReport
+
+MEASURED = CostModel((1, 2, 4, 8, 16), (1.0, 1.1, 1.2, 1.4, 2.4), 0.1, 0.05)
+
+
+def test_it_begins_with_the_measurement_and_follows_the_machine() -> None:
+    seen = SeenCosts(MEASURED)
+    assert seen.model() == MEASURED
+    for _ in range(200):
+        seen.add(1, 2.0)  # the only count that is used: the whole machine is slower
+    model = seen.model()
+    assert model.verify_s == pytest.approx([2 * t for t in MEASURED.verify_s], rel=0.05)
+    assert model.draft_layer_s == pytest.approx(0.1, rel=0.05)
+
+
+def test_row_counts_are_told_apart() -> None:
+    """One count that is slow raises its own time, and the others' only until they are seen."""
+    seen = SeenCosts(MEASURED)
+    for step in range(400):
+        rows = 8 if step % 4 else 1
+        seen.add(rows, (1.5 if rows == 8 else 1.0) * MEASURED.verify_time(rows))
+    model = seen.model()
+    assert model.verify_s[0] == pytest.approx(1.0, rel=0.06)
+    assert model.verify_s[3] == pytest.approx(2.1, rel=0.03)
+    assert list(model.verify_s) == sorted(model.verify_s)
+
+
+def test_hiccups_pass_and_old_sights_fade() -> None:
+    seen = SeenCosts(MEASURED)
+    for step in range(300):
+        seen.add(2, 100.0 if step % 50 == 25 else 1.1)
+    assert seen.model().verify_s[1] == pytest.approx(1.1, rel=0.1)
+    for _ in range(20_000):  # twice as slow since, and two rows are never used again
+        seen.add(8, 2.8)
+    assert seen.model().verify_s[1] > 1.4
+
+
+def test_a_model_is_due_now_and_then() -> None:
+    seen = SeenCosts(MEASURED)
+    due = [seen.add(2, 1.1) for _ in range(3 * REFRESH_EVERY)]
+    assert sum(due) == 3 and due[REFRESH_EVERY - 1]
+
+
+def best_of_world(costs: CostModel, world: CostModel, steps: int) -> tuple[float, float]:
+    """Tokens per second of the controller that was given `costs`, in a world that costs `world`,
+    over that of the best constant number of nodes. Nodes come in a chain of falling worth."""
+    reach = 0.85 * np.cumprod(np.full(16, 0.8)) / 0.8
+    rates = [
+        (1 + reach[:n].sum()) / (world.verify_time(1 + n) + world.draft_time(n)) for n in range(17)
+    ]
+    controller, rng = AdaptiveController(costs, 16, 16), np.random.default_rng(0)
+    thresholds, seconds, tokens = np.zeros(16), 0.0, 0
+    for step in range(2 * steps):
+        plan = controller.plan(1)
+        if plan.costs is not None:
+            thresholds = plan.costs.row_costs(17)[1:]
+        nodes = 0
+        if plan.depth:
+            worth = reach >= thresholds * plan.tokens_per_s
+            nodes = int(min(worth.argmin() if not worth.all() else 16, plan.depth, plan.max_nodes))
+        accepted = int((rng.random() < reach[:nodes]).sum())
+        draft, verify = world.draft_time(min(nodes, plan.depth)), world.verify_time(1 + nodes)
+        report = StepReport([accepted], nodes, 1 + nodes, draft, verify, draft + verify, True)
+        controller.observe(plan, report)
+        if step >= steps:  # settled
+            seconds += draft + verify
+            tokens += 1 + accepted
+    return tokens / seconds / max(rates), float(np.argmax(rates))
+
+
+def test_a_wrong_measurement_does_not_last() -> None:
+    """Measured: eight rows for 1.4 of one. True: each row costs 0.35, and two nodes are best."""
+    world = CostModel((1, 2, 4, 8, 16), (1.0, 1.1, 2.0, 3.6, 7.0), 0.1, 0.05)
+    share, best = best_of_world(MEASURED, world, 3000)
+    assert best <= 2
+    assert share > 0.93
+
+
+def test_the_rate_is_near_the_best_where_the_measurement_is_right() -> None:
+    share, _ = best_of_world(MEASURED, MEASURED, 2000)
+    assert share > 0.93
