@@ -330,6 +330,15 @@ def test_a_report_of_tests_is_counted() -> None:
     assert failed == ["bad: assert 1 == 2", "worse: boom"]
 
 
+def test_folders_of_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tests, "ROOT", tmp_path)
+    for name in ("a/test_y.py", "a/test_x.py", "a/other.py", "b/test_gpu.py", "b/test_cpu.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    names = [str(path.relative_to(tmp_path)) for path in tests.files_of("a,b,absent")]
+    assert names == ["a/test_x.py", "a/test_y.py", "b/test_gpu.py"]
+
+
 def test_a_file_of_tests_runs_in_a_pytest_of_its_own(tmp_path: Path) -> None:
     file = tmp_path / "test_it.py"
     text = "import pytest\n@pytest.mark.gpu\ndef test_a(): assert {}\ndef test_b(): assert False\n"
