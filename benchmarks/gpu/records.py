@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import time
 import traceback
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Any
 
 DONE, FAILED, SKIPPED = "done", "failed", "skipped"
 EXIT_DONE, EXIT_FAILED, EXIT_UNFINISHED = 0, 1, 3
+FULL_S = 400.0  # a case that was given less and did not end gets another chance
 MAX_REASON = 600  # characters; results are carried over slow lines
 
 
@@ -96,12 +98,18 @@ class Recorder:
         if self.seconds_left() <= 0:
             self.is_cut_short = True
             return
-        start = self._clock()
+        start, had = self._clock(), self.seconds_left()
         status, values, reason = DONE, {}, ""
         try:
             values = measure()
         except Skip as skip:
             status, reason = SKIPPED, str(skip)
+        except subprocess.TimeoutExpired as error:
+            if had < FULL_S:
+                self.is_cut_short = True
+                return
+            status, reason = FAILED, f"took longer than {error.timeout:.0f} s"
+            self.num_failed += 1
         except Exception as error:
             status, reason = FAILED, reason_of(error)
             self.num_failed += 1

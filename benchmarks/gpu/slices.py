@@ -46,10 +46,11 @@ class Slice:
     needs: tuple[str, ...] = ("build",)
 
 
+GPU_TESTS = "tests/gpu,tests/engine/device"
 SLICES = (
     Slice("build", "The extension and the CUDA library, built here", "build", needs=()),
     Slice("limits", "What the device allows", "limits"),
-    Slice("tests", "`pytest -m gpu`, tests/gpu", "tests", "tests/gpu"),
+    Slice("tests", "`pytest -m gpu`: kernels, laws, graphs, engine", "tests", GPU_TESTS),
     Slice("decode-8b", "Llama-3.1-8B shape: plain steps and steps with trees", "decode", "8b"),
     Slice("attention", "tree_attention beside its floor and others' attention", "attention"),
     Slice("linear", "linear beside its floor and cuBLAS", "linear"),

@@ -1,4 +1,4 @@
-"""Slices of tests: `pytest -m gpu` over a folder, file by file, so that a run can be cut short."""
+"""Slices of tests: `pytest -m gpu` over folders, file by file, so that a run can be cut short."""
 
 from __future__ import annotations
 
@@ -80,9 +80,20 @@ def run_file(file: Path, seconds: float) -> dict[str, Any]:
     return values
 
 
+def files_of(variant: str) -> list[Path]:
+    """Test files of the folders that a variant names, separated by commas; those that hold GPU
+    tests alone stand in folders of their own, or are called test_gpu.py."""
+    found = []
+    for name in variant.split(","):
+        folder = ROOT / name
+        own = folder / "test_gpu.py"
+        found += [own] if own.exists() else sorted(folder.glob("test_*.py"))
+    return found
+
+
 def run(recorder: Recorder, options: argparse.Namespace) -> None:
-    """One case a file of the folder that the variant names."""
-    for file in sorted((ROOT / options.variant).glob("test_*.py")):
+    """One case a file."""
+    for file in files_of(options.variant):
         name = str(file.relative_to(ROOT))
         recorder.run(name, lambda file=file: run_file(file, recorder.seconds_left()))
 

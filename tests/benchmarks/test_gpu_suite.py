@@ -262,6 +262,20 @@ def test_cases_are_run_once_failures_again_and_none_after_the_end(tmp_path: Path
     assert {r.case: r.status for r in read_records(path, "x")}["bad"] == "done"
 
 
+def test_a_case_that_ran_out_of_time_gets_another_chance_with_a_whole_slice(tmp_path: Path) -> None:
+    def slow() -> dict[str, Any]:
+        raise subprocess.TimeoutExpired("pytest", 30.0)
+
+    path = tmp_path / "x.jsonl"
+    late = Recorder(path, "x", 60.0)
+    late.run("slow", slow)
+    assert late.exit_code() == records.EXIT_UNFINISHED and read_records(path, "x") == []
+    whole = Recorder(path, "x", 480.0)
+    whole.run("slow", slow)
+    assert whole.exit_code() == records.EXIT_FAILED
+    assert read_records(path, "x")[0].reason == "took longer than 30 s"
+
+
 def test_a_failure_shows_in_the_exit_code(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path / "x.jsonl", "x", 10.0)
     recorder.run("bad", lambda: {"x": 1 / 0})
@@ -314,6 +328,15 @@ def test_a_report_of_tests_is_counted() -> None:
     values, failed = tests.parse_report(JUNIT)
     assert values == {"passed": 1, "failed": 2, "skipped": 1, "skipped because": "one CUDA device"}
     assert failed == ["bad: assert 1 == 2", "worse: boom"]
+
+
+def test_folders_of_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tests, "ROOT", tmp_path)
+    for name in ("a/test_y.py", "a/test_x.py", "a/other.py", "b/test_gpu.py", "b/test_cpu.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    names = [str(path.relative_to(tmp_path)) for path in tests.files_of("a,b,absent")]
+    assert names == ["a/test_x.py", "a/test_y.py", "b/test_gpu.py"]
 
 
 def test_a_file_of_tests_runs_in_a_pytest_of_its_own(tmp_path: Path) -> None:
