@@ -20,13 +20,14 @@ from typing import Any
 from benchmarks.batch_run import batches, run_batch, take_turns, warm_up
 from benchmarks.conditions import describe_machine
 from benchmarks.generate import open_engine, read_prompts, request_params
-from benchmarks.probe_model import Prediction, StepCosts, TreeSampler, predict
+from benchmarks.probe_model import Prediction, StepCosts, TreeSampler, between, predict
 from sdengine.cli.main import run_guarded
 from sdengine.cli.options import BUNDLED_MODEL, LineParser, integer, number
 from sdengine.core.config import DTYPES, SpeculationConfig
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.errors import ConfigError
 
+SMALL_TREE = 2
 BUDGETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 
@@ -108,23 +109,35 @@ def probe_batch_size(args: argparse.Namespace, groups: list[list[str]]) -> list[
     from sdengine.runner.costs import measure_costs
 
     size = len(groups[0])
-    engine = open_engine(args, config_of(args, args.max_nodes), size)
-    costs = measure_costs(engine.iteration)
+    sizes = min(SMALL_TREE, args.max_nodes), args.max_nodes
+    engines = [open_engine(args, config_of(args, nodes), size) for nodes in sizes]
+    costs = measure_costs(engines[1].iteration)
     plain = open_engine(args, None, size)
     verdicts = []
     for temperature in args.temperatures:
         params = request_params(args, temperature)
-        warm_up(engine, groups[0], params)
         warm_up(plain, groups[0], params)
-        sampler = TreeSampler(engine)
-        for group in groups:
-            run_batch(engine, group, params, sampler)
-        step_costs = StepCosts(costs, sampler.draft_factor(costs), sampler.verify_factor(costs))
+        small, large = (sample(engine, groups, params) for engine in engines)
+        ends = [
+            StepCosts(costs, s.draft_factor(costs), s.verify_factor(costs)) for s in (small, large)
+        ]
         plain_s = plain_step_seconds(plain, groups, params)
-        budgets = [n for n in BUDGETS if n <= args.max_nodes]
-        predictions = [predict(sampler, step_costs, n, size, plain_s) for n in budgets]
+        predictions = []
+        for budget in (n for n in BUDGETS if n <= args.max_nodes):
+            share = (budget - sizes[0]) / max(sizes[1] - sizes[0], 1)
+            step_costs = between(*ends, min(max(share, 0.0), 1.0))
+            predictions.append(predict(large, step_costs, budget, size, plain_s))
         verdicts.append(settle(args, plain, groups, params, predictions))
     return verdicts
+
+
+def sample(engine: Any, groups: list[list[str]], params: SamplingParams) -> TreeSampler:
+    """Decodes every batch once and notes what its trees would have done."""
+    warm_up(engine, groups[0], params)
+    sampler = TreeSampler(engine)
+    for group in groups:
+        run_batch(engine, group, params, sampler)
+    return sampler
 
 
 def plain_step_seconds(plain: Any, groups: list[list[str]], params: SamplingParams) -> float:

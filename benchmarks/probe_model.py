@@ -13,7 +13,7 @@ from sdengine.core.cost_model import CostModel
 if TYPE_CHECKING:
     from sdengine.engine import Engine
 
-__all__ = ["Prediction", "StepCosts", "TreeSampler", "predict"]
+__all__ = ["Prediction", "StepCosts", "TreeSampler", "between", "predict"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,16 @@ class StepCosts:
         draft = costs.draft_first_s + (layers - 1) * costs.draft_layer_s if layers else 0.0
         verify = costs.verify_time(int(num_rows + 0.5))
         return self.draft_factor * draft + self.verify_factor * verify + other_s
+
+
+def between(small: StepCosts, large: StepCosts, share: float) -> StepCosts:
+    """Costs of a tree whose size lies that share of the way from a small sample's to a large one's:
+    layers of large trees are wide, and cost more than the cost model's narrow ones."""
+    mixed = [
+        (1.0 - share) * getattr(small, name) + share * getattr(large, name)
+        for name in ("draft_factor", "verify_factor")
+    ]
+    return StepCosts(large.costs, *mixed)
 
 
 class TreeSampler:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import probe
-from benchmarks.probe_model import StepCosts, TreeSampler, predict
+from benchmarks.probe_model import StepCosts, TreeSampler, between, predict
 from sdengine.core.cost_model import CostModel
 from sdengine.core.plan import StepReport
 from sdengine.kernels.token_tree import DraftTree, TokenTree
@@ -57,6 +57,11 @@ def test_predictions_are_the_cost_model_scaled_to_the_sample() -> None:
     found = predict(sampler, costs, 2, 1, plain_s=2.4e-3)
     assert found.step_s == pytest.approx(2 * 3e-4 + 2 * 1.5e-3 + 4e-4)
     assert found.speedup == pytest.approx(3 * 2.4e-3 / found.step_s)
+
+
+def test_costs_lie_between_those_of_a_small_and_a_large_tree() -> None:
+    found = between(StepCosts(COSTS, 1.0, 2.0), StepCosts(COSTS, 3.0, 6.0), 0.25)
+    assert (found.draft_factor, found.verify_factor) == (1.5, 3.0)
 
 
 def test_the_bundled_pair_is_probed_from_end_to_end(capsys) -> None:
