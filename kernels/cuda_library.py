@@ -25,6 +25,8 @@ CUDA_OPS = (
     "commit_plan",
     "gather_pending",
     "kv_compact",
+    "ngram_match",
+    "timestamp",
     "tree_expand",
     "tree_select",
     "tree_verify",

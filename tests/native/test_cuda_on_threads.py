@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import copy
 import random
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from time import perf_counter_ns
 from typing import Any
 
 import pytest
@@ -31,15 +31,9 @@ from ..kernels.test_residual import OUTPUTS as WALK_OUTPUTS
 from ..kernels.test_residual import rejection_args
 from ..kernels.test_tree_verify import coupled_args
 from ..kernels.tree_worlds import World, assert_same_rows, assert_same_trees, grow
-from .test_sanitizers import COMPILER, CSRC, HERE, at_fixed_addresses, compile_driver, run
+from .cuda_threads import FLAGS, KERNELS, threads_library
+from .test_sanitizers import HERE, at_fixed_addresses, compile_driver, run
 
-FLAGS = [
-    f"-I{HERE / 'cuda_on_threads'}",
-    "-ffp-contract=off",
-    "-Wno-unknown-pragmas",
-    *("-x", "c++"),
-]
-KERNELS = HERE / "cuda_kernels.cu"
 SOURCES = [KERNELS, *sorted(HERE.glob("cuda_fuzz_*.cpp")), HERE / "fuzz_main.cpp"]
 CASES = (
     "cuda_tree_growth",
@@ -47,6 +41,7 @@ CASES = (
     "cuda_build_rows",
     "cuda_commit_plan",
     "cuda_kv_compact",
+    "cuda_ngram_match",
     "cuda_tree_verify",
 )
 MISSING_BARRIER = 100  # plant 100 + n leaves out the n-th barrier of every thread
@@ -67,18 +62,9 @@ def race_checked(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> CudaLibrary:
+def library() -> CudaLibrary:
     """The library on CPU threads, loaded as the real one is."""
-    if COMPILER is None:
-        pytest.skip("no C++ compiler")
-    target = tmp_path_factory.mktemp("cuda_library") / "libsdengine_cuda.so"
-    includes = [f"-I{CSRC}", f"-I{CSRC / 'include'}"]
-    command = [COMPILER, "-std=c++17", "-O1", "-fPIC", "-shared", "-pthread", *includes, *FLAGS]
-    built = subprocess.run(
-        [*command, str(KERNELS), "-o", str(target)], capture_output=True, text=True, check=False
-    )
-    assert built.returncode == 0, built.stderr[-3000:]
-    return CudaLibrary(target)
+    return threads_library()
 
 
 def test_random_batches_equal_the_serial_results(memory_checked: list[str]) -> None:
@@ -95,6 +81,7 @@ def test_random_batches_equal_the_serial_results(memory_checked: list[str]) -> N
         ("cuda_build_rows", [1, 3]),
         ("cuda_commit_plan", [1, 3]),
         ("cuda_kv_compact", [1, 3]),
+        ("cuda_ngram_match", [1, 3]),
         ("cuda_tree_growth", [1, 4, 5, 7]),
         ("cuda_tree_verify", [2, 3]),
     ],
@@ -129,7 +116,7 @@ def small_cases(op: str) -> Iterator[dict[str, Any]]:
         yield args
 
 
-@pytest.mark.parametrize("op", CUDA_OPS)
+@pytest.mark.parametrize("op", [op for op in CUDA_OPS if op != "timestamp"])
 def test_every_op_gives_the_bits_of_the_cpu(op: str, library: CudaLibrary) -> None:
     for args in small_cases(op):
         mine = copy.deepcopy(args)
@@ -145,6 +132,16 @@ def test_every_op_gives_the_bits_of_the_cpu(op: str, library: CudaLibrary) -> No
                 assert_same_rows(left, right, int(args["num_seqs"]))
             elif left is not None:
                 assert_same_trees(left, right, int(args["num_seqs"]))
+
+
+def test_timestamps_bracket_what_lies_between(library: CudaLibrary) -> None:
+    before, after = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+    start = perf_counter_ns()
+    library.launch("timestamp", 0, out_ns=before)
+    for args in small_cases("gather_pending"):
+        library.launch("gather_pending", 0, **args)
+    library.launch("timestamp", 0, out_ns=after)
+    assert 0 < int(after - before) <= perf_counter_ns() - start
 
 
 @pytest.mark.parametrize("seed", [5, 6, 7])
