@@ -117,7 +117,7 @@ class StagedProgram(DeviceProgram):
         return timings
 
     def _captured(self) -> Run:
-        if self._memory.device.type != "cuda":
+        if not is_captured(self._memory.device):
             return super().replay
         self._memory.clear_inputs()
         super().replay()
@@ -126,7 +126,7 @@ class StagedProgram(DeviceProgram):
     def _kernel(self, spec: Op) -> Callable[..., None]:
         for backend in self._usable:
             if backend == "cpu" and spec.cpu is not None:
-                return lambda **args: _run_on_host(spec, **args)
+                return lambda **args: run_on_host(spec, **args)
             if backend in spec.backends:
                 return spec.backends[backend]
         raise BackendUnavailable(
@@ -154,6 +154,11 @@ def usable_kernels(backend: str, device: torch.device) -> tuple[str, ...]:
     return wanted
 
 
+def is_captured(device: torch.device) -> bool:
+    """Whether launches on a device become a CUDA graph."""
+    return device.type == "cuda"
+
+
 def capture_graph(run: Run) -> Run:
     """Captures what `run` enqueues, every kernel of which is loaded; returns the graph's replay."""
     torch.cuda.synchronize()
@@ -169,7 +174,8 @@ def _device_of(memory: StagedMemory) -> Any:
     return torch.cuda.device(memory.device) if is_cuda else nullcontext()
 
 
-def _run_on_host(spec: Op, **args: Any) -> None:
+def run_on_host(spec: Op, **args: Any) -> None:
+    """Runs an op's CPU kernel at once, on tensors in host memory."""
     native = backends.load_cpu()
     launches = native.Program()
     assert spec.cpu is not None
