@@ -99,10 +99,16 @@ class StagedProgram(DeviceProgram):
         self._usable = usable_kernels(backend, memory.device)
         self._enqueue: Run | None = None
 
-    def replay(self) -> None:
-        with _device_of(self._memory):
-            if self._enqueue is None:
+    def prepare(self) -> None:
+        """Loads the kernels and captures the graph, which the first replay would do."""
+        if self._enqueue is None:
+            with _device_of(self._memory):
                 self._enqueue = self._captured()
+
+    def replay(self) -> None:
+        self.prepare()
+        assert self._enqueue is not None
+        with _device_of(self._memory):
             self._memory.push()
             self._enqueue()
             self._memory.pull()

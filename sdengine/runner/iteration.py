@@ -18,6 +18,7 @@ import torch
 
 from sdengine.cache.kv_cache import KVCache
 from sdengine.kernels.device_memory import Memory
+from sdengine.kernels.device_program import StagedProgram, is_captured
 from sdengine.kernels.program import Program, make_program, num_threads
 from sdengine.runner.drafter import Drafter
 from sdengine.runner.forward import Activations, Logits, Spans, describe_forward
@@ -112,14 +113,22 @@ class Iteration:
 
     def describe_usual(self) -> None:
         """Describes the variants that requests without penalties need: some 5 ms for plain
-        decoding, 25 for trees of eight layers, which the first requests would wait for. Those of a
-        device, many, are described when a step first needs them."""
-        if self.has_row_limits:
+        decoding, 25 for trees of eight layers, which the first requests would wait for. On a GPU
+        the smallest of each is captured, too, which compiles the kernels that all sizes share."""
+        if self.has_row_limits and not is_captured(self.workspace.memory.device):
             return
-        has_drafter = self.drafter is not None
-        for drafts, catches_up in ((False, False), (False, True), (True, False)):
-            if has_drafter or not (drafts or catches_up):
-                self.program(Variant(drafts, catches_up=catches_up))
+        sizes = self.workspace.sizes
+        tree_rows = max(sizes.max_nodes + 1, sizes.max_width)
+        variants = [Variant(False, row_limit=self.row_limit(1))]
+        if self.drafter is not None:
+            variants += [
+                Variant(False, catches_up=True, row_limit=self.row_limit(1)),
+                Variant(True, row_limit=self.row_limit(tree_rows)),
+            ]
+        for variant in variants:
+            program = self.program(variant)
+            if isinstance(program, StagedProgram):
+                program.prepare()
 
     @property
     def has_row_limits(self) -> bool:

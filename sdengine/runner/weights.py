@@ -94,9 +94,10 @@ class DeviceLayout:
 
     def __init__(self, memory: StagedMemory) -> None:
         self._memory = memory
+        self._placed: set[int] = set()
 
     def matrix(self, parts: list[torch.Tensor], is_gate_up: bool = False) -> Matrix:
-        if len(parts) == 1 and parts[0].device == self._memory.device:
+        if len(parts) == 1 and parts[0].untyped_storage().data_ptr() in self._placed:
             return DenseWeight(parts[0], is_gate_up)
         rows = sum(part.shape[0] for part in parts)
         matrix = self._memory.empty(rows, parts[0].shape[1], dtype=parts[0].dtype)
@@ -106,6 +107,7 @@ class DeviceLayout:
 
     def tensor(self, tensor: torch.Tensor) -> torch.Tensor:
         copy = self._memory.empty(*tensor.shape, dtype=tensor.dtype)
+        self._placed.add(copy.untyped_storage().data_ptr())
         return copy.copy_(tensor)
 
 

@@ -61,7 +61,7 @@ def on_threads(interpreted: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def on_host(monkeypatch: pytest.MonkeyPatch) -> None:
+def on_host(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The CPU's kernels on a device's buffers and programs."""
     if torch.cuda.is_available():
         pytest.skip("there is a GPU: its memory is not the host's")
@@ -72,6 +72,10 @@ def on_host(monkeypatch: pytest.MonkeyPatch) -> None:
         return lambda **args: run_on_host(spec, **args)
 
     monkeypatch.setattr(StagedProgram, "_kernel", kernel)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # products this small cost 85 ms each on a machine that is busy
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -99,7 +99,7 @@ def test_blocks_take_what_weights_buffers_and_trees_leave() -> None:
 
 @pytest.mark.parametrize("free,asked", [(18, None), (24, 5000)])
 def test_what_does_not_fit_is_told_in_sizes(free: int, asked: int | None) -> None:
-    kv = "48.83 GiB of KV cache (5000 blocks)" if asked else "0.01 GiB of KV cache (1 blocks)"
+    kv = "50.00 GiB of KV cache (5000 blocks)" if asked else "0.01 GiB of KV cache (1 blocks)"
     sizes = f"16.00 GiB of weights, 1.00 GiB of buffers, 0.50 GiB of trees and {kv}"
     words = f"within 92% of the {free}.00 GiB of device memory that are free, got {sizes}"
     with pytest.raises(CacheFull, match=re.escape(words)) as raised:

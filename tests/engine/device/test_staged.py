@@ -8,11 +8,18 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from torch.overrides import TorchFunctionMode
 
 from sdengine.core.config import SpeculationConfig
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.engine import Engine
+from sdengine.kernels import device_program
+from sdengine.kernels.cuda_library import tensors_of
+from sdengine.kernels.dense_weight import DenseWeight
 from sdengine.kernels.device_memory import StagedMemory
+from sdengine.kernels.device_program import StagedProgram
+from sdengine.kernels.registry import OP_NAMES
+from sdengine.runner import iteration
 from tests.engine.conftest import run_outputs
 from tests.engine.device.conftest import MakePair
 
@@ -73,6 +80,60 @@ def test_everything_is_what_the_cpu_gives(make_tiny: MakePair, on_host: None, me
     assert run(engine) == expected
     if "rejection" not in method:  # whose text depends on the drafts, and these on the cache
         assert run(engine) == expected, "a second time, with the prefixes cached"
+
+
+@pytest.mark.parametrize("method", ["dyspec", "ngram-rejection"])
+def test_capturing_graphs_between_steps_changes_nothing(
+    make_tiny: MakePair, on_host: None, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Every program runs once without sequences before its first replay, in the middle of service:
+    whatever that wrote would show."""
+    expected = run(make_tiny("cpu", speculation=spec_of(method), max_num_seqs=3))
+    captured = []
+
+    def capture(enqueue: Any) -> Any:
+        captured.append(enqueue)
+        return enqueue
+
+    monkeypatch.setattr(device_program, "capture_graph", capture)
+    for module in (device_program, iteration):
+        monkeypatch.setattr(module, "is_captured", lambda device: True)
+    engine = make_tiny("triton", speculation=spec_of(method), max_num_seqs=3)
+    usual = len(captured)
+    assert run(engine) == expected
+    assert len(captured) == len(engine.iteration._programs) > usual > 0
+
+
+def test_every_tensor_of_a_launch_was_made_for_the_device(
+    make_tiny: MakePair, on_host: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tensor that was made without naming a device would lie in the host's memory."""
+    placed: set[int] = set()
+
+    class Naming(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            if "device" in (kwargs or {}):
+                placed.add(result.untyped_storage().data_ptr())
+            return result
+
+    launches = []
+    kernel = StagedProgram.launch
+
+    def launch(program: StagedProgram, op: str, **args: Any) -> None:
+        launches.append(op)
+        weight = args.get("weight")
+        matrix = weight.matrix if isinstance(weight, DenseWeight) else None
+        for name, tensor in tensors_of({**args, "matrix": matrix}):
+            assert tensor.untyped_storage().data_ptr() in placed, f"{op}: {name}"
+        kernel(program, op, **args)
+
+    monkeypatch.setattr(StagedProgram, "launch", launch)
+    with Naming():
+        for method in ("dyspec-draft-temperature", "ngram-rejection", "dyspec-rejection"):
+            run(make_tiny("triton", speculation=spec_of(method), max_num_seqs=3))
+        run(make_tiny("triton", speculation=SpeculationConfig(max_nodes=4, max_depth=2)))
+    assert set(launches) == set(OP_NAMES) - {"sample", "silu_and_mul"}
 
 
 @pytest.mark.parametrize("method", ["plain", "dyspec", "ngram"])
