@@ -48,41 +48,40 @@ def run(
     return [(list(o.outputs[0].token_ids), d) for o, d in zip(outputs, drafted)]
 
 
-@pytest.mark.parametrize("method", ["plain", "dyspec", "ngram", "dyspec-rejection"])
-def test_tokens_are_the_cpu_s(make_tiny: MakePair, interpreted: None, method: str) -> None:
-    params = [params_of(0), params_of(1)]
-    expected = run(make_tiny, "cpu", method, params)
-    assert run(make_tiny, "triton", method, params) == expected
-    if method == "dyspec":
-        assert min(drafted for _, drafted in expected) > 0, "nothing was speculated"
+PENALTIES = [
+    {"repetition_penalty": 1.5, "frequency_penalty": 0.6, "logit_bias": {7: 2.0}},
+    {"min_tokens": 2, "presence_penalty": 0.4},
+]
+
+
+def test_prefill_and_plain_decoding(make_tiny: MakePair, interpreted: None) -> None:
+    params = [params_of(0, max_tokens=2), params_of(1, max_tokens=2)]
+    expected = run(make_tiny, "cpu", "plain", params)
+    assert run(make_tiny, "triton", "plain", params) == expected
+
+
+def test_dynamic_trees_with_penalties(make_tiny: MakePair, interpreted: None) -> None:
+    params = [params_of(i, max_tokens=3, **PENALTIES[i]) for i in range(2)]
+    expected = run(make_tiny, "cpu", "dyspec", params)
+    assert run(make_tiny, "triton", "dyspec", params) == expected
+    assert min(drafted for _, drafted in expected) > 0, "nothing was speculated"
+    plain = run(make_tiny, "cpu", "dyspec", [params_of(i, max_tokens=3) for i in range(2)])
+    assert [tokens for tokens, _ in plain] != [tokens for tokens, _ in expected]
+
+
+def test_rejection_with_the_cuda_sources_on_threads(make_tiny: MakePair, on_threads: None) -> None:
+    params = [params_of(0, max_tokens=2), params_of(1, max_tokens=2)]
+    expected = run(make_tiny, "cpu", "dyspec-rejection", params)
+    assert run(make_tiny, "triton", "dyspec-rejection", params) == expected
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kernels", ["interpreted", "on_threads"])
 @pytest.mark.parametrize("method", ["plain", *METHODS])
-def test_longer_answers_with_penalties(
+def test_every_method_with_penalties(
     make_tiny: MakePair, request: pytest.FixtureRequest, method: str, kernels: str
 ) -> None:
     request.getfixturevalue(kernels)
-    changes = {"frequency_penalty": 0.6, "logit_bias": {7: 2.0}, "min_tokens": 3}
-    params = [params_of(0, max_tokens=12), params_of(1, max_tokens=12, **changes)]
-    expected = run(make_tiny, "cpu", method, params)
-    assert run(make_tiny, "triton", method, params) == expected
-
-
-def test_penalties_on_tree_rows(make_tiny: MakePair, interpreted: None) -> None:
-    changes = {"repetition_penalty": 1.5, "frequency_penalty": 0.6, "logit_bias": {7: 2.0}}
-    params = [params_of(0, **changes), params_of(1, min_tokens=2, presence_penalty=0.4)]
-    expected = run(make_tiny, "cpu", "dyspec", params)
-    assert run(make_tiny, "triton", "dyspec", params) == expected
-    plain = run(make_tiny, "cpu", "dyspec", [params_of(0), params_of(1)])
-    assert [t for t, _ in plain] != [t for t, _ in expected], "the penalties changed nothing"
-
-
-@pytest.mark.parametrize("method", ["dyspec-rejection"])
-def test_with_the_cuda_sources_on_threads(
-    make_tiny: MakePair, on_threads: None, method: str
-) -> None:
-    params = [params_of(0, max_tokens=3), params_of(1, max_tokens=3)]
+    params = [params_of(0, max_tokens=8), params_of(1, max_tokens=8, **PENALTIES[0])]
     expected = run(make_tiny, "cpu", method, params)
     assert run(make_tiny, "triton", method, params) == expected

@@ -136,7 +136,7 @@ def test_an_engine_takes_as_many_blocks_as_the_device_has_room_for(
     assert make_tiny("triton").num_blocks > 3
     assert make_tiny("triton").num_blocks == 3
     assert {device.type for device in asked} == {"cpu"}
-    monkeypatch.setattr("sdengine.factory.free_bytes", lambda device: 1 << 19)
+    monkeypatch.setattr("sdengine.factory.free_bytes", lambda device: 1 << 14)
     with pytest.raises(CacheFull, match=r"within 92% of the 0\.00 GiB of device memory"):
         make_tiny("triton")
 
