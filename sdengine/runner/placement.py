@@ -89,9 +89,13 @@ def _device(name: str, backend: str) -> torch.device:
         raise BackendUnavailable(
             f"backend {backend!r} on device 'cpu': its kernels run there only with {INTERPRETER}"
         )
-    _require(backend)
+    if not torch.cuda.is_available():
+        raise BackendUnavailable(
+            f"device {name!r}: torch finds no CUDA device; backends 'cpu' and 'reference' need none"
+        )
     if is_interpreted:
         raise BackendUnavailable(f"device {name!r}: its kernels do not run with {INTERPRETER}")
+    _require(backend)
     device = torch.device("cuda" if name == "auto" else name)
     count = torch.cuda.device_count()
     index = torch.cuda.current_device() if device.index is None else device.index

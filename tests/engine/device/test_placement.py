@@ -25,6 +25,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two GPUs with every kernel, as far as names are concerned."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(backends, "why_unavailable", lambda name: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
 
