@@ -49,11 +49,16 @@ def require_triton() -> None:
         )
     import torch
 
-    if os.environ.get("TRITON_INTERPRET") != "1" and not torch.cuda.is_available():
+    if not is_interpreted() and not torch.cuda.is_available():
         raise BackendUnavailable(
             "backend 'triton': torch finds no CUDA device, and TRITON_INTERPRET=1 (slow, for "
             "tests) is not set; choose backend 'cpu' or 'reference'"
         )
+
+
+def is_interpreted() -> bool:
+    """Whether Triton kernels of this process run in its interpreter."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def triton_kernel(op: str) -> Mapping[str, Callable[..., None]]:

@@ -25,6 +25,8 @@ CUDA_OPS = (
     "commit_plan",
     "gather_pending",
     "kv_compact",
+    "ngram_match",
+    "timestamp",
     "tree_expand",
     "tree_select",
     "tree_verify",
@@ -37,12 +39,14 @@ class CudaLibrary:
 
     Args:
         path: the shared object.
+        device_type: "cuda"; "cpu" for a library that was built for the CPU's threads (tests).
 
     Raises:
         BackendUnavailable: it is missing, cannot be loaded, or was built from other sources.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, device_type: str = "cuda") -> None:
+        self.device_type = device_type
         if not path.is_file():
             raise BackendUnavailable(
                 "backend 'cuda': the compiled library is missing; install a CUDA toolkit (nvcc) "
@@ -100,12 +104,17 @@ def load_cuda() -> CudaLibrary:
 def why_unavailable() -> str | None:
     """None when CUDA kernels can run here, otherwise the reason they cannot."""
     try:
-        load_cuda()
+        library = load_cuda()
     except BackendUnavailable as error:
         return str(error)
-    if not torch.cuda.is_available():
+    if library.device_type == "cuda" and not torch.cuda.is_available():
         return "backend 'cuda': the library is built, but torch finds no usable CUDA device"
     return None
+
+
+def serves(device: torch.device) -> bool:
+    """Whether CUDA kernels can run on tensors of that device."""
+    return why_unavailable() is None and load_cuda().device_type == device.type
 
 
 def tensors_of(args: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -120,7 +129,7 @@ def tensors_of(args: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
                     yield f"{name}.{field.name}", inner
 
 
-def expect_one_device(op: str, args: dict[str, Any]) -> torch.device:
+def expect_one_device(op: str, args: dict[str, Any], device_type: str = "cuda") -> torch.device:
     """Checks that all tensors lie on the same CUDA device and returns it.
 
     Raises:
@@ -128,9 +137,8 @@ def expect_one_device(op: str, args: dict[str, Any]) -> torch.device:
     """
     device: torch.device | None = None
     for name, tensor in tensors_of(args):
-        expect(
-            op, tensor.is_cuda, f"{name}: expected a tensor on a CUDA device, got {tensor.device}"
-        )
+        is_near = tensor.device.type == device_type
+        expect(op, is_near, f"{name}: expected a tensor on a CUDA device, got {tensor.device}")
         device = device or tensor.device
         expect(op, tensor.device == device, f"{name}: expected {device}, got {tensor.device}")
     assert device is not None
@@ -147,9 +155,21 @@ def cuda_op(op: str, check: Callable[..., None]) -> Callable[..., None]:
 
     def launch(**args: Any) -> None:
         check(**args)
+        if _runs_on_threads():
+            expect_one_device(op, args, "cpu")
+            load_cuda().launch(op, 0, **args)
+            return
         device = expect_one_device(op, args)
         with torch.cuda.device(device):
             stream = torch.cuda.current_stream(device).cuda_stream
             load_cuda().launch(op, stream, **args)
 
     return launch
+
+
+def _runs_on_threads() -> bool:
+    """Whether the library at hand was built for the CPU's threads."""
+    try:
+        return load_cuda().device_type == "cpu"
+    except BackendUnavailable:
+        return False

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from sdengine.kernels.backends import load_cpu
+from sdengine.kernels.cuda_library import cuda_op
 from sdengine.kernels.spec import Case, Op, address, expect, expect_tensor
 from sdengine.kernels.token_tree import DraftTree, expect_draft_tree
 from sdengine.kernels.tree_expand_reference import calibrated_acceptance
@@ -284,4 +285,4 @@ def bench_cases() -> Iterator[Case]:
         yield Case(f"B=1 S={length} {label} V={vocab}", args, bytes_moved=4 * length)
 
 
-OP = Op(OP_NAME, check, reference, ("tree",), cpu, bench_cases=bench_cases)
+OP = Op(OP_NAME, check, reference, ("tree",), cpu, {"cuda": cuda_op(OP_NAME, check)}, bench_cases)

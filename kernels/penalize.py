@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from sdengine.kernels.backends import load_cpu
+from sdengine.kernels.backends import load_cpu, triton_kernel
 from sdengine.kernels.spec import Case, Op, address, expect, expect_tensor
 from sdengine.kernels.token_tree import TokenTree, expect_token_tree
 
@@ -209,4 +209,4 @@ def bench_cases() -> Iterator[Case]:
         yield Case(label, args, bytes_moved=moved)
 
 
-OP = Op(OP_NAME, check, reference, ("logits",), cpu, bench_cases=bench_cases)
+OP = Op(OP_NAME, check, reference, ("logits",), cpu, triton_kernel(OP_NAME), bench_cases)

@@ -17,12 +17,21 @@ import torch
 
 from sdengine.errors import BackendUnavailable
 from sdengine.kernels import backends
+from sdengine.kernels.device_memory import Memory, StagedMemory
+from sdengine.kernels.device_program import DeviceProgram, StagedProgram
 from sdengine.kernels.registry import get_op
 from sdengine.kernels.spec import expect_tensor
 
 
 class Program(Protocol):
-    """A recorded list of launches."""
+    """A recorded list of launches.
+
+    Args:
+        row_limit: what the one who replays promises: no pass has more rows. Launches over a pass's
+            rows may be made for so many, however many the buffers hold; None: for all of them.
+    """
+
+    row_limit: int | None
 
     def launch(self, op: str, **args: Any) -> None:
         """Adds one launch; arguments are checked now, tensors are read and written at replay."""
@@ -46,6 +55,8 @@ class Program(Protocol):
 
 class ReferenceProgram:
     """Runs each launch through the op's torch reference."""
+
+    row_limit: int | None = None
 
     def __init__(self) -> None:
         self._steps: list[_Launch | _Block] = []
@@ -99,6 +110,8 @@ class _Block:
 class CpuProgram:
     """A native launch list; keeps the tensors it points into alive."""
 
+    row_limit: int | None = None
+
     def __init__(self, pool: Any) -> None:
         self._native = backends.load_cpu().Program()
         self._pool = pool
@@ -130,55 +143,6 @@ class CpuProgram:
         return list(zip(self._names, self._native.replay_timed(self._pool)))
 
 
-class DeviceProgram:
-    """Enqueues one backend's kernel of each launch; a CUDA graph can capture a replay.
-
-    Args:
-        backend: "triton" or "cuda".
-
-    Raises:
-        BackendUnavailable: its kernels cannot run here.
-    """
-
-    def __init__(self, backend: str) -> None:
-        reason = backends.why_unavailable(backend)
-        if reason is not None:
-            raise BackendUnavailable(reason)
-        self._backend = backend
-        self._launches: list[tuple[str, dict[str, Any]]] = []
-
-    def launch(self, op: str, **args: Any) -> None:
-        spec = get_op(op)
-        spec.check(**args)
-        if self._backend not in spec.backends:
-            others = ", ".join(("reference", "cpu", *spec.backends))
-            raise BackendUnavailable(
-                f"op '{op}' has no {self._backend} kernel; it exists for: {others}"
-            )
-        self._launches.append((op, args))
-
-    @contextmanager
-    def only_if(self, count: torch.Tensor) -> Iterator[None]:
-        """The launches of the block always run: reading the count would stop the queue."""
-        expect_tensor("only_if", "count", count, torch.int32, (1,))
-        yield
-
-    def replay(self) -> None:
-        for op, args in self._launches:
-            get_op(op).backends[self._backend](**args)
-
-    def replay_timed(self) -> list[tuple[str, int]]:
-        """Host time of each launch, the device drained after it."""
-        timings = []
-        for op, args in self._launches:
-            start = perf_counter_ns()
-            get_op(op).backends[self._backend](**args)
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            timings.append((op, perf_counter_ns() - start))
-        return timings
-
-
 def make_pool(num_threads: int) -> Any:
     """A native thread pool with `num_threads` workers, the caller being one of them."""
     return backends.load_cpu().ThreadPool(num_threads)
@@ -189,14 +153,33 @@ def num_threads(pool: Any) -> int:
     return 1 if pool is None else int(pool.num_threads)
 
 
-def make_program(backend: str, pool: Any = None) -> Program:
-    """An empty program for a backend; `pool` is required for "cpu" (see `make_pool`)."""
+def make_program(
+    backend: str, pool: Any = None, memory: Memory | None = None, row_limit: int | None = None
+) -> Program:
+    """An empty program for a backend.
+
+    Args:
+        backend: "reference", "cpu", "triton" or "cuda".
+        pool: native thread pool, required for "cpu" (see `make_pool`).
+        memory: an engine's; with a device's, a replay exchanges with it what the host shares, and
+            ops that the backend lacks run as the device's other one.
+        row_limit: most rows of a pass; only a device's programs depend on it.
+
+    Raises:
+        BackendUnavailable: no such backend, or it cannot run here.
+    """
     if backend == "reference":
         return ReferenceProgram()
     if backend == "cpu":
         return CpuProgram(pool)
     if backend in ("triton", "cuda"):
-        return DeviceProgram(backend)
+        staged = isinstance(memory, StagedMemory)
+        program: Program = (
+            StagedProgram(backend, memory, row_limit)
+            if staged
+            else DeviceProgram(backend, row_limit)
+        )
+        return program
     raise BackendUnavailable(
         f"backend: expected one of reference, cpu, triton, cuda, got {backend!r}"
     )

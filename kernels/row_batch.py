@@ -6,11 +6,14 @@ tree a chain that ends in the root plus masked nodes. There is no other kind of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 
 from sdengine.kernels.spec import expect, expect_tensor
+
+ROW_FIELDS = 7
+"""Fields of RowBatch with an element per row, which come first."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,6 +55,11 @@ class RowBatch:
         mask = torch.zeros(max_rows, mask_words, dtype=torch.int64, device=device)
         sizes = (batch_size + 1, batch_size, 1)
         return cls(*rows, mask, *(torch.zeros(n, dtype=torch.int32, device=device) for n in sizes))
+
+    def first(self, max_rows: int) -> RowBatch:
+        """The same batch with room for at most `max_rows` rows; shares all memory."""
+        rows = {f.name: getattr(self, f.name)[:max_rows] for f in fields(self)[:ROW_FIELDS]}
+        return replace(self, **rows)
 
     @property
     def max_rows(self) -> int:

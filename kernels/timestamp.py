@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from sdengine.kernels.backends import load_cpu
+from sdengine.kernels.cuda_library import cuda_op
 from sdengine.kernels.spec import Case, Op, address, expect_tensor
 
 
@@ -36,4 +37,5 @@ def bench_cases() -> Iterator[Case]:
     yield Case("-", {"out_ns": torch.zeros(1, dtype=torch.int64)}, bytes_moved=8)
 
 
-OP = Op("timestamp", check, reference, ("out_ns",), cpu, bench_cases=bench_cases)
+CUDA = {"cuda": cuda_op("timestamp", check)}
+OP = Op("timestamp", check, reference, ("out_ns",), cpu, CUDA, bench_cases)

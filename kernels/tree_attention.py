@@ -28,6 +28,8 @@ CACHE_DTYPES = (torch.float32, torch.bfloat16)
 MAX_MASK_WORDS = 16
 MAX_HEAD_DIM = 256
 SPLIT = 128  # positions of one partial result (kSplit)
+DEVICE_SPLIT = 512  # the same on a device
+DEVICE_SCRATCH_BYTES = 256 << 20
 QUERIES_PER_TILE = 128  # (row, head) pairs that share a pass over the keys (kMaxQueries)
 
 
@@ -53,6 +55,18 @@ def attention_scratch(
     queries = min(QUERIES_PER_TILE, num_rows * num_heads)
     splits = (max_context + SPLIT - 1) // SPLIT
     return torch.empty((threads - 1) * splits * queries * ((head_dim + 15) // 16 * 16 + 16))
+
+
+def split_scratch_floats(num_rows: int, num_heads: int, head_dim: int, max_context: int) -> int:
+    """Elements of `scratch` with which a device does `num_rows` rows in one pass."""
+    splits = -(-max_context // DEVICE_SPLIT)
+    return num_rows * num_heads * splits * (head_dim + 2)
+
+
+def device_scratch_floats(num_rows: int, num_heads: int, head_dim: int, max_context: int) -> int:
+    """Elements of an engine's `scratch` on a device: more rows than fit take several passes."""
+    one_row = split_scratch_floats(1, num_heads, head_dim, max_context)
+    return one_row * max(1, min(num_rows, DEVICE_SCRATCH_BYTES // (4 * one_row)))
 
 
 def check(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,15 @@ from sdengine.controllers.adaptive import AdaptiveController
 from sdengine.controllers.base import BudgetController
 from sdengine.controllers.fixed import FixedController
 from sdengine.core.config import EngineConfig, SpeculationConfig
-from sdengine.core.env import Environment, read_environment
+from sdengine.core.env import read_environment
 from sdengine.core.growth import TreePolicy
 from sdengine.core.request import RequestLimits
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.drafters.draft_model import DraftModelDrafter, tree_room
 from sdengine.drafters.ngram import NgramDrafter
-from sdengine.errors import BackendUnavailable, ConfigError
-from sdengine.kernels import backends
+from sdengine.errors import ConfigError
 from sdengine.kernels.calibration import bin_centers
+from sdengine.kernels.device_memory import Memory, StagedMemory
 from sdengine.kernels.program import make_pool, num_threads
 from sdengine.model.checkpoint import Checkpoint, open_checkpoint
 from sdengine.model.config import ModelConfig
@@ -34,10 +34,12 @@ from sdengine.model.tokenizer import Tokenizer, load_tokenizer
 from sdengine.policies.dyspec import DySpecPolicy
 from sdengine.policies.static import StaticPolicy
 from sdengine.runner.costs import measure_costs
+from sdengine.runner.device_fit import device_needs, free_bytes
 from sdengine.runner.drafter import Drafter
 from sdengine.runner.iteration import Iteration
 from sdengine.runner.memory import fitting_blocks, require_buffers
 from sdengine.runner.penalties import MAX_BIASES, MAX_MASKED
+from sdengine.runner.placement import Placement, choose_placement
 from sdengine.runner.runner import Runner
 from sdengine.runner.verifier import Verifier
 from sdengine.runner.weights import ModelWeights, load_weights
@@ -46,7 +48,6 @@ from sdengine.scheduler.scheduler import Scheduler
 from sdengine.verifiers.coupled import CoupledVerifier
 from sdengine.verifiers.rejection import RejectionVerifier
 
-ENGINE_BACKENDS = ("reference", "cpu")
 DEVICE_STOP_TOKENS = 8
 """Stop tokens per sequence below which the device drafts nothing; more are only cut by the host."""
 PROPOSAL_SUPPORT = 64
@@ -83,7 +84,8 @@ def build_engine_parts(
         ConfigError, CheckpointError, BackendUnavailable, CacheFull: as `Engine`.
     """
     environment = read_environment()
-    backend = _choose_backend(config, environment)
+    placement = choose_placement(config, environment.backend)
+    memory = placement.memory
     paths = resolve_model(config.model, config.draft, bundled_dir=environment.bundled_dir)
     speculation = config.speculation_for(paths.draft is not None)
     target = open_checkpoint(paths.target)
@@ -93,21 +95,28 @@ def build_engine_parts(
     tokenizer = _load_tokenizers(paths.target, paths.draft if draft is not None else None)
     max_model_len = _max_model_len(config, target.config, draft.config if draft else None)
     _check_windows(speculation, target.config, draft.config if draft else None)
-    dtype = _choose_dtype(config, target.config)
+    dtype = _choose_dtype(config, target.config, placement)
     threads = config.num_threads or environment.num_threads or _num_cores()
-    pool = make_pool(threads) if backend == "cpu" else None
+    pool = make_pool(threads) if placement.backend == "cpu" else None
+    layout = placement.layout(dtype, pool)
 
     policy = _make_policy(speculation)
-    sizes = _sizes(config, speculation, policy, target, draft, max_model_len, dtype)
-    weights = load_weights(target, dtype, max_model_len, pool)
-    workspace = Workspace.allocate(sizes, bin_centers())
+    sizes = _sizes(config, speculation, policy, target, draft, max_model_len)
+    checkpoints = [target] if draft is None else [target, draft]
+    blocks = _num_blocks(config, sizes, checkpoints, dtype, memory)
+    sizes = replace(sizes, num_blocks=blocks)
+    weights = load_weights(target, dtype, max_model_len, layout)
+    workspace = Workspace.allocate(sizes, bin_centers(), memory)
     if make_drafter is not None:
         drafter: Drafter | None = make_drafter(workspace)
     else:
-        drafter = _make_drafter(speculation, policy, workspace, draft, max_model_len, dtype, pool)
-    cache = KVCache(target.config, sizes.num_blocks, sizes.block_size, dtype)
+        draft_weights = None
+        if draft is not None:
+            draft_weights = load_weights(draft, dtype, max_model_len, layout, sizes.vocab_size)
+        drafter = _make_drafter(speculation, policy, workspace, draft_weights, num_threads(pool))
+    cache = KVCache(target.config, sizes.num_blocks, sizes.block_size, dtype, memory)
     verifier = _make_verifier(speculation, workspace, drafter)
-    iteration = Iteration(backend, pool, workspace, weights, cache, drafter, verifier)
+    iteration = Iteration(placement.backend, pool, workspace, weights, cache, drafter, verifier)
     runner = Runner(iteration, pool)
     scheduler = Scheduler(
         BlockPool(sizes.num_blocks, sizes.block_size, config.enable_prefix_caching),
@@ -130,32 +139,23 @@ def build_engine_parts(
     return EngineParts(runner, scheduler, controller, tokenizer, defaults, limits, paths.target)
 
 
-def _choose_backend(config: EngineConfig, environment: Environment) -> str:
-    if config.device.startswith("cuda"):
-        raise BackendUnavailable(
-            f'device: expected "cpu" or "auto", got {config.device!r}; this version runs on CPUs'
-        )
-    wanted = config.backend if config.backend is not None else environment.backend
-    if isinstance(wanted, dict):
-        raise ConfigError.from_parts("one backend for all ops", "a map from op to backend")
-    if wanted is not None:
-        reason: str | None = "the engine of this version runs on reference and cpu"
-        if wanted in ENGINE_BACKENDS:
-            reason = backends.why_unavailable(wanted)
-        if reason is not None:
-            raise BackendUnavailable(f"backend {wanted!r}: {reason}")
-        return wanted
-    return "cpu" if backends.why_unavailable("cpu") is None else "reference"
-
-
-def _choose_dtype(config: EngineConfig, model: ModelConfig) -> torch.dtype:
-    """ "auto" on a CPU: bfloat16, unless the checkpoint itself is float32."""
+def _choose_dtype(config: EngineConfig, model: ModelConfig, placement: Placement) -> torch.dtype:
+    """ "auto": bfloat16, unless the checkpoint itself is float32 or the kernels are interpreted."""
     name = config.dtype
     if name == "auto":
-        name = "float32" if model.dtype == "float32" else "bfloat16"
+        is_f32 = model.dtype == "float32" or placement.is_interpreted
+        name = "float32" if is_f32 else "bfloat16"
     if name == "float16":
         raise ConfigError.from_parts(
-            'dtype "float32" or "bfloat16" on a CPU', '"float16"', 'pass dtype="bfloat16"'
+            'dtype "float32" or "bfloat16", which the kernels have',
+            '"float16"',
+            'pass dtype="bfloat16"',
+        )
+    if name == "bfloat16" and placement.is_interpreted:
+        raise ConfigError.from_parts(
+            'dtype "float32" in Triton\'s interpreter, whose arithmetic on bfloat16 is wrong',
+            '"bfloat16"',
+            'pass dtype="float32"',
         )
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
@@ -226,8 +226,8 @@ def _sizes(
     target: Checkpoint,
     draft: Checkpoint | None,
     max_model_len: int,
-    dtype: torch.dtype,
 ) -> Sizes:
+    """Capacities, but for the number of KV blocks, which depends on what all others take."""
     nodes = speculation.max_nodes if speculation else 0
     depth = speculation.max_depth if speculation else 0
     candidates, width = (speculation.max_children if speculation else 0), 0
@@ -240,15 +240,12 @@ def _sizes(
         width = min(max(policy.grow(layer).max_width for layer in range(depth)), nodes)
     room = tree_room(nodes, depth, width) if speculation else 0
     max_blocks = -(-(max_model_len + room) // config.block_size)
-    models = [target.config] if draft is None else [target.config, draft.config]
-    wanted = config.max_num_seqs * max_blocks
-    num_blocks = fitting_blocks(models, config.block_size, dtype, wanted, config.num_kv_blocks)
-    sizes = Sizes(
+    return Sizes(
         max_num_seqs=config.max_num_seqs,
         max_batched_tokens=config.max_num_batched_tokens,
         max_history=max_model_len + depth + 1,
         block_size=config.block_size,
-        num_blocks=num_blocks,
+        num_blocks=0,
         max_blocks=max_blocks,
         vocab_size=target.config.vocab_size,
         max_nodes=nodes,
@@ -257,44 +254,57 @@ def _sizes(
         max_width=width,
         num_stop_tokens=DEVICE_STOP_TOKENS,
     )
+
+
+def _num_blocks(
+    config: EngineConfig,
+    sizes: Sizes,
+    checkpoints: list[Checkpoint],
+    dtype: torch.dtype,
+    memory: Memory,
+) -> int:
+    """KV blocks that fit, or that were asked for."""
+    wanted, asked = config.max_num_seqs * sizes.max_blocks, config.num_kv_blocks
+    if isinstance(memory, StagedMemory):
+        needs = device_needs(sizes, checkpoints, dtype)
+        return needs.fitting_blocks(free_bytes(memory.device), wanted, asked)
+    models = [checkpoint.config for checkpoint in checkpoints]
+    num_blocks = fitting_blocks(models, config.block_size, dtype, wanted, asked)
     require_buffers(sizes, models)
-    return sizes
+    return num_blocks
 
 
 def _make_drafter(
     speculation: SpeculationConfig | None,
     policy: TreePolicy | None,
     workspace: Workspace,
-    draft: Checkpoint | None,
-    max_model_len: int,
-    dtype: torch.dtype,
-    pool: Any,
+    weights: ModelWeights | None,
+    threads: int,
 ) -> Drafter | None:
     if speculation is None:
         return None
     if policy is None:
         return NgramDrafter(workspace, speculation.min_ngram, speculation.max_ngram)
-    assert draft is not None
-    weights: ModelWeights = load_weights(
-        draft, dtype, max_model_len, pool, vocab_size=workspace.sizes.vocab_size
-    )
-    sizes = workspace.sizes
+    assert weights is not None
+    sizes, memory = workspace.sizes, workspace.memory
     return DraftModelDrafter(
         weights,
-        KVCache(draft.config, sizes.num_blocks, sizes.block_size, dtype),
+        KVCache(weights.config, sizes.num_blocks, sizes.block_size, weights.dtype, memory),
         policy,
         workspace,
         is_sampled=speculation.verifier == "rejection",
         temperature=_draft_temperature(speculation, workspace),
         calibrate=speculation.calibrate,
-        num_threads=num_threads(pool),
+        num_threads=threads,
     )
 
 
 def _draft_temperature(speculation: SpeculationConfig, workspace: Workspace) -> torch.Tensor:
-    if speculation.draft_temperature is None:
+    temperature = speculation.draft_temperature
+    if temperature is None:
         return workspace.state.temperature
-    return torch.full((workspace.sizes.max_num_seqs,), speculation.draft_temperature)
+    shape = (workspace.sizes.max_num_seqs,)
+    return workspace.memory.full(shape, temperature, torch.float32)
 
 
 def _make_verifier(

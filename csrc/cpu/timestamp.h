@@ -2,12 +2,9 @@
 #pragma once
 
 #include "cpu/worker.h"
+#include "sdengine/timestamp.h"
 
 namespace sdengine {
-
-struct TimestampArgs {
-  int64_t* out_ns;  // [1]
-};
 
 void timestamp(const TimestampArgs& args, Worker& worker);
 

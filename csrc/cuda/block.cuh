@@ -40,6 +40,12 @@ __device__ inline uint32_t load_acquire(const uint32_t* counter) {
   asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(count) : "l"(counter) : "memory");
   return count;
 }
+// The device's clock: nanoseconds from an arbitrary zero, in steps of about a microsecond.
+__device__ inline int64_t device_clock_ns() {
+  int64_t now;
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+  return now;
+}
 #endif
 
 // Cuts a block's shared memory into arrays. With base nullptr it only counts, so that the launcher

@@ -4,6 +4,8 @@
 #include "sdengine/commit_plan.h"
 #include "sdengine/gather_pending.h"
 #include "sdengine/kv_compact.h"
+#include "sdengine/ngram_match.h"
+#include "sdengine/timestamp.h"
 #include "sdengine/tree_expand.h"
 #include "sdengine/tree_select.h"
 #include "sdengine/tree_verify.h"
@@ -24,6 +26,8 @@ constexpr NamedSize kSizes[] = {
     {"commit_plan", sizeof(sdengine::CommitPlanArgs)},
     {"gather_pending", sizeof(sdengine::GatherPendingArgs)},
     {"kv_compact", sizeof(sdengine::KvCompactArgs)},
+    {"ngram_match", sizeof(sdengine::NgramMatchArgs)},
+    {"timestamp", sizeof(sdengine::TimestampArgs)},
     {"tree_expand", sizeof(sdengine::TreeExpandArgs)},
     {"tree_select", sizeof(sdengine::TreeSelectArgs)},
     {"tree_verify", sizeof(sdengine::TreeVerifyArgs)},

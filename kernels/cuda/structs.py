@@ -207,3 +207,20 @@ class TreeVerifyArgs(Structure):
         ("walk", WalkView),
         *pointers("scratch"),
     ]
+
+
+class NgramMatchArgs(Structure):
+    _fields_ = [
+        *pointers("history"),
+        *longs("history_stride"),
+        *pointers("history_rows", "history_lens", "node_budgets", "depth_limits", "stop_tokens"),
+        *pointers("calibration", "num_seqs"),
+        *ints("num_stop_tokens", "min_ngram", "max_ngram", "max_matches", "max_depth"),
+        *ints("max_children"),
+        ("tree", DraftTreeView),
+        *pointers("scratch"),
+    ]
+
+
+class TimestampArgs(Structure):
+    _fields_ = pointers("out_ns")

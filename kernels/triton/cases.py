@@ -13,7 +13,7 @@ from sdengine.kernels.packed_weight import PackedWeight
 from sdengine.kernels.registry import get_op
 from sdengine.kernels.row_batch import RowBatch
 from sdengine.kernels.spec import Args, Case
-from sdengine.kernels.triton.tree_attention import split_scratch_floats
+from sdengine.kernels.tree_attention import split_scratch_floats
 
 
 def device_cases(op: str, device: str | torch.device) -> Iterator[Case]:

@@ -29,12 +29,13 @@ import triton.language as tl
 
 from sdengine.kernels.row_batch import RowBatch
 from sdengine.kernels.spec import expect
+from sdengine.kernels.tree_attention import DEVICE_SPLIT, split_scratch_floats
 from sdengine.kernels.triton.launch import Launch, compute_dtype, nearest
 
 NAME = "tree_attention"
 LOG2_E = 1.4426950408889634
 TILE = 64  # keys of one product
-SPLIT = 512  # keys of one partial result: fixed, because sums must not depend on the batch
+SPLIT = DEVICE_SPLIT  # keys of one partial result: fixed, as sums must not depend on the batch
 MIN_ROWS = 16  # the narrowest that Triton 3.6 gives the warp-group instruction of wider tiles
 
 _EMPTY = tl.constexpr(-1e30)  # not -inf: exp2(-inf + inf) is NaN
@@ -365,11 +366,6 @@ def finish_rows_kernel(
 def num_splits(max_context: int) -> int:
     """Partial results of a row that sees `max_context` keys."""
     return triton.cdiv(max_context, SPLIT)
-
-
-def split_scratch_floats(num_rows: int, num_heads: int, head_dim: int, max_context: int) -> int:
-    """Elements of `scratch` with which `num_rows` rows are done in one pass."""
-    return num_rows * num_heads * num_splits(max_context) * (head_dim + 2)
 
 
 def row_tile(config: Config, max_rows: int, num_seqs: int, group: int) -> int:

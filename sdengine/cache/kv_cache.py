@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from sdengine.kernels.device_memory import Memory, StagedMemory
 from sdengine.kernels.huge_pages import HugePageArena
 from sdengine.model.config import ModelConfig
 
@@ -16,13 +17,22 @@ class KVCache:
         num_blocks: P.
         block_size: tokens per block.
         dtype: float32 or bfloat16.
+        memory: where it lies.
     """
 
     def __init__(
-        self, config: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype
+        self,
+        config: ModelConfig,
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        memory: Memory,
     ) -> None:
         shape = (config.num_layers, num_blocks, 2, config.num_kv_heads, block_size, config.head_dim)
-        self.tensor = HugePageArena().zeros(shape, dtype)
+        if isinstance(memory, StagedMemory):
+            self.tensor = memory.zeros(*shape, dtype=dtype)
+        else:
+            self.tensor = HugePageArena().zeros(shape, dtype)
 
     def layer(self, index: int) -> torch.Tensor:
         """Cache of one layer: [P, 2, H_kv, block_size, D]."""

@@ -67,6 +67,22 @@ def backend_lines() -> Iterator[Line]:
     for name in BACKENDS:
         reason = reasons.get(name, "this version has no kernels for it")
         yield name, "available" if reason is None else f"not available: {reason}"
+    yield "engine on a CPU", "cpu" if reasons["cpu"] is None else "reference (slow)"
+    yield "engine on a GPU", engine_on_gpu()
+
+
+def engine_on_gpu() -> str:
+    """What device="cuda" runs on, or why it cannot."""
+    import torch
+
+    from sdengine.errors import BackendUnavailable
+    from sdengine.kernels.device_program import usable_kernels
+
+    try:
+        kernels = usable_kernels("triton", torch.device("cuda", 0))
+    except BackendUnavailable as error:
+        return f"not available: {error}"
+    return f'{" and ".join(kernels)}, with device="cuda"; not yet run on a GPU by its makers'
 
 
 def cpu_lines() -> Iterator[Line]:
@@ -105,7 +121,7 @@ def gpu_lines() -> Iterator[Line]:
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)
         size = f"{gpu.total_memory / 2**30:.0f} GiB, compute capability {gpu.major}.{gpu.minor}"
-        yield f"cuda:{index}", f"{gpu.name}, {size}; not used by this version"
+        yield f"cuda:{index}", f"{gpu.name}, {size}"
 
 
 def model_lines() -> Iterator[Line]:

@@ -195,7 +195,7 @@ class EngineConfig:
     Args:
         model: a directory in Hugging Face format, or the name of a bundled pair.
         draft: directory of the draft model; None takes the bundled pair's, or none.
-        device: "auto", "cpu", "cuda" or "cuda:<index>".
+        device: "cpu", "cuda" or "cuda:<index>"; "auto" is the CPU, unless the backend is a GPU's.
         dtype: of weights and KV cache: "auto", "float32", "bfloat16" or "float16".
         speculation: a SpeculationConfig, the name of a method, None (or "off") for plain decoding,
             or "auto": "dyspec" when there is a draft model, else "ngram". Kept as
@@ -210,7 +210,8 @@ class EngineConfig:
         enable_prefix_caching: reuse KV blocks between requests whose prompts begin alike.
         num_threads: CPU threads; None takes the number of physical cores this process may use.
         seed: 64-bit integer from which requests without a seed get theirs.
-        backend: one backend for every op, or a map from op to backend; None chooses per op.
+        backend: one backend for every op, or a map from op to backend; None chooses. "triton" and
+            "cuda" run on a GPU, each with the other's kernels for the ops that it lacks.
 
     Raises:
         ConfigError: an argument is of the wrong type, out of range, or contradicts another; the

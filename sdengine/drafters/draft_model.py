@@ -72,22 +72,27 @@ class DraftModelDrafter:
         self.tree_room = tree_room(sizes.max_nodes, sizes.max_depth, sizes.max_width)
         batch = sizes.max_num_seqs
         words = min(mask_words(sizes.max_depth * sizes.max_width), MAX_MASK_WORDS)
-        self._rows = RowBatch.allocate(batch, sizes.max_draft_rows, words)
+        memory = workspace.memory
+
+        def ints(*shape: int) -> torch.Tensor:
+            return memory.zeros(*shape, dtype=torch.int32)
+
+        self._rows = RowBatch.allocate(batch, sizes.max_draft_rows, words, memory.device)
         self._buffers = Activations.allocate(
-            weights.config, sizes.max_draft_rows, sizes.max_context, num_threads
+            weights.config, sizes.max_draft_rows, sizes.max_context, num_threads, memory
         )
         self._spans = Spans(self._rows, workspace.state.block_tables)
-        self._pending_tokens = _ints(sizes.max_batched_tokens)
-        self._cu_pending = _ints(batch + 1)
-        self._cu_logits = _ints(batch + 1)
-        self._num_logits = _ints(1)
-        self._logit_rows = _ints(sizes.max_draft_rows)
+        self._pending_tokens = ints(sizes.max_batched_tokens)
+        self._cu_pending = ints(batch + 1)
+        self._cu_logits = ints(batch + 1)
+        self._num_logits = ints(1)
+        self._logit_rows = ints(sizes.max_draft_rows)
         frontier = batch * max(sizes.max_width, 1)
-        self._logits = torch.empty(frontier, weights.lm_head.num_outputs)
-        self._creation_ids = _ints(sizes.max_draft_rows)
-        self._root_ids = _ints(sizes.max_draft_rows)
+        self._logits = memory.empty(frontier, weights.lm_head.num_outputs)
+        self._creation_ids = ints(sizes.max_draft_rows)
+        self._root_ids = ints(sizes.max_draft_rows)
         store = (sizes.max_depth * frontier, sizes.num_candidates)
-        self.proposals = Proposals(torch.zeros(store, dtype=torch.int32), torch.zeros(store))
+        self.proposals = Proposals(ints(*store), memory.zeros(*store))
         self._ranking: torch.Tensor | None = None
         if positional_acceptance is not None:
             assert positional_acceptance.shape == (sizes.num_candidates,), positional_acceptance
@@ -215,7 +220,3 @@ def tree_room(max_nodes: int, max_depth: int, max_width: int) -> int:
     """
     forwarded = min((max_depth - 1) * max_width, MASK_BITS * MAX_MASK_WORDS)
     return max(max_nodes, forwarded) + 1
-
-
-def _ints(*shape: int) -> torch.Tensor:
-    return torch.zeros(shape, dtype=torch.int32)

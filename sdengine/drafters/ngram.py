@@ -35,7 +35,7 @@ class NgramDrafter:
         self._min_ngram = min_ngram
         self._max_ngram = max_ngram
         size = ngram_scratch_size(sizes.max_num_seqs, MAX_MATCHES, sizes.max_depth)
-        self._scratch = torch.zeros(size, dtype=torch.int64)
+        self._scratch = workspace.memory.zeros(size, dtype=torch.int64)
 
     def propose(self, program: Program) -> None:
         workspace, state = self._workspace, self._workspace.state

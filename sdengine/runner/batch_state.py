@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from sdengine.core.sequence import Sequence
+from sdengine.kernels.device_memory import Memory
 
 TWO_TO_64 = 1 << 64
 INT32_MAX = 2**31 - 1
@@ -58,39 +59,47 @@ class BatchState:
     seeds: torch.Tensor
 
     @classmethod
-    def allocate(cls, max_num_seqs: int, max_history: int, max_blocks: int) -> BatchState:
+    def allocate(
+        cls, memory: Memory, max_num_seqs: int, max_history: int, max_blocks: int
+    ) -> BatchState:
         """All slots empty."""
-
-        def ints(*shape: int) -> torch.Tensor:
-            return torch.zeros(shape, dtype=torch.int32)
-
         b = max_num_seqs
-        lengths = [ints(b) for _ in range(8)]
         return cls(
-            ints(b, max_history),
-            *lengths,
-            ints(b, max_blocks),
-            ints(b),
-            ints(b),
-            torch.zeros(b),
-            ints(b),
-            torch.ones(b),
-            torch.zeros(b),
-            torch.zeros(b, dtype=torch.int64),
+            history=memory.zeros(b, max_history, dtype=torch.int32),
+            history_lens=memory.state(b),
+            computed_lens=memory.state(b),
+            draft_computed_lens=memory.state(b),
+            pending_lens=memory.inputs(b),
+            draft_pending_lens=memory.inputs(b),
+            wants_logits=memory.inputs(b),
+            draft_wants_logits=memory.inputs(b),
+            max_emit=memory.inputs(b),
+            block_tables=memory.tables(b, max_blocks),
+            node_budgets=memory.inputs(b),
+            depth_limits=memory.inputs(b),
+            temperature=memory.inputs(b, dtype=torch.float32),
+            top_k=memory.inputs(b),
+            top_p=memory.inputs(b, dtype=torch.float32, fill=1),
+            min_p=memory.inputs(b, dtype=torch.float32),
+            seeds=memory.inputs(b, dtype=torch.int64),
         )
 
 
 class HostView:
-    """The same memory as numpy arrays: a scalar write costs some 50 ns instead of a torch call."""
+    """What the host reads and writes of it, as numpy arrays; the history it only ever overwrites.
 
-    def __init__(self, state: BatchState) -> None:
-        self.arrays: dict[str, np.ndarray] = {
-            f.name: getattr(state, f.name).numpy() for f in fields(state)
-        }
-        for name, array in self.arrays.items():
-            setattr(self, name, array)
+    Args:
+        state: the slots.
+        memory: where they lie.
+    """
 
-    history: np.ndarray
+    def __init__(self, state: BatchState, memory: Memory) -> None:
+        self._history = state.history
+        self._memory = memory
+        for f in fields(state):
+            if f.name != "history":
+                setattr(self, f.name, memory.host(getattr(state, f.name)))
+
     history_lens: np.ndarray
     computed_lens: np.ndarray
     draft_computed_lens: np.ndarray
@@ -111,7 +120,8 @@ class HostView:
     def admit(self, sequence: Sequence) -> None:
         """Fills a sequence's slot."""
         slot, params = sequence.slot, sequence.params
-        self.history[slot, : sequence.num_tokens] = sequence.token_ids
+        tokens = np.asarray(sequence.token_ids, dtype=np.int32)
+        self._memory.write_row(self._history, slot, tokens)
         self.history_lens[slot] = sequence.num_tokens
         self.computed_lens[slot] = sequence.num_computed
         self.draft_computed_lens[slot] = sequence.num_draft_computed
@@ -120,6 +130,11 @@ class HostView:
         self.top_p[slot] = params.top_p
         self.min_p[slot] = params.min_p
         self.seeds[slot] = sequence.seed - (TWO_TO_64 if sequence.seed >= 1 << 63 else 0)
+
+    def set_blocks(self, slot: int, block_table: list[int]) -> None:
+        """Writes a sequence's blocks."""
+        self.block_tables[slot, : len(block_table)] = block_table
+        self._memory.mark_changed()
 
     def release(self, slot: int) -> None:
         """Empties a slot: it takes no part in later steps."""

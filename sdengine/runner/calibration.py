@@ -7,7 +7,6 @@ from a perturbed one. The tables only decide what is drafted; they cannot change
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from sdengine.core.sampling_params import GREEDY_TEMPERATURE, SamplingParams
 from sdengine.kernels.calibration import bin_centers
@@ -29,10 +28,10 @@ class Calibrator:
         tried, accepted: [B, 32] int32, added to by the verifier; reset here.
     """
 
-    def __init__(self, tables: torch.Tensor, tried: torch.Tensor, accepted: torch.Tensor) -> None:
-        self._tables = tables.numpy()
-        self._tried = tried.numpy()
-        self._accepted = accepted.numpy()
+    def __init__(self, tables: np.ndarray, tried: np.ndarray, accepted: np.ndarray) -> None:
+        self._tables = tables
+        self._tried = tried
+        self._accepted = accepted
         self._prior = bin_centers().double().numpy()
         self._seen = np.zeros((2, 2, len(self._prior)))
         self._kind_of_slot = np.zeros(len(self._tables), dtype=np.int64)

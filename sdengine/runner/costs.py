@@ -13,13 +13,16 @@ import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from math import inf
 from pathlib import Path
 from time import perf_counter
 
+import numpy as np
 import torch
 
 from sdengine.core.cost_model import CostModel
+from sdengine.kernels.device_memory import StagedMemory
 from sdengine.kernels.program import Program, make_program, num_threads
 from sdengine.runner.batch_state import HostView
 from sdengine.runner.iteration import Iteration
@@ -42,8 +45,8 @@ class Trial:
 
     program: Program
     reset: Callable[[], None]
-    start_ns: torch.Tensor
-    end_ns: torch.Tensor
+    start_ns: np.ndarray
+    end_ns: np.ndarray
 
 
 def measure_costs(iteration: Iteration, cache_dir: Path | None = None) -> CostModel:
@@ -67,15 +70,16 @@ def measure_costs(iteration: Iteration, cache_dir: Path | None = None) -> CostMo
 
 
 def _measure(iteration: Iteration) -> CostModel:
-    host = HostView(iteration.workspace.state)
+    host = HostView(iteration.workspace.state, iteration.workspace.memory)
     counts = [m for m in ROW_COUNTS if m <= iteration.workspace.sizes.max_nodes + 1]
-    if iteration.backend == "reference":
+    is_slow = _is_slow(iteration)
+    if is_slow:
         counts = counts[:: len(counts) - 1 or 1]  # an oracle: a line through two points will do
     depth = min(iteration.drafter.max_depth, 4) if iteration.drafter is not None else 0
     trials = [_verify_trial(iteration, host, m) for m in counts]
     trials += [_draft_trial(iteration, host, layers) for layers in (1, depth) if depth]
     try:
-        seconds = _fastest(trials, iteration.backend == "reference")
+        seconds = _fastest(trials, is_slow)
     finally:
         host.release(0)
     first, deep = seconds[len(counts) :] or (0.0, 0.0)
@@ -85,7 +89,7 @@ def _measure(iteration: Iteration) -> CostModel:
 
 def verify_trials(iteration: Iteration, row_counts: Sequence[int]) -> list[Trial]:
     """Target passes over chains of so many rows, ready to be timed (benchmarks)."""
-    host = HostView(iteration.workspace.state)
+    host = HostView(iteration.workspace.state, iteration.workspace.memory)
     return [_verify_trial(iteration, host, m) for m in row_counts]
 
 
@@ -93,10 +97,11 @@ def _verify_trial(iteration: Iteration, host: HostView, num_rows: int) -> Trial:
     """From the trees to the commit, over a chain of `num_rows` rows."""
 
     def reset() -> None:
-        _reset(host, wants_logits=1 if num_rows > 1 else 2)
+        _reset(iteration, host, wants_logits=1 if num_rows > 1 else 2)
         _set_chain(iteration, num_rows - 1)
 
-    return _trial(iteration, lambda p: iteration.describe_verify(p, num_rows > 1), reset)
+    describe = partial(iteration.describe_verify, has_trees=num_rows > 1)
+    return _trial(iteration, describe, reset, num_rows)
 
 
 def _draft_trial(iteration: Iteration, host: HostView, layers: int) -> Trial:
@@ -105,29 +110,33 @@ def _draft_trial(iteration: Iteration, host: HostView, layers: int) -> Trial:
     on which layers are dear. A wide layer costs more, but then it also promises more."""
     drafter = iteration.drafter
     assert drafter is not None
-    workspace = iteration.workspace
+    workspace, view = iteration.workspace, iteration.workspace.memory.host
 
     def reset() -> None:
-        _reset(host, wants_logits=1)
+        _reset(iteration, host, wants_logits=1)
         host.node_budgets[0] = host.depth_limits[0] = layers
-        workspace.total_budget[0] = layers
-        workspace.min_layer_gain[0] = 0.0
-        workspace.thresholds.zero_()
+        view(workspace.total_budget)[0] = layers
+        view(workspace.min_layer_gain)[0] = 0.0
 
-    return _trial(iteration, drafter.propose, reset)
+    return _trial(iteration, drafter.propose, reset, workspace.sizes.max_width)
 
 
 def _trial(
-    iteration: Iteration, describe: Callable[[Program], None], reset: Callable[[], None]
+    iteration: Iteration,
+    describe: Callable[[Program], None],
+    reset: Callable[[], None],
+    num_rows: int,
 ) -> Trial:
     """A program timed from its second launch on: after the first one all workers are awake."""
-    program = make_program(iteration.backend, iteration.pool)
-    start, end = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+    memory = iteration.workspace.memory
+    limit = iteration.row_limit(num_rows)
+    program = make_program(iteration.backend, iteration.pool, memory, limit)
+    start, end = (memory.results(1, dtype=torch.int64) for _ in range(2))
     iteration.describe_pending(program)
     program.launch("timestamp", out_ns=start)
     describe(program)
     program.launch("timestamp", out_ns=end)
-    return Trial(program, reset, start, end)
+    return Trial(program, reset, memory.host(start), memory.host(end))
 
 
 def _fastest(trials: list[Trial], is_slow: bool) -> list[float]:
@@ -146,15 +155,24 @@ def _fastest(trials: list[Trial], is_slow: bool) -> list[float]:
             for _ in range(replays):
                 trial.reset()
                 trial.program.replay()
-                fastest[i] = min(fastest[i], 1e-9 * int(trial.end_ns - trial.start_ns))
+                fastest[i] = min(fastest[i], 1e-9 * int(trial.end_ns[0] - trial.start_ns[0]))
         if turn + 1 >= MIN_TURNS and perf_counter() - started > BUDGET_S:
             break
     return fastest
 
 
-def _reset(host: HostView, wants_logits: int) -> None:
-    """A sequence in slot 0 with CONTEXT cached tokens and one pending."""
-    context = min(CONTEXT, host.history.shape[1] // 2)
+def _is_slow(iteration: Iteration) -> bool:
+    """Whether steps are for checking and not for speed: in plain torch, or interpreted."""
+    memory = iteration.workspace.memory
+    is_interpreted = isinstance(memory, StagedMemory) and memory.device.type == "cpu"
+    return iteration.backend == "reference" or is_interpreted
+
+
+def _reset(iteration: Iteration, host: HostView, wants_logits: int) -> None:
+    """A sequence in slot 0 with CONTEXT cached tokens and one pending, nodes at any value."""
+    workspace = iteration.workspace
+    workspace.memory.host(workspace.thresholds)[:] = 0.0
+    context = min(CONTEXT, workspace.state.history.shape[1] // 2)
     host.history_lens[0] = context + 1
     host.computed_lens[0] = context
     host.draft_computed_lens[0] = context
@@ -164,14 +182,14 @@ def _reset(host: HostView, wants_logits: int) -> None:
     host.max_emit[0] = 1
     host.node_budgets[0] = host.depth_limits[0] = 1 << 20
     # Every logical block is physical block 0: there may be fewer blocks than a full context needs.
-    host.block_tables[0] = 0
+    host.set_blocks(0, [0] * host.block_tables.shape[1])
 
 
 def _set_chain(iteration: Iteration, num_nodes: int) -> None:
     """Puts a chain of dummy tokens into slot 0's draft tree."""
     tree = iteration.workspace.draft_tree
     tree.clear()
-    index = torch.arange(1, num_nodes + 1, dtype=torch.int32)
+    index = torch.arange(1, num_nodes + 1, dtype=torch.int32, device=tree.tokens.device)
     tree.tokens[0, 1 : num_nodes + 1] = 0
     tree.parents[0, 1 : num_nodes + 1] = index - 1
     tree.depths[0, 1 : num_nodes + 1] = index
@@ -179,7 +197,6 @@ def _set_chain(iteration: Iteration, num_nodes: int) -> None:
     tree.values[0, 1 : num_nodes + 1] = 1.0
     tree.draft_slots[0, 1 : num_nodes + 1] = -1
     tree.num_nodes[0] = num_nodes
-    iteration.workspace.thresholds.zero_()
 
 
 def _key(iteration: Iteration) -> str:
@@ -193,14 +210,16 @@ def _key(iteration: Iteration) -> str:
         num_threads(iteration.pool),
         iteration.backend,
         platform.node(),
-        _processor(),
+        _processor(iteration.workspace.memory.device),
         torch.__version__,
         BUDGET_S,
     ]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
-def _processor() -> str:
+def _processor(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             return "".join(line for line in file if line.startswith(("model name", "flags")))[:4096]

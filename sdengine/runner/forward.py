@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 
 from sdengine.cache.kv_cache import KVCache
+from sdengine.kernels.device_memory import Memory, StagedMemory
 from sdengine.kernels.program import Program
 from sdengine.kernels.row_batch import RowBatch
-from sdengine.kernels.tree_attention import attention_scratch
+from sdengine.kernels.tree_attention import attention_scratch, device_scratch_floats
 from sdengine.model.config import ModelConfig
 from sdengine.runner.weights import LayerWeights, ModelWeights
 
@@ -30,19 +31,31 @@ class Activations:
 
     @classmethod
     def allocate(
-        cls, config: ModelConfig, num_rows: int, max_context: int, num_threads: int
+        cls, config: ModelConfig, num_rows: int, max_context: int, num_threads: int, memory: Memory
     ) -> Activations:
         """Buffers for `num_rows` rows attending to at most `max_context` keys."""
         heads = config.num_heads * config.head_dim
+        shape = (num_rows, config.num_heads, config.head_dim, max_context)
         return cls(
-            hidden=torch.empty(num_rows, config.hidden_size),
-            normed=torch.empty(num_rows, config.hidden_size),
-            qkv=torch.empty(num_rows, config.qkv_rows),
-            attended=torch.empty(num_rows, heads),
-            ffn=torch.empty(num_rows, config.intermediate_size),
-            attention_scratch=attention_scratch(
-                num_rows, config.num_heads, config.head_dim, max_context, num_threads
-            ),
+            hidden=memory.empty(num_rows, config.hidden_size),
+            normed=memory.empty(num_rows, config.hidden_size),
+            qkv=memory.empty(num_rows, config.qkv_rows),
+            attended=memory.empty(num_rows, heads),
+            ffn=memory.empty(num_rows, config.intermediate_size),
+            attention_scratch=memory.empty(device_scratch_floats(*shape))
+            if isinstance(memory, StagedMemory)
+            else attention_scratch(*shape, num_threads),
+        )
+
+    def first(self, num_rows: int) -> Activations:
+        """The first rows of every buffer."""
+        return Activations(
+            self.hidden[:num_rows],
+            self.normed[:num_rows],
+            self.qkv[:num_rows],
+            self.attended[:num_rows],
+            self.ffn[:num_rows],
+            self.attention_scratch,
         )
 
 
@@ -58,6 +71,10 @@ class Spans:
     rows: RowBatch
     block_tables: torch.Tensor
 
+    def first(self, num_rows: int) -> Spans:
+        """The same with room for fewer rows."""
+        return Spans(self.rows.first(num_rows), self.block_tables)
+
 
 @dataclass(frozen=True, slots=True)
 class Logits:
@@ -72,6 +89,11 @@ class Logits:
     values: torch.Tensor
     rows: torch.Tensor | None
     num_rows: torch.Tensor
+
+    def first(self, num_rows: int) -> Logits:
+        """The same with room for fewer rows."""
+        rows = None if self.rows is None else self.rows[:num_rows]
+        return Logits(self.values[:num_rows], rows, self.num_rows)
 
 
 def describe_forward(
@@ -93,6 +115,9 @@ def describe_forward(
         buffers: scratch for at least as many rows.
         logits: rows whose logits are wanted; None computes keys and values only.
     """
+    if program.row_limit is not None:
+        spans, buffers = spans.first(program.row_limit), buffers.first(program.row_limit)
+        logits = None if logits is None else logits.first(program.row_limit)
     batch = spans.rows
     num_rows = batch.num_rows
     program.launch(

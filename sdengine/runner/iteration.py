@@ -17,6 +17,8 @@ from typing import Any
 import torch
 
 from sdengine.cache.kv_cache import KVCache
+from sdengine.kernels.device_memory import Memory
+from sdengine.kernels.device_program import StagedProgram, is_captured
 from sdengine.kernels.program import Program, make_program, num_threads
 from sdengine.runner.drafter import Drafter
 from sdengine.runner.forward import Activations, Logits, Spans, describe_forward
@@ -24,6 +26,9 @@ from sdengine.runner.penalties import PenaltyBuffers, describe_penalties
 from sdengine.runner.verifier import Verdict, Verifier
 from sdengine.runner.weights import ModelWeights
 from sdengine.runner.workspace import Workspace
+
+MIN_ROW_LIMIT = 8
+"""Rows of the smallest program of a device; the others have a power of two."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,13 +40,13 @@ class MovePlan:
     num_moves: torch.Tensor  # [B]
 
     @classmethod
-    def allocate(cls, max_num_seqs: int, max_depth: int) -> MovePlan:
+    def allocate(cls, memory: Memory, max_num_seqs: int, max_depth: int) -> MovePlan:
         """Buffers for B slots."""
         b, depth = max_num_seqs, max(max_depth, 1)
         return cls(
-            torch.zeros(b, depth, dtype=torch.int32),
-            torch.zeros(b, dtype=torch.int32),
-            torch.zeros(b, dtype=torch.int32),
+            memory.zeros(b, depth, dtype=torch.int32),
+            memory.zeros(b, dtype=torch.int32),
+            memory.zeros(b, dtype=torch.int32),
         )
 
 
@@ -53,19 +58,21 @@ class Variant:
         drafts: whether trees are grown; otherwise every sequence decodes plainly.
         has_penalties: whether any sequence needs its logits changed.
         catches_up: without trees: whether the drafter follows the pending tokens all the same.
+        row_limit: most rows of any of its passes; None for what the buffers hold.
     """
 
     drafts: bool
     has_penalties: bool = False
     catches_up: bool = False
+    row_limit: int | None = None
 
 
 class Iteration:
     """The programs of one engine.
 
     Args:
-        backend: "cpu" or "reference".
-        pool: native thread pool, None for the reference backend.
+        backend: one of BACKENDS.
+        pool: native thread pool of the CPU backend, None for the others.
         workspace: buffers.
         weights: the target model.
         cache: its KV cache.
@@ -83,40 +90,66 @@ class Iteration:
         drafter: Drafter | None,
         verifier: Verifier,
     ) -> None:
-        sizes = workspace.sizes
+        sizes, memory = workspace.sizes, workspace.memory
         self.workspace = workspace
         self.drafter = drafter
         self.weights = weights
         self.pool = pool
-        self.penalties = PenaltyBuffers.allocate(sizes.max_num_seqs, sizes.vocab_size)
-        self.verdict = Verdict.allocate(sizes.max_num_seqs, sizes.max_depth)
+        self.penalties = PenaltyBuffers.allocate(memory, sizes.max_num_seqs, sizes.vocab_size)
+        self.verdict = Verdict.allocate(memory, sizes.max_num_seqs, sizes.max_depth)
         self.backend = backend
         self._cache = cache
         self._verifier = verifier
         self._buffers = Activations.allocate(
-            weights.config, sizes.max_target_rows, sizes.max_context, num_threads(pool)
+            weights.config, sizes.max_target_rows, sizes.max_context, num_threads(pool), memory
         )
         self._spans = Spans(workspace.target_rows, workspace.state.block_tables)
-        self._num_emitted = torch.zeros(sizes.max_num_seqs, dtype=torch.int32)
-        self._moves = MovePlan.allocate(sizes.max_num_seqs, sizes.max_depth)
-        self._draft_moves = MovePlan.allocate(sizes.max_num_seqs, sizes.max_depth)
+        self._num_emitted = memory.zeros(sizes.max_num_seqs, dtype=torch.int32)
+        self._moves = MovePlan.allocate(memory, sizes.max_num_seqs, sizes.max_depth)
+        self._draft_moves = MovePlan.allocate(memory, sizes.max_num_seqs, sizes.max_depth)
         self._programs: dict[Variant, Program] = {}
         # Start, after proposing, end: nanoseconds, written by the program itself.
-        self.times_ns = torch.zeros(3, dtype=torch.int64)
+        self.times_ns = memory.results(3, dtype=torch.int64)
 
     def describe_usual(self) -> None:
         """Describes the variants that requests without penalties need: some 5 ms for plain
-        decoding, 25 for trees of eight layers, which the first requests would wait for."""
-        has_drafter = self.drafter is not None
-        for drafts, catches_up in ((False, False), (False, True), (True, False)):
-            if has_drafter or not (drafts or catches_up):
-                self.program(Variant(drafts, catches_up=catches_up))
+        decoding, 25 for trees of eight layers, which the first requests would wait for. On a GPU
+        the smallest of each is captured, too, which compiles the kernels that all sizes share."""
+        if self.has_row_limits and not is_captured(self.workspace.memory.device):
+            return
+        sizes = self.workspace.sizes
+        tree_rows = max(sizes.max_nodes + 1, sizes.max_width)
+        variants = [Variant(False, row_limit=self.row_limit(1))]
+        if self.drafter is not None:
+            variants += [
+                Variant(False, catches_up=True, row_limit=self.row_limit(1)),
+                Variant(True, row_limit=self.row_limit(tree_rows)),
+            ]
+        for variant in variants:
+            program = self.program(variant)
+            if isinstance(program, StagedProgram):
+                program.prepare()
+
+    @property
+    def has_row_limits(self) -> bool:
+        """Whether programs are made for so many rows: a device's grids are of a fixed size."""
+        return self.backend in ("triton", "cuda")
+
+    def row_limit(self, num_rows: int) -> int | None:
+        """Rows of the smallest program that can pass `num_rows`; None where one serves all."""
+        if not self.has_row_limits:
+            return None
+        sizes = self.workspace.sizes
+        limit = max(MIN_ROW_LIMIT, 1 << max(num_rows - 1, 0).bit_length())
+        return min(limit, max(sizes.max_target_rows, sizes.max_draft_rows))
 
     def program(self, variant: Variant) -> Program:
         """The recorded iteration of a variant; described when it is first asked for."""
         program = self._programs.get(variant)
         if program is None:
-            program = make_program(self.backend, self.pool)
+            program = make_program(
+                self.backend, self.pool, self.workspace.memory, variant.row_limit
+            )
             self._describe(program, variant)
             self._programs[variant] = program
         return program

@@ -30,18 +30,19 @@ def append_logprobs(
     """
     assert sequence.logprobs is not None and sequence.params.logprobs is not None
     logprobs = torch.log_softmax(logits, dim=-1)
-    num_alternatives = sequence.params.logprobs
-    best = logprobs.topk(num_alternatives) if num_alternatives else None
-    for i, token in enumerate(token_ids):
-        own = float(logprobs[i, token])
-        rank = int((logprobs[i] > logprobs[i, token]).sum()) + 1
-        entry = {token: Logprob(own, rank, _text(codec, token))}
-        if best is not None:
-            for j, other in enumerate(best.indices[i].tolist()):
-                value = float(best.values[i, j])
-                entry.setdefault(other, Logprob(value, j + 1, _text(codec, other)))
+    tokens = torch.tensor(token_ids, dtype=torch.int64, device=logits.device)[:, None]
+    chosen = logprobs.gather(1, tokens)
+    ranks = (logprobs > chosen).sum(dim=1) + 1
+    best = logprobs.topk(sequence.params.logprobs)
+    # Four reads for all tokens: each one waits for the device.
+    values, ids = best.values.tolist(), best.indices.tolist()
+    own = zip(token_ids, chosen[:, 0].tolist(), ranks.tolist(), strict=True)
+    for i, (token, value, rank) in enumerate(own):
+        entry = {token: Logprob(value, rank, _text(codec, token))}
+        for j, other in enumerate(ids[i]):
+            entry.setdefault(other, Logprob(values[i][j], j + 1, _text(codec, other)))
         sequence.logprobs.append(entry)
-        sequence.cumulative_logprob += own
+        sequence.cumulative_logprob += value
 
 
 def _text(codec: TokenText | None, token: int) -> str:

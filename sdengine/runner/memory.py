@@ -81,19 +81,24 @@ def fitting_blocks(
 
 
 def require_buffers(sizes: Sizes, models: Sequence[ModelConfig]) -> None:
-    """Refuses sizes whose buffers cannot fit: logits, activations and token histories, the ones
-    that grow with the number of sequences, nodes and rows.
+    """Refuses sizes whose buffers cannot fit.
 
     Raises:
         CacheFull: they do not fit.
     """
+    require_memory(
+        "buffers",
+        buffer_bytes(sizes, models),
+        "lower max_num_seqs, max_num_batched_tokens or the speculation's max_nodes",
+    )
+
+
+def buffer_bytes(sizes: Sizes, models: Sequence[ModelConfig]) -> int:
+    """Bytes of logits, activations and token histories, the buffers that grow with the number of
+    sequences, nodes and rows."""
     floats = sizes.max_logit_rows * sizes.vocab_size + sizes.max_num_seqs * sizes.max_history
     for model in models:
         heads = model.num_heads * model.head_dim
         per_row = 2 * model.hidden_size + model.qkv_rows + heads + model.intermediate_size
         floats += sizes.max_target_rows * per_row
-    require_memory(
-        "buffers",
-        4 * floats,
-        "lower max_num_seqs, max_num_batched_tokens or the speculation's max_nodes",
-    )
+    return 4 * floats

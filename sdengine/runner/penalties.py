@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from sdengine.core.sequence import Sequence
+from sdengine.kernels.device_memory import Memory
 from sdengine.kernels.program import Program
 from sdengine.runner.workspace import Workspace
 
@@ -36,25 +37,21 @@ class PenaltyBuffers:
     min_lens: torch.Tensor
 
     @classmethod
-    def allocate(cls, max_num_seqs: int, vocab_size: int) -> PenaltyBuffers:
+    def allocate(cls, memory: Memory, max_num_seqs: int, vocab_size: int) -> PenaltyBuffers:
         """Neutral tables; pages of the count tables take memory when a sequence first uses them."""
         b = max_num_seqs
-
-        def ints(*shape: int) -> torch.Tensor:
-            return torch.zeros(shape, dtype=torch.int32)
-
         return cls(
-            prompt_counts=ints(b, vocab_size),
-            output_counts=ints(b, vocab_size),
-            repetition_penalty=torch.ones(b),
-            presence_penalty=torch.zeros(b),
-            frequency_penalty=torch.zeros(b),
-            bias_ids=ints(b, MAX_BIASES),
-            bias_values=torch.zeros(b, MAX_BIASES),
-            num_bias=ints(b),
-            stop_ids=ints(b, MAX_MASKED),
-            num_stops=ints(b),
-            min_lens=ints(b),
+            prompt_counts=memory.zeros(b, vocab_size, dtype=torch.int32),
+            output_counts=memory.zeros(b, vocab_size, dtype=torch.int32),
+            repetition_penalty=memory.tables(b, dtype=torch.float32, fill=1),
+            presence_penalty=memory.tables(b, dtype=torch.float32),
+            frequency_penalty=memory.tables(b, dtype=torch.float32),
+            bias_ids=memory.tables(b, MAX_BIASES),
+            bias_values=memory.tables(b, MAX_BIASES, dtype=torch.float32),
+            num_bias=memory.tables(b),
+            stop_ids=memory.tables(b, MAX_MASKED),
+            num_stops=memory.tables(b),
+            min_lens=memory.tables(b),
         )
 
 
@@ -91,20 +88,21 @@ class PenaltyTables:
 
     Args:
         buffers: written.
+        memory: where they lie.
     """
 
-    def __init__(self, buffers: PenaltyBuffers) -> None:
-        self._prompt_counts = buffers.prompt_counts.numpy()
-        self._output_counts = buffers.output_counts.numpy()
-        self._repetition = buffers.repetition_penalty.numpy()
-        self._presence = buffers.presence_penalty.numpy()
-        self._frequency = buffers.frequency_penalty.numpy()
-        self._bias_ids = buffers.bias_ids.numpy()
-        self._bias_values = buffers.bias_values.numpy()
-        self._num_bias = buffers.num_bias.numpy()
-        self._stop_ids = buffers.stop_ids.numpy()
-        self._num_stops = buffers.num_stops.numpy()
-        self._min_lens = buffers.min_lens.numpy()
+    def __init__(self, buffers: PenaltyBuffers, memory: Memory) -> None:
+        self._memory = memory
+        self._counts = (buffers.prompt_counts, buffers.output_counts)
+        self._repetition = memory.host(buffers.repetition_penalty)
+        self._presence = memory.host(buffers.presence_penalty)
+        self._frequency = memory.host(buffers.frequency_penalty)
+        self._bias_ids = memory.host(buffers.bias_ids)
+        self._bias_values = memory.host(buffers.bias_values)
+        self._num_bias = memory.host(buffers.num_bias)
+        self._stop_ids = memory.host(buffers.stop_ids)
+        self._num_stops = memory.host(buffers.num_stops)
+        self._min_lens = memory.host(buffers.min_lens)
         self._slots: set[int] = set()
 
     @property
@@ -118,9 +116,8 @@ class PenaltyTables:
         if not (params.has_penalties or params.logit_bias or params.min_tokens):
             return
         self._slots.add(slot)
-        prompt = sequence.token_ids[: sequence.num_prompt_tokens]
-        _count(self._prompt_counts[slot], prompt)
-        _count(self._output_counts[slot], sequence.token_ids[sequence.num_prompt_tokens :])
+        end = sequence.num_prompt_tokens
+        self._write_counts(slot, sequence.token_ids[:end], sequence.token_ids[end:])
         self._repetition[slot] = params.repetition_penalty
         self._presence[slot] = params.presence_penalty
         self._frequency[slot] = params.frequency_penalty
@@ -133,16 +130,16 @@ class PenaltyTables:
             self._num_stops[slot] = len(stops)
             self._stop_ids[slot, : len(stops)] = stops
             self._min_lens[slot] = sequence.num_prompt_tokens + params.min_tokens
+        self._memory.mark_changed()
 
     def release(self, slot: int) -> None:
         """Makes a slot neutral again."""
         if slot not in self._slots:
             return
         self._slots.remove(slot)
+        self._write_counts(slot, [], [])
         self._repetition[slot] = 1.0
         for array in (
-            self._prompt_counts,
-            self._output_counts,
             self._presence,
             self._frequency,
             self._num_bias,
@@ -150,8 +147,10 @@ class PenaltyTables:
             self._min_lens,
         ):
             array[slot] = 0
+        self._memory.mark_changed()
 
-
-def _count(row: np.ndarray, token_ids: SequenceOf[int]) -> None:
-    """row[t] = occurrences of t."""
-    row[:] = np.bincount(np.asarray(token_ids, dtype=np.int64), minlength=len(row))
+    def _write_counts(self, slot: int, *token_ids: SequenceOf[int]) -> None:
+        """counts[slot, t] = occurrences of t, in prompt and output."""
+        for counts, tokens in zip(self._counts, token_ids, strict=True):
+            row = np.bincount(np.asarray(tokens, dtype=np.int64), minlength=counts.shape[1])
+            self._memory.write_row(counts, slot, row.astype(np.int32))

@@ -69,21 +69,24 @@ class Runner:
         self._pool = pool
         workspace = iteration.workspace
         self._sizes = workspace.sizes
-        self._host = HostView(workspace.state)
-        self._thresholds = workspace.thresholds.numpy()
-        self._min_layer_gain = workspace.min_layer_gain.numpy()
-        self._total_budget = workspace.total_budget.numpy()
-        self._stop_tokens = workspace.stop_tokens.numpy()
-        self._num_nodes = workspace.token_tree.num_nodes.numpy()
-        self._cu_logits = workspace.cu_logits.numpy()
+        host = workspace.memory.host
+        self._host = HostView(workspace.state, workspace.memory)
+        self._thresholds = host(workspace.thresholds)
+        self._min_layer_gain = host(workspace.min_layer_gain)
+        self._total_budget = host(workspace.total_budget)
+        self._stop_tokens = host(workspace.stop_tokens)
+        self._num_nodes = host(workspace.token_tree.num_nodes)
+        self._cu_logits = host(workspace.cu_logits)
         self._written_blocks = [0] * self._sizes.max_num_seqs
-        self._penalties = PenaltyTables(iteration.penalties)
+        self._penalties = PenaltyTables(iteration.penalties, workspace.memory)
         verdict = iteration.verdict
-        self._num_accepted = verdict.num_accepted.numpy()
-        self._out_tokens = verdict.out_tokens.numpy()
-        self._path = verdict.path.numpy()
-        self._times_ns = iteration.times_ns.numpy()
-        self._calibrator = Calibrator(workspace.calibration, verdict.tried, verdict.accepted)
+        self._num_accepted = host(verdict.num_accepted)
+        self._out_tokens = host(verdict.out_tokens)
+        self._path = host(verdict.path)
+        self._times_ns = host(iteration.times_ns)
+        self._calibrator = Calibrator(
+            host(workspace.calibration), host(verdict.tried), host(verdict.accepted)
+        )
         self._has_drafter = iteration.drafter is not None
         self._has_draft_cache = self._has_drafter and iteration.drafter.cache is not None
         self._is_drafting = False
@@ -133,7 +136,8 @@ class Runner:
             self._write_prices(plan)
         else:
             catches_up = self._propose_nothing()
-        variant = Variant(self._is_drafting, self._penalties.is_needed, catches_up)
+        limit = self._row_limit() if self.iteration.has_row_limits else None
+        variant = Variant(self._is_drafting, self._penalties.is_needed, catches_up, limit)
         self.iteration.program(variant).replay()
 
     def commit(self, schedule: Schedule) -> list[Commit]:
@@ -189,6 +193,17 @@ class Runner:
             self._penalties.release(slot)
             self._written_blocks[slot] = 0
 
+    def _row_limit(self) -> int | None:
+        """Rows for which this step needs a program: its passes have no more."""
+        host, sizes = self._host, self._sizes
+        num_rows = int(host.pending_lens.sum())
+        if self._has_draft_cache:
+            num_rows = max(num_rows, int(host.draft_pending_lens.sum()))
+        if self._is_drafting:
+            num_trees = int(np.count_nonzero(host.node_budgets))
+            num_rows = max(num_rows + num_trees * sizes.max_nodes, num_trees * sizes.max_width)
+        return self.iteration.row_limit(num_rows)
+
     def _propose_nothing(self) -> bool:
         """Every root stands alone. The draft only follows prompts, so that later steps can draft;
         returns whether it does."""
@@ -212,7 +227,8 @@ class Runner:
         sequence, host = entry.sequence, self._host
         slot = sequence.slot
         if len(sequence.block_table) != self._written_blocks[slot]:
-            self._write_blocks(slot, sequence.block_table)
+            self._host.set_blocks(slot, sequence.block_table)
+            self._written_blocks[slot] = len(sequence.block_table)
         decodes = entry.num_tokens == sequence.num_pending
         host.pending_lens[slot] = entry.num_tokens
         host.wants_logits[slot] = decodes
@@ -231,10 +247,6 @@ class Runner:
         self._needs_catch_up |= not decodes
         self._is_catching_up |= pending > MAX_STEADY_PENDING
         return pending
-
-    def _write_blocks(self, slot: int, block_table: list[int]) -> None:
-        self._host.block_tables[slot, : len(block_table)] = block_table
-        self._written_blocks[slot] = len(block_table)
 
     def _write_prices(self, plan: StepPlan) -> None:
         self._total_budget[0] = plan.max_batch_nodes

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import torch
 
+from sdengine.kernels.device_memory import Memory
 from sdengine.kernels.program import Program
 from sdengine.runner.workspace import Workspace
 
@@ -32,14 +33,17 @@ class Verdict:
     accepted: torch.Tensor
 
     @classmethod
-    def allocate(cls, max_num_seqs: int, max_depth: int) -> Verdict:
+    def allocate(cls, memory: Memory, max_num_seqs: int, max_depth: int) -> Verdict:
         """Buffers for B slots and trees of depth D."""
         b, depth = max_num_seqs, max(max_depth, 1)
-
-        def ints(*shape: int) -> torch.Tensor:
-            return torch.zeros(shape, dtype=torch.int32)
-
-        return cls(ints(b), ints(b, depth), ints(b, depth + 1), ints(b), ints(b, 32), ints(b, 32))
+        return cls(
+            num_accepted=memory.results(b),
+            path=memory.results(b, depth),
+            out_tokens=memory.results(b, depth + 1),
+            final_node=memory.zeros(b, dtype=torch.int32),
+            tried=memory.state(b, 32),
+            accepted=memory.state(b, 32),
+        )
 
 
 class Verifier(Protocol):
@@ -70,4 +74,5 @@ def walk_arguments(workspace: Workspace, verdict: Verdict) -> dict[str, Any]:
         "final_node": verdict.final_node,
         "tried": verdict.tried,
         "accepted": verdict.accepted,
+        "scratch": workspace.walk_scratch,
     }

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from sdengine.kernels.device_memory import Memory, StagedMemory
 from sdengine.kernels.row_batch import RowBatch
 from sdengine.kernels.token_tree import DraftTree, TokenTree, allocate_tree_scratch, mask_words
+from sdengine.kernels.tree_verify import walk_scratch_size
 from sdengine.runner.batch_state import BatchState
 
 
@@ -69,6 +71,7 @@ class Workspace:
     """Buffers of one engine.
 
     Args:
+        memory: where they lie; what else an iteration needs is allocated there too.
         sizes: their capacities.
         state: per-slot state.
         num_seqs: [1] = B; slots that take no part have no pending tokens.
@@ -83,8 +86,10 @@ class Workspace:
         stop_tokens [B, S_stop]: tokens below which nothing is drafted.
         calibration [B, 32]: acceptance rate by bin of raw estimate.
         tree_scratch: working memory of the tree ops.
+        walk_scratch: of `tree_verify` on a device; None on a CPU.
     """
 
+    memory: Memory
     sizes: Sizes
     state: BatchState
     num_seqs: torch.Tensor
@@ -104,6 +109,7 @@ class Workspace:
     stop_tokens: torch.Tensor
     calibration: torch.Tensor
     tree_scratch: torch.Tensor
+    walk_scratch: torch.Tensor | None
 
     @property
     def sampled_rows(self) -> torch.Tensor:
@@ -111,34 +117,41 @@ class Workspace:
         return self.logit_rows[: self.logits.shape[0]]
 
     @classmethod
-    def allocate(cls, sizes: Sizes, calibration: torch.Tensor) -> Workspace:
+    def allocate(cls, sizes: Sizes, calibration: torch.Tensor, memory: Memory) -> Workspace:
         """Buffers for these sizes; `calibration` [32] is every slot's first table."""
         b, rows, logit_rows = sizes.max_num_seqs, sizes.max_target_rows, sizes.max_logit_rows
         nodes = max(sizes.max_nodes, 1)
-        return cls(
+        device = memory.device
+
+        def ints(*shape: int) -> torch.Tensor:
+            return memory.zeros(*shape, dtype=torch.int32)
+
+        workspace = cls(
+            memory=memory,
             sizes=sizes,
-            state=BatchState.allocate(b, sizes.max_history, sizes.max_blocks),
-            num_seqs=torch.tensor([b], dtype=torch.int32),
-            draft_tree=DraftTree.allocate(b, nodes),
-            token_tree=TokenTree.allocate(b, nodes),
-            target_rows=RowBatch.allocate(b, rows, mask_words(nodes)),
-            pending_tokens=_ints(sizes.max_batched_tokens),
-            cu_pending=_ints(b + 1),
-            logits=torch.empty(logit_rows, sizes.vocab_size),
-            logit_rows=_ints(rows),
-            cu_logits=_ints(b + 1),
-            num_logits=_ints(1),
-            target_tokens=_ints(logit_rows),
-            thresholds=torch.zeros(rows),
-            total_budget=_ints(1),
-            min_layer_gain=torch.zeros(1),
-            stop_tokens=torch.full((b, sizes.num_stop_tokens), -1, dtype=torch.int32),
-            calibration=calibration.repeat(b, 1),
+            state=BatchState.allocate(memory, b, sizes.max_history, sizes.max_blocks),
+            num_seqs=memory.inputs(1, fill=b),
+            draft_tree=DraftTree.allocate(b, nodes, device),
+            token_tree=replace(TokenTree.allocate(b, nodes, device), num_nodes=memory.results(b)),
+            target_rows=RowBatch.allocate(b, rows, mask_words(nodes), device),
+            pending_tokens=ints(sizes.max_batched_tokens),
+            cu_pending=ints(b + 1),
+            logits=memory.empty(logit_rows, sizes.vocab_size),
+            logit_rows=ints(rows),
+            cu_logits=memory.results(b + 1),
+            num_logits=ints(1),
+            target_tokens=ints(logit_rows),
+            thresholds=memory.inputs(rows, dtype=torch.float32),
+            total_budget=memory.inputs(1),
+            min_layer_gain=memory.inputs(1, dtype=torch.float32),
+            stop_tokens=memory.inputs(b, sizes.num_stop_tokens, fill=-1),
+            calibration=memory.inputs(b, len(calibration), dtype=torch.float32),
             tree_scratch=allocate_tree_scratch(
-                b, nodes, max(sizes.max_width, 1), max(sizes.num_candidates, 1)
+                b, nodes, max(sizes.max_width, 1), max(sizes.num_candidates, 1), device
             ),
+            walk_scratch=memory.zeros(walk_scratch_size(b), dtype=torch.int64)
+            if isinstance(memory, StagedMemory)
+            else None,
         )
-
-
-def _ints(*shape: int) -> torch.Tensor:
-    return torch.zeros(shape, dtype=torch.int32)
+        memory.host(workspace.calibration)[:] = calibration.numpy()
+        return workspace

@@ -28,8 +28,9 @@ class RejectionVerifier:
 
     def __init__(self, workspace: Workspace, proposals: Proposals | None) -> None:
         self._workspace = workspace
+        memory = workspace.memory
         self._proposals = proposals or Proposals(
-            torch.full((1, 1), -1, dtype=torch.int32), torch.zeros(1, 1)
+            memory.full((1, 1), -1, torch.int32), memory.zeros(1, 1)
         )
 
     def verify(self, program: Program, verdict: Verdict) -> None:

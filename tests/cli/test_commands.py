@@ -79,6 +79,15 @@ def test_info_tells_about_every_backend_and_why(capsys) -> None:
         assert f"{title}\n" in out
     reason = why_unavailable()
     assert reason is None or f"cuda                   not available: {reason}" in out
+    assert "\n  engine on a CPU        cpu\n" in out
+    assert reason is None or f"engine on a GPU        not available: {reason}; an engine" in out
+
+
+def test_info_names_the_kernels_that_an_engine_on_a_gpu_would_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sdengine.kernels.backends.why_unavailable", lambda name: None)
+    assert info.engine_on_gpu().startswith('triton and cuda, with device="cuda"')
 
 
 def test_info_gives_the_reason_of_a_missing_extension(monkeypatch, capsys) -> None:

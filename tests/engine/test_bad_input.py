@@ -204,11 +204,19 @@ def test_a_method_without_its_draft_model_is_refused(make_engine: MakeEngine) ->
 @pytest.mark.parametrize(
     "settings,error,words",
     [
-        ({"device": "cuda"}, BackendUnavailable, 'device: expected "cpu" or "auto", got \'cuda\''),
+        (
+            {"device": "cuda"},
+            BackendUnavailable,
+            "device 'cuda': torch finds no CUDA device",
+        ),
+        (
+            {"device": "cuda", "backend": "cpu"},
+            ConfigError,
+            "on device 'cuda', got 'cpu'",
+        ),
         ({"device": "tpu"}, ConfigError, 'device to be "auto", "cpu".*tpu'),
         ({"backend": "metal"}, ConfigError, "backend to be one of reference, cpu.*metal"),
-        ({"backend": "triton"}, BackendUnavailable, "backend 'triton': .*reference and cpu"),
-        ({"backend": "cuda"}, BackendUnavailable, "backend 'cuda'"),
+        ({"backend": "cuda"}, BackendUnavailable, "backend 'cuda': .*needs cuda and triton"),
         ({"dtype": "float16"}, ConfigError, 'pass dtype="bfloat16"'),
         ({"dtype": "int4"}, ConfigError, "dtype to be one of auto.*int4"),
         ({"max_model_len": 100_000}, ConfigError, "max_model_len of at most 256.*got 100000"),

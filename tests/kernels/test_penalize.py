@@ -45,9 +45,8 @@ def run_both(args: dict[str, Any], workers: int = 1) -> torch.Tensor:
     return args["logits"]
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_random_rows_of_random_trees_equal_the_reference(seed: int) -> None:
-    rng = random.Random(seed)
+def random_args(rng: random.Random, seed: int) -> dict[str, Any]:
+    """Rows of random trees in any order, every option on or off by sequence."""
     batch, vocab = 3, rng.choice([5, 70, 9000])
     tree = random_token_tree(rng, batch, max_nodes=12, vocab=5)
     nodes = [(b, i) for b in range(batch) for i in range(int(tree.num_nodes[b]) + 1)]
@@ -67,6 +66,13 @@ def test_random_rows_of_random_trees_equal_the_reference(seed: int) -> None:
         args["bias_values"][b] = torch.tensor([rng.choice([5.0, -100.0]) for _ in range(3)])
         args["stop_ids"][b] = int_tensor([rng.randrange(vocab) for _ in range(2)])
         args["history_lens"][b], args["min_lens"][b] = 10, rng.choice([0, 11, 13])
+    return args
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_rows_of_random_trees_equal_the_reference(seed: int) -> None:
+    rng = random.Random(seed)
+    args = random_args(rng, seed)
     run_both(args, workers=rng.choice([1, 2, 3]))
 
 

@@ -5,6 +5,8 @@
 #include "cuda/gather_pending.cu"
 #include "cuda/kv_compact.cu"
 #include "cuda/library.cu"
+#include "cuda/ngram_match.cu"
+#include "cuda/timestamp.cu"
 #include "cuda/tree_expand.cu"
 #include "cuda/tree_select.cu"
 #include "cuda/tree_verify.cu"

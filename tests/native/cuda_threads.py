@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sdengine.kernels.cuda_library import CudaLibrary
+from tests.model.checkpoints import scratch_dir
 
 from .test_sanitizers import COMPILER, CSRC, HERE
 
@@ -27,11 +28,11 @@ def threads_library() -> CudaLibrary:
     """Compiles and loads it; skips the test where there is no compiler."""
     if COMPILER is None:
         pytest.skip("no C++ compiler")
-    target = Path(tempfile.mkdtemp()) / "libsdengine_cuda.so"
+    target = Path(tempfile.mkdtemp(dir=scratch_dir())) / "libsdengine_cuda.so"
     includes = [f"-I{CSRC}", f"-I{CSRC / 'include'}"]
     command = [COMPILER, "-std=c++17", "-O1", "-fPIC", "-shared", "-pthread", *includes, *FLAGS]
     built = subprocess.run(
         [*command, str(KERNELS), "-o", str(target)], capture_output=True, text=True, check=False
     )
     assert built.returncode == 0, built.stderr[-3000:]
-    return CudaLibrary(target)
+    return CudaLibrary(target, device_type="cpu")

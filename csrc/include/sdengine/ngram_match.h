@@ -232,26 +232,48 @@ SDE_HD inline void write_tree(DraftTreeView tree, const Workspace& space, int32_
 
 }  // namespace ngram
 
-// Drafts one sequence.
-SDE_HD inline void match_ngrams(const NgramMatchArgs& args, int64_t b) {
-  const DraftTreeView tree = args.tree.sequence(b);
-  expand::reset_to_root(tree);
-  const int32_t budget = expand::min_of(args.node_budgets[b], tree.capacity);
-  const int32_t depth = expand::min_of(args.depth_limits[b], args.max_depth);
-  if (budget <= 0 || depth <= 0) return;
-  const ngram::Workspace space = ngram::workspace(args, b);
-  const int32_t* text =
-      args.history + (args.history_rows ? args.history_rows[b] : b) * args.history_stride;
-  const int32_t length = args.history_lens[b];
-  const int32_t num_matches = ngram::find_matches(args, text, length, space.matches);
+// What one sequence may draft, from which text.
+struct NgramTask {
+  DraftTreeView tree;
+  int32_t budget;
+  int32_t depth;
+  const int32_t* text;
+  int32_t length;
+  ngram::Workspace space;
+};
+
+SDE_HD inline NgramTask ngram_task(const NgramMatchArgs& args, int64_t b) {
+  NgramTask task;
+  task.tree = args.tree.sequence(b);
+  task.budget = expand::min_of(args.node_budgets[b], task.tree.capacity);
+  task.depth = expand::min_of(args.depth_limits[b], args.max_depth);
+  task.text = args.history + (args.history_rows ? args.history_rows[b] : b) * args.history_stride;
+  task.length = task.budget > 0 && task.depth > 0 ? args.history_lens[b] : 0;
+  task.space = ngram::workspace(args, b);
+  return task;
+}
+
+// Makes the tree of the matches that were found.
+SDE_HD inline void draft_matches(const NgramMatchArgs& args, int64_t b, const NgramTask& task,
+                                 int32_t num_matches) {
   if (num_matches == 0) return;
-  ngram::build_trie(args, b, text, length, depth, space, num_matches);
+  const ngram::Workspace& space = task.space;
+  ngram::build_trie(args, b, task.text, task.length, task.depth, space, num_matches);
   space.ranked[0] = {0, -1, 0, 0, 1.0f, 1.0f};
   int32_t count = 1;
   for (int32_t r = 0; r < count; ++r) count = ngram::rank_children(args, b, space, r, count);
   for (int32_t r = 1; r < count; ++r) space.keys[r - 1] = rank_key(space.ranked[r].value, r);
-  const uint64_t cut = count - 1 > budget ? nth_largest(space.keys, count - 1, budget) : 0;
-  ngram::write_tree(tree, space, count, cut);
+  const bool is_cut = count - 1 > task.budget;
+  const uint64_t cut = is_cut ? nth_largest(space.keys, count - 1, task.budget) : 0;
+  ngram::write_tree(task.tree, space, count, cut);
+}
+
+// Drafts one sequence.
+SDE_HD inline void match_ngrams(const NgramMatchArgs& args, int64_t b) {
+  const NgramTask task = ngram_task(args, b);
+  expand::reset_to_root(task.tree);
+  draft_matches(args, b, task,
+                ngram::find_matches(args, task.text, task.length, task.space.matches));
 }
 
 }  // namespace sdengine

@@ -23,6 +23,7 @@ from sdengine.kernels import tree_attention
 from sdengine.kernels.dense_weight import DenseWeight
 from sdengine.kernels.registry import get_op
 from sdengine.kernels.spec import Args
+from sdengine.kernels.token_tree import TokenTree
 from sdengine.kernels.triton.launch import Launch, plan_op
 
 POINTERS = {
@@ -75,6 +76,13 @@ def bench(op: str, index: int) -> Callable[[], Args]:
     return args
 
 
+def penalties() -> Args:
+    """The op's large case, its rows nodes of a tree."""
+    args = bench("penalize", 1)()
+    row_node = torch.zeros(len(args["row_seq"]), dtype=torch.int32)
+    return {**args, "row_node": row_node, "tree": TokenTree.allocate(1, 64)}
+
+
 BF16, F32 = torch.bfloat16, torch.float32
 CASES: dict[str, tuple[str, Callable[[], Args]]] = {
     "attention-tree": ("tree_attention", attention(64, 32, 128, BF16)),
@@ -94,6 +102,7 @@ CASES: dict[str, tuple[str, Callable[[], Args]]] = {
     "rope_kv_append": ("rope_kv_append", bench("rope_kv_append", 2)),
     "silu_and_mul": ("silu_and_mul", bench("silu_and_mul", 1)),
     "embed": ("embed", bench("embed", 1)),
+    "penalize": ("penalize", penalties),
     "sample": ("sample", bench("sample", 5)),
     "draft_topk-target": ("draft_topk", bench("draft_topk", 1)),
     "draft_topk-fresh": ("draft_topk", bench("draft_topk", 2)),

@@ -27,6 +27,7 @@ USUAL = [
     ("attention-tree", 90),
     ("attention-row", 90),
     ("linear-gated", 90),
+    ("penalize", 80),
     ("sample", 80),
     ("draft_topk-target", 80),
     ("rms_norm", 80),
@@ -61,7 +62,7 @@ def assert_gates(kernel: Compiled) -> None:
     assert classes == expected, f"expected {expected or 'no tensor core'}: {kernel}"
     if is_f32:
         assert counts["FFMA"] > 100, f"products are not in float32: {kernel}"
-    rounds_each_step = kernel.kernel in ("sample_kernel", "draft_topk_kernel")
+    rounds_each_step = kernel.kernel.split("_kernel")[0] in ("sample", "draft_topk", "penalize")
     assert not (rounds_each_step and kernel.fuses), f"bits would differ from the CPU's: {kernel}"
 
 

@@ -12,6 +12,7 @@
 #include <pthread.h>
 #include <sched.h>
 
+#include <chrono>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -200,6 +201,10 @@ inline uint32_t add_release(uint32_t* counter, uint32_t amount) {
 }
 inline uint32_t load_acquire(const uint32_t* counter) {
   return __atomic_load_n(counter, __ATOMIC_ACQUIRE);
+}
+inline int64_t device_clock_ns() {
+  const auto now = std::chrono::steady_clock::now().time_since_epoch();
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(now).count();
 }
 }  // namespace sdengine
 

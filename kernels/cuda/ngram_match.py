@@ -1,0 +1,29 @@
+"""ngram_match on a GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sdengine.kernels.cuda.structs import DraftTreeView, Launch, NgramMatchArgs
+from sdengine.kernels.spec import address
+
+SEQUENCES = ("history_rows", "history_lens", "node_budgets", "depth_limits", "stop_tokens")
+
+
+def launch_of(**args: Any) -> Launch:
+    """The launch of checked arguments."""
+    tree = args["tree"]
+    arguments = NgramMatchArgs(
+        address(args["history"]),
+        args["history"].shape[1],
+        *(address(args.get(name)) for name in (*SEQUENCES, "calibration", "num_seqs")),
+        args["stop_tokens"].shape[1],
+        args["min_ngram"],
+        args["max_ngram"],
+        args.get("max_matches", 32),
+        args["max_depth"],
+        args["max_children"],
+        DraftTreeView.of(tree),
+        address(args["scratch"]),
+    )
+    return Launch(arguments, tree.batch_size)

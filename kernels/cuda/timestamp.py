@@ -1,0 +1,13 @@
+"""timestamp on a GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sdengine.kernels.cuda.structs import Launch, TimestampArgs
+from sdengine.kernels.spec import address
+
+
+def launch_of(**args: Any) -> Launch:
+    """The launch of checked arguments."""
+    return Launch(TimestampArgs(address(args["out_ns"])), 1)

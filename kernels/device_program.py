@@ -1,0 +1,189 @@
+"""Programs of a device: launches are enqueued without waiting, on a GPU as one CUDA graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from time import perf_counter_ns
+from typing import Any
+
+import torch
+
+from sdengine.errors import BackendUnavailable
+from sdengine.kernels import backends, cuda_library
+from sdengine.kernels.device_memory import StagedMemory
+from sdengine.kernels.registry import get_op
+from sdengine.kernels.spec import Op, expect_tensor
+
+PREFERENCES = {"triton": ("triton", "cuda"), "cuda": ("cuda", "triton")}
+"""Which kernel of an op an engine's program runs: neither GPU backend has every op alone."""
+
+Run = Callable[[], None]
+
+
+class DeviceProgram:
+    """Enqueues one backend's kernel of each launch.
+
+    Args:
+        backend: "triton" or "cuda".
+        row_limit: most rows of a pass; see `Program`.
+
+    Raises:
+        BackendUnavailable: its kernels cannot run here.
+    """
+
+    def __init__(self, backend: str, row_limit: int | None = None) -> None:
+        reason = backends.why_unavailable(backend)
+        if reason is not None:
+            raise BackendUnavailable(reason)
+        self._backend = backend
+        self.row_limit = row_limit
+        self._launches: list[tuple[str, Run]] = []
+
+    def launch(self, op: str, **args: Any) -> None:
+        spec = get_op(op)
+        spec.check(**args)
+        kernel = self._kernel(spec)
+        self._launches.append((op, lambda: kernel(**args)))
+
+    @contextmanager
+    def only_if(self, count: torch.Tensor) -> Iterator[None]:
+        """The launches of the block always run: reading the count would stop the queue. Each of
+        their kernels reads it, or what follows from it, and returns."""
+        expect_tensor("only_if", "count", count, torch.int32, (1,))
+        yield
+
+    def replay(self) -> None:
+        for _, run in self._launches:
+            run()
+
+    def replay_timed(self) -> list[tuple[str, int]]:
+        """Host time of each launch, the device drained after it."""
+        timings = []
+        for op, run in self._launches:
+            start = perf_counter_ns()
+            run()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            timings.append((op, perf_counter_ns() - start))
+        return timings
+
+    def _kernel(self, spec: Op) -> Callable[..., None]:
+        if self._backend not in spec.backends:
+            others = ", ".join(("reference", "cpu", *spec.backends))
+            raise BackendUnavailable(
+                f"op '{spec.name}' has no {self._backend} kernel; it exists for: {others}"
+            )
+        return spec.backends[self._backend]
+
+
+class StagedProgram(DeviceProgram):
+    """An engine's program: inputs in, launches, results out; the host waits for the results only.
+
+    On a GPU the launches are captured in a CUDA graph at the first replay. Everything is enqueued
+    once before that with the inputs cleared, which compiles and loads the kernels and, since there
+    is no sequence, changes nothing.
+
+    Args:
+        backend: of the ops that exist for both; the others run as what they exist for.
+        memory: the engine's.
+        row_limit: most rows of a pass; see `Program`.
+
+    Raises:
+        BackendUnavailable: the kernels cannot run on that memory.
+    """
+
+    def __init__(self, backend: str, memory: StagedMemory, row_limit: int | None = None) -> None:
+        super().__init__(backend, row_limit)
+        self._memory = memory
+        self._usable = usable_kernels(backend, memory.device)
+        self._enqueue: Run | None = None
+
+    def prepare(self) -> None:
+        """Loads the kernels and captures the graph, which the first replay would do."""
+        if self._enqueue is None:
+            with _device_of(self._memory):
+                self._enqueue = self._captured()
+
+    def replay(self) -> None:
+        self.prepare()
+        assert self._enqueue is not None
+        with _device_of(self._memory):
+            self._memory.push()
+            self._enqueue()
+            self._memory.pull()
+            self._memory.wait()
+
+    def replay_timed(self) -> list[tuple[str, int]]:
+        with _device_of(self._memory):
+            self._memory.push()
+            timings = super().replay_timed()
+            self._memory.pull()
+            self._memory.wait()
+        return timings
+
+    def _captured(self) -> Run:
+        if not is_captured(self._memory.device):
+            return super().replay
+        self._memory.clear_inputs()
+        super().replay()
+        return capture_graph(super().replay)
+
+    def _kernel(self, spec: Op) -> Callable[..., None]:
+        for backend in self._usable:
+            if backend == "cpu" and spec.cpu is not None:
+                return lambda **args: run_on_host(spec, **args)
+            if backend in spec.backends:
+                return spec.backends[backend]
+        raise BackendUnavailable(
+            f"op '{spec.name}' has no kernel for {', '.join(self._usable)} on {self._memory.device}"
+        )
+
+
+def usable_kernels(backend: str, device: torch.device) -> tuple[str, ...]:
+    """Backends whose kernels an engine's program on a device may run, the preferred one first.
+
+    A GPU needs both of its backends. In Triton's interpreter, whose tensors lie in host memory, the
+    ops without a Triton kernel run as the CPU's, which are made of the same headers as CUDA's.
+
+    Raises:
+        BackendUnavailable: one of them cannot run on that device.
+    """
+    wanted = PREFERENCES[backend]
+    if backend == "triton" and device.type == "cpu" and not cuda_library.serves(device):
+        wanted = ("triton", "cpu")
+    for name in wanted:
+        reason = backends.why_unavailable(name)
+        if reason is not None:
+            together = f"an engine on {backend!r} needs {' and '.join(wanted)}"
+            raise BackendUnavailable(f"{reason}; {together}")
+    return wanted
+
+
+def is_captured(device: torch.device) -> bool:
+    """Whether launches on a device become a CUDA graph."""
+    return device.type == "cuda"
+
+
+def capture_graph(run: Run) -> Run:
+    """Captures what `run` enqueues, every kernel of which is loaded; returns the graph's replay."""
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    replay: Run = graph.replay
+    return replay
+
+
+def _device_of(memory: StagedMemory) -> Any:
+    is_cuda = memory.device.type == "cuda"
+    return torch.cuda.device(memory.device) if is_cuda else nullcontext()
+
+
+def run_on_host(spec: Op, **args: Any) -> None:
+    """Runs an op's CPU kernel at once, on tensors in host memory."""
+    native = backends.load_cpu()
+    launches = native.Program()
+    assert spec.cpu is not None
+    spec.cpu(launches, **args)
+    launches.replay(native.ThreadPool(1))

@@ -1,0 +1,158 @@
+"""Where an engine runs is chosen by name, refusals say why, and what does not fit its sizes."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+
+from sdengine.core.config import EngineConfig
+from sdengine.errors import BackendUnavailable, CacheFull, ConfigError
+from sdengine.kernels import backends
+from sdengine.kernels.device_memory import HostMemory
+from sdengine.runner import device_fit
+from sdengine.runner.device_fit import Needs
+from sdengine.runner.placement import choose_placement
+from tests.engine.device.conftest import MakePair
+
+GIB = 2**30
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two GPUs with every kernel, as far as names are concerned."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(backends, "why_unavailable", lambda name: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+
+
+def placed(device: str, backend: str | None) -> tuple[str, str, bool]:
+    placement = choose_placement(EngineConfig("m", device=device, backend=backend), None)
+    return placement.backend, str(placement.memory.device), placement.is_device
+
+
+@pytest.mark.parametrize(
+    "device,backend,expected",
+    [
+        ("auto", None, ("cpu", "cpu", False)),
+        ("cpu", "reference", ("reference", "cpu", False)),
+        ("cuda", None, ("triton", "cuda:1", True)),
+        ("cuda:0", "cuda", ("cuda", "cuda:0", True)),
+        ("auto", "triton", ("triton", "cuda:1", True)),
+    ],
+)
+def test_device_and_backend_choose_one_another(
+    gpus: None, device: str, backend: str | None, expected: tuple[str, str, bool]
+) -> None:
+    assert placed(device, backend) == expected
+
+
+@pytest.mark.parametrize(
+    "device,backend,error,words",
+    [
+        ("cuda:2", None, ConfigError, '"cuda:0" to "cuda:1", got \'cuda:2\''),
+        ("cuda", "cpu", ConfigError, 'backend "triton" or "cuda" on device \'cuda\''),
+        ("cpu", "triton", BackendUnavailable, "on device 'cpu': .*TRITON_INTERPRET=1"),
+    ],
+)
+def test_what_does_not_belong_together_is_refused(
+    gpus: None, device: str, backend: str, error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        placed(device, backend)
+
+
+def test_a_gpu_and_the_interpreter_exclude_each_other(
+    gpus: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(BackendUnavailable, match="'cuda': its kernels do not run with TRITON_INT"):
+        placed("cuda", None)
+    assert placed("auto", "triton") == ("triton", "cpu", True)
+    assert isinstance(choose_placement(EngineConfig("m"), None).memory, HostMemory)
+
+
+def test_the_environment_s_backend_counts_when_none_was_given(gpus: None) -> None:
+    assert choose_placement(EngineConfig("m"), "triton").backend == "triton"
+    assert choose_placement(EngineConfig("m", backend="cpu"), "triton").backend == "cpu"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_other_dtypes_are_refused_in_the_interpreter(make_tiny: MakePair, dtype: str) -> None:
+    with pytest.raises(ConfigError, match='dtype "float32"'):
+        make_tiny("triton", dtype=dtype)
+
+
+NEEDS = Needs(weights=16 * GIB, buffers=1 * GIB, trees=GIB // 2, block=GIB // 100)
+
+
+def test_blocks_take_what_weights_buffers_and_trees_leave() -> None:
+    room = int(24 * GIB * 0.92) - 17 * GIB - GIB // 2
+    assert NEEDS.fitting_blocks(24 * GIB, wanted=10_000) == room // (GIB // 100)
+    assert NEEDS.fitting_blocks(24 * GIB, wanted=50) == 50
+    assert NEEDS.fitting_blocks(24 * GIB, wanted=50, asked=70) == 70
+
+
+@pytest.mark.parametrize("free,asked", [(18, None), (24, 5000)])
+def test_what_does_not_fit_is_told_in_sizes(free: int, asked: int | None) -> None:
+    kv = "50.00 GiB of KV cache (5000 blocks)" if asked else "0.01 GiB of KV cache (1 blocks)"
+    sizes = f"16.00 GiB of weights, 1.00 GiB of buffers, 0.50 GiB of trees and {kv}"
+    words = f"within 92% of the {free}.00 GiB of device memory that are free, got {sizes}"
+    with pytest.raises(CacheFull, match=re.escape(words)) as raised:
+        NEEDS.fitting_blocks(free * GIB, wanted=100, asked=asked)
+    assert ("num_kv_blocks" in str(raised.value)) == (asked is not None)
+
+
+@pytest.fixture
+def needs(monkeypatch: pytest.MonkeyPatch) -> list[Needs]:
+    """What the engines of a test said they need."""
+    seen: list[Needs] = []
+
+    def recorded(*args: Any) -> Needs:
+        seen.append(device_fit.device_needs(*args))
+        return seen[-1]
+
+    monkeypatch.setattr("sdengine.factory.device_needs", recorded)
+    return seen
+
+
+def test_an_engine_takes_as_many_blocks_as_the_device_has_room_for(
+    make_tiny: MakePair, needs: list[Needs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[torch.device] = []
+
+    def free_bytes(device: torch.device) -> int:
+        asked.append(device)
+        if not needs[:-1]:
+            return GIB
+        taken = needs[0].weights + needs[0].buffers + needs[0].trees
+        return int((taken + 3.5 * needs[0].block) / 0.92)
+
+    monkeypatch.setattr("sdengine.factory.free_bytes", free_bytes)
+    assert make_tiny("triton").num_blocks > 3
+    assert make_tiny("triton").num_blocks == 3
+    assert {device.type for device in asked} == {"cpu"}
+    monkeypatch.setattr("sdengine.factory.free_bytes", lambda device: 1 << 14)
+    with pytest.raises(CacheFull, match=r"within 92% of the 0\.00 GiB of device memory"):
+        make_tiny("triton")
+
+
+def test_needs_count_what_an_engine_really_allocates(
+    make_tiny: MakePair, needs: list[Needs]
+) -> None:
+    engine = make_tiny("triton")
+    iteration = engine.iteration
+    weights = iteration.weights.nbytes + iteration.weights.embed.nbytes
+    assert weights <= needs[0].weights <= 1.2 * weights
+    large = [iteration.workspace.logits, *vars_of(iteration._buffers)]
+    assert needs[0].buffers >= sum(tensor.nbytes for tensor in large)
+    assert needs[0].block * engine.num_blocks == iteration._cache.tensor.nbytes
+
+
+def vars_of(buffers) -> list[torch.Tensor]:
+    return [getattr(buffers, name) for name in buffers.__slots__]

@@ -1,0 +1,99 @@
+"""Staged programs: which kernel runs, what a replay copies, and when a graph is captured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from sdengine.errors import BackendUnavailable
+from sdengine.kernels import backends, device_program
+from sdengine.kernels.device_memory import StagedMemory
+from sdengine.kernels.device_program import StagedProgram, usable_kernels
+from sdengine.kernels.program import make_program
+
+pytest.importorskip("triton")
+if torch.cuda.is_available():
+    pytest.skip("a CPU stands for the GPU here", allow_module_level=True)
+
+CPU = torch.device("cpu")
+
+
+def gather(memory: StagedMemory, program: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Adds a launch that packs one pending token of two sequences; its inputs and its result."""
+    pending, num_seqs = memory.inputs(2), memory.inputs(1, fill=2)
+    packed = memory.results(4)
+    program.launch(
+        "gather_pending",
+        history=torch.tensor([[5, 6], [7, 8]], dtype=torch.int32),
+        computed_lens=torch.ones(2, dtype=torch.int32),
+        pending_lens=pending,
+        num_seqs=num_seqs,
+        pending_tokens=packed,
+        cu_pending=memory.zeros(3, dtype=torch.int32),
+    )
+    return pending, num_seqs, packed
+
+
+def test_a_replay_takes_inputs_in_and_results_out() -> None:
+    memory = StagedMemory(CPU)
+    program = make_program("triton", memory=memory)
+    pending, _, packed = gather(memory, program)
+    memory.host(pending)[:] = 1
+    program.replay()
+    assert memory.host(packed).tolist() == [6, 8, 0, 0]
+    memory.host(pending)[0] = 0
+    assert [name for name, _ in program.replay_timed()] == ["gather_pending"]
+    assert memory.host(packed)[0] == 8
+
+
+def test_a_graph_is_captured_once_after_a_run_without_sequences(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first run loads the kernels and must find nothing to do, or it would do it twice."""
+    memory = StagedMemory(CPU)
+    program = make_program("triton", memory=memory)
+    pending, num_seqs, packed = gather(memory, program)
+    memory.host(pending)[:] = 1
+    captured = []
+
+    def capture(run: Any) -> Any:
+        captured.append((num_seqs.tolist(), packed.tolist()))
+        return run
+
+    monkeypatch.setattr(device_program, "capture_graph", capture)
+    monkeypatch.setattr(device_program, "is_captured", lambda device: True)
+    for _ in range(2):
+        program.replay()
+        assert memory.host(packed).tolist() == [6, 8, 0, 0]
+    assert captured == [([0], [0, 0, 0, 0])]
+
+
+def test_ops_without_a_kernel_of_the_backend_run_as_the_device_s_other_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ran: list[str] = []
+    monkeypatch.setattr(device_program, "run_on_host", lambda spec, **args: ran.append(spec.name))
+    memory = StagedMemory(CPU)
+    program = StagedProgram("triton", memory)
+    gather(memory, program)
+    tokens, out = memory.zeros(1, dtype=torch.int32), memory.zeros(1, 4)
+    one = torch.ones(1, dtype=torch.int32)
+    program.launch("embed", tokens=tokens, weight=torch.ones(3, 4), out=out, num_rows=one)
+    program.replay()
+    assert ran == ["gather_pending"] and out.tolist() == [[1.0] * 4]
+
+
+def test_a_gpu_needs_both_backends_and_says_which_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reasons = {"triton": None, "cuda": "backend 'cuda': the compiled library is missing"}
+    monkeypatch.setattr(backends, "why_unavailable", reasons.get)
+    with pytest.raises(BackendUnavailable, match=r"missing; .*'triton' needs triton and cuda"):
+        usable_kernels("triton", torch.device("cuda", 0))
+    with pytest.raises(BackendUnavailable, match=r"missing; .*'cuda' needs cuda and triton"):
+        usable_kernels("cuda", CPU)
+    assert usable_kernels("triton", CPU) == ("triton", "cpu")
+    reasons["cuda"] = None
+    assert usable_kernels("cuda", torch.device("cuda", 0)) == ("cuda", "triton")
