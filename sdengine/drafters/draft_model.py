@@ -96,7 +96,7 @@ class DraftModelDrafter:
         self._ranking: torch.Tensor | None = None
         if positional_acceptance is not None:
             assert positional_acceptance.shape == (sizes.num_candidates,), positional_acceptance
-            self._ranking = positional_acceptance.repeat(frontier, 1)
+            self._ranking = positional_acceptance.to(memory.device).repeat(frontier, 1)
 
     def propose(self, program: Program) -> None:
         self._describe_chain(program)
