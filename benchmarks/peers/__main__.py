@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.generate_report import machine_limits
+from benchmarks.conditions import machine_limits
 from benchmarks.peers.comparison import Standing, compare, to_markdown
 from benchmarks.peers.contestant import Contestant, Peer, Settings, Task
 from benchmarks.peers.llama_cpp import LlamaCppPeer
