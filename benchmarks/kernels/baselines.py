@@ -77,10 +77,11 @@ def _silu_and_mul(args: Args) -> Callable[[], object]:
 
 
 def _tree_attention(args: Args) -> Callable[[], object]:
-    """Scaled dot-product attention over contiguous keys and values, chain rows: torch needs no
-    block table here, and gets a mask."""
+    """Scaled dot-product attention over keys and values that were gathered before, chain rows:
+    torch gets them side by side, and a mask."""
     heads, kv_heads, dim = (args[k] for k in ("num_heads", "num_kv_heads", "head_dim"))
-    cache, visible = args["kv_cache"], args["batch"].visible_lens
+    cache = args["kv_cache"][args["block_tables"][0].long()]
+    visible = args["batch"].visible_lens
     context, rows = int(visible.max()), len(visible)
     flat = cache.transpose(0, 1).transpose(1, 2).reshape(2, kv_heads, -1, dim)[:, :, :context]
     k, v = (t.repeat_interleave(heads // kv_heads, dim=0)[None].contiguous() for t in flat)

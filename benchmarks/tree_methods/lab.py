@@ -21,6 +21,7 @@ from sdengine.core.growth import TreePolicy
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.drafters.draft_model import DraftModelDrafter, tree_room
 from sdengine.kernels.calibration import bin_centers
+from sdengine.kernels.device_memory import HostMemory
 from sdengine.kernels.program import Program, make_pool, make_program
 from sdengine.runner.batch_state import HostView
 from sdengine.runner.calibration import Calibrator
@@ -70,15 +71,16 @@ class TreeLab:
     def __init__(self, pair: Pair, growth: Growth, batch_size: int, max_len: int) -> None:
         self.growth = growth
         self.sizes = _sizes(pair, growth, batch_size, max_len)
-        self.workspace = Workspace.allocate(self.sizes, bin_centers())
-        self._host = HostView(self.workspace.state)
+        memory = HostMemory()
+        self.workspace = Workspace.allocate(self.sizes, bin_centers(), memory)
+        self._host = HostView(self.workspace.state, memory)
         pool = make_pool(1)
         temperature = self.workspace.state.temperature
         if growth.draft_temperature is not None:
             temperature = torch.full((batch_size,), growth.draft_temperature)
         self.drafter = DraftModelDrafter(
             pair.draft,
-            KVCache(pair.draft.config, self.sizes.num_blocks, BLOCK_SIZE, DTYPE),
+            KVCache(pair.draft.config, self.sizes.num_blocks, BLOCK_SIZE, DTYPE, memory),
             growth.policy,
             self.workspace,
             is_sampled=growth.is_rejection,
@@ -87,13 +89,17 @@ class TreeLab:
             num_threads=1,
             positional_acceptance=growth.positional_acceptance,
         )
-        cache = KVCache(pair.target.config, self.sizes.num_blocks, BLOCK_SIZE, DTYPE)
+        cache = KVCache(pair.target.config, self.sizes.num_blocks, BLOCK_SIZE, DTYPE, memory)
         verifier = CoupledVerifier(self.workspace)
         self.iteration = Iteration(
             "cpu", pool, self.workspace, pair.target, cache, self.drafter, verifier
         )
         verdict = self.iteration.verdict
-        self.calibrator = Calibrator(self.workspace.calibration, verdict.tried, verdict.accepted)
+        self.calibrator = Calibrator(
+            memory.host(self.workspace.calibration),
+            memory.host(verdict.tried),
+            memory.host(verdict.accepted),
+        )
         self.tokens: list[list[int]] = []
         self._draft_computed: list[int] = []
         self._target_computed: list[int] = []
@@ -187,7 +193,7 @@ class TreeLab:
 
     def _write_history(self, slot: int) -> int:
         tokens = self.tokens[slot]
-        self._host.history[slot, : len(tokens)] = tokens
+        self.workspace.state.history[slot, : len(tokens)] = torch.tensor(tokens, dtype=torch.int32)
         self._host.history_lens[slot] = len(tokens)
         return len(tokens)
 

@@ -18,7 +18,7 @@ from sdengine.kernels.program import make_pool
 from sdengine.llm import BUNDLED
 from sdengine.model.checkpoint import open_checkpoint
 from sdengine.model.registry import resolve_model
-from sdengine.runner.weights import ModelWeights, load_weights
+from sdengine.runner.weights import ModelWeights, PackedLayout, load_weights
 
 PAIRS = ("bundled", "undertrained", "bigram")
 MODEL_LEN = 1024
@@ -48,9 +48,9 @@ def load_pair(name: str, directory: Path) -> Pair:
     draft = paths.draft if name == "bundled" else directory / name
     if name != "bundled" and not (draft / "config.json").is_file():
         train_draft(name, paths.draft, draft)
-    pool = make_pool(1)
+    layout = PackedLayout(torch.float32, make_pool(1))
     target, other = (
-        load_weights(open_checkpoint(path), torch.float32, MODEL_LEN, pool)
+        load_weights(open_checkpoint(path), torch.float32, MODEL_LEN, layout)
         for path in (paths.target, draft)
     )
     return Pair(name, target, other)

@@ -56,7 +56,8 @@ def test_a_baseline_computes_what_the_kernel_does(op: str) -> None:
     found = baseline("torch", get_op(op), case.args)().float()
     if op == "tree_attention":
         found = found[0].transpose(0, 1).flatten(1)
-    assert torch.allclose(found, case.args["out"], rtol=0.05, atol=0.05)
+    scale = case.args["out"].abs().mean()  # outputs of attention are small: no fixed tolerance
+    assert (found - case.args["out"]).abs().max() < 0.1 * scale
 
 
 def test_the_rotation_baseline_writes_the_same_cache() -> None:
