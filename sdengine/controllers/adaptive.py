@@ -7,19 +7,18 @@ grow are together reached with probability T_layer / s. Both comparisons happen 
 by node and layer by layer, on calibrated estimates; the controller only says what a second is worth
 and how many layers to record.
 
-Whether to speculate at all is decided here: the tokens of a step against what a speculative step
-costs in plain ones, seen side by side (`SideBySide`). The first steps are therefore plain, and two
-of every fifty while speculating. While speculation does not pay it is tried again after 64, 128,
-... 1024 plain steps. So that a pair that never pays costs little, trees begin with two nodes and
-grow with what is accepted of them, and a trial ends as soon as it has lost what a trial may lose:
-more where tokens are accepted, because then it is times that speak against it, and on a shared
-machine these may be a neighbour's.
+Whether to speculate at all is decided here, by what both ways of decoding were seen to cost: the
+first steps are plain, and two of every fifty while speculating. (Costs measured before the first
+request are not good enough: with caches and cores warm from decoding, a plain step of the bundled
+pair took 180 us where the measurement had found 240.) While speculation does
+not pay it is tried again after 64, 128, ... 1024 plain steps. So that a pair that never pays costs
+little, trees begin with two nodes and grow with what is accepted of them, and a trial ends as soon
+as it has lost what a trial may lose.
 """
 
 from __future__ import annotations
 
 from sdengine.controllers.seen_costs import HICCUP, SMOOTHING, SeenCosts
-from sdengine.controllers.side_by_side import SideBySide
 from sdengine.core.cost_model import CostModel
 from sdengine.core.plan import StepPlan, StepReport
 
@@ -28,7 +27,7 @@ FIRST_PAUSE = 64  # plain steps between the first two trials
 LONGEST_PAUSE = 1024
 PATIENCE = 16  # speculative steps before the first verdict
 TOLERANCE = 1.03  # a verdict against speculation needs more than the noise of the comparison
-FADING = 0.012  # per step, of what the verdict looks at
+FADING = 0.03  # per step, of what the verdict looks at
 LEAST_GAIN = 1.1  # tokens per step and sequence below which no verdict is for speculation
 FIRST_PLAIN_STEPS = 4
 FIRST_NODES = 2  # of a sequence's first tree, before anything is known of the draft
@@ -36,9 +35,6 @@ TRUST_GAINED, TRUST_LOST = 2.0, 0.8  # factors on the node limit: one step in fo
 # a draft token keeps it where it is
 LOSS_FLOOR, LOSS_SHARE = 1.0, 0.02  # plain steps that a trial may lose, plus so many per step of
 # the pause before it
-HOPE, HOPEFUL_FLOOR = 1.25, 5.0  # tokens a step from which a trial may lose more: times that speak
-# against it may be the machine's mood
-PLAIN_RATE = 0.2  # of the running mean of plain steps
 PROBE_STEPS, PROBE_EVERY = 2, 48  # plain steps while speculating, to keep the comparison fresh
 SPARE_LAYERS = 2  # recorded beyond the depth that was of use lately
 
@@ -71,8 +67,6 @@ class AdaptiveController:
         self._max_nodes = max_nodes
         self._max_batch_nodes = max_batch_nodes
         self._spent: dict[int, _Spent] = {}  # by decoding sequences, while speculating
-        self._sides: dict[int, SideBySide] = {}  # by decoding sequences
-        self._last_decoding = 0
         self._depth_used = float(max_depth)
         self._plain_s: dict[int, float] = {}  # of a plain step, by decoding sequences
         self._steps_left = PATIENCE
@@ -103,15 +97,13 @@ class AdaptiveController:
         if report.is_steady and self._seen_costs.add(report.num_rows, report.verify_time_s):
             self._costs = self._seen_costs.model()
             self._are_costs_new = True
-        self._compare(num_decoding, plan.depth == 0, report)
         if plan.depth == 0:
             self._learn_plain(num_decoding, report)
             return
         self._learn(num_decoding, plan, report)
         self._steps_left -= 1
         self._until_probe -= 1
-        is_hopeful = self._gain(num_decoding) >= HOPE
-        allowed = (HOPEFUL_FLOOR if is_hopeful else LOSS_FLOOR) + LOSS_SHARE * self._pause
+        allowed = LOSS_FLOOR + LOSS_SHARE * self._pause
         if self._steps_left <= 0:
             self._judge(num_decoding)
         elif self._trial_loss_s > allowed * num_decoding * self._plain_seconds(num_decoding):
@@ -119,14 +111,6 @@ class AdaptiveController:
         if self._until_probe <= 0 and self._plain_left == 0:
             self._until_probe = PROBE_EVERY
             self._plain_left = PROBE_STEPS
-
-    def _compare(self, num_decoding: int, is_plain: bool, report: StepReport) -> None:
-        side = self._sides.setdefault(num_decoding, SideBySide())
-        if num_decoding != self._last_decoding:
-            side.interrupt()
-        self._last_decoding = num_decoding
-        if report.is_steady:
-            side.add(is_plain, report.step_s)
 
     def _plain_seconds(self, num_decoding: int) -> float:
         """Seconds per token of plain decoding: as seen, else as measured."""
@@ -146,8 +130,10 @@ class AdaptiveController:
             if old is None:
                 self._plain_s[num_decoding] = seen
             else:
-                # Only ever a few samples: move far.
-                self._plain_s[num_decoding] = old + PLAIN_RATE * (min(seen, HICCUP * old) - old)
+                # Only ever a few samples: move far, but believe a faster step sooner than a slower
+                # one, which other processes can fake.
+                rate = 0.5 if seen < old else 0.15
+                self._plain_s[num_decoding] = old + rate * (min(seen, HICCUP * old) - old)
 
     def _token_seconds(self, num_decoding: int) -> float:
         """Seconds per committed token of the whole batch, at best what plain decoding takes."""
@@ -176,21 +162,15 @@ class AdaptiveController:
         spent.add(seconds, tokens)
 
     def _judge(self, num_decoding: int) -> None:
-        spent, gain = self._spent.get(num_decoding), self._gain(num_decoding)
-        if spent is not None and gain >= LEAST_GAIN:
-            ratio = self._sides[num_decoding].ratio
-            if ratio is None:
-                plain_step_s = num_decoding * self._plain_seconds(num_decoding)
-                ratio = spent.seconds / (spent.steps * plain_step_s)
-            if gain * TOLERANCE >= ratio:
-                self._pause = FIRST_PAUSE
-                return
-        self._stop(num_decoding)
-
-    def _gain(self, num_decoding: int) -> float:
-        """Tokens per speculative step and sequence of late; 0 before the first one."""
         spent = self._spent.get(num_decoding)
-        return 0.0 if spent is None else spent.tokens / (spent.steps * num_decoding)
+        limit = TOLERANCE * self._plain_seconds(num_decoding)
+        if spent is None or (
+            spent.seconds <= spent.tokens * limit
+            and spent.tokens >= LEAST_GAIN * num_decoding * spent.steps
+        ):
+            self._pause = FIRST_PAUSE
+            return
+        self._stop(num_decoding)
 
     def _stop(self, num_decoding: int) -> None:
         """Decodes plainly for a while; each time twice as long as before."""
