@@ -22,7 +22,7 @@ from benchmarks.generate_report import Row, plain_row, summary, to_markdown
 from benchmarks.held_out import held_out_prompts
 from benchmarks.plotting import require_matplotlib
 from benchmarks.reliability import TreeObserver
-from sdengine.cli.main import run_guarded
+from sdengine.cli.main import run_alone
 from sdengine.cli.options import BUNDLED_MODEL, LineParser, integer, number
 from sdengine.cli.prompts import PROMPTS, Prompt
 from sdengine.cli.terminal import is_terminal
@@ -103,9 +103,7 @@ def budget(text: str) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the benchmark and returns its exit code."""
-    args = build_parser().parse_args(argv)
-    args.run = run
-    return run_guarded(args)
+    return run_alone(build_parser(), run, argv)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -21,7 +21,7 @@ from benchmarks.batch_run import batches, run_batch, take_turns, warm_up
 from benchmarks.conditions import describe_machine
 from benchmarks.generate import open_engine, read_prompts, request_params
 from benchmarks.probe_model import Prediction, StepCosts, TreeSampler, between, predict
-from sdengine.cli.main import run_guarded
+from sdengine.cli.main import run_alone
 from sdengine.cli.options import BUNDLED_MODEL, LineParser, integer, number
 from sdengine.core.config import DTYPES, SpeculationConfig
 from sdengine.core.sampling_params import SamplingParams
@@ -81,9 +81,7 @@ def build_parser() -> LineParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the probe and returns its exit code."""
-    args = build_parser().parse_args(argv)
-    args.run = run
-    return run_guarded(args)
+    return run_alone(build_parser(), run, argv)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -28,7 +28,7 @@ from benchmarks.generate_report import PLAIN, to_markdown
 from benchmarks.kernels import __main__ as kernels
 from benchmarks.plotting import require_matplotlib
 from sdengine.cli.info import processor, usable_cores
-from sdengine.cli.main import run_guarded
+from sdengine.cli.main import run_alone
 from sdengine.cli.options import LineParser
 from sdengine.errors import ConfigError
 
@@ -109,9 +109,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--render-only", action="store_true", help="measure nothing")
     parser.add_argument("--headline", action="store_true", help="update the repository's README")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    args = parser.parse_args(argv)
-    args.run = run
-    return run_guarded(args)
+    return run_alone(parser, run, argv)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -21,7 +21,7 @@ from benchmarks import generate
 from benchmarks.upscale import SHAPES, Shape, enlarge, resolve_shape
 from benchmarks.upscale.agreement import compare_logits, compare_text
 from benchmarks.upscale.enlarge import STORED_DTYPES
-from sdengine.cli.main import run_guarded
+from sdengine.cli.main import run_alone
 from sdengine.cli.options import BUNDLED_MODEL, LineParser, integer
 from sdengine.cli.prompts import PROMPTS
 from sdengine.core.env import read_environment
@@ -66,9 +66,7 @@ def add_pair_options(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    args = build_parser().parse_args(argv)
-    args.run = run
-    return run_guarded(args)
+    return run_alone(build_parser(), run, argv)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -28,7 +28,7 @@ from benchmarks.kernels.baselines import BASELINES
 from benchmarks.kernels.harness import Measurement, WrongResult, check_case, measure_case
 from benchmarks.kernels.report import HEADER, compare, read, row, write
 from benchmarks.kernels.shapes import NAMED, KernelShape, cases_of, read_shape
-from sdengine.cli.main import run_guarded
+from sdengine.cli.main import run_alone
 from sdengine.cli.options import LineParser, integer, number
 from sdengine.errors import ConfigError
 from sdengine.kernels.machine_limits import LimitProbe
@@ -66,9 +66,7 @@ def build_parser() -> LineParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the benchmark and returns its exit code."""
-    args = build_parser().parse_args(argv)
-    args.run = run
-    return run_guarded(args)
+    return run_alone(build_parser(), run, argv)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -24,7 +24,7 @@ from benchmarks.peers.own import PLAIN, SPECULATIVE, OwnPeer
 from benchmarks.peers.transformers_peer import TransformersPeer
 from benchmarks.upscaled_pair import add_pair_options, upscaled_pair
 from sdengine.cli.info import isa_text, processor, usable_cores
-from sdengine.cli.main import run_guarded
+from sdengine.cli.main import run_alone
 from sdengine.cli.options import LineParser, integer
 from sdengine.cli.prompts import PROMPTS
 from sdengine.core.env import read_environment
@@ -65,9 +65,7 @@ def build_parser() -> LineParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the comparison and returns its exit code."""
-    args = build_parser().parse_args(argv)
-    args.run = run
-    return run_guarded(args)
+    return run_alone(build_parser(), run, argv)
 
 
 def run(args: argparse.Namespace) -> int:

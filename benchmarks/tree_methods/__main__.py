@@ -22,7 +22,7 @@ from benchmarks.held_out import held_out_prompts
 from benchmarks.tree_methods.comparison import BATCH, METHODS, Comparison, Prompts, compare
 from benchmarks.tree_methods.pairs import PAIRS, load_pair
 from benchmarks.tree_methods.report import to_markdown
-from sdengine.cli.main import run_guarded
+from sdengine.cli.main import run_alone
 from sdengine.cli.options import LineParser, integer, number
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.errors import ConfigError
@@ -60,9 +60,7 @@ def build_parser() -> LineParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Measures, prints and writes the table."""
-    args = build_parser().parse_args(argv)
-    args.run = run
-    return run_guarded(args)
+    return run_alone(build_parser(), run, argv)
 
 
 def run(args: argparse.Namespace) -> int:

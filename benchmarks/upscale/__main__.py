@@ -10,7 +10,7 @@ from time import perf_counter
 
 from benchmarks.upscale import SHAPES, enlarge, resolve_shape
 from benchmarks.upscale.enlarge import STORED_DTYPES
-from sdengine.cli.main import run_guarded
+from sdengine.cli.main import run_alone
 from sdengine.cli.options import BUNDLED_MODEL, LineParser, integer
 from sdengine.cli.terminal import is_terminal
 from sdengine.errors import ConfigError
@@ -36,9 +36,7 @@ def build_parser() -> LineParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    args = build_parser().parse_args(argv)
-    args.run = run
-    return run_guarded(args)
+    return run_alone(build_parser(), run, argv)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from sdengine.cli.main import run_guarded
+from sdengine.cli.main import run_alone
 from sdengine.cli.measure import Comparison, alternate, run_request, warm_up
 from sdengine.cli.options import BUNDLED_MODEL, LineParser
 from sdengine.cli.prompts import PROMPTS
@@ -74,9 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the demo and returns its exit code."""
     parser = LineParser(prog="python -m sdengine.cli.demo", description=__doc__)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    args = parser.parse_args(argv)
-    args.run = run
-    return run_guarded(args)
+    return run_alone(parser, run, argv)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from sdengine import __version__
 from sdengine.cli import bench, chat, generate, info, serve, train
@@ -64,6 +64,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"sdengine: {stop.code}", file=sys.stderr)
             return EXIT_FAILED
         return stop.code or 0
+
+
+def run_alone(
+    parser: LineParser, run: Callable[[argparse.Namespace], int], argv: Sequence[str] | None
+) -> int:
+    """Runs a program of one command: `run` on what `parser` finds in `argv` (None: the process's).
+
+    Returns:
+        The exit code.
+    """
+    args = parser.parse_args(argv)
+    args.run = run
+    return run_guarded(args)
 
 
 def run_guarded(args: argparse.Namespace) -> int:
