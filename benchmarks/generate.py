@@ -23,7 +23,7 @@ from benchmarks.held_out import held_out_prompts
 from benchmarks.plotting import require_matplotlib
 from benchmarks.reliability import TreeObserver
 from sdengine.cli.main import run_alone
-from sdengine.cli.options import BUNDLED_MODEL, LineParser, integer, number
+from sdengine.cli.options import BUNDLED_MODEL, LineParser, add_debug, integer, number
 from sdengine.cli.prompts import PROMPTS, Prompt
 from sdengine.cli.terminal import is_terminal
 from sdengine.core.config import DTYPES, METHODS, VERIFIERS, SpeculationConfig
@@ -92,7 +92,7 @@ def build_parser() -> LineParser:
         "--out", type=Path, metavar="DIR", help="write generate.json, generate.md and plots there"
     )
     parser.add_argument("--no-plots", action="store_true", help="with --out: figures only")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_debug(parser)
     return parser
 
 

@@ -22,7 +22,7 @@ from benchmarks.conditions import describe_machine
 from benchmarks.generate import open_engine, read_prompts, request_params
 from benchmarks.probe_model import Prediction, StepCosts, TreeSampler, between, predict
 from sdengine.cli.main import run_alone
-from sdengine.cli.options import BUNDLED_MODEL, LineParser, integer, number
+from sdengine.cli.options import BUNDLED_MODEL, LineParser, add_debug, integer, number
 from sdengine.core.config import DTYPES, SpeculationConfig
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.errors import ConfigError
@@ -75,7 +75,7 @@ def build_parser() -> LineParser:
     parser.add_argument("--num-threads", type=integer, metavar="N")
     parser.add_argument("--seed", type=integer, default=1)
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_debug(parser)
     return parser
 
 

@@ -29,7 +29,7 @@ from benchmarks.kernels import __main__ as kernels
 from benchmarks.plotting import require_matplotlib
 from sdengine.cli.info import processor, usable_cores
 from sdengine.cli.main import run_alone
-from sdengine.cli.options import LineParser
+from sdengine.cli.options import LineParser, add_debug
 from sdengine.errors import ConfigError
 
 METHODS = ("dyspec", "chain", "kary", "ngram")
@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="folder of the page (by the machine's name)")
     parser.add_argument("--render-only", action="store_true", help="measure nothing")
     parser.add_argument("--headline", action="store_true", help="update the repository's README")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_debug(parser)
     return run_alone(parser, run, argv)
 
 

@@ -22,7 +22,7 @@ from benchmarks.upscale import SHAPES, Shape, enlarge, resolve_shape
 from benchmarks.upscale.agreement import compare_logits, compare_text
 from benchmarks.upscale.enlarge import STORED_DTYPES
 from sdengine.cli.main import run_alone
-from sdengine.cli.options import BUNDLED_MODEL, LineParser, integer
+from sdengine.cli.options import BUNDLED_MODEL, LineParser, add_debug, integer
 from sdengine.cli.prompts import PROMPTS
 from sdengine.core.env import read_environment
 from sdengine.errors import ConfigError
@@ -47,7 +47,7 @@ def build_parser() -> LineParser:
         "--check-tokens", type=integer, default=CHECKED_TOKENS, metavar="N", help="(%(default)s)"
     )
     parser.add_argument("--make-only", action="store_true", help="measure nothing")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_debug(parser)
     parser.add_argument("options", nargs="*", help="of sdengine bench generate, after --")
     return parser
 

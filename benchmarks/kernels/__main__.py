@@ -29,7 +29,7 @@ from benchmarks.kernels.harness import Measurement, WrongResult, check_case, mea
 from benchmarks.kernels.report import HEADER, compare, read, row, write
 from benchmarks.kernels.shapes import NAMED, KernelShape, cases_of, read_shape
 from sdengine.cli.main import run_alone
-from sdengine.cli.options import LineParser, integer, number
+from sdengine.cli.options import LineParser, add_debug, integer, number
 from sdengine.errors import ConfigError
 from sdengine.kernels.machine_limits import LimitProbe
 from sdengine.kernels.program import make_pool
@@ -60,7 +60,7 @@ def build_parser() -> LineParser:
     parser.add_argument("--compare", type=Path, metavar="FILE", help="kernels.json of another run")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write kernels.json and .csv there")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_debug(parser)
     return parser
 
 

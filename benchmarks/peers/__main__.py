@@ -25,7 +25,7 @@ from benchmarks.peers.transformers_peer import TransformersPeer
 from benchmarks.upscaled_pair import add_pair_options, upscaled_pair
 from sdengine.cli.info import isa_text, processor, usable_cores
 from sdengine.cli.main import run_alone
-from sdengine.cli.options import LineParser, integer
+from sdengine.cli.options import LineParser, add_debug, integer
 from sdengine.cli.prompts import PROMPTS
 from sdengine.core.env import read_environment
 from sdengine.errors import ConfigError, SdengineError
@@ -59,7 +59,7 @@ def build_parser() -> LineParser:
     parser.add_argument("--llama-server", type=Path, metavar="FILE", help="(from PATH)")
     parser.add_argument("--limits", action="store_true", help="measure the machine's limits too")
     parser.add_argument("--json", action="store_true", help="print JSON instead of Markdown")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_debug(parser)
     return parser
 
 

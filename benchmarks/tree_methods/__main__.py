@@ -23,7 +23,7 @@ from benchmarks.tree_methods.comparison import BATCH, METHODS, Comparison, Promp
 from benchmarks.tree_methods.pairs import PAIRS, load_pair
 from benchmarks.tree_methods.report import to_markdown
 from sdengine.cli.main import run_alone
-from sdengine.cli.options import LineParser, integer, number
+from sdengine.cli.options import LineParser, add_debug, integer, number
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.errors import ConfigError
 
@@ -54,7 +54,7 @@ def build_parser() -> LineParser:
         help="where the worse drafts are kept (%(default)s)",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="tree_methods.json and .md")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_debug(parser)
     return parser
 
 

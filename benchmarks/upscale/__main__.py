@@ -11,7 +11,7 @@ from time import perf_counter
 from benchmarks.upscale import SHAPES, enlarge, resolve_shape
 from benchmarks.upscale.enlarge import STORED_DTYPES
 from sdengine.cli.main import run_alone
-from sdengine.cli.options import BUNDLED_MODEL, LineParser, integer
+from sdengine.cli.options import BUNDLED_MODEL, LineParser, add_debug, integer
 from sdengine.cli.terminal import is_terminal
 from sdengine.errors import ConfigError
 from sdengine.model.registry import resolve_model
@@ -30,7 +30,7 @@ def build_parser() -> LineParser:
     parser.add_argument("--device", default="cpu", help="torch device (%(default)s)")
     parser.add_argument("--seed", type=integer, default=0)
     parser.add_argument("--plain", action="store_true", help="do not rotate the residual stream")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_debug(parser)
     return parser
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from sdengine.cli.main import run_alone
 from sdengine.cli.measure import Comparison, alternate, run_request, warm_up
-from sdengine.cli.options import BUNDLED_MODEL, LineParser
+from sdengine.cli.options import BUNDLED_MODEL, LineParser, add_debug
 from sdengine.cli.prompts import PROMPTS
 from sdengine.cli.stream_view import StreamView
 from sdengine.cli.terminal import Palette, palette_for
@@ -73,7 +73,7 @@ class Result:
 def main(argv: list[str] | None = None) -> int:
     """Runs the demo and returns its exit code."""
     parser = LineParser(prog="python -m sdengine.cli.demo", description=__doc__)
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_debug(parser)
     return run_alone(parser, run, argv)
 
 

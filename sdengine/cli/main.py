@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 from sdengine import __version__
 from sdengine.cli import bench, chat, generate, info, serve, train
-from sdengine.cli.options import EXIT_USAGE, LineParser
+from sdengine.cli.options import DEBUG, EXIT_USAGE, LineParser, add_debug
 from sdengine.errors import SdengineError
 
 __all__ = ["build_parser", "main"]
@@ -22,7 +22,6 @@ __all__ = ["build_parser", "main"]
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 128 + 2
 EXIT_BROKEN_PIPE = 128 + 13
-DEBUG = "--debug"
 MAX_SURPRISE = 300  # characters of an error that nobody wrote for a reader
 COMMANDS = (generate, chat, serve, bench, train, info)
 
@@ -38,7 +37,7 @@ def build_parser() -> LineParser:
         name = command.__name__.rpartition(".")[2]
         child = commands.add_parser(name, help=command.HELP, description=command.HELP)
         command.add_arguments(child)
-        child.add_argument(DEBUG, action="store_true", help="show the traceback of an error")
+        add_debug(child)
         child.set_defaults(run=command.run)
     return parser
 

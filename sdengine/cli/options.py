@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BUNDLED_MODEL",
+    "DEBUG",
     "DEFAULT_MAX_TOKENS",
     "EXIT_USAGE",
     "LineParser",
+    "add_debug",
     "add_model_options",
     "add_sampling_options",
     "fresh_seed",
@@ -36,6 +38,7 @@ __all__ = [
 ]
 
 BUNDLED_MODEL = "python-completion"
+DEBUG = "--debug"
 DEFAULT_MAX_TOKENS = 128
 EXIT_USAGE = 2
 
@@ -48,6 +51,11 @@ class LineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_USAGE, f"sdengine: {' '.join(message.split())}; see {self.prog} --help\n")
+
+
+def add_debug(parser: argparse.ArgumentParser) -> None:
+    """The option that shows an error's traceback."""
+    parser.add_argument(DEBUG, action="store_true", help="show the traceback of an error")
 
 
 def integer(text: str) -> int:
