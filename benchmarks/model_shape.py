@@ -21,30 +21,14 @@ from statistics import median
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.shapes import SHAPES, Shape
 from sdengine import SpeculationConfig
 from sdengine.engine import Engine
 from sdengine.kernels.machine_limits import LimitProbe
 from sdengine.kernels.program import make_pool
 from sdengine.runner.costs import Trial, verify_trials
 
-SHAPES = {
-    "1.1b": {
-        "hidden_size": 2048,
-        "intermediate_size": 5632,
-        "num_hidden_layers": 22,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 4,
-        "vocab_size": 32000,
-    },
-    "0.1b": {
-        "hidden_size": 768,
-        "intermediate_size": 2048,
-        "num_hidden_layers": 8,
-        "num_attention_heads": 12,
-        "num_key_value_heads": 4,
-        "vocab_size": 16000,
-    },
-}
+MODELS = {"1.1b": SHAPES["1.1b"], "0.1b": Shape(768, 2048, 8, 12, 4, 64, 16000)}
 
 
 def write_checkpoint(
@@ -149,7 +133,7 @@ def measure(engine: Engine, row_counts: list[int], rounds: int) -> list[dict[str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--shape", choices=SHAPES, default="1.1b")
+    parser.add_argument("--shape", choices=MODELS, default="1.1b")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=7)
@@ -157,7 +141,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
-        write_checkpoint(Path(directory), SHAPES[options.shape], options.context)
+        write_checkpoint(Path(directory), MODELS[options.shape].as_config(), options.context)
         engine = Engine(
             directory,
             dtype="bfloat16",

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import shapes
 from benchmarks.gpu.records import Recorder, Skip, slice_main
 from benchmarks.gpu.timing import Limits, measure_limits
 from benchmarks.model_shape import write_checkpoint
@@ -29,24 +30,7 @@ from sdengine.engine import Engine
 from sdengine.errors import SdengineError
 from sdengine.runner.costs import Trial, verify_trials
 
-SHAPES = {
-    "8b": {
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "vocab_size": 128256,
-    },
-    "1b": {
-        "hidden_size": 2048,
-        "intermediate_size": 8192,
-        "num_hidden_layers": 16,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "vocab_size": 128256,
-    },
-}
+SHAPES = {"8b": shapes.SHAPES["8b"].as_config(), "1b": shapes.SHAPES["llama-3.2-1b"].as_config()}
 CONTEXT = 1024
 STEPS = 100
 PROFILED_STEPS = 20

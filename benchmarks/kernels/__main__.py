@@ -27,7 +27,8 @@ from benchmarks.conditions import describe_machine
 from benchmarks.kernels.baselines import BASELINES
 from benchmarks.kernels.harness import Measurement, WrongResult, check_case, measure_case
 from benchmarks.kernels.report import HEADER, compare, read, row, write
-from benchmarks.kernels.shapes import NAMED, KernelShape, cases_of, read_shape
+from benchmarks.kernels.shapes import NAMED, cases_of, read_shape
+from benchmarks.shapes import Shape
 from sdengine.cli.main import run_alone
 from sdengine.cli.options import LineParser, add_debug, integer, number
 from sdengine.errors import ConfigError
@@ -110,7 +111,7 @@ def say(args: argparse.Namespace, text: str) -> None:
 def run_op(
     args: argparse.Namespace,
     op: Op,
-    shape: KernelShape | None,
+    shape: Shape | None,
     pool: object,
     probe: LimitProbe,
     found: list[Measurement],
@@ -130,7 +131,7 @@ def run_op(
     return True
 
 
-def chosen_cases(op: Op, shape: KernelShape | None, text: str) -> Iterator[Case]:
+def chosen_cases(op: Op, shape: Shape | None, text: str) -> Iterator[Case]:
     """The op's cases of the shape, or its own."""
     make = None if shape is None else cases_of(op.name, shape)
     make = make or op.bench_cases

@@ -5,7 +5,7 @@ a step of a model of that size costs: real acceptance at real sizes, without a d
 `python -m benchmarks.upscale --help` is the command, `enlarge` the function.
 """
 
+from benchmarks.shapes import SHAPES, Shape, resolve_shape
 from benchmarks.upscale.enlarge import enlarge
-from benchmarks.upscale.shapes import SHAPES, Shape, resolve_shape
 
 __all__ = ["SHAPES", "Shape", "enlarge", "resolve_shape"]

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.shapes import Shape
 from benchmarks.upscale.placement import place
 from benchmarks.upscale.residual import ResidualEmbedding, surplus_weight
 from benchmarks.upscale.safetensors_writer import write_safetensors
-from benchmarks.upscale.shapes import Shape
 from benchmarks.upscale.weights import LargeModel
 from sdengine.core.config import DTYPES
 from sdengine.errors import ConfigError

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.upscale.shapes import Shape
+from benchmarks.shapes import Shape
 from sdengine.errors import CheckpointError, ConfigError
 from sdengine.model.config import ModelConfig
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 import torch
 
+from benchmarks.shapes import Shape
 from benchmarks.upscale.placement import Placement
 from benchmarks.upscale.residual import ResidualEmbedding
 from benchmarks.upscale.safetensors_writer import PlannedTensor
-from benchmarks.upscale.shapes import Shape
 from sdengine.model.checkpoint import Checkpoint
 
 __all__ = ["LargeModel"]

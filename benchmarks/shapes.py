@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sdengine.errors import ConfigError
@@ -36,6 +36,10 @@ class Shape:
             config.head_dim,
             config.vocab_size,
         )
+
+    def as_config(self) -> dict[str, int]:
+        """The entries of a config.json that are a shape's."""
+        return asdict(self)
 
     @property
     def num_parameters(self) -> int:
