@@ -26,7 +26,7 @@ from sdengine import SpeculationConfig
 from sdengine.engine import Engine
 from sdengine.kernels.machine_limits import LimitProbe
 from sdengine.kernels.program import make_pool
-from sdengine.runner.costs import Trial, verify_trials
+from sdengine.runner.costs import verify_trials
 
 MODELS = {"1.1b": SHAPES["1.1b"], "0.1b": Shape(768, 2048, 8, 12, 4, 64, 16000)}
 
@@ -88,13 +88,6 @@ def _shards(shape: dict[str, int], device: str) -> Iterator[dict[str, torch.Tens
         }
 
 
-def run_once(trial: Trial) -> float:
-    """Seconds of one pass."""
-    trial.reset()
-    trial.program.replay()
-    return 1e-9 * int(trial.end_ns - trial.start_ns)
-
-
 def measure(engine: Engine, row_counts: list[int], rounds: int) -> list[dict[str, float]]:
     """Medians and minima over rounds in which limits and passes take turns."""
     iteration = engine.iteration
@@ -108,8 +101,8 @@ def measure(engine: Engine, row_counts: list[int], rounds: int) -> list[dict[str
         gbps += probe.dram_gbps(1)
         gflops += probe.gflops(torch.bfloat16, 1)
         for i, trial in enumerate(trials):
-            run_once(trial)  # the first pass after another row count is not decoding's steady state
-            seconds[i].append(run_once(trial))
+            trial.run()  # the first pass after another row count is not decoding's steady state
+            seconds[i].append(trial.run())
     bytes_read = iteration.weights.nbytes
     rows = []
     for count, times in zip(row_counts, seconds):

@@ -48,6 +48,12 @@ class Trial:
     start_ns: np.ndarray
     end_ns: np.ndarray
 
+    def run(self) -> float:
+        """Seconds of one replay."""
+        self.reset()
+        self.program.replay()
+        return 1e-9 * int(self.end_ns[0] - self.start_ns[0])
+
 
 def measure_costs(iteration: Iteration, cache_dir: Path | None = None) -> CostModel:
     """Measured cost model of an engine; from the cache file when it was measured before.
@@ -153,9 +159,7 @@ def _fastest(trials: list[Trial], is_slow: bool) -> list[float]:
     for turn in range(MAX_TURNS):
         for i, trial in enumerate(trials):
             for _ in range(replays):
-                trial.reset()
-                trial.program.replay()
-                fastest[i] = min(fastest[i], 1e-9 * int(trial.end_ns[0] - trial.start_ns[0]))
+                fastest[i] = min(fastest[i], trial.run())
         if turn + 1 >= MIN_TURNS and perf_counter() - started > BUDGET_S:
             break
     return fastest
