@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -112,18 +111,10 @@ class TreeLab:
         return make_program("cpu", self._pool)
 
     def _describe_growing(self) -> Program:
-        program, workspace = self.program(), self.workspace
+        program = self.program()
         self.iteration.describe_pending(program)
         self.drafter.propose(program)
-        program.launch(
-            "tree_select",
-            draft=workspace.draft_tree,
-            thresholds=workspace.thresholds,
-            cu_pending=workspace.cu_pending,
-            num_seqs=workspace.num_seqs,
-            scratch=workspace.tree_scratch,
-            tree=workspace.token_tree,
-        )
+        self.iteration.describe_selection(program)
         return program
 
     def _describe_scoring(self) -> Program:
@@ -196,20 +187,6 @@ class TreeLab:
         self.workspace.state.history[slot, : len(tokens)] = torch.tensor(tokens, dtype=torch.int32)
         self._host.history_lens[slot] = len(tokens)
         return len(tokens)
-
-    def walk_arguments(self) -> dict[str, Any]:
-        """Arguments of `tree_verify` that both walks share."""
-        verdict, workspace = self.iteration.verdict, self.workspace
-        return {
-            "tree": workspace.token_tree,
-            "num_seqs": workspace.num_seqs,
-            "num_accepted": verdict.num_accepted,
-            "path": verdict.path,
-            "out_tokens": verdict.out_tokens,
-            "final_node": verdict.final_node,
-            "tried": verdict.tried,
-            "accepted": verdict.accepted,
-        }
 
 
 def _sizes(pair: Pair, growth: Growth, batch_size: int, max_len: int) -> Sizes:

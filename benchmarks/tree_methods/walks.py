@@ -8,6 +8,7 @@ import torch
 
 from benchmarks.tree_methods.lab import TreeLab
 from sdengine.core.sampling_params import SamplingParams
+from sdengine.runner.verifier import walk_results
 
 __all__ = ["CoupledWalk", "RejectionWalk", "decode", "plain_texts"]
 
@@ -75,7 +76,7 @@ class CoupledWalk:
             logit_starts=torch.arange(batch, dtype=torch.int32) * nodes,
             wants_logits=self._walks,
             target_tokens=self._target_tokens.view(-1),
-            **lab.walk_arguments(),
+            **walk_results(lab.workspace, lab.iteration.verdict),
         )
 
     def step(self, slots: Sequence[int]) -> list[int]:
@@ -121,7 +122,7 @@ class RejectionWalk:
             seeds=state.seeds,
             proposal_tokens=proposals.tokens,
             proposal_probs=proposals.probs,
-            **lab.walk_arguments(),
+            **walk_results(lab.workspace, lab.iteration.verdict),
         )
 
     def step(self, slots: Sequence[int]) -> list[int]:

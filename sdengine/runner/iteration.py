@@ -188,6 +188,19 @@ class Iteration:
             cu_pending=workspace.cu_pending,
         )
 
+    def describe_selection(self, program: Program) -> None:
+        """From the trees that were grown to those that are verified."""
+        workspace = self.workspace
+        program.launch(
+            "tree_select",
+            draft=workspace.draft_tree,
+            thresholds=workspace.thresholds,
+            cu_pending=workspace.cu_pending,
+            num_seqs=workspace.num_seqs,
+            scratch=workspace.tree_scratch,
+            tree=workspace.token_tree,
+        )
+
     def _describe_propose(self, program: Program, variant: Variant) -> None:
         if variant.drafts:
             assert self.drafter is not None
@@ -205,15 +218,7 @@ class Iteration:
     def _describe_rows(self, program: Program, has_trees: bool) -> None:
         workspace, state = self.workspace, self.workspace.state
         if has_trees:
-            program.launch(
-                "tree_select",
-                draft=workspace.draft_tree,
-                thresholds=workspace.thresholds,
-                cu_pending=workspace.cu_pending,
-                num_seqs=workspace.num_seqs,
-                scratch=workspace.tree_scratch,
-                tree=workspace.token_tree,
-            )
+            self.describe_selection(program)
         program.launch(
             "build_rows",
             pending_tokens=workspace.pending_tokens,

@@ -57,10 +57,9 @@ def walk_arguments(workspace: Workspace, verdict: Verdict) -> dict[str, Any]:
     """Arguments of `tree_verify` that every verifier shares: trees, logits, parameters, outputs."""
     state = workspace.state
     return {
-        "tree": workspace.token_tree,
+        **walk_results(workspace, verdict),
         "logit_starts": workspace.cu_logits,
         "wants_logits": state.wants_logits,
-        "num_seqs": workspace.num_seqs,
         "logits": workspace.logits,
         "tree_starts": workspace.target_rows.tree_starts,
         "temperature": state.temperature,
@@ -68,11 +67,19 @@ def walk_arguments(workspace: Workspace, verdict: Verdict) -> dict[str, Any]:
         "top_p": state.top_p,
         "min_p": state.min_p,
         "seeds": state.seeds,
+        "scratch": workspace.walk_scratch,
+    }
+
+
+def walk_results(workspace: Workspace, verdict: Verdict) -> dict[str, Any]:
+    """The trees that `tree_verify` walks and what it writes, whatever decides the walk."""
+    return {
+        "tree": workspace.token_tree,
+        "num_seqs": workspace.num_seqs,
         "num_accepted": verdict.num_accepted,
         "path": verdict.path,
         "out_tokens": verdict.out_tokens,
         "final_node": verdict.final_node,
         "tried": verdict.tried,
         "accepted": verdict.accepted,
-        "scratch": workspace.walk_scratch,
     }
