@@ -90,16 +90,7 @@ def test_what_would_be_converted_wrongly_is_refused(tmp_path: Path) -> None:
     assert not out.exists()
 
 
-def test_llama_cpp_gives_our_text(tmp_path: Path) -> None:
-    settings = Settings(
-        target=Path(text_checkpoint()),
-        draft=Path(text_checkpoint(num_layers=2)),
-        dtype="float32",
-        num_threads=1,
-        max_model_len=128,
-        draft_lengths=(3,),
-        work_dir=tmp_path,
-    )
+def test_llama_cpp_gives_our_text(settings: Settings) -> None:
     reason = LlamaCppPeer().why_unavailable(settings)
     if reason is not None:
         pytest.skip(reason)

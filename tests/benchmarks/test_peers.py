@@ -19,7 +19,6 @@ from benchmarks.peers.openvino_genai_peer import OpenVinoPeer
 from benchmarks.peers.own import PLAIN, SPECULATIVE, OwnPeer
 from benchmarks.peers.transformers_peer import TransformersPeer
 from sdengine.errors import ConfigError
-from tests.engine.conftest import text_checkpoint
 
 TASKS = [Task((5, 9, 5, 9, 5, 9), 20), Task(tuple(range(3, 40)), 20)]
 
@@ -64,19 +63,6 @@ def test_turns_ratios_and_texts() -> None:
     table = to_markdown(found)
     assert "| peer | 5.0 | 0.50x | 5.00x | 0 of 2 | token 2 |" in table
     assert "- peer: peer's configuration" in table
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return Settings(
-        target=Path(text_checkpoint()),
-        draft=Path(text_checkpoint(num_layers=2)),
-        dtype="float32",
-        num_threads=1,
-        max_model_len=128,
-        draft_lengths=(3,),
-        work_dir=tmp_path,
-    )
 
 
 def test_transformers_gives_our_text_in_every_mode(settings: Settings) -> None:

@@ -11,10 +11,10 @@ import torch
 
 from sdengine.kernels import draft_topk, sample
 from tests.gpu.on_device import IS_DRY_RUN, run_on_device
-from tests.kernels.random_token_trees import int_tensor, random_token_tree
+from tests.kernels.random_token_trees import random_token_tree
 from tests.kernels.test_residual import rejection_args
 from tests.kernels.test_sample import sampling_args
-from tests.kernels.test_tree_verify import coupled_args
+from tests.kernels.test_tree_verify import coupled_args, filtered_args
 from tests.kernels.triton.test_draft_topk import make_args as topk_args
 
 LARGE = 1100 if IS_DRY_RUN else 128256
@@ -66,21 +66,8 @@ def compared_walks(args: dict[str, Any]) -> None:
 def test_coupled_walks(vocab: int) -> None:
     """A team of blocks a sequence, whatever the filters; NaN in one row."""
     tree = random_token_tree(random.Random(vocab), batch=4, max_nodes=20, vocab=4)
-    args = coupled_args(tree, None, depth=6)
-    rows = int(tree.num_nodes.sum()) + 4
-    logits = torch.randn(rows, vocab)
-    logits[:, :4] += 4.0
-    logits[rows // 2, vocab // 2] = float("nan")
-    args |= {
-        "logits": logits,
-        "tree_starts": int_tensor([1, 50, 300, 7]),
-        "temperature": torch.tensor([0.0, 0.5, 1.0, 2.0]),
-        "top_k": int_tensor([0, 2, 0, 40]),
-        "top_p": torch.tensor([1.0, 1.0, 0.8, 0.3]),
-        "min_p": torch.tensor([0.0, 0.0, 0.1, 0.0]),
-        "seeds": torch.tensor([1, 2**40, -3, 9]),
-    }
-    compared_walks(args)
+    logits = torch.randn(int(tree.num_nodes.sum()) + 4, vocab)
+    compared_walks(filtered_args(tree, logits))
 
 
 @pytest.mark.parametrize("seed,vocab", [(1, 8), (2, 70), (3, 4100), (4, LARGE)])

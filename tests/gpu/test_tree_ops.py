@@ -11,11 +11,16 @@ from benchmarks.kernels.harness import UNCOMPARABLE_OPS
 from sdengine.kernels.calibration import bin_centers
 from sdengine.kernels.cuda_library import CUDA_OPS
 from sdengine.kernels.program import run_op
-from sdengine.kernels.registry import get_op
 from sdengine.kernels.token_tree import TokenTree
 from tests.gpu.on_device import IS_DRY_RUN, run_on_device
 from tests.kernels.random_token_trees import int_tensor
-from tests.kernels.tree_worlds import World, assert_same_rows, assert_same_trees, grow
+from tests.kernels.tree_worlds import (
+    World,
+    assert_same_outputs,
+    assert_same_rows,
+    assert_same_trees,
+    grow,
+)
 from tests.native.test_cuda_on_threads import small_cases
 
 
@@ -25,14 +30,7 @@ def test_microbenchmark_cases(op: str) -> None:
         mine = copy.deepcopy(args)
         run_op(op, "reference", **args)
         run_on_device(op, "cuda", **mine)
-        for name in get_op(op).outputs:
-            left, right = args.get(name), mine.get(name)
-            if isinstance(left, torch.Tensor):
-                assert torch.equal(left, right), name
-            elif name == "rows" and left is not None:
-                assert_same_rows(left, right, int(args["num_seqs"]))
-            elif left is not None:
-                assert_same_trees(left, right, int(args["num_seqs"]))
+        assert_same_outputs(op, args, mine)
 
 
 @pytest.mark.parametrize("seed", range(2 if IS_DRY_RUN else 8))

@@ -124,6 +124,28 @@ def sampled_targets(args: dict[str, Any], rows: int) -> torch.Tensor:
     return out
 
 
+def filtered_args(tree: TokenTree, logits: torch.Tensor) -> dict[str, Any]:
+    """Coupled walks of four sequences with every filter; the first tokens are likely, and a row in
+    the middle holds NaN.
+
+    Args:
+        tree: of batch 4, of tokens below 4.
+        logits: [nodes and roots, V], written.
+    """
+    rows, vocab = logits.shape
+    logits[:, :4] += 4.0
+    logits[rows // 2, vocab // 2] = float("nan")
+    return coupled_args(tree, None, depth=6) | {
+        "logits": logits,
+        "tree_starts": int_tensor([1, 50, 300, 7]),
+        "temperature": torch.tensor([0.0, 0.5, 1.0, 2.0]),
+        "top_k": int_tensor([0, 2, 0, 40]),
+        "top_p": torch.tensor([1.0, 1.0, 0.8, 0.3]),
+        "min_p": torch.tensor([0.0, 0.0, 0.1, 0.0]),
+        "seeds": torch.tensor([1, 2**40, -3, 9]),
+    }
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_drawing_visited_nodes_only_gives_the_tokens_of_sample(seed: int) -> None:
     rng = random.Random(seed)

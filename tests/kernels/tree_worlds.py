@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from sdengine.kernels.program import run_op
+from sdengine.kernels.registry import get_op
 from sdengine.kernels.row_batch import RowBatch
 from sdengine.kernels.token_tree import DraftTree, TokenTree, allocate_tree_scratch, mask_words
 from sdengine.kernels.tree_expand import proposal_offset
@@ -194,3 +195,15 @@ def assert_same_rows(left: RowBatch, right: RowBatch, live: int) -> None:
         a, b = getattr(left, f.name), getattr(right, f.name)
         end = {"cu_rows": live + 1, "tree_starts": live, "num_rows": 1}.get(f.name, n)
         assert torch.equal(a[:end], b[:end]), f"{f.name}: {a[:end]} != {b[:end]}"
+
+
+def assert_same_outputs(op: str, left: dict[str, Any], right: dict[str, Any]) -> None:
+    """Every output of an op agrees: tensors bit for bit, trees and rows over their live part."""
+    for name in get_op(op).outputs:
+        a, b = left.get(name), right.get(name)
+        if isinstance(a, torch.Tensor):
+            assert torch.equal(a, b), name
+        elif name == "rows" and a is not None:
+            assert_same_rows(a, b, int(left["num_seqs"]))
+        elif a is not None:
+            assert_same_trees(a, b, int(left["num_seqs"]))

@@ -29,8 +29,14 @@ from sdengine.kernels.tree_verify import walk_scratch_size
 from ..kernels.random_token_trees import int_tensor, random_token_tree
 from ..kernels.test_residual import OUTPUTS as WALK_OUTPUTS
 from ..kernels.test_residual import rejection_args
-from ..kernels.test_tree_verify import coupled_args
-from ..kernels.tree_worlds import World, assert_same_rows, assert_same_trees, grow
+from ..kernels.test_tree_verify import filtered_args
+from ..kernels.tree_worlds import (
+    World,
+    assert_same_outputs,
+    assert_same_rows,
+    assert_same_trees,
+    grow,
+)
 from .cuda_threads import FLAGS, KERNELS, threads_library
 from .test_sanitizers import HERE, at_fixed_addresses, compile_driver, run
 
@@ -124,14 +130,7 @@ def test_every_op_gives_the_bits_of_the_cpu(op: str, library: CudaLibrary) -> No
         if op == "tree_verify" and args.get("target_tokens") is None:
             mine["scratch"] = torch.full((walk_scratch_size(args["tree"].batch_size),), -1)
         library.launch(op, 0, **mine)
-        for name in get_op(op).outputs:
-            left, right = args.get(name), mine.get(name)
-            if isinstance(left, torch.Tensor):
-                assert torch.equal(left, right), name
-            elif name == "rows" and left is not None:
-                assert_same_rows(left, right, int(args["num_seqs"]))
-            elif left is not None:
-                assert_same_trees(left, right, int(args["num_seqs"]))
+        assert_same_outputs(op, args, mine)
 
 
 def test_timestamps_bracket_what_lies_between(library: CudaLibrary) -> None:
@@ -197,21 +196,9 @@ def assert_same_walks(args: dict[str, Any], library: CudaLibrary) -> None:
 def test_coupled_walks_with_every_filter(vocab: int, library: CudaLibrary) -> None:
     rng = random.Random(vocab)
     tree = random_token_tree(rng, batch=4, max_nodes=20, vocab=4)
-    args = coupled_args(tree, None, depth=6)
-    rows = int(tree.num_nodes.sum()) + 4
-    logits = torch.randn(rows, vocab, generator=torch.Generator().manual_seed(vocab))
-    logits[:, :4] += 4.0
-    logits[rows // 2, vocab // 2] = float("nan")
-    args |= {
-        "logits": logits,
-        "tree_starts": int_tensor([1, 50, 300, 7]),
-        "temperature": torch.tensor([0.0, 0.5, 1.0, 2.0]),
-        "top_k": int_tensor([0, 2, 0, 40]),
-        "top_p": torch.tensor([1.0, 1.0, 0.8, 0.3]),
-        "min_p": torch.tensor([0.0, 0.0, 0.1, 0.0]),
-        "seeds": torch.tensor([1, 2**40, -3, 9]),
-    }
-    assert_same_walks(args, library)
+    generator = torch.Generator().manual_seed(vocab)
+    logits = torch.randn(int(tree.num_nodes.sum()) + 4, vocab, generator=generator)
+    assert_same_walks(filtered_args(tree, logits), library)
 
 
 @pytest.mark.parametrize("seed,vocab", [(1, 8), (2, 70), (3, 4100)])

@@ -9,6 +9,7 @@ from sdengine.train.data import SourceFile, build_stream
 from sdengine.train.distill import PairConfig, Streams
 from sdengine.train.module import LlamaModule, LlamaShape
 from sdengine.train.tokenizer import train_tokenizer
+from tests.torch_threads import one_thread as one_thread
 
 VOCAB_SIZE = 320
 TINY_TARGET = LlamaShape(VOCAB_SIZE, 64, 96, 2, 4, 2, head_dim=16, max_position_embeddings=64)
@@ -20,15 +21,6 @@ TINY_CONFIG = PairConfig(
     long_length=64,
     eval_tokens=128,
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Neighbours on the machine keep their cores, and sums keep one order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def source(name: str, lines: int) -> SourceFile:
