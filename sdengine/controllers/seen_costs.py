@@ -42,12 +42,15 @@ class SeenCosts:
         """One target pass, seen; returns whether `model` is due again."""
         left, share = self._place(num_rows)
         ratio = seconds / self._measured.verify_time(num_rows)
-        usual = (1.0 - share) * self._ratio(left) + share * self._ratio(left + 1)
+        usual = self._ratio(left)
+        if share > 0.0:
+            usual += share * (self._ratio(left + 1) - usual)
         ratio = min(ratio, HICCUP * max(self.pace, usual))
         self.pace += SMOOTHING * (ratio - self.pace)
         self._num_steps += 1
         self._blend(left, 1.0 - share, ratio)
-        self._blend(left + 1, share, ratio)
+        if share > 0.0:
+            self._blend(left + 1, share, ratio)
         return self._num_steps % REFRESH_EVERY == 0
 
     def model(self) -> CostModel:
@@ -62,11 +65,10 @@ class SeenCosts:
         )
 
     def _blend(self, index: int, share: float, ratio: float) -> None:
-        if share > 0.0:
-            weight = self._kept(index) + share
-            self._ratios[index] += (ratio - self._ratios[index]) * share / weight
-            self._weights[index] = min(weight, STEPS_KEPT)
-            self._seen_at[index] = self._num_steps
+        weight = self._kept(index) + share
+        self._ratios[index] += (ratio - self._ratios[index]) * share / weight
+        self._weights[index] = min(weight, STEPS_KEPT)
+        self._seen_at[index] = self._num_steps
 
     def _kept(self, index: int) -> float:
         """Steps that a ratio stands for now; they fade while other row counts are used."""
@@ -74,8 +76,6 @@ class SeenCosts:
         return self._weights[index] * FADING_STEPS / (FADING_STEPS + age)
 
     def _ratio(self, index: int) -> float:
-        if index >= len(self._ratios):
-            return 0.0
         kept = self._kept(index)
         return (kept * self._ratios[index] + MEASURED_AS * self.pace) / (kept + MEASURED_AS)
 

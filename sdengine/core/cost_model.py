@@ -9,9 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 LOOK_AHEAD = 16  # rows that a stair may be long
-DECLINE = (
-    0.8  # worth of a node over that of the one before it, in the order in which they are taken
-)
+DECLINE = 0.8  # worth of a node over that of the one taken before it
 
 
 @dataclass(frozen=True, slots=True)
