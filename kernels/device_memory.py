@@ -10,7 +10,8 @@ and twins of a kind lie side by side, so that one copy moves all of them:
     state      writes       change        to the device before, and back after every replay
     results    reads        write         to the host after every replay
 
-Everything else is `zeros`, `empty` or `full`: the kernels' alone, the host at most writes a row.
+Everything else is `zeros`, `pages`, `empty` or `full`: the kernels' alone, the host at most writes
+a row.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from typing import Protocol
 
 import numpy as np
 import torch
+
+from sdengine.kernels.huge_pages import HugePageArena
 
 ALIGNMENT = 64
 CHUNK_BYTES = 1 << 20
@@ -37,6 +40,9 @@ class Memory(Protocol):
 
     def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The same, not initialised."""
+
+    def pages(self, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """`zeros` for what may be the largest of all, and goes back to the system whole."""
 
     def full(self, shape: tuple[int, ...], value: float, dtype: torch.dtype) -> torch.Tensor:
         """The same, every element `value`."""
@@ -81,6 +87,9 @@ class HostMemory:
     def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype)
 
+    def pages(self, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return HugePageArena().zeros(shape, dtype)
+
     def full(self, shape: tuple[int, ...], value: float, dtype: torch.dtype) -> torch.Tensor:
         return torch.full(shape, value, dtype=dtype)
 
@@ -123,6 +132,8 @@ class StagedMemory:
 
     def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device=self.device)
+
+    pages = zeros
 
     def full(self, shape: tuple[int, ...], value: float, dtype: torch.dtype) -> torch.Tensor:
         return torch.full(shape, value, dtype=dtype, device=self.device)

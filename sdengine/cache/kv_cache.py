@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sdengine.kernels.device_memory import Memory, StagedMemory
-from sdengine.kernels.huge_pages import HugePageArena
+from sdengine.kernels.device_memory import Memory
 from sdengine.model.config import ModelConfig
 
 
@@ -29,10 +28,7 @@ class KVCache:
         memory: Memory,
     ) -> None:
         shape = (config.num_layers, num_blocks, 2, config.num_kv_heads, block_size, config.head_dim)
-        if isinstance(memory, StagedMemory):
-            self.tensor = memory.zeros(*shape, dtype=dtype)
-        else:
-            self.tensor = HugePageArena().zeros(shape, dtype)
+        self.tensor = memory.pages(*shape, dtype=dtype)
 
     def layer(self, index: int) -> torch.Tensor:
         """Cache of one layer: [P, 2, H_kv, block_size, D]."""
