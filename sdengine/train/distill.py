@@ -8,6 +8,7 @@ half on text sampled from the target, which is what it will have to predict in u
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -103,7 +104,7 @@ def evaluate_pair(
     return {name: total / count for name, total in totals.items()}
 
 
-class _Distillation:
+class _Distillation(ABC):
     """What both stages share: corpus batches, optimisers, evaluation."""
 
     def __init__(self, target: nn.Module, draft: nn.Module, streams: Streams, config: PairConfig):
@@ -135,9 +136,9 @@ class _Distillation:
         for kind, optimizer in zip(("muon", "adamw"), optimizers, strict=True):
             self.optimizers[f"{name}_{kind}"] = optimizer
 
+    @abstractmethod
     def _loss(self, piece: Blocks) -> tuple[Tensor, dict[str, Tensor]]:
         """What a piece adds to the loss, and figures of it for the log."""
-        raise NotImplementedError
 
     def _accumulate(self, batch: Blocks) -> dict[str, float]:
         """Set every gradient to that of the mean over the batch's pieces; returns mean figures."""
