@@ -6,6 +6,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from datetime import datetime, timezone
 from pathlib import Path
 
 from sdengine import __version__
@@ -33,6 +34,7 @@ def describe_machine(command: str, num_threads: int | None, with_limits: bool) -
     found: dict[str, object] = {
         "command": shlex.join([*command.split(), *sys.argv[1:]]),
         "commit": commit(),
+        "date": datetime.now(timezone.utc).date().isoformat(),
         "processor": processor()[0],
         "instruction set": isa_text(native.detected_isa(), native.selected_isa()),
         "threads": threads,

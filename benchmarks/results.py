@@ -189,6 +189,19 @@ def headline_table(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def summary(conditions: dict[str, Any]) -> str:
+    """Under which conditions speeds were measured, in a line."""
+    words = [
+        f"{len(conditions['prompts'])} held-out prompts, {conditions['new tokens']} tokens each",
+        f"medians of {conditions['repeats']} repeats in turns",
+        f"dtype {conditions['dtype']}",
+        f"verifier {conditions['verifier']}",
+        *(conditions[name] for name in ("machine limits", "date") if conditions.get(name)),
+        f"commit {conditions['commit']}",
+    ]
+    return ", ".join(words)
+
+
 def probe_section(document: dict[str, Any]) -> list[str]:
     """Predicted against measured speeds."""
     lines = ["## Probe", "", f"`{document['conditions']['command']}`", ""]
@@ -232,7 +245,8 @@ def update_readme(directory: Path, readme: Path) -> None:
     lines = [
         f"The bundled pair on {conditions['processor']}, {conditions['instruction set']}, "
         f"{conditions['threads']} threads ([all figures]({page}/README.md), "
-        "`python -m benchmarks.results --headline` makes them again on your machine):",
+        "`python -m benchmarks.results --headline` makes them again on your machine); "
+        f"{summary(conditions)}:",
         "",
         *headline_table(merged["rows"]),
         "",

@@ -10,7 +10,7 @@ namespace sdengine {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-constexpr int64_t kGrain = 256;  // floats
+constexpr int64_t kGrain = 512;  // floats
 
 LimitProbes choose() {
 #if defined(__x86_64__)
@@ -46,13 +46,14 @@ std::vector<double> rates(const std::vector<double>& seconds, double amount) {
 
 }  // namespace
 
-std::vector<double> measure_read(ThreadPool& pool, const void* data, int64_t bytes, int repeats) {
+std::vector<double> measure_read(ThreadPool& pool, const void* data, int64_t bytes, int streams,
+                                 int repeats) {
   const LimitProbes probes = choose();
   const int64_t count = bytes / 4 / kGrain * kGrain;
   const auto* floats = static_cast<const float*>(data);
   const auto seconds = time_together(pool, repeats, [&](Worker& worker) {
     const Range share = worker.share(count, kGrain);
-    return probes.read(floats + share.begin, share.end - share.begin);
+    return probes.read(floats + share.begin, share.end - share.begin, streams);
   });
   return rates(seconds, static_cast<double>(count) * 4);
 }

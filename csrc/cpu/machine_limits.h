@@ -13,8 +13,9 @@
 namespace sdengine {
 
 // Bytes per second of reading `bytes` at `data` `repeats` times; every worker reads its own
-// contiguous share.
-std::vector<double> measure_read(ThreadPool& pool, const void* data, int64_t bytes, int repeats);
+// contiguous share as one or two streams.
+std::vector<double> measure_read(ThreadPool& pool, const void* data, int64_t bytes, int streams,
+                                 int repeats);
 
 // Operations per second (a multiply-add counts two) of independent chains in registers, for about
 // `milliseconds` each. `bf16_dot`: the instruction that `linear` uses for bfloat16 weights; without
@@ -24,8 +25,9 @@ std::vector<double> measure_arithmetic(ThreadPool& pool, bool bf16_dot, double m
 
 // Per instruction set. The return value keeps the work from being optimised away.
 struct LimitProbes {
-  float (*read)(const float* data, int64_t count);  // count: multiple of 256
-  float (*fma)(int64_t rounds);                     // operations: rounds * fma_operations
+  // count: a multiple of 256 * streams
+  float (*read)(const float* data, int64_t count, int streams);
+  float (*fma)(int64_t rounds);  // operations: rounds * fma_operations
   float (*bf16_dot)(int64_t rounds);
   int64_t fma_operations;
   int64_t bf16_dot_operations;

@@ -20,10 +20,10 @@ from sdengine.errors import RequestTimeout
 
 __all__ = ["Delivery", "Outbox", "RequestStream"]
 
-PAUSE_PER_WORK = 19.0
-"""Deliveries and what their readers do with them may take 1/20 of the loop's time."""
-LONGEST_PAUSE_S = 0.04
-"""A text that grows 25 times a second is still seen as flowing."""
+PAUSE_PER_WORK = 39.0
+"""Deliveries and what their readers do with them may take 1/40 of the loop's time."""
+LONGEST_PAUSE_S = 0.05
+"""A text that grows 20 times a second is still seen as flowing."""
 
 
 class Delivery(NamedTuple):

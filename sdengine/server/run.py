@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import socket
 import sys
@@ -131,6 +132,8 @@ def serve(
     app = create_app(engine, settings, plain)
     engines = [engine] if plain is None else [engine, plain]
     server = DrainingServer(app, engines, settings, lambda: _announce(settings, bound))
+    gc.collect()
+    gc.freeze()  # torch and the model are no garbage: collections need not walk through them
     run_in_loop(server.serve([bound]))
 
 

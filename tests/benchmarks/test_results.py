@@ -74,6 +74,7 @@ def test_the_readme_gets_the_table_and_the_plot_of_a_page(page: Path, tmp_path: 
     text = readme.read_text()
     assert text.startswith("before\n<!-- headline -->\n") and text.endswith("-->\nafter\n")
     assert "old" not in text and "results/some-machine/speedup.svg" in text
+    assert "2 held-out prompts" in text and "DRAM 1 GB/s, commit abc:" in text
     once = text
     results.update_readme(page, readme)
     assert readme.read_text() == once
