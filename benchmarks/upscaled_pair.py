@@ -18,18 +18,19 @@ from pathlib import Path
 from time import perf_counter
 
 from benchmarks import generate
+from benchmarks.held_out import held_out_prompts
 from benchmarks.upscale import SHAPES, Shape, enlarge, resolve_shape
 from benchmarks.upscale.agreement import compare_logits, compare_text
 from benchmarks.upscale.enlarge import STORED_DTYPES
 from sdengine.cli.main import run_alone
 from sdengine.cli.options import BUNDLED_MODEL, LineParser, add_debug, integer
-from sdengine.cli.prompts import PROMPTS
 from sdengine.core.env import read_environment
 from sdengine.errors import ConfigError
 from sdengine.model.registry import ModelPaths, resolve_model
 
 FORMAT = 1  # of the enlargement: raised when the same arguments give other weights
 CHECKED_TOKENS = 256
+CHECKED_PROMPTS = 20
 TOLERANCE = 0.1
 
 
@@ -45,6 +46,13 @@ def build_parser() -> LineParser:
     )
     parser.add_argument(
         "--check-tokens", type=integer, default=CHECKED_TOKENS, metavar="N", help="(%(default)s)"
+    )
+    parser.add_argument(
+        "--check-prompts",
+        type=integer,
+        default=CHECKED_PROMPTS,
+        metavar="N",
+        help="held-out prompts (%(default)s)",
     )
     parser.add_argument("--make-only", action="store_true", help="measure nothing")
     add_debug(parser)
@@ -136,7 +144,7 @@ def check(small: ModelPaths, large: ModelPaths, args: argparse.Namespace) -> boo
     same text in float32, acceptance lengths within a tenth in 16 bits, where ties are broken by
     rounding.
     """
-    texts = [prompt.text for prompt in PROMPTS]
+    texts = [prompt.text for prompt in held_out_prompts(args.check_prompts)]
     dtype = "float32" if args.stored_dtype == "float32" else "bfloat16"
     logits = compare_logits(small.target, large.target, texts[:1], dtype)
     ratio = logits.large_error / logits.small_error

@@ -54,10 +54,19 @@ def test_a_pair_is_made_once_and_measured(argv, measured, tmp_path: Path, capsys
 
 
 def test_the_check_compares_the_pairs(argv, measured, capsys) -> None:
-    argv += ["--check", "--check-tokens", "6", "--make-only", "--stored-dtype", "float32"]
+    argv += [
+        "--check",
+        "--check-tokens",
+        "6",
+        "--check-prompts",
+        "3",
+        "--make-only",
+        "--stored-dtype",
+        "float32",
+    ]
     assert upscaled_pair.main(argv) == 0
     out = capsys.readouterr().out
-    assert "float32: 8 of 8 greedy texts of 6 tokens equal" in out
+    assert "float32: 3 of 3 greedy texts of 6 tokens equal" in out
     assert out.count("of what plain torch loses on the small model") == 1
     assert not measured
 
