@@ -52,6 +52,21 @@ def test_a_useless_draft_costs_under_three_percent() -> None:
     assert speculated > 12, "it must be tried again now and then"
 
 
+def test_slow_first_steps_are_half_believed() -> None:
+    """After a prompt the weights have left the caches, and trees that lose would seem to pay."""
+    controller = AdaptiveController(COSTS, 8, 16)
+    for _ in range(4):
+        plan = controller.plan(1)
+        controller.observe(plan, StepReport([0], 0, 1, 0.0, 1.8, 1.8, True))
+    assert 1.0 / controller.plan(1).tokens_per_s < 1.5, "a token takes 1.0 as measured"
+    for _ in range(20):  # two tokens a step in three times the time
+        plan = controller.plan(1)
+        controller.observe(plan, StepReport([1], 4, 5, 0.5, 2.5, 3.0, True))
+        if plan.depth == 0:
+            break
+    assert plan.depth == 0
+
+
 @pytest.mark.parametrize("tokens", [64, 128, 256, 1024])
 def test_a_useless_draft_costs_little_from_the_first_token_on(tokens: int) -> None:
     """Trees that are as dear as on a processor without spare arithmetic: a row costs a third."""
