@@ -6,6 +6,7 @@ Every output is compared with plain decoding on the CPU as it comes.
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,12 +14,13 @@ from typing import Any
 
 import pytest
 
+from sdengine.async_engine import AsyncEngine
 from sdengine.core.config import SpeculationConfig
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.engine import Engine
 from sdengine.llm import LLM
 from sdengine.runner.runner import Runner
-from tests.engine.conftest import MakeEngine, MakeLLM, run_outputs, text_checkpoint
+from tests.engine.conftest import MakeEngine, MakeLLM, run_all, run_outputs, text_checkpoint
 from tests.engine.device.conftest import MakePair
 from tests.engine.device.lagging import LaggingDevice, lagging_device
 from tests.engine.device.test_staged import METHODS, PROMPTS, spec_of
@@ -139,6 +141,36 @@ def test_logprobs_are_read_before_the_next_step(make_tiny: MakePair, device: Lag
     ]
     assert rounded[0] == rounded[1] and len(rounded[0]) == 16
     assert device.num_ahead() == 0
+
+
+def test_streams_of_an_async_engine(make_engine: MakeEngine, device: LaggingDevice) -> None:
+    """Four are read to their end while a fifth is left in the middle."""
+    params = [
+        SamplingParams(max_tokens=NUM_TOKENS, temperature=0.8, seed=i, ignore_eos=True)
+        for i in range(4)
+    ]
+    prompts = [list(prompt) for prompt in SHARED_PROMPTS[:4]]
+    expected = run_all(make(make_engine, "plain"), prompts, params)
+
+    async def read(engine: AsyncEngine, prompt: list[int], sampling: SamplingParams) -> list[int]:
+        async with await engine.submit(prompt, sampling) as stream:
+            outputs = [output async for output in stream]
+        assert outputs[-1].finished
+        return list(outputs[-1].outputs[0].token_ids)
+
+    async def leave(engine: AsyncEngine) -> list[int]:
+        endless = SamplingParams(max_tokens=80, temperature=0, ignore_eos=True)
+        async with await engine.submit([17], endless) as stream:
+            return list((await stream.__aiter__().__anext__()).outputs[0].token_ids)
+
+    async def main() -> list[list[int]]:
+        async with AsyncEngine(make(make_engine, "trees", backend="triton")) as engine:
+            reads = [read(engine, prompt, s) for prompt, s in zip(prompts, params)]
+            return await asyncio.gather(*reads, leave(engine))
+
+    *tokens, left = asyncio.run(main())
+    assert tokens == expected and 0 < len(left) < 80
+    assert device.num_ahead() > 5
 
 
 # Ends
