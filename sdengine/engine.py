@@ -122,7 +122,8 @@ class Engine:
             self._scheduler.add(sequence)
 
     def abort_request(self, request_id: str) -> RequestOutput:
-        """Ends a request now and frees its blocks.
+        """Ends a request now and frees its blocks; on a device, for others to use once the step
+        that is under way has ended.
 
         Returns:
             What it had generated, with finish_reason "abort".
