@@ -93,8 +93,8 @@ def num_launches(args: dict[str, Any]) -> int:
     return len(linear.launches(INTERPRETER, **args))
 
 
-@pytest.mark.parametrize("inputs", [31, 96, 100, 161])
-@pytest.mark.parametrize("live", [0, 1, 17])
+@pytest.mark.parametrize("inputs", [31, 161])
+@pytest.mark.parametrize("live", [0, 17])
 def test_parts_of_k_are_within_the_error_side_by_side_and_one_after_another(
     in_parts: None, inputs: int, live: int
 ) -> None:
