@@ -58,12 +58,12 @@ class Split:
 
 
 # By architecture, the first that fits; a weight that none fits, or with a gate, is not cut. Chosen
-# by counting so far (tiles of 64 features and parts against 108, 132, 148 and 170 multiprocessors
+# by counting so far (tiles of 64 features and parts against 108, 132 and 170 multiprocessors
 # with two programs each), not by measuring: the slice "linear" of the GPU suite times both.
 SPLITS = {
     80: (Split(2048, 2048, 4), Split(6144, 4096, 2)),
     90: (Split(2048, 2048, 4), Split(4096, 8192, 4), Split(6144, 4096, 2)),
-    100: (Split(2048, 2048, 4), Split(4096, 8192, 4), Split(6144, 4096, 2)),
+    100: (),  # the kernel of a part spills a word there
     120: (Split(2048, 2048, 4), Split(6144, 4096, 2)),
 }
 MAX_PART_ROWS = 64  # rows up to which a part has a program of its own
