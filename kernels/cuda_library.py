@@ -21,6 +21,7 @@ from sdengine.errors import BackendUnavailable
 from sdengine.kernels.spec import expect
 
 CUDA_OPS = (
+    "begin_step",
     "build_rows",
     "commit_plan",
     "gather_pending",

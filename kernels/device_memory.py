@@ -1,14 +1,20 @@
 """Where an engine's buffers lie, and how the host and the kernels exchange the few that both use.
 
 The kernels of a CPU work in the host's own memory (`HostMemory`): nothing is ever copied. A device
-has memory of its own (`StagedMemory`): what both sides use has a twin in page-locked host memory,
-and twins of a kind lie side by side, so that one copy moves all of them:
+has memory of its own (`StagedMemory`): what both sides use has a twin on the host, and twins of a
+kind lie side by side, so that one copy moves all of them:
 
     kind       the host     the kernels   copied
     inputs     writes       read          to the device before every replay
     tables     writes       read          to the device before a replay, after `mark_changed`
-    state      writes       change        to the device before, and back after every replay
+    state      sets         change        to the device before a replay, unless one is under way;
+                                          back after every replay
     results    reads        write         to the host after every replay
+
+Replays are started (`push`, the launches, `pull`) and read (`land`) in order. One may be started
+while the one before it is under way: it goes on from the state that lies on the device by then.
+What is being copied lies in an entry of page-locked memory that the host leaves alone until the
+replay has landed; see `results_ring.py`.
 
 Everything else is `zeros`, `pages`, `empty` or `full`: the kernels' alone, the host at most writes
 a row.
@@ -16,16 +22,14 @@ a row.
 
 from __future__ import annotations
 
-from math import prod
 from typing import Protocol
 
 import numpy as np
 import torch
 
 from sdengine.kernels.huge_pages import HugePageArena
-
-ALIGNMENT = 64
-CHUNK_BYTES = 1 << 20
+from sdengine.kernels.results_ring import ResultsRing
+from sdengine.kernels.twins import Twins
 
 
 class Memory(Protocol):
@@ -70,10 +74,17 @@ class Memory(Protocol):
         call."""
 
     def write_row(self, tensor: torch.Tensor, row: int, values: np.ndarray) -> None:
-        """Overwrites the beginning of a row of a tensor of the kernels."""
+        """Overwrites the beginning of a row of a tensor of the kernels. Waits for a device."""
+
+    def clear_row(self, tensor: torch.Tensor, row: int) -> None:
+        """Zeroes a row of a tensor of the kernels, after the replays that were started."""
 
     def mark_changed(self) -> None:
         """Says that a table was written."""
+
+    def land(self) -> None:
+        """Waits for the first replay that was started and not read yet; `host` then shows what it
+        left behind."""
 
 
 class HostMemory:
@@ -107,12 +118,18 @@ class HostMemory:
     def write_row(self, tensor: torch.Tensor, row: int, values: np.ndarray) -> None:
         tensor.numpy()[row, : len(values)] = values
 
+    def clear_row(self, tensor: torch.Tensor, row: int) -> None:
+        tensor.numpy()[row] = 0
+
     def mark_changed(self) -> None:
         """Nothing to do: there is no copy to be refreshed."""
 
+    def land(self) -> None:
+        """Nothing to do: a replay is over when its start returns."""
+
 
 class StagedMemory:
-    """Memory of a device, and page-locked twins of what the host exchanges with it.
+    """Memory of a device, and twins of what the host exchanges with it.
 
     Args:
         device: a CUDA device; "cpu" for kernels in Triton's interpreter, whose exchanged tensors
@@ -121,7 +138,7 @@ class StagedMemory:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._is_cuda = device.type == "cuda"
+        self._ring = ResultsRing(device)
         self._inputs, self._tables = Twins(device), Twins(device)
         self._state, self._results = Twins(device), Twins(device)
         self._hosts: dict[int, np.ndarray] = {}
@@ -162,26 +179,44 @@ class StagedMemory:
     def write_row(self, tensor: torch.Tensor, row: int, values: np.ndarray) -> None:
         tensor[row, : len(values)].copy_(torch.from_numpy(values))
 
+    def clear_row(self, tensor: torch.Tensor, row: int) -> None:
+        tensor[row].zero_()
+
     def mark_changed(self) -> None:
         self._has_changed_tables = True
 
+    @property
+    def num_under_way(self) -> int:
+        """Replays that were started and have not landed."""
+        return self._ring.num_under_way
+
     def push(self) -> None:
-        """Enqueues the copies to the device."""
+        """Begins a replay: enqueues the copies to the device."""
+        entry = self._ring.open()
         if self._has_changed_tables:
-            self._tables.push()
+            self._tables.push(entry)
             self._has_changed_tables = False
-        self._inputs.push()
-        self._state.push()
+        self._inputs.push(entry)
+        if self._ring.num_under_way == 0:
+            self._state.push(entry)
 
     def pull(self) -> None:
-        """Enqueues the copies to the host; `wait` before they are read."""
-        self._state.pull()
-        self._results.pull()
+        """Ends what is enqueued of a replay: the copies to the host."""
+        entry = self._ring.entry
+        self._state.pull(entry)
+        self._results.pull(entry)
+        self._ring.close()
 
-    def wait(self) -> None:
-        """Waits for everything that was enqueued on the device's current stream."""
-        if self._is_cuda:
-            torch.cuda.current_stream(self.device).synchronize()
+    def land(self) -> None:
+        entry = self._ring.wait()
+        self._state.land(entry)
+        self._results.land(entry)
+
+    def drain(self) -> None:
+        """Lands every replay under way, also one that was left half started."""
+        while self._ring.num_under_way:
+            self.land()
+        self._ring.abandon()
 
     def clear_inputs(self) -> None:
         """Zeroes the device's inputs until the next push: no sequences, so nothing to do."""
@@ -195,51 +230,3 @@ class StagedMemory:
         host.fill_(fill)
         self._hosts[tensor.data_ptr()] = host.numpy()
         return tensor
-
-
-class Twins:
-    """Tensors on a device and their twins on the host, side by side in few chunks.
-
-    Args:
-        device: of the tensors.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._chunks: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._used: list[int] = []
-
-    def allocate(
-        self, shape: tuple[int, ...], dtype: torch.dtype
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """A tensor and its twin; not initialised."""
-        size = -(-prod(shape) * dtype.itemsize // ALIGNMENT) * ALIGNMENT
-        if not self._chunks or self._used[-1] + size > len(self._chunks[-1][0]):
-            self._add_chunk(max(size, CHUNK_BYTES))
-        start = self._used[-1]
-        self._used[-1] += size
-        end = start + prod(shape) * dtype.itemsize
-        tensor, host = (chunk[start:end].view(dtype).view(shape) for chunk in self._chunks[-1])
-        return tensor, host
-
-    def push(self) -> None:
-        """Enqueues the copy to the device."""
-        for (tensor, host), used in zip(self._chunks, self._used):
-            tensor[:used].copy_(host[:used], non_blocking=True)
-
-    def pull(self) -> None:
-        """Enqueues the copy to the host."""
-        for (tensor, host), used in zip(self._chunks, self._used):
-            host[:used].copy_(tensor[:used], non_blocking=True)
-
-    def clear(self) -> None:
-        """Zeroes the device's side."""
-        for tensor, _ in self._chunks:
-            tensor.zero_()
-
-    def _add_chunk(self, size: int) -> None:
-        is_pinned = self._device.type == "cuda"
-        tensor = torch.zeros(size, dtype=torch.uint8, device=self._device)
-        host = torch.zeros(size, dtype=torch.uint8, pin_memory=is_pinned)
-        self._chunks.append((tensor, host))
-        self._used.append(0)

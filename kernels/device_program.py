@@ -57,6 +57,9 @@ class DeviceProgram:
         for _, run in self._launches:
             run()
 
+    def start(self) -> None:
+        self.replay()
+
     def replay_timed(self) -> list[tuple[str, int]]:
         """Host time of each launch, the device drained after it."""
         timings = []
@@ -78,7 +81,8 @@ class DeviceProgram:
 
 
 class StagedProgram(DeviceProgram):
-    """An engine's program: inputs in, launches, results out; the host waits for the results only.
+    """An engine's program: inputs in, launches, results out. `start` enqueues all of it and waits
+    for nothing; `memory.land` waits for the results.
 
     On a GPU the launches are captured in a CUDA graph at the first replay. Everything is enqueued
     once before that with the inputs cleared, which compiles and loads the kernels and, since there
@@ -105,21 +109,25 @@ class StagedProgram(DeviceProgram):
             with _device_of(self._memory):
                 self._enqueue = self._captured()
 
-    def replay(self) -> None:
+    def start(self) -> None:
         self.prepare()
         assert self._enqueue is not None
         with _device_of(self._memory):
             self._memory.push()
             self._enqueue()
             self._memory.pull()
-            self._memory.wait()
+
+    def replay(self) -> None:
+        assert self._memory.num_under_way == 0, "what lands would be another replay's"
+        self.start()
+        self._memory.land()
 
     def replay_timed(self) -> list[tuple[str, int]]:
         with _device_of(self._memory):
             self._memory.push()
             timings = super().replay_timed()
             self._memory.pull()
-            self._memory.wait()
+        self._memory.land()
         return timings
 
     def _captured(self) -> Run:

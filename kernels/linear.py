@@ -30,6 +30,7 @@ def check(
     accumulate: bool = False,
     rows: torch.Tensor | None = None,
     activation: str | None = None,
+    scratch: torch.Tensor | None = None,
 ) -> None:
     """Contract.
 
@@ -44,6 +45,8 @@ def check(
         rows: [N] int32, output row i is made from x[rows[i]]; None is the identity.
         activation: "silu_gate": W was packed with `interleave_gate_up` (or is dense with
             `is_gate_up`), and out = silu(x gate^T) * (x up^T).
+        scratch: [any] float32, working memory of a GPU's kernel, which computes parts of K side by
+            side where it has room for them; the result is the same without. Others need none.
     """
     expect(
         "linear",
@@ -73,6 +76,8 @@ def check(
     expect_tensor("linear", "num_rows", num_rows, torch.int32, (1,))
     if bias is not None:
         expect_tensor("linear", "bias", bias, torch.float32, (weight.num_outputs,))
+    if scratch is not None:
+        expect_tensor("linear", "scratch", scratch, torch.float32, (None,))
 
 
 def _kind(weight: PackedWeight | DenseWeight) -> str:
@@ -95,6 +100,7 @@ def reference(
     accumulate: bool = False,
     rows: torch.Tensor | None = None,
     activation: str | None = None,
+    scratch: torch.Tensor | None = None,
 ) -> None:
     """out[i] (+)= x[rows[i]] W^T + bias, or silu(gate) * up of it, for i < num_rows."""
     n = int(num_rows)
@@ -117,6 +123,7 @@ def cpu(
     accumulate: bool = False,
     rows: torch.Tensor | None = None,
     activation: str | None = None,
+    scratch: torch.Tensor | None = None,
 ) -> None:
     """Appends the native launch."""
     expect(

@@ -49,6 +49,9 @@ class Program(Protocol):
     def replay(self) -> None:
         """Runs all launches in order."""
 
+    def start(self) -> None:
+        """Starts a replay whose results `Memory.land` brings; only a device does not wait here."""
+
     def replay_timed(self) -> list[tuple[str, int]]:
         """Runs all launches; returns (op name, nanoseconds) per launch, 0 for one not run."""
 
@@ -74,6 +77,9 @@ class ReferenceProgram:
         block.end = len(self._steps)
 
     def replay(self) -> None:
+        self.replay_timed()
+
+    def start(self) -> None:
         self.replay_timed()
 
     def replay_timed(self) -> list[tuple[str, int]]:
@@ -138,6 +144,8 @@ class CpuProgram:
 
     def replay(self) -> None:
         self._native.replay(self._pool)
+
+    start = replay
 
     def replay_timed(self) -> list[tuple[str, int]]:
         return list(zip(self._names, self._native.replay_timed(self._pool)))

@@ -19,6 +19,7 @@ OP_NAMES = (
     "draft_topk",
     "tree_expand",
     "tree_select",
+    "begin_step",
     "gather_pending",
     "build_rows",
     "tree_verify",

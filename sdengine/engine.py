@@ -17,8 +17,8 @@ from sdengine.core.sampling_params import SamplingParams
 from sdengine.core.sequence import Sequence
 from sdengine.errors import SdengineError
 from sdengine.factory import EngineParts, MakeDrafter, build_engine_parts
+from sdengine.runner.flight import Commit, Flight
 from sdengine.runner.iteration import Iteration
-from sdengine.runner.runner import Commit
 from sdengine.scheduler.scheduler import Schedule
 
 NOT_FINITE = "the target model's logits are not finite"
@@ -63,6 +63,7 @@ class Engine:
             parts.tokenizer, parts.limits, parts.runner.pool_capacity_tokens, config.seed
         )
         self._commits: list[Commit] = []
+        self._flight: Flight | None = None  # started ahead, to be read by the next step
 
     @property
     def max_model_len(self) -> int:
@@ -76,8 +77,8 @@ class Engine:
 
     @property
     def num_free_blocks(self) -> int:
-        """KV blocks that are not in use."""
-        return self._scheduler.pool.num_free
+        """KV blocks that no sequence has."""
+        return self._scheduler.num_free_blocks
 
     @property
     def num_blocks(self) -> int:
@@ -121,7 +122,8 @@ class Engine:
             self._scheduler.add(sequence)
 
     def abort_request(self, request_id: str) -> RequestOutput:
-        """Ends a request now and frees its blocks.
+        """Ends a request now and frees its blocks; on a device, for others to use once the step
+        that is under way has ended.
 
         Returns:
             What it had generated, with finish_reason "abort".
@@ -149,19 +151,26 @@ class Engine:
         """Runs one iteration: every running sequence moves by a prompt chunk or by one or more
         tokens.
 
+        On a device the next iteration is started before this one is read, whenever it can be, so
+        that the device does not wait for the host. A sequence that this one ends has then been
+        scheduled once more in vain: what that computes of it is discarded.
+
         Returns:
             Cumulative outputs, one per sequence that got new tokens or came to an end.
 
         Nothing is raised on purpose. When something is (an interrupt), the sequences of this step
         are in doubt: abort the unfinished requests before the next one.
         """
-        schedule = self._scheduler.schedule()
-        plan = self._controller.plan(self._runner.prepare(schedule))
-        self._runner.run(plan)
-        self._commits = [commit for commit in self._runner.commit(schedule) if commit.token_ids]
+        flight = self._take_flight()
+        following = self._start_ahead(flight)
+        self._commits = [commit for commit in self._runner.land(flight) if commit.token_ids]
+        self._scheduler.let_go()
+        if following is not None:
+            self._scheduler.hold()
         outputs = [self._advance(commit) for commit in self._commits]
-        self._controller.observe(plan, self._runner.report)
-        self._publish(schedule)
+        self._controller.observe(flight.plan, self._runner.report)
+        self._publish(flight.schedule)
+        self._flight = following
         return outputs
 
     def step_tree(self, request_id: str, index: int = 0) -> StepTree | None:
@@ -179,6 +188,28 @@ class Engine:
             if (commit.sequence.request_id, commit.sequence.index) == (request_id, index):
                 return self._runner.step_tree(commit)
         return None
+
+    def _take_flight(self) -> Flight:
+        """The iteration that is under way; a new one if there is none, or nobody is left in it."""
+        flight, self._flight = self._flight, None
+        if flight is not None and flight.is_needed:
+            return flight
+        if self._runner.runs_ahead:
+            self._runner.drain()
+            self._scheduler.let_go()
+        return self._start(self._scheduler.schedule())
+
+    def _start_ahead(self, flight: Flight) -> Flight | None:
+        """The iteration after `flight`, started before that is read; None where that has to be read
+        first."""
+        if not self._runner.can_follow(flight):
+            return None
+        schedule = self._scheduler.schedule_ahead(flight.schedule, flight.max_tokens)
+        return None if schedule is None else self._start(schedule, flight)
+
+    def _start(self, schedule: Schedule, after: Flight | None = None) -> Flight:
+        plan = self._controller.plan(self._runner.prepare(schedule, after))
+        return self._runner.start(schedule, plan)
 
     def _advance(self, commit: Commit) -> RequestOutput:
         sequence = commit.sequence

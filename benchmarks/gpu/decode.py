@@ -166,12 +166,15 @@ def profiled_steps(model: Model) -> dict[str, Any]:
     on_device = [e.time_range for e in events if e.device_type == DeviceType.CUDA]
     if not on_device:
         raise Skip("the profiler saw nothing on the device; it may need other permissions")
-    waits = sum("Synchronize" in e.name for e in events) - 1  # the one after the last step
+    # For the results of the step before the one that runs; any other lets the device run dry.
+    for_results = sum("EventSynchronize" in e.name for e in events)
+    others = sum("Synchronize" in e.name for e in events) - for_results - 1  # ours, at the end
     share = busy_share([(span.start, span.end) for span in on_device])
     return {
         "device busy %": round(100 * share, 2),
         "launches / step": round(len(on_device) / PROFILED_STEPS, 1),
-        "waits / step": round(waits / PROFILED_STEPS, 2),
+        "waits for results / step": round(for_results / PROFILED_STEPS, 2),
+        "other waits / step": round(others / PROFILED_STEPS, 2),
     }
 
 

@@ -28,6 +28,7 @@ SHAPES = {
     "1B down": (2048, 8192),
     "1B lm_head": (128256, 2048),
 }
+SCRATCH_ROWS = 4 * 64  # rows of the most parts that K is cut into
 ROW_COUNTS = (1, 8, 16, 64, 128, 256)
 
 
@@ -43,6 +44,7 @@ def measure(shape: str, rows: int, watch: Stopwatch, limits: Limits) -> dict[str
         "out": torch.empty(rows, features // 2 if is_gated else features, device="cuda"),
         "num_rows": torch.tensor([rows], dtype=torch.int32, device="cuda"),
         "activation": "silu_gate" if is_gated else None,
+        "scratch": torch.empty(SCRATCH_ROWS * features, device="cuda"),
     }
     x_low = x.bfloat16()
     product = torch.empty(rows, features, dtype=torch.bfloat16, device="cuda")
@@ -56,11 +58,14 @@ def measure(shape: str, rows: int, watch: Stopwatch, limits: Limits) -> dict[str
     expect_close("linear", args["out"], expected)
     mine = watch.time(lambda: launch(**args))
     theirs = watch.time(lambda: torch.matmul(x_low, weight.T, out=product))
+    # What a program per part of K gains over one that adds up all of its parts; else the same.
+    together = watch.time(lambda: launch(**{**args, "scratch": None}))
     moved = 2 * features * inputs + 4 * rows * (inputs + features)
     return {
         **mine.values(),
         **limits.beside(mine, moved, 2 * rows * features * inputs),
         **theirs.values("cuBLAS "),
+        **together.values("one program "),
         "cuBLAS / ours": round(theirs.cold_us / mine.cold_us, 3),
     }
 

@@ -1,5 +1,6 @@
 // What the library says about itself.
 #include "cuda/launch.cuh"
+#include "sdengine/begin_step.h"
 #include "sdengine/build_rows.h"
 #include "sdengine/commit_plan.h"
 #include "sdengine/gather_pending.h"
@@ -22,6 +23,7 @@ struct NamedSize {
 };
 
 constexpr NamedSize kSizes[] = {
+    {"begin_step", sizeof(sdengine::BeginStepArgs)},
     {"build_rows", sizeof(sdengine::BuildRowsArgs)},
     {"commit_plan", sizeof(sdengine::CommitPlanArgs)},
     {"gather_pending", sizeof(sdengine::GatherPendingArgs)},

@@ -96,6 +96,21 @@ class MovePlanView(Structure):
         return cls(address(source), address(start), address(count), source.shape[1])
 
 
+class BeginStepArgs(Structure):
+    _fields_ = [
+        *pointers("num_seqs", "scheduled_lens", "can_draft", "max_total_lens", "first_stops"),
+        *pointers("stop_tokens"),
+        *ints("num_stop_tokens"),
+        *pointers("depth_limit", "history"),
+        *longs("max_history"),
+        *pointers("history_lens", "num_emitted", "computed_lens", "draft_computed_lens"),
+        *ints("max_draft_rows", "max_nodes"),
+        ("has_trees", c_bool),
+        *pointers("pending_lens", "wants_logits", "max_emit", "draft_pending_lens"),
+        *pointers("draft_wants_logits", "node_budgets", "depth_limits"),
+    ]
+
+
 class GatherPendingArgs(Structure):
     _fields_ = (
         pointers("history")

@@ -4,6 +4,11 @@ Grid (tiles of features, tiles of rows): a program computes features x rows, W b
 the product and rows its N axis. So a weight is read once for up to max_rows rows, few rows waste
 little of a tensor core (N is 16 then), and the instruction, the order over K and hence the bits of
 an element are the same for every number of rows.
+
+A weight with few tiles leaves multiprocessors without work. K is cut into a fixed number of parts
+for those shapes (`SPLITS`), by shape alone: each part is summed up for itself, and the parts are
+added in order. Few rows have a program per part, whose sums `merge_parts_kernel` adds; many rows
+have tiles enough, and a program adds up its own parts. The bits are the same.
 """
 
 from __future__ import annotations
@@ -42,6 +47,29 @@ BF16_CONFIGS = {
 F32_CONFIG = Config(64, 32, 16, 4, 2)
 
 
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Parts that K is cut into, for weights of at most so many features and at least so many
+    inputs."""
+
+    max_features: int
+    min_inputs: int
+    parts: int
+
+
+# By architecture, the first that fits; a weight that none fits, or with a gate, is not cut. Chosen
+# by counting so far (tiles of 64 features and parts against 108, 132 and 170 multiprocessors
+# with two programs each), not by measuring: the slice "linear" of the GPU suite times both.
+SPLITS = {
+    80: (Split(2048, 2048, 4), Split(6144, 4096, 2)),
+    90: (Split(2048, 2048, 4), Split(4096, 8192, 4), Split(6144, 4096, 2)),
+    100: (),  # the kernel of a part spills a word there
+    120: (Split(2048, 2048, 4), Split(6144, 4096, 2)),
+}
+MAX_PART_ROWS = 64  # rows up to which a part has a program of its own
+MERGED_FEATURES = 256  # of a program that adds up parts
+
+
 @triton.jit
 def linear_kernel(
     x,
@@ -50,11 +78,14 @@ def linear_kernel(
     num_rows,
     bias,
     rows,
+    parts,
     num_inputs,
     num_features,
+    part_inputs,
     GATED: tl.constexpr,
     ACCUMULATE: tl.constexpr,
     WHOLE_STEPS: tl.constexpr,
+    NUM_PARTS: tl.constexpr,
     FEATURES: tl.constexpr,
     INPUTS: tl.constexpr,
     ROWS: tl.constexpr,
@@ -80,34 +111,79 @@ def linear_kernel(
 
     acc = tl.zeros([FEATURES, ROWS], tl.float32)
     up = tl.zeros([FEATURES, ROWS], tl.float32)
-    for start in tl.range(0, num_inputs, INPUTS):
-        if WHOLE_STEPS:
-            w = tl.load(at_weight + start)
-            xs = tl.load(at_x + start, mask=is_live[None, :], other=0.0)
-        else:
-            in_step = start + step < num_inputs
-            w = tl.load(at_weight + start, mask=in_step[None, :], other=0.0)
-            xs = tl.load(at_x + start, mask=in_step[:, None] & is_live[None, :], other=0.0)
-        acc = tl.dot(w.to(CD), xs.to(CD), acc, input_precision="ieee")
-        if GATED:
+    for own in range(0, NUM_PARTS):
+        part = tl.zeros([FEATURES, ROWS], tl.float32)
+        begin = (tl.program_id(2) + own) * part_inputs
+        for start in tl.range(begin, tl.minimum(begin + part_inputs, num_inputs), INPUTS):
             if WHOLE_STEPS:
-                w_up = tl.load(at_up + start)
+                w = tl.load(at_weight + start)
+                xs = tl.load(at_x + start, mask=is_live[None, :], other=0.0)
             else:
-                w_up = tl.load(at_up + start, mask=in_step[None, :], other=0.0)
-            up = tl.dot(w_up.to(CD), xs.to(CD), up, input_precision="ieee")
+                in_step = start + step < num_inputs
+                w = tl.load(at_weight + start, mask=in_step[None, :], other=0.0)
+                xs = tl.load(at_x + start, mask=in_step[:, None] & is_live[None, :], other=0.0)
+            part = tl.dot(w.to(CD), xs.to(CD), part, input_precision="ieee")
+            if GATED:
+                if WHOLE_STEPS:
+                    w_up = tl.load(at_up + start)
+                else:
+                    w_up = tl.load(at_up + start, mask=in_step[None, :], other=0.0)
+                up = tl.dot(w_up.to(CD), xs.to(CD), up, input_precision="ieee")
+        acc += part
 
     is_feature = feature < num_features
+    mask = is_feature[:, None] & is_live[None, :]
+    place = (row.to(tl.int64) * num_features)[None, :] + feature[:, None]
+    if parts is not None:
+        capacity = tl.num_programs(1).to(tl.int64) * ROWS
+        tl.store(parts + tl.program_id(2) * capacity * num_features + place, acc, mask=mask)
+        return
     if bias is not None:
         acc += tl.load(bias + feature, mask=is_feature, other=0.0)[:, None]
     if GATED:
         if bias is not None:
             up += tl.load(bias + num_features + feature, mask=is_feature, other=0.0)[:, None]
         acc = acc / (1.0 + tl.exp(-acc)) * up
-    at_out = out + (row.to(tl.int64) * num_features)[None, :] + feature[:, None]
-    mask = is_feature[:, None] & is_live[None, :]
+    at_out = out + place
     if ACCUMULATE:
         acc += tl.load(at_out, mask=mask, other=0.0)
     tl.store(at_out, acc, mask=mask)
+
+
+@triton.jit
+def merge_parts_kernel(
+    parts,
+    out,
+    num_rows,
+    bias,
+    num_features,
+    part_stride,
+    ACCUMULATE: tl.constexpr,
+    NUM_PARTS: tl.constexpr,
+    FEATURES: tl.constexpr,
+):
+    row = tl.program_id(1)
+    if row >= tl.load(num_rows):
+        return
+    feature = tl.program_id(0) * FEATURES + tl.arange(0, FEATURES)
+    mask = feature < num_features
+    place = row.to(tl.int64) * num_features + feature
+    acc = tl.zeros([FEATURES], tl.float32)
+    for part in tl.static_range(NUM_PARTS):
+        acc += tl.load(parts + part * part_stride.to(tl.int64) + place, mask=mask, other=0.0)
+    if bias is not None:
+        acc += tl.load(bias + feature, mask=mask, other=0.0)
+    if ACCUMULATE:
+        acc += tl.load(out + place, mask=mask, other=0.0)
+    tl.store(out + place, acc, mask=mask)
+
+
+def num_parts(arch: int, num_features: int, num_inputs: int) -> int:
+    """Parts that K is cut into: a matter of the weight's shape alone."""
+    for split in nearest(SPLITS, arch):
+        if num_features <= split.max_features and num_inputs >= split.min_inputs:
+            return split.parts
+    return 1
 
 
 def launches(
@@ -121,8 +197,9 @@ def launches(
     accumulate: bool = False,
     rows: torch.Tensor | None = None,
     activation: str | None = None,
+    scratch: torch.Tensor | None = None,
 ) -> list[Launch]:
-    """One launch.
+    """One launch, or two: parts of K side by side, and their sum.
 
     Raises:
         ValueError: The weight is packed for the CPU.
@@ -136,6 +213,16 @@ def launches(
     config = F32_CONFIG if is_f32 else nearest(BF16_CONFIGS, arch)
     capacity, num_features = out.shape
     tile_rows = min(config.max_rows, max(MIN_ROWS, triton.next_power_of_2(capacity)))
+    row_tiles = triton.cdiv(capacity, tile_rows)
+    is_gated = activation == "silu_gate"
+    parts = 1 if is_gated else num_parts(arch, num_features, weight.num_inputs)
+    part_stride = row_tiles * tile_rows * num_features
+    are_apart = (
+        parts > 1
+        and capacity <= MAX_PART_ROWS
+        and scratch is not None
+        and scratch.numel() >= parts * part_stride
+    )
     arguments = {
         "x": x,
         "weight": weight.matrix,
@@ -143,17 +230,34 @@ def launches(
         "num_rows": num_rows,
         "bias": bias,
         "rows": rows,
+        "parts": scratch if are_apart else None,
         "num_inputs": weight.num_inputs,
         "num_features": num_features,
+        "part_inputs": triton.cdiv(triton.cdiv(weight.num_inputs, config.inputs), parts)
+        * config.inputs,
     }
     constants = {
-        "GATED": activation == "silu_gate",
+        "GATED": is_gated,
         "ACCUMULATE": accumulate,
         "WHOLE_STEPS": weight.num_inputs % config.inputs == 0,
+        "NUM_PARTS": 1 if are_apart else parts,
         "FEATURES": config.features,
         "INPUTS": config.inputs,
         "ROWS": tile_rows,
         "CD": compute_dtype(weight.dtype, arch),
     }
-    grid = (triton.cdiv(num_features, config.features), triton.cdiv(capacity, tile_rows))
-    return [Launch(linear_kernel, grid, arguments, constants, config.num_warps, config.num_stages)]
+    grid = (triton.cdiv(num_features, config.features), row_tiles, parts if are_apart else 1)
+    product = Launch(linear_kernel, grid, arguments, constants, config.num_warps, config.num_stages)
+    if not are_apart:
+        return [product]
+    merge = {
+        "parts": scratch,
+        "out": out,
+        "num_rows": num_rows,
+        "bias": bias,
+        "num_features": num_features,
+        "part_stride": part_stride,
+    }
+    widths = {"ACCUMULATE": accumulate, "NUM_PARTS": parts, "FEATURES": MERGED_FEATURES}
+    tiles = (triton.cdiv(num_features, MERGED_FEATURES), capacity)
+    return [product, Launch(merge_parts_kernel, tiles, merge, widths)]

@@ -90,7 +90,11 @@ class AdaptiveController:
         return StepPlan(depth, nodes, limit, 1.0 / self._token_seconds(num_decoding), costs)
 
     def observe(self, plan: StepPlan, report: StepReport) -> None:
-        """Updates the running means and the verdict."""
+        """Updates the running means and the verdict.
+
+        A report may come after the next plan was made. So one more step may speculate after the
+        verdict against it, or be plain at the end of a pause: neither says anything new.
+        """
         num_decoding = len(report.num_accepted)
         if num_decoding == 0:
             return
@@ -99,6 +103,8 @@ class AdaptiveController:
             self._are_costs_new = True
         if plan.depth == 0:
             self._learn_plain(num_decoding, report)
+            return
+        if self._plain_left > 0:
             return
         self._learn(num_decoding, plan, report)
         self._steps_left -= 1
@@ -120,10 +126,10 @@ class AdaptiveController:
         return step_s / num_decoding
 
     def _learn_plain(self, num_decoding: int, report: StepReport) -> None:
-        self._plain_left -= 1
-        if self._plain_left == 0:
+        if self._plain_left == 1:
             self._steps_left = max(self._steps_left, TRIAL_STEPS)
             self._trial_loss_s = 0.0
+        self._plain_left = max(self._plain_left - 1, 0)
         if report.is_steady:
             # Only ever a few samples: move far, but believe a faster step sooner than a slower one,
             # which other processes can fake, and so does the first after a prompt: its weights have

@@ -1,8 +1,9 @@
 """What the device knows of every slot: tokens, lengths, blocks, sampling parameters, budgets.
 
-A request keeps its slot for life. The host writes a slot when a sequence joins, and small per-step
-fields; the kernels advance `history` and the lengths themselves, so that a steady iteration needs
-nothing from the host.
+A request keeps its slot for life. The host writes a slot when a sequence joins, and before a step
+how many of its tokens are scheduled; the kernels advance `history` and the lengths themselves, and
+`begin_step` derives from them what the other launches read, so that a step can be started before
+the host knows what the last one did.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ class BatchState:
         history_lens: [B] how many.
         computed_lens: [B] of these, in the target's KV cache.
         draft_computed_lens: [B] of these, in the draft's KV cache.
+        scheduled_lens: [B] most tokens that the target computes in this step; 0: takes no part.
+        can_draft: [B] whether blocks for a tree are reserved.
+        max_total_lens: [B] length at which the sequence ends.
+        first_stops: [B] position of the first token that may stop it.
         pending_lens: [B] tokens the target computes in this step; 0 for a slot that takes no part.
         draft_pending_lens: [B] the same for the draft.
         wants_logits: [B] 0 none (unfinished prefill), 1 root and nodes, 2 root only.
@@ -44,6 +49,10 @@ class BatchState:
     history_lens: torch.Tensor
     computed_lens: torch.Tensor
     draft_computed_lens: torch.Tensor
+    scheduled_lens: torch.Tensor
+    can_draft: torch.Tensor
+    max_total_lens: torch.Tensor
+    first_stops: torch.Tensor
     pending_lens: torch.Tensor
     draft_pending_lens: torch.Tensor
     wants_logits: torch.Tensor
@@ -69,14 +78,18 @@ class BatchState:
             history_lens=memory.state(b),
             computed_lens=memory.state(b),
             draft_computed_lens=memory.state(b),
-            pending_lens=memory.inputs(b),
-            draft_pending_lens=memory.inputs(b),
-            wants_logits=memory.inputs(b),
-            draft_wants_logits=memory.inputs(b),
-            max_emit=memory.inputs(b),
+            scheduled_lens=memory.inputs(b),
+            can_draft=memory.inputs(b),
+            max_total_lens=memory.inputs(b),
+            first_stops=memory.inputs(b),
+            pending_lens=memory.state(b),
+            draft_pending_lens=memory.state(b),
+            wants_logits=memory.state(b),
+            draft_wants_logits=memory.state(b),
+            max_emit=memory.state(b),
             block_tables=memory.tables(b, max_blocks),
-            node_budgets=memory.inputs(b),
-            depth_limits=memory.inputs(b),
+            node_budgets=memory.state(b),
+            depth_limits=memory.state(b),
             temperature=memory.inputs(b, dtype=torch.float32),
             top_k=memory.inputs(b),
             top_p=memory.inputs(b, dtype=torch.float32, fill=1),
@@ -103,6 +116,10 @@ class HostView:
     history_lens: np.ndarray
     computed_lens: np.ndarray
     draft_computed_lens: np.ndarray
+    scheduled_lens: np.ndarray
+    can_draft: np.ndarray
+    max_total_lens: np.ndarray
+    first_stops: np.ndarray
     pending_lens: np.ndarray
     draft_pending_lens: np.ndarray
     wants_logits: np.ndarray
@@ -125,6 +142,8 @@ class HostView:
         self.history_lens[slot] = sequence.num_tokens
         self.computed_lens[slot] = sequence.num_computed
         self.draft_computed_lens[slot] = sequence.num_draft_computed
+        self.max_total_lens[slot] = sequence.max_total_tokens
+        self.first_stops[slot] = sequence.num_prompt_tokens + params.min_tokens
         self.temperature[slot] = min(params.temperature, FLOAT32_MAX)
         self.top_k[slot] = min(params.top_k, INT32_MAX)
         self.top_p[slot] = params.top_p
@@ -137,9 +156,6 @@ class HostView:
         self._memory.mark_changed()
 
     def release(self, slot: int) -> None:
-        """Empties a slot: it takes no part in later steps."""
-        self.pending_lens[slot] = 0
-        self.draft_pending_lens[slot] = 0
-        self.wants_logits[slot] = 0
-        self.draft_wants_logits[slot] = 0
-        self.node_budgets[slot] = 0
+        """Empties a slot: it takes no part in steps that start from now on."""
+        self.scheduled_lens[slot] = 0
+        self.can_draft[slot] = 0

@@ -25,13 +25,13 @@ class Calibrator:
 
     Args:
         tables: [B, 32] float32, written: acceptance by bin.
-        tried, accepted: [B, 32] int32, added to by the verifier; reset here.
+        tried, accepted: [B, 32] int32, added to by the verifier for ever; they may wrap around.
     """
 
     def __init__(self, tables: np.ndarray, tried: np.ndarray, accepted: np.ndarray) -> None:
         self._tables = tables
-        self._tried = tried
-        self._accepted = accepted
+        self._counts = (tried, accepted)
+        self._counted = [tried.copy(), accepted.copy()]
         self._prior = bin_centers().double().numpy()
         self._seen = np.zeros((2, 2, len(self._prior)))
         self._kind_of_slot = np.zeros(len(self._tables), dtype=np.int64)
@@ -42,7 +42,8 @@ class Calibrator:
         """Gives a joining sequence the table of its kind."""
         kind = int(params.temperature >= GREEDY_TEMPERATURE)
         self._kind_of_slot[slot] = kind
-        self._tried[slot] = self._accepted[slot] = 0
+        for counted, count in zip(self._counted, self._counts):
+            counted[slot] = count[slot]
         self._tables[slot] = self._current[kind]
 
     def observe(self) -> None:
@@ -51,14 +52,15 @@ class Calibrator:
         if self._steps % STEPS_PER_REFRESH and self._steps not in EARLY_REFRESHES:
             return
         self._seen *= FORGETTING
+        added = [count - counted for count, counted in zip(self._counts, self._counted)]
         for kind in (0, 1):
             slots = self._kind_of_slot == kind
-            self._seen[kind, 0] += self._tried[slots].sum(axis=0)
-            self._seen[kind, 1] += self._accepted[slots].sum(axis=0)
+            for i in (0, 1):
+                self._seen[kind, i] += added[i][slots].sum(axis=0)
             tried, accepted = self._seen[kind]
             rates = (accepted + PRIOR_WEIGHT * self._prior) / (tried + PRIOR_WEIGHT)
             # A higher estimate must not rank below a lower one because of a few samples.
             self._current[kind] = np.maximum.accumulate(rates).astype(np.float32)
-        self._tried[:] = self._accepted[:] = 0
+        self._counted = [count.copy() for count in self._counts]
         for slot, kind in enumerate(self._kind_of_slot):
             self._tables[slot] = self._current[kind]

@@ -27,7 +27,7 @@ class Activations:
     qkv: torch.Tensor  # [N, (H + 2 H_kv) D]
     attended: torch.Tensor  # [N, H D]
     ffn: torch.Tensor  # [N, F]
-    attention_scratch: torch.Tensor
+    scratch: torch.Tensor  # of attention, and of the products between two of them
 
     @classmethod
     def allocate(
@@ -42,7 +42,7 @@ class Activations:
             qkv=memory.empty(num_rows, config.qkv_rows),
             attended=memory.empty(num_rows, heads),
             ffn=memory.empty(num_rows, config.intermediate_size),
-            attention_scratch=memory.empty(device_scratch_floats(*shape))
+            scratch=memory.empty(device_scratch_floats(*shape))
             if isinstance(memory, StagedMemory)
             else attention_scratch(*shape, num_threads),
         )
@@ -55,7 +55,7 @@ class Activations:
             self.qkv[:num_rows],
             self.attended[:num_rows],
             self.ffn[:num_rows],
-            self.attention_scratch,
+            self.scratch,
         )
 
 
@@ -179,6 +179,7 @@ def _describe_attention(
         out=buffers.qkv,
         num_rows=batch.num_rows,
         bias=layer.qkv_bias,
+        scratch=buffers.scratch,
     )
     program.launch(
         "rope_kv_append",
@@ -200,7 +201,7 @@ def _describe_attention(
         block_tables=spans.block_tables,
         batch=batch,
         out=buffers.attended,
-        scratch=buffers.attention_scratch,
+        scratch=buffers.scratch,
         scale=config.head_dim**-0.5,
         window=config.layer_windows[index] or 0,
         **heads,
@@ -213,6 +214,7 @@ def _describe_attention(
         num_rows=batch.num_rows,
         bias=layer.o_bias,
         accumulate=True,
+        scratch=buffers.scratch,
     )
 
 
@@ -241,4 +243,5 @@ def _describe_mlp(
         num_rows=batch.num_rows,
         bias=layer.down_bias,
         accumulate=True,
+        scratch=buffers.scratch,
     )

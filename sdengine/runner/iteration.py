@@ -1,5 +1,6 @@
 """One iteration as one program: propose, forward, verify, commit. Described once per variant.
 
+    begin     begin_step
     propose   gather_pending  build_rows  draft pass  draft_topk  tree_expand   (again per layer)
     forward   tree_select  build_rows  target pass
     verify    penalize  sample  tree_verify
@@ -158,6 +159,7 @@ class Iteration:
         # Twice: the barrier after the first launch waits for workers to wake, which is no drafting.
         program.launch("timestamp", out_ns=self.times_ns[0:1])
         program.launch("timestamp", out_ns=self.times_ns[0:1])
+        self._describe_begin(program, variant)
         self.describe_pending(program)
         self._describe_propose(program, variant)
         program.launch("timestamp", out_ns=self.times_ns[1:2])
@@ -186,6 +188,36 @@ class Iteration:
             num_seqs=workspace.num_seqs,
             pending_tokens=workspace.pending_tokens,
             cu_pending=workspace.cu_pending,
+        )
+
+    def _describe_begin(self, program: Program, variant: Variant) -> None:
+        workspace, state = self.workspace, self.workspace.state
+        has_cache = self.drafter is not None and self.drafter.cache is not None
+        follows = has_cache and (variant.drafts or variant.catches_up)
+        program.launch(
+            "begin_step",
+            num_seqs=workspace.num_seqs,
+            scheduled_lens=state.scheduled_lens,
+            can_draft=state.can_draft,
+            max_total_lens=state.max_total_lens,
+            first_stops=state.first_stops,
+            stop_tokens=workspace.stop_tokens,
+            depth_limit=workspace.depth_limit,
+            history=state.history,
+            history_lens=state.history_lens,
+            num_emitted=self._num_emitted,
+            computed_lens=state.computed_lens,
+            draft_computed_lens=state.draft_computed_lens if follows else None,
+            pending_lens=state.pending_lens,
+            wants_logits=state.wants_logits,
+            max_emit=state.max_emit,
+            draft_pending_lens=state.draft_pending_lens,
+            draft_wants_logits=state.draft_wants_logits,
+            node_budgets=state.node_budgets,
+            depth_limits=state.depth_limits,
+            max_draft_rows=workspace.sizes.max_batched_tokens,
+            max_nodes=workspace.sizes.max_nodes,
+            has_trees=variant.drafts,
         )
 
     def describe_selection(self, program: Program) -> None:

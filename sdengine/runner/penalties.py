@@ -137,7 +137,8 @@ class PenaltyTables:
         if slot not in self._slots:
             return
         self._slots.remove(slot)
-        self._write_counts(slot, [], [])
+        for counts in self._counts:
+            self._memory.clear_row(counts, slot)
         self._repetition[slot] = 1.0
         for array in (
             self._presence,

@@ -41,8 +41,8 @@ class Verdict:
             path=memory.results(b, depth),
             out_tokens=memory.results(b, depth + 1),
             final_node=memory.zeros(b, dtype=torch.int32),
-            tried=memory.state(b, 32),
-            accepted=memory.state(b, 32),
+            tried=memory.results(b, 32),
+            accepted=memory.results(b, 32),
         )
 
 

@@ -81,6 +81,7 @@ class Workspace:
         logits [R, V]: its logits; logit_rows [N], cu_logits [B + 1], num_logits [1] say whose.
         target_tokens [R]: what the target draws at each of them.
         thresholds [N]: value a node must have to become row r of the target's pass.
+        depth_limit [1]: deepest tree of this step.
         total_budget [1]: tree nodes of the whole batch.
         min_layer_gain [1]: expected tokens that a further draft layer must promise.
         stop_tokens [B, S_stop]: tokens below which nothing is drafted.
@@ -104,6 +105,7 @@ class Workspace:
     num_logits: torch.Tensor
     target_tokens: torch.Tensor
     thresholds: torch.Tensor
+    depth_limit: torch.Tensor
     total_budget: torch.Tensor
     min_layer_gain: torch.Tensor
     stop_tokens: torch.Tensor
@@ -132,7 +134,7 @@ class Workspace:
             state=BatchState.allocate(memory, b, sizes.max_history, sizes.max_blocks),
             num_seqs=memory.inputs(1, fill=b),
             draft_tree=DraftTree.allocate(b, nodes, device),
-            token_tree=replace(TokenTree.allocate(b, nodes, device), num_nodes=memory.results(b)),
+            token_tree=_shown_tree(TokenTree.allocate(b, nodes, device), memory),
             target_rows=RowBatch.allocate(b, rows, mask_words(nodes), device),
             pending_tokens=ints(sizes.max_batched_tokens),
             cu_pending=ints(b + 1),
@@ -142,6 +144,7 @@ class Workspace:
             num_logits=ints(1),
             target_tokens=ints(logit_rows),
             thresholds=memory.inputs(rows, dtype=torch.float32),
+            depth_limit=memory.inputs(1),
             total_budget=memory.inputs(1),
             min_layer_gain=memory.inputs(1, dtype=torch.float32),
             stop_tokens=memory.inputs(b, sizes.num_stop_tokens, fill=-1),
@@ -155,3 +158,13 @@ class Workspace:
         )
         memory.host(workspace.calibration)[:] = calibration.numpy()
         return workspace
+
+
+def _shown_tree(tree: TokenTree, memory: Memory) -> TokenTree:
+    """The tree with those arrays exchanged that the host reads after a step."""
+    shown = {}
+    for name in ("tokens", "parents", "num_nodes"):
+        tensor = getattr(tree, name)
+        shown[name] = memory.results(*tensor.shape)
+        shown[name].copy_(tensor)
+    return replace(tree, **shown)

@@ -4,6 +4,9 @@ many tokens.
 Two queues and one limit per line. Never touches a tensor. Running sequences come first, oldest
 first; prompts are prefilled in chunks beside them; when blocks run out, tree room is given up first
 and then the youngest sequence is preempted: its blocks are freed and its tokens recomputed later.
+
+On a device a step may be scheduled while the one before it runs (`schedule_ahead`). What a sequence
+leaves behind while a step is under way is held until that step has ended (`hold`, `let_go`).
 """
 
 from __future__ import annotations
@@ -23,11 +26,13 @@ class ScheduledSequence:
     Args:
         sequence: who.
         num_tokens: pending tokens to compute in this step (a chunk of the prompt, or 1).
+        decodes: whether these are all, so that the step draws a token.
         can_draft: whether blocks for a tree are reserved.
     """
 
     sequence: Sequence
     num_tokens: int
+    decodes: bool
     can_draft: bool
 
 
@@ -59,6 +64,17 @@ class Scheduler:
         self._max_num_batched_tokens = max_num_batched_tokens
         self._tree_room = tree_room
         self._free_slots = list(range(max_num_seqs - 1, -1, -1))
+        self._is_holding = False
+        self._held: list[tuple[int, list[int]]] = []
+
+    @property
+    def num_free_blocks(self) -> int:
+        """KV blocks that no sequence has, those included that are held."""
+        if not self._held:
+            return self.pool.num_free
+        held = {block for _, blocks in self._held for block in blocks}
+        in_use = {block for sequence in self.running for block in sequence.block_table}
+        return self.pool.num_free + len(held - in_use)
 
     def add(self, sequence: Sequence) -> None:
         """Queues a sequence behind those already waiting."""
@@ -83,6 +99,45 @@ class Scheduler:
         if not step.preempted_slots:
             self._admit(step, budget)
         return step
+
+    def schedule_ahead(self, running: Schedule, max_tokens: int) -> Schedule | None:
+        """Decides the step after `running`, which has not ended: one in which its sequences decode.
+
+        Args:
+            running: the step under way.
+            max_tokens: most tokens that it commits of a sequence.
+
+        Returns:
+            None when it has to end first: a sequence may join, a prompt goes on, blocks for the
+            longest outcome and a tree are not to be had, or no sequence can go on.
+        """
+        if self.waiting and (self._free_slots or self._held):
+            return None
+        entries = [entry for entry in running.scheduled if not entry.sequence.is_finished]
+        if len(entries) != len(self.running) or not all(entry.decodes for entry in entries):
+            return None
+        step = Schedule()
+        for entry in entries:
+            sequence = entry.sequence
+            if sequence.num_tokens + 1 >= sequence.max_total_tokens:
+                continue  # ends with the first token of the step under way
+            length = min(sequence.num_tokens + max_tokens, sequence.max_total_tokens)
+            if not self._grow(sequence, length + self._tree_room):
+                return None
+            step.scheduled.append(ScheduledSequence(sequence, 1, True, True))
+        return step if step.scheduled else None
+
+    def hold(self) -> None:
+        """A step is under way: keeps the slots and blocks that sequences leave until `let_go`."""
+        self._is_holding = True
+
+    def let_go(self) -> None:
+        """No step is under way that knows of what is held: frees it."""
+        self._is_holding = False
+        for slot, blocks in self._held:
+            self.pool.free(blocks)
+            self._free_slots.append(slot)
+        self._held.clear()
 
     def finish(
         self, sequence: Sequence, reason: FinishReason, stop_reason: str | int | None = None
@@ -125,7 +180,8 @@ class Scheduler:
             self.running.append(sequence)
             step.admitted.append(sequence)
             can_draft = self._grow(sequence, sequence.num_computed + num_tokens + self._tree_room)
-            step.scheduled.append(ScheduledSequence(sequence, num_tokens, can_draft))
+            decodes = num_tokens == sequence.num_pending
+            step.scheduled.append(ScheduledSequence(sequence, num_tokens, decodes, can_draft))
             budget -= num_tokens
 
     def _waits_for_twin(self, sequence: Sequence) -> bool:
@@ -139,14 +195,15 @@ class Scheduler:
         self, sequence: Sequence, num_tokens: int, step: Schedule
     ) -> ScheduledSequence | None:
         end = sequence.num_computed + num_tokens
+        decodes = end == sequence.num_tokens
         if self._grow(sequence, end + self._tree_room):
-            return ScheduledSequence(sequence, num_tokens, True)
+            return ScheduledSequence(sequence, num_tokens, decodes, True)
         while not self._grow(sequence, end):
             victim = self.running[-1]
             self._preempt(victim, step)
             if victim is sequence:
                 return None
-        return ScheduledSequence(sequence, num_tokens, False)
+        return ScheduledSequence(sequence, num_tokens, decodes, False)
 
     def _grow(self, sequence: Sequence, num_slots: int) -> bool:
         missing = -(-num_slots // self.pool.block_size) - len(sequence.block_table)
@@ -167,6 +224,9 @@ class Scheduler:
 
     def _leave(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
-        self.pool.free(sequence.block_table)
-        self._free_slots.append(sequence.slot)
+        if self._is_holding:
+            self._held.append((sequence.slot, sequence.block_table))
+        else:
+            self.pool.free(sequence.block_table)
+            self._free_slots.append(sequence.slot)
         sequence.release()

@@ -37,6 +37,36 @@ def simulate(
     return seconds, tokens, speculated
 
 
+def simulate_late(
+    controller: AdaptiveController, accepted: int, draft_s: float, steps: int
+) -> list[int]:
+    """As `simulate`, but every report comes when the next step has begun; returns the depths."""
+    plans = [controller.plan(1)]
+    for _ in range(steps):
+        plans.append(controller.plan(1))
+        plan = plans[-2]
+        nodes = min(7, plan.max_nodes) if plan.depth else 0
+        draft, verify = draft_s if plan.depth else 0.0, COSTS.verify_time(1 + nodes)
+        took = draft + verify
+        num_accepted = min(accepted, plan.depth, nodes)
+        report = StepReport([num_accepted], nodes, 1 + nodes, draft, verify, took, True)
+        controller.observe(plan, report)
+    return [plan.depth for plan in plans]
+
+
+def pauses(depths: list[int]) -> list[int]:
+    """Lengths of the runs of plain steps."""
+    return [len(run) for run in "".join("p" if d == 0 else " " for d in depths).split()]
+
+
+def test_late_reports_lengthen_a_pause_by_one_step_and_nothing_else() -> None:
+    """A verdict is passed once, although one more report of the speculation comes after it."""
+    depths = simulate_late(AdaptiveController(COSTS, 8, 16), 0, 0.5, 1200)
+    assert pauses(depths)[:4] == [5, 65, 129, 257]
+    useful = simulate_late(AdaptiveController(COSTS, 8, 16), 3, 0.4, 500)
+    assert set(pauses(useful)[1:-1]) == {3} and sum(depth > 0 for depth in useful) > 450
+
+
 @pytest.mark.parametrize("slowdown", [1.0, 2.5])
 def test_keeps_speculating_while_it_pays(slowdown: float) -> None:
     controller = AdaptiveController(COSTS, 8, 16)

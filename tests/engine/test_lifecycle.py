@@ -136,10 +136,11 @@ class Traffic:
         """Every block is free, or referenced exactly as often as block tables name it."""
         scheduler = self.engine._scheduler
         owners = Counter(b for s in scheduler.running for b in s.block_table)
+        owners.update(b for _, blocks in scheduler._held for b in blocks)
         pool = scheduler.pool
         assert [owners[b] for b in range(pool.num_blocks)] == pool._references
         assert pool.num_free == pool.num_blocks - len(owners)
-        slots = [s.slot for s in scheduler.running]
+        slots = [s.slot for s in scheduler.running] + [slot for slot, _ in scheduler._held]
         assert sorted(slots + scheduler._free_slots) == list(range(self.engine.config.max_num_seqs))
         assert all(not s.block_table for s in scheduler.waiting)
         self.num_preemptions = max(
@@ -269,7 +270,7 @@ def test_an_interrupted_call_leaves_the_engine_usable(
 ) -> None:
     llm = make_llm(draft=text_checkpoint(2), speculation=SPECULATIONS["trees"])
     expected = [o.outputs[0] for o in llm.generate(["import os", "the fox"], sampling())]
-    step, run, calls = llm.engine.step, llm.engine._runner.run, 0
+    step, start, calls = llm.engine.step, llm.engine._runner.start, 0
 
     def interrupted(original: Any, when: int, *args: Any) -> Any:
         nonlocal calls
@@ -282,7 +283,7 @@ def test_an_interrupted_call_leaves_the_engine_usable(
     for when in range(1, 6):
         for owner, name, original in (
             (llm.engine, "step", step),
-            (llm.engine._runner, "run", run),  # the device is ahead of the host
+            (llm.engine._runner, "start", start),  # the device is ahead of the host
         ):
             calls = 0
             with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

@@ -62,6 +62,22 @@ def test_a_sequence_that_did_not_move_has_no_tree(make_engine: MakeEngine) -> No
     engine.abort_request("long")
 
 
+def test_ngram_trees_grow_however_long_the_text_is(make_engine: MakeEngine) -> None:
+    """Longer than a step has room for: a drafter without a cache has nothing to catch up with."""
+    ngrams = SpeculationConfig(method="ngram", min_ngram=1, max_nodes=4, adaptive=False)
+    nodes = []
+    for max_num_batched_tokens in (16, 512):
+        engine = make_engine(speculation=ngrams, max_num_batched_tokens=max_num_batched_tokens)
+        engine.add_request("r", [5, 9] * 20, PARAMS)
+        reports = []
+        while engine.has_unfinished_requests():
+            if engine.step():
+                reports.append(engine.last_report)
+        nodes.append([report.num_nodes for report in reports])
+        assert all(report.is_steady for report in reports[1:]), "nothing could be learned from them"
+    assert nodes[0] == nodes[1] and sum(nodes[0]) > 10
+
+
 @pytest.mark.parametrize("max_num_seqs,expected", [(1, (1, 2)), (3, (3, 0))])
 def test_running_and_waiting_are_counted(
     make_engine: MakeEngine, max_num_seqs: int, expected: tuple[int, int]

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from sdengine.kernels.device_memory import CHUNK_BYTES, HostMemory, Memory, StagedMemory
+from sdengine.kernels.device_memory import HostMemory, Memory, StagedMemory
+from sdengine.kernels.twins import CHUNK_BYTES
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -14,6 +15,13 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 @pytest.fixture
 def staged() -> StagedMemory:
     return StagedMemory(DEVICE)
+
+
+def replay(memory: StagedMemory) -> None:
+    """A replay of nothing."""
+    memory.push()
+    memory.pull()
+    memory.land()
 
 
 def on_device(tensor: torch.Tensor) -> list[float]:
@@ -28,26 +36,73 @@ def test_what_the_host_writes_arrives_with_the_next_push(staged: StagedMemory, k
     assert on_device(tensor) == [7, 7, 7]
     staged.push()
     assert on_device(tensor) == [7, 9, 7]
+    assert staged.num_under_way == 0, "its results are not enqueued"
 
 
 @pytest.mark.parametrize("kind", ["results", "state"])
 def test_what_the_kernels_write_comes_back_with_a_pull(staged: StagedMemory, kind: str) -> None:
     tensor = getattr(staged, kind)(2, 2)
+    staged.push()
     tensor[1, 0] = 5
-    assert not staged.host(tensor).any()
     staged.pull()
-    staged.wait()
-    assert staged.host(tensor).tolist() == [[0, 0], [5, 0]]
+    assert not staged.host(tensor).any() and staged.num_under_way == 1
+    staged.land()
+    assert staged.host(tensor).tolist() == [[0, 0], [5, 0]] and staged.num_under_way == 0
+
+
+def test_two_replays_under_way_do_not_touch(staged: StagedMemory) -> None:
+    """Each brings what it left behind, and the second goes on from the device's own state."""
+    given, state, result = staged.inputs(1), staged.state(1), staged.results(1)
+    for value in (3, 4):
+        staged.host(given)[0] = value
+        staged.host(state)[0] = 10  # what the host believes until it has read the first
+        staged.push()
+        state += given
+        result.copy_(2 * given)
+        staged.pull()
+    assert staged.num_under_way == 2
+    seen = []
+    for _ in range(2):
+        staged.land()
+        seen.append((int(staged.host(state)[0]), int(staged.host(result)[0])))
+    assert seen == [(13, 6), (17, 8)]
+    staged.host(state)[0] = 1
+    replay(staged)
+    assert on_device(state) == [1]
+
+
+def test_at_most_two_replays_are_under_way(staged: StagedMemory) -> None:
+    for _ in range(2):
+        staged.push()
+        staged.pull()
+    with pytest.raises(AssertionError, match="has to be read before the next starts"):
+        staged.push()
+    staged.drain()
+    with pytest.raises(AssertionError, match="no replay was started"):
+        staged.land()
+
+
+def test_a_drain_forgets_a_replay_that_was_left_half_started(staged: StagedMemory) -> None:
+    result = staged.results(1)
+    staged.push()
+    result.fill_(7)
+    staged.pull()
+    staged.push()
+    with pytest.raises(AssertionError, match="half started"):
+        staged.push()
+    staged.drain()
+    assert staged.num_under_way == 0 and staged.host(result).tolist() == [7]
+    replay(staged)
 
 
 def test_tables_are_copied_only_when_one_was_written(staged: StagedMemory) -> None:
     table = staged.tables(2)
-    staged.push()
+    replay(staged)
     staged.host(table)[:] = 4
-    staged.push()
+    replay(staged)
     assert on_device(table) == [0, 0]
     staged.mark_changed()
-    staged.push()
+    replay(staged)
     assert on_device(table) == [4, 4]
 
 
@@ -73,9 +128,11 @@ def test_cleared_inputs_come_back_with_the_next_push(staged: StagedMemory) -> No
 
 
 @pytest.mark.parametrize("memory", [HostMemory(), StagedMemory(DEVICE)])
-def test_a_row_s_beginning_is_overwritten(memory: Memory) -> None:
+def test_a_row_s_beginning_is_overwritten_and_a_row_cleared(memory: Memory) -> None:
     tensor = memory.zeros(2, 4, dtype=torch.int32)
-    memory.write_row(tensor, 1, np.array([6, 7], dtype=np.int32))
+    for row in (0, 1):
+        memory.write_row(tensor, row, np.array([6, 7], dtype=np.int32))
+    memory.clear_row(tensor, 0)
     assert on_device(tensor) == [[0, 0, 0, 0], [6, 7, 0, 0]]
 
 

@@ -1,6 +1,7 @@
 // The C face of the CUDA library, as a C++ caller sees it.
 #pragma once
 
+#include "sdengine/begin_step.h"
 #include "sdengine/build_rows.h"
 #include "sdengine/commit_plan.h"
 #include "sdengine/gather_pending.h"
@@ -11,6 +12,7 @@
 #include "sdengine/tree_verify.h"
 
 extern "C" {
+int sdengine_cuda_begin_step(const sdengine::BeginStepArgs*, int32_t batch_size, void* stream);
 int sdengine_cuda_build_rows(const sdengine::BuildRowsArgs*, int32_t batch_size, void* stream);
 int sdengine_cuda_commit_plan(const sdengine::CommitPlanArgs*, int32_t batch_size, void* stream);
 int sdengine_cuda_gather_pending(const sdengine::GatherPendingArgs*, int32_t batch_size,

@@ -1,4 +1,5 @@
-// The device's gather_pending, build_rows, commit_plan and kv_compact against the serial ones.
+// The device's begin_step, gather_pending, build_rows, commit_plan and kv_compact against the
+// serial ones.
 #include <algorithm>
 #include <cstring>
 
@@ -23,6 +24,63 @@ Exact<T> copy_of(const Exact<T>& from) {
   Exact<T> copy(from.size());
   std::copy_n(from.get(), from.size(), copy.get());
   return copy;
+}
+
+// What begin_step writes, as one array.
+constexpr int32_t kBegun = 7;
+
+BeginStepArgs begin_into(BeginStepArgs args, const Exact<int32_t>& out, int32_t batch) {
+  int32_t* at = out.get();
+  for (int32_t** array :
+       {&args.pending_lens, &args.wants_logits, &args.max_emit, &args.draft_pending_lens,
+        &args.draft_wants_logits, &args.node_budgets, &args.depth_limits}) {
+    *array = at;
+    at += batch;
+  }
+  return args;
+}
+
+SDENGINE_FUZZ(cuda_begin_step, 15) {
+  const int32_t batch = random.integer(1, 5), room = 20, stops = random.integer(0, 2);
+  Exact<int32_t> live(1, random.integer(0, batch)), depth(1, random.integer(1, 5));
+  Exact<int32_t> scheduled(batch), can_draft(batch), total(batch), first(batch), lens(batch),
+      emitted(batch), computed(batch), draft_computed(batch);
+  Exact<int32_t> stop_tokens(static_cast<size_t>(batch) * stops, 3),
+      history(static_cast<size_t>(batch) * room);
+  for (size_t i = 0; i < history.size(); ++i) history[i] = random.integer(0, 9);
+  for (int32_t b = 0; b < batch; ++b) {
+    scheduled[b] = random.integer(0, 4);
+    can_draft[b] = random.integer(0, 1);
+    lens[b] = random.integer(1, room);
+    total[b] = random.integer(1, room + 4);
+    first[b] = random.integer(0, room);
+    emitted[b] = random.integer(0, 5);
+    computed[b] = random.integer(0, lens[b] - 1);
+    draft_computed[b] = random.integer(0, computed[b]);
+  }
+  BeginStepArgs args{};
+  args.num_seqs = live.get();
+  args.scheduled_lens = scheduled.get();
+  args.can_draft = can_draft.get();
+  args.max_total_lens = total.get();
+  args.first_stops = first.get();
+  args.stop_tokens = stop_tokens.get();
+  args.num_stop_tokens = stops;
+  args.depth_limit = depth.get();
+  args.history = history.get();
+  args.max_history = room;
+  args.history_lens = lens.get();
+  args.num_emitted = emitted.get();
+  args.computed_lens = computed.get();
+  args.draft_computed_lens = random.chance(0.8f) ? draft_computed.get() : nullptr;
+  args.max_draft_rows = random.integer(0, 30);
+  args.max_nodes = 9;
+  args.has_trees = random.chance(0.8f);
+  const Exact<int32_t> out(static_cast<size_t>(batch) * kBegun, -7), device_out = copy_of(out);
+  begin_sequences(begin_into(args, out, batch));
+  const BeginStepArgs on_device = begin_into(args, device_out, batch);
+  require(sdengine_cuda_begin_step(&on_device, batch, nullptr) == 0, "begin_step starts");
+  require_same(out, device_out, "what begins");
 }
 
 SDENGINE_FUZZ(cuda_gather_pending, 15) {

@@ -1,5 +1,6 @@
 // Every header algorithm instantiated in device code: what the CPU tests is what a GPU build
 // compiles.
+#include "sdengine/begin_step.h"
 #include "sdengine/build_rows.h"
 #include "sdengine/commit_plan.h"
 #include "sdengine/gather_pending.h"
@@ -15,6 +16,7 @@ __global__ void run_select(TreeSelectArgs args) { select_trees(args); }
 __global__ void run_rows(BuildRowsArgs args) { build_row_batch(args); }
 __global__ void run_ngrams(NgramMatchArgs args) { match_ngrams(args, blockIdx.x); }
 __global__ void run_commit(CommitPlanArgs args) { commit_sequence(args, blockIdx.x); }
+__global__ void run_begin(BeginStepArgs args) { begin_sequences(args); }
 __global__ void run_gather(GatherPendingArgs args) { gather_pending_tokens(args); }
 
 struct GivenTargets {

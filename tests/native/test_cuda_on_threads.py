@@ -43,6 +43,7 @@ from .test_sanitizers import HERE, at_fixed_addresses, compile_driver, run
 SOURCES = [KERNELS, *sorted(HERE.glob("cuda_fuzz_*.cpp")), HERE / "fuzz_main.cpp"]
 CASES = (
     "cuda_tree_growth",
+    "cuda_begin_step",
     "cuda_gather_pending",
     "cuda_build_rows",
     "cuda_commit_plan",
@@ -83,6 +84,7 @@ def test_random_batches_equal_the_serial_results(memory_checked: list[str]) -> N
 @pytest.mark.parametrize(
     "case,seeds",
     [
+        ("cuda_begin_step", [1, 3]),
         ("cuda_gather_pending", [1, 3]),
         ("cuda_build_rows", [1, 3]),
         ("cuda_commit_plan", [1, 3]),

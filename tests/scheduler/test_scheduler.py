@@ -145,3 +145,109 @@ def test_random_life_frees_every_block_and_slot(seed: int) -> None:
         scheduler.finish(sequence, "abort")
     assert pool.num_free == pool.num_blocks
     assert not scheduler.has_unfinished()
+
+
+# Ahead of the step under way
+
+
+def decoding(
+    num_blocks: int = 64, tree_room: int = 0, **lengths: int
+) -> tuple[Scheduler, Schedule]:
+    """Sequences of so many prompt tokens in a step that completes their prompts."""
+    scheduler = Scheduler(BlockPool(num_blocks, 4), 3, 64, tree_room)
+    for name, num_prompt in lengths.items():
+        scheduler.add(make_sequence(name, num_prompt))
+    return scheduler, scheduler.schedule()
+
+
+def test_the_step_ahead_decodes_and_has_blocks_for_the_longest_outcome() -> None:
+    scheduler, running = decoding(tree_room=6, a=3, b=5)
+    assert [len(e.sequence.block_table) for e in running.scheduled] == [3, 3]
+    ahead = scheduler.schedule_ahead(running, 3)
+    assert ahead is not None and not ahead.admitted and not ahead.preempted_slots
+    parts = [(e.sequence, e.num_tokens, e.decodes, e.can_draft) for e in ahead.scheduled]
+    assert parts == [(sequence, 1, True, True) for sequence in scheduler.running]
+    assert [len(s.block_table) for s in scheduler.running] == [3, 4]  # 3 + 3 + 6, 5 + 3 + 6 slots
+    ends = scheduler.schedule_ahead(running, 100)  # but no longer than a sequence may become
+    assert ends is not None and [len(s.block_table) for s in scheduler.running] == [5, 5]
+
+
+def test_no_step_ahead_while_a_prompt_goes_on() -> None:
+    scheduler = Scheduler(BlockPool(64, 4), 3, 8, tree_room=0)
+    scheduler.add(make_sequence("long", 20))
+    running = scheduler.schedule()
+    assert scheduler.schedule_ahead(running, 1) is None
+    run(running)
+    run(scheduler.schedule())
+    last = scheduler.schedule()
+    assert scheduler.schedule_ahead(last, 1) is not None
+
+
+def test_no_step_ahead_while_somebody_may_join() -> None:
+    scheduler, running = decoding(a=3)
+    scheduler.add(make_sequence("late", 3))
+    assert scheduler.schedule_ahead(running, 1) is None
+    scheduler, running = decoding(a=3, b=3, c=3)
+    scheduler.add(make_sequence("late", 3))
+    assert scheduler.schedule_ahead(running, 1) is not None, "there is no slot to join"
+    scheduler.hold()
+    scheduler.finish(scheduler.running[0], "stop")
+    assert scheduler.schedule_ahead(running, 1) is None, "a slot is about to be free"
+
+
+def test_no_step_ahead_without_blocks_for_it() -> None:
+    scheduler, running = decoding(num_blocks=2, a=7)
+    assert scheduler.schedule_ahead(running, 1) is not None
+    assert scheduler.schedule_ahead(running, 2) is None
+    assert scheduler.pool.num_free == 0 and len(scheduler.running) == 1, "nobody is preempted"
+
+
+def test_the_step_ahead_leaves_out_who_ended_or_ends_for_certain() -> None:
+    scheduler, running = decoding(a=3, b=3, c=3)
+    first, second, third = scheduler.running
+    second.max_total_tokens = 4
+    scheduler.finish(third, "abort")
+    ahead = scheduler.schedule_ahead(running, 1)
+    assert ahead is not None and [e.sequence for e in ahead.scheduled] == [first]
+    first.max_total_tokens = 4
+    assert scheduler.schedule_ahead(running, 1) is None
+
+
+def test_what_a_sequence_leaves_is_held_while_a_step_is_under_way() -> None:
+    scheduler, _ = decoding(a=3, b=9)
+    first, second = scheduler.running
+    free, slot = scheduler.pool.num_free, first.slot
+    scheduler.hold()
+    scheduler.finish(first, "stop")
+    assert scheduler.pool.num_free == free and scheduler.num_free_blocks == free + 1
+    for name in "cde":
+        scheduler.add(make_sequence(name, 3))
+    admitted = scheduler.schedule().admitted
+    assert [s.request_id for s in admitted] == ["c"] and admitted[0].slot != slot
+    scheduler.let_go()
+    assert scheduler.schedule().admitted[0].slot == slot
+    for sequence in list(scheduler.running):
+        scheduler.finish(sequence, "stop")
+    scheduler.finish(scheduler.waiting[0], "stop")
+    assert scheduler.num_free_blocks == scheduler.pool.num_free == 64 and second.is_finished
+
+
+def test_a_held_block_that_another_sequence_shares_is_not_free() -> None:
+    pool = BlockPool(16, 4)
+    scheduler = Scheduler(pool, 3, 64, tree_room=0)
+    prompt = [7] * 9
+    twins = [
+        Sequence(name, 0, SamplingParams(max_tokens=4), 0, list(prompt), 9, frozenset(), 13)
+        for name in "ab"
+    ]
+    scheduler.add(twins[0])
+    run(scheduler.schedule())
+    scheduler.publish_computed(twins[0], 9)
+    scheduler.add(twins[1])
+    run(scheduler.schedule())
+    assert twins[1].block_table[:2] == twins[0].block_table[:2]
+    scheduler.hold()
+    scheduler.finish(twins[0], "stop")
+    assert scheduler.num_free_blocks == 16 - len(twins[1].block_table)
+    scheduler.let_go()
+    assert scheduler.num_free_blocks == pool.num_free == 16 - len(twins[1].block_table)

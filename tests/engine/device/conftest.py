@@ -66,16 +66,22 @@ def on_host(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU: its memory is not the host's")
 
+    use_host_kernels(monkeypatch)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # products this small cost 85 ms each on a machine that is busy
+    yield
+    torch.set_num_threads(threads)
+
+
+def use_host_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the programs of devices run the CPU's kernels."""
+
     def kernel(program: StagedProgram, spec: Op) -> Callable[..., None]:
         if spec.name == "linear":  # the CPU's kernel takes packed weights only
             return spec.reference
         return lambda **args: run_on_host(spec, **args)
 
     monkeypatch.setattr(StagedProgram, "_kernel", kernel)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # products this small cost 85 ms each on a machine that is busy
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from sdengine.kernels.device_memory import StagedMemory
 from sdengine.kernels.device_program import StagedProgram
 from sdengine.kernels.registry import OP_NAMES
 from sdengine.runner import iteration
+from sdengine.runner.runner import Runner
 from tests.engine.conftest import run_outputs
 from tests.engine.device.conftest import MakePair
 
@@ -72,8 +73,12 @@ def seen(completion: Any) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_everything_is_what_the_cpu_gives(make_tiny: MakePair, on_host: None, method: str) -> None:
+def test_everything_is_what_the_cpu_gives(
+    make_tiny: MakePair, on_host: None, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
     settings = {"speculation": spec_of(method), "max_num_seqs": 3}
+    if "rejection" in method:  # whose text depends on tables that are refreshed a step later
+        monkeypatch.setattr(Runner, "can_follow", lambda *_: False)
     expected = run(make_tiny("cpu", **settings))
     engine = make_tiny("triton", **settings)
     assert isinstance(engine.iteration.workspace.memory, StagedMemory)
@@ -161,8 +166,9 @@ def test_adaptive_budgets_change_nothing(make_tiny: MakePair, on_host: None) -> 
 
 def test_a_step_tree_is_read_from_the_device(make_tiny: MakePair, on_host: None) -> None:
     trees = []
+    speculation = SpeculationConfig(max_nodes=12, max_depth=4, adaptive=False, calibrate=False)
     for backend in ("cpu", "triton"):
-        engine = make_tiny(backend, speculation=spec_of("dyspec"))
+        engine = make_tiny(backend, speculation=speculation)
         engine.add_request("r", PROMPTS[0], params_of(0))
         seen_trees = []
         while engine.has_unfinished_requests():

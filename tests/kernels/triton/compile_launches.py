@@ -50,7 +50,12 @@ def first_of(op: str, vocab: int) -> Args:
 
 
 def linear(
-    rows: int, gated: bool, dtype: torch.dtype, features: int = 4096, inputs: int = 2048
+    rows: int,
+    gated: bool,
+    dtype: torch.dtype,
+    features: int = 4096,
+    inputs: int = 2048,
+    scratch: int | None = None,
 ) -> Callable[[], Args]:
     def args() -> Args:
         matrix = torch.empty(features, inputs, dtype=dtype)
@@ -60,6 +65,7 @@ def linear(
             "out": torch.empty(rows, features // 2 if gated else features),
             "num_rows": torch.empty(1, dtype=torch.int32),
             "activation": "silu_gate" if gated else None,
+            "scratch": None if scratch is None else torch.empty(scratch),
         }
 
     return args
@@ -97,6 +103,8 @@ CASES: dict[str, tuple[str, Callable[[], Args]]] = {
     "linear-tree": ("linear", linear(64, False, BF16)),
     "linear-row": ("linear", linear(1, False, BF16)),
     "linear-gated": ("linear", linear(64, True, BF16)),
+    "linear-parts": ("linear", linear(64, False, BF16, 2048, 2048, scratch=1 << 20)),
+    "linear-in-parts": ("linear", linear(256, False, BF16, 2048, 2048)),
     "linear-f32": ("linear", linear(64, False, F32)),
     "rms_norm": ("rms_norm", bench("rms_norm", 1)),
     "rope_kv_append": ("rope_kv_append", bench("rope_kv_append", 2)),

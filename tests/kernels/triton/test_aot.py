@@ -27,6 +27,8 @@ USUAL = [
     ("attention-tree", 90),
     ("attention-row", 90),
     ("linear-gated", 90),
+    ("linear-parts", 90),
+    ("linear-in-parts", 90),
     ("penalize", 80),
     ("sample", 80),
     ("draft_topk-target", 80),

@@ -30,7 +30,7 @@ def make_args(
 
 
 def run(args: dict[str, Any]) -> torch.Tensor:
-    return run_guarded("linear", args)["out"]
+    return run_guarded("linear", args, scratch=("scratch",))["out"]
 
 
 def assert_close(args: dict[str, Any]) -> None:
@@ -81,6 +81,82 @@ def test_a_row_has_the_same_bits_in_any_company(gated: bool) -> None:
         chosen = {**args, "x": args["x"][rows], "out": args["out"][rows]}
         chosen["num_rows"] = torch.tensor([len(rows)], dtype=torch.int32)
         assert torch.equal(run(chosen), together[rows])
+
+
+@pytest.fixture
+def in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """K of every weight is cut into three parts, the last of which is the shortest."""
+    monkeypatch.setattr(linear, "SPLITS", {80: (linear.Split(1 << 20, 1, 3),)})
+
+
+def num_launches(args: dict[str, Any]) -> int:
+    return len(linear.launches(INTERPRETER, **args))
+
+
+@pytest.mark.parametrize("inputs", [31, 161])
+@pytest.mark.parametrize("live", [0, 17])
+def test_parts_of_k_are_within_the_error_side_by_side_and_one_after_another(
+    in_parts: None, inputs: int, live: int
+) -> None:
+    args = make_args(17, inputs, 70, live=live, bias=torch.randn(70), accumulate=True)
+    args["rows"] = torch.randint(0, 17, (17,), dtype=torch.int32)
+    apart = {**args, "scratch": torch.full((3 * 32 * 70,), float("nan"))}
+    assert (num_launches(args), num_launches(apart)) == (1, 2)
+    for each in (args, apart):
+        assert_close(each)
+    assert torch.equal(run(args), run(apart)), "the bits depend on the scratch"
+
+
+def test_a_row_has_the_same_bits_in_any_company_in_parts(
+    in_parts: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to 16 rows have a program per part here, more have one for all."""
+    monkeypatch.setattr(linear, "MAX_PART_ROWS", 16)
+    args = make_args(33, 100, 70)
+    args["scratch"] = torch.empty(3 * 48 * 70)
+    assert num_launches(args) == 1
+    together = run(args)
+    for rows in ([0], [31], [5, 32, 1], list(range(32, 16, -1))):
+        chosen = {**args, "x": args["x"][rows], "out": args["out"][rows]}
+        chosen["num_rows"] = torch.tensor([len(rows)], dtype=torch.int32)
+        assert num_launches(chosen) == 2
+        assert torch.equal(run(chosen), together[rows])
+
+
+def test_parts_are_added_in_order(in_parts: None) -> None:
+    """Each is summed up for itself: 2^24 + 1 is 2^24, so the order shows."""
+    args = make_args(1, 96, 1)
+    args["x"].zero_()
+    args["x"][0, [0, 32, 64]] = torch.tensor([2.0**24, 1.0, -(2.0**24)])
+    args["weight"].matrix.fill_(1.0)
+    for scratch in (None, torch.empty(3 * 16)):
+        assert run({**args, "scratch": scratch}).tolist() == [[0.0]]
+    args["x"][0, [32, 64]] = torch.tensor([-(2.0**24), 1.0])
+    assert run(args).tolist() == [[1.0]]
+
+
+def test_the_table_goes_by_shape_and_gates_are_not_cut(in_parts: None) -> None:
+    gated = {**make_args(3, 96, 140, gated=True), "scratch": torch.empty(10_000)}
+    assert num_launches(gated) == 1
+    short = {**make_args(3, 96, 70), "scratch": torch.empty(3 * 16 * 70 - 1)}
+    assert num_launches(short) == 1, "there is no room for the parts"
+
+
+@pytest.mark.parametrize(
+    "arch,features,inputs,parts",
+    [
+        (90, 4096, 4096, 2),
+        (90, 4096, 14336, 4),
+        (90, 6144, 4096, 2),
+        (90, 128256, 4096, 1),
+        (90, 2048, 2048, 4),
+        (80, 4096, 14336, 2),
+        (103, 4096, 14336, 1),
+        (90, 256, 256, 1),
+    ],
+)
+def test_shapes_of_models(arch: int, features: int, inputs: int, parts: int) -> None:
+    assert linear.num_parts(arch, features, inputs) == parts
 
 
 def test_a_row_of_nan_stays_alone() -> None:

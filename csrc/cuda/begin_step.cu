@@ -1,0 +1,36 @@
+// begin_step: what every sequence does in this step. Contract: kernels/begin_step.py.
+//
+// One block per sequence. It adds up for itself what the drafts of the sequences before it are
+// missing, so nothing has to be exchanged between blocks.
+#include "cuda/block.cuh"
+#include "cuda/launch.cuh"
+#include "sdengine/begin_step.h"
+
+namespace sdengine {
+namespace {
+
+constexpr int32_t kBeginThreads = 64;
+
+__global__ void begin_step_kernel(BeginStepArgs args) {
+  SharedLayout layout(shared_memory());
+  const Block block(layout.take<uint32_t>(kMaxWarps));
+  const int32_t b = static_cast<int32_t>(blockIdx.x);
+  if (b >= *args.num_seqs) return;
+  int32_t earlier = 0;
+  if (args.draft_computed_lens != nullptr) {
+    for (int32_t i = block.rank(); i < b; i += block.size())
+      earlier += begin::num_missing(args, i, begin::num_pending(args, i));
+    earlier = block.sum(earlier);
+  }
+  if (block.is_leader()) begin_sequence(args, b, begin::num_pending(args, b), earlier);
+}
+
+}  // namespace
+}  // namespace sdengine
+
+SDENGINE_CUDA_API int sdengine_cuda_begin_step(const sdengine::BeginStepArgs* args,
+                                               int32_t batch_size, void* stream) {
+  using namespace sdengine;
+  const LaunchShape shape = {dim3(batch_size), kBeginThreads, kMaxWarps * sizeof(uint32_t)};
+  return launch(begin_step_kernel, shape, stream, *args);
+}

@@ -1,0 +1,112 @@
+// What every sequence does in this step, from the lengths that the steps before left behind.
+#pragma once
+
+#include <cstdint>
+
+#include "sdengine/hd.h"
+
+namespace sdengine {
+
+struct BeginStepArgs {
+  const int32_t* num_seqs;        // [1]
+  const int32_t* scheduled_lens;  // [B], tokens to compute at most; 0: takes no part
+  const int32_t* can_draft;       // [B], whether blocks for a tree are there
+  const int32_t* max_total_lens;  // [B], length at which the sequence ends
+  const int32_t* first_stops;     // [B], position of the first token that may stop it
+  const int32_t* stop_tokens;     // [B, S_stop], -1: none
+  int32_t num_stop_tokens;        // S_stop
+  const int32_t* depth_limit;     // [1], draft layers of this step
+  const int32_t* history;         // [B, S]
+  int64_t max_history;            // S
+  const int32_t* history_lens;    // [B]
+  const int32_t* num_emitted;     // [B], tokens that the step before appended
+  const int32_t* computed_lens;   // [B]
+  // Null where no draft's cache follows in this step.
+  const int32_t* draft_computed_lens;  // [B]
+  int32_t max_draft_rows;              // most draft rows over all sequences
+  int32_t max_nodes;                   // of a tree
+  bool has_trees;                      // whether trees are grown in this step
+  int32_t* pending_lens;               // [B]
+  int32_t* wants_logits;               // [B]
+  int32_t* max_emit;                   // [B]
+  int32_t* draft_pending_lens;         // [B]
+  int32_t* draft_wants_logits;         // [B]
+  int32_t* node_budgets;               // [B]
+  int32_t* depth_limits;               // [B]
+};
+
+namespace begin {
+
+constexpr int32_t kRootAndNodes = 1, kRootOnly = 2;  // values of wants_logits
+
+SDE_HD inline int32_t least(int32_t a, int32_t b) { return a < b ? a : b; }
+
+SDE_HD inline bool is_stop(const BeginStepArgs& args, int64_t b, int32_t token) {
+  const int32_t* stops = args.stop_tokens + b * args.num_stop_tokens;
+  for (int32_t i = 0; i < args.num_stop_tokens; ++i) {
+    if (stops[i] == token) return true;
+  }
+  return false;
+}
+
+// Whether the step before ended the sequence, which the host may not have read yet.
+SDE_HD inline bool has_ended(const BeginStepArgs& args, int64_t b) {
+  const int32_t length = args.history_lens[b];
+  if (length >= args.max_total_lens[b]) return true;
+  const int32_t* history = args.history + b * args.max_history;
+  const int32_t known = length - args.num_emitted[b];
+  for (int32_t i = known > args.first_stops[b] ? known : args.first_stops[b]; i < length; ++i) {
+    if (is_stop(args, b, history[i])) return true;
+  }
+  return false;
+}
+
+// Tokens of sequence b that the target computes.
+SDE_HD inline int32_t num_pending(const BeginStepArgs& args, int64_t b) {
+  if (args.scheduled_lens[b] <= 0 || has_ended(args, b)) return 0;
+  return least(args.scheduled_lens[b], args.history_lens[b] - args.computed_lens[b]);
+}
+
+// Tokens that the draft has to compute to be where the target is then.
+SDE_HD inline int32_t num_missing(const BeginStepArgs& args, int64_t b, int32_t pending) {
+  if (args.draft_computed_lens == nullptr || pending == 0) return 0;
+  const int32_t missing = args.computed_lens[b] + pending - args.draft_computed_lens[b];
+  return missing > 0 ? missing : 0;
+}
+
+}  // namespace begin
+
+// Writes sequence b's part.
+//   pending: begin::num_pending of it.
+//   earlier: draft tokens that the sequences before it are missing; what is left of the rows is
+//   b's.
+SDE_HD inline void begin_sequence(const BeginStepArgs& args, int64_t b, int32_t pending,
+                                  int32_t earlier) {
+  const int32_t length = args.history_lens[b];
+  const int32_t missing = begin::num_missing(args, b, pending);
+  const int32_t room = args.max_draft_rows > earlier ? args.max_draft_rows - earlier : 0;
+  const int32_t followed = begin::least(missing, room);
+  const int32_t left = args.max_total_lens[b] - length;
+  const bool decodes = pending > 0 && args.computed_lens[b] + pending == length;
+  const bool drafts = decodes && args.has_trees && args.can_draft[b] != 0 && followed == missing;
+  // A tree below the last token that may still be emitted would be cut off.
+  const int32_t depth = drafts && left > 1 ? begin::least(left - 1, *args.depth_limit) : 0;
+  args.pending_lens[b] = pending;
+  args.wants_logits[b] = !decodes ? 0 : args.has_trees ? begin::kRootAndNodes : begin::kRootOnly;
+  args.max_emit[b] = left > 0 ? left : 0;
+  args.draft_pending_lens[b] = followed;
+  args.draft_wants_logits[b] = depth > 0 ? 1 : 0;
+  args.node_budgets[b] = depth > 0 ? args.max_nodes : 0;
+  args.depth_limits[b] = depth;
+}
+
+SDE_HD inline void begin_sequences(const BeginStepArgs& args) {
+  int32_t earlier = 0;
+  for (int32_t b = 0; b < *args.num_seqs; ++b) {
+    const int32_t pending = begin::num_pending(args, b);
+    begin_sequence(args, b, pending, earlier);
+    earlier += begin::num_missing(args, b, pending);
+  }
+}
+
+}  // namespace sdengine

@@ -1,0 +1,257 @@
+"""begin_step: what every sequence does in this step, without the host.
+
+The host says who takes part and with how many tokens at most; how long the sequences have become
+by then, only the device may know yet. From both follows what the launches after it read:
+
+    history         p p p p | g g g          7 known tokens, 6 of them computed
+    scheduled 1     pending 1 = the root     it decodes: logits are wanted, of a tree too
+    max_total 9     max_emit 2               a tree of depth 1: a deeper one would be cut off
+
+A sequence that the step before ended (by its length or a stop token) takes no part any more: the
+host, which reads that step later, has scheduled it once more in vain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from sdengine.kernels.backends import load_cpu
+from sdengine.kernels.cuda_library import cuda_op
+from sdengine.kernels.spec import Case, Op, address, expect, expect_tensor
+
+OP_NAME = "begin_step"
+ROOT_AND_NODES, ROOT_ONLY = 1, 2
+"""Values of wants_logits where a sequence decodes: with trees, and without."""
+OUTPUTS = (
+    "pending_lens",
+    "wants_logits",
+    "max_emit",
+    "draft_pending_lens",
+    "draft_wants_logits",
+    "node_budgets",
+    "depth_limits",
+)
+
+
+def check(
+    *,
+    num_seqs: torch.Tensor,
+    scheduled_lens: torch.Tensor,
+    can_draft: torch.Tensor,
+    max_total_lens: torch.Tensor,
+    first_stops: torch.Tensor,
+    stop_tokens: torch.Tensor,
+    depth_limit: torch.Tensor,
+    history: torch.Tensor,
+    history_lens: torch.Tensor,
+    num_emitted: torch.Tensor,
+    computed_lens: torch.Tensor,
+    draft_computed_lens: torch.Tensor | None,
+    pending_lens: torch.Tensor,
+    wants_logits: torch.Tensor,
+    max_emit: torch.Tensor,
+    draft_pending_lens: torch.Tensor,
+    draft_wants_logits: torch.Tensor,
+    node_budgets: torch.Tensor,
+    depth_limits: torch.Tensor,
+    max_draft_rows: int,
+    max_nodes: int,
+    has_trees: bool,
+) -> None:
+    """Contract.
+
+    Args:
+        num_seqs: [1] int32.
+        scheduled_lens: [B] int32, most tokens to compute: a chunk of the prompt, 1 while decoding;
+            0: the sequence takes no part, and everything that is written of it is 0 but max_emit.
+        can_draft: [B] int32, whether there are blocks for a tree.
+        max_total_lens: [B] int32, length at which the sequence ends.
+        first_stops: [B] int32, position of the first token that may stop it: those of the prompt,
+            and as many generated ones as were asked for, do not.
+        stop_tokens: [B, S_stop] int32; -1: none.
+        depth_limit: [1] int32, deepest tree of this step.
+        history: [B, S] int32, all known tokens.
+        history_lens: [B] int32.
+        num_emitted: [B] int32, tokens that the step before appended; only these may have stopped
+            the sequence without the host's knowing.
+        computed_lens: [B] int32, tokens whose KV is in the target's cache.
+        draft_computed_lens: [B] int32, the same for the draft's cache; None: no such cache follows
+            in this step.
+        pending_lens: [B] int32, written: tokens that the target computes.
+        wants_logits: [B] int32, written, as for build_rows: 0 while a prompt is unfinished, then
+            ROOT_AND_NODES or, in a step without trees, ROOT_ONLY.
+        max_emit: [B] int32, written: most tokens to commit.
+        draft_pending_lens: [B] int32, written: tokens that the draft computes first, to be where
+            the target is; together at most `max_draft_rows`, the first sequences served first.
+        draft_wants_logits: [B] int32, written: 1 where a tree is grown.
+        node_budgets: [B] int32, written: `max_nodes` where a tree is grown, else 0.
+        depth_limits: [B] int32, written: most tree depth.
+        max_draft_rows: static.
+        max_nodes: static; nodes of a tree.
+        has_trees: static; whether trees are grown in this step.
+    """
+    batch, _ = expect_tensor(OP_NAME, "history", history, torch.int32, (None, None)).shape
+    expect_tensor(OP_NAME, "num_seqs", num_seqs, torch.int32, (1,))
+    expect_tensor(OP_NAME, "depth_limit", depth_limit, torch.int32, (1,))
+    expect_tensor(OP_NAME, "stop_tokens", stop_tokens, torch.int32, (batch, None))
+    for name, tensor in (
+        ("scheduled_lens", scheduled_lens),
+        ("can_draft", can_draft),
+        ("max_total_lens", max_total_lens),
+        ("first_stops", first_stops),
+        ("history_lens", history_lens),
+        ("num_emitted", num_emitted),
+        ("computed_lens", computed_lens),
+        ("pending_lens", pending_lens),
+        ("wants_logits", wants_logits),
+        ("max_emit", max_emit),
+        ("draft_pending_lens", draft_pending_lens),
+        ("draft_wants_logits", draft_wants_logits),
+        ("node_budgets", node_budgets),
+        ("depth_limits", depth_limits),
+    ):
+        expect_tensor(OP_NAME, name, tensor, torch.int32, (batch,))
+    if draft_computed_lens is not None:
+        expect_tensor(OP_NAME, "draft_computed_lens", draft_computed_lens, torch.int32, (batch,))
+    for name, limit in (("max_draft_rows", max_draft_rows), ("max_nodes", max_nodes)):
+        expect(OP_NAME, limit >= 0, f"{name}: expected at least 0, got {limit}")
+
+
+def reference(
+    *,
+    num_seqs: torch.Tensor,
+    scheduled_lens: torch.Tensor,
+    can_draft: torch.Tensor,
+    max_total_lens: torch.Tensor,
+    first_stops: torch.Tensor,
+    stop_tokens: torch.Tensor,
+    depth_limit: torch.Tensor,
+    history: torch.Tensor,
+    history_lens: torch.Tensor,
+    num_emitted: torch.Tensor,
+    computed_lens: torch.Tensor,
+    draft_computed_lens: torch.Tensor | None,
+    pending_lens: torch.Tensor,
+    wants_logits: torch.Tensor,
+    max_emit: torch.Tensor,
+    draft_pending_lens: torch.Tensor,
+    draft_wants_logits: torch.Tensor,
+    node_budgets: torch.Tensor,
+    depth_limits: torch.Tensor,
+    max_draft_rows: int,
+    max_nodes: int,
+    has_trees: bool,
+) -> None:
+    """Sequence by sequence."""
+    room = max_draft_rows
+    for b in range(int(num_seqs)):
+        length, computed = int(history_lens[b]), int(computed_lens[b])
+        left = max(int(max_total_lens[b]) - length, 0)
+        first_new = max(length - int(num_emitted[b]), int(first_stops[b]))
+        is_stopped = bool(torch.isin(history[b, first_new:length], stop_tokens[b]).any())
+        pending = 0
+        if int(scheduled_lens[b]) and left and not is_stopped:
+            pending = min(int(scheduled_lens[b]), length - computed)
+        end = computed + pending
+        missing = 0
+        if pending and draft_computed_lens is not None:
+            missing = max(end - int(draft_computed_lens[b]), 0)
+        followed = min(missing, room)
+        room -= followed
+        decodes = pending > 0 and end == length
+        drafts = decodes and has_trees and bool(can_draft[b]) and followed == missing
+        depth = min(left - 1, int(depth_limit)) if drafts else 0
+        pending_lens[b] = pending
+        wants_logits[b] = decodes * (ROOT_AND_NODES if has_trees else ROOT_ONLY)
+        max_emit[b] = left
+        draft_pending_lens[b] = followed
+        draft_wants_logits[b] = depth > 0
+        node_budgets[b] = max_nodes if depth > 0 else 0
+        depth_limits[b] = depth
+
+
+def cpu(
+    native: Any,
+    *,
+    num_seqs: torch.Tensor,
+    scheduled_lens: torch.Tensor,
+    can_draft: torch.Tensor,
+    max_total_lens: torch.Tensor,
+    first_stops: torch.Tensor,
+    stop_tokens: torch.Tensor,
+    depth_limit: torch.Tensor,
+    history: torch.Tensor,
+    history_lens: torch.Tensor,
+    num_emitted: torch.Tensor,
+    computed_lens: torch.Tensor,
+    draft_computed_lens: torch.Tensor | None,
+    pending_lens: torch.Tensor,
+    wants_logits: torch.Tensor,
+    max_emit: torch.Tensor,
+    draft_pending_lens: torch.Tensor,
+    draft_wants_logits: torch.Tensor,
+    node_budgets: torch.Tensor,
+    depth_limits: torch.Tensor,
+    max_draft_rows: int,
+    max_nodes: int,
+    has_trees: bool,
+) -> None:
+    """Appends the native launch."""
+    load_cpu().begin_step(
+        native,
+        address(num_seqs),
+        address(scheduled_lens),
+        address(can_draft),
+        address(max_total_lens),
+        address(first_stops),
+        address(stop_tokens),
+        stop_tokens.shape[1],
+        address(depth_limit),
+        address(history),
+        history.shape[1],
+        address(history_lens),
+        address(num_emitted),
+        address(computed_lens),
+        address(draft_computed_lens),
+        max_draft_rows,
+        max_nodes,
+        has_trees,
+        address(pending_lens),
+        address(wants_logits),
+        address(max_emit),
+        address(draft_pending_lens),
+        address(draft_wants_logits),
+        address(node_budgets),
+        address(depth_limits),
+    )
+
+
+def bench_cases() -> Iterator[Case]:
+    """One and eight decoding sequences that committed five tokens in the step before."""
+    for batch in (1, 8):
+        lens = {"history_lens": 105, "computed_lens": 104, "draft_computed_lens": 103}
+        limits = {"scheduled_lens": 1, "can_draft": 1, "max_total_lens": 110, "first_stops": 90}
+        values = {**lens, **limits, "num_emitted": 5, **dict.fromkeys(OUTPUTS, 0)}
+        args: dict[str, Any] = {
+            name: torch.full((batch,), value, dtype=torch.int32) for name, value in values.items()
+        }
+        args["num_seqs"] = torch.tensor([batch], dtype=torch.int32)
+        args["depth_limit"] = torch.tensor([8], dtype=torch.int32)
+        args["stop_tokens"] = torch.full((batch, 8), -1, dtype=torch.int32)
+        args["history"] = torch.zeros(batch, 4096, dtype=torch.int32)
+        args |= {"max_draft_rows": 512, "max_nodes": 64, "has_trees": True}
+        yield Case(f"B={batch}", args)
+
+
+OP = Op(
+    OP_NAME,
+    check,
+    reference,
+    OUTPUTS,
+    cpu,
+    backends={"cuda": cuda_op(OP_NAME, check)},
+    bench_cases=bench_cases,
+)

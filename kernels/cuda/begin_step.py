@@ -1,0 +1,28 @@
+"""begin_step on a GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sdengine.kernels.begin_step import OUTPUTS
+from sdengine.kernels.cuda.structs import BeginStepArgs, Launch
+from sdengine.kernels.spec import address
+
+
+def launch_of(**args: Any) -> Launch:
+    """The launch of checked arguments."""
+    lens = ("num_seqs", "scheduled_lens", "can_draft", "max_total_lens", "first_stops")
+    arguments = BeginStepArgs(
+        *(address(args[name]) for name in (*lens, "stop_tokens")),
+        args["stop_tokens"].shape[1],
+        address(args["depth_limit"]),
+        address(args["history"]),
+        args["history"].shape[1],
+        *(address(args[name]) for name in ("history_lens", "num_emitted", "computed_lens")),
+        address(args["draft_computed_lens"]),
+        args["max_draft_rows"],
+        args["max_nodes"],
+        args["has_trees"],
+        *(address(args[name]) for name in OUTPUTS),
+    )
+    return Launch(arguments, args["history"].shape[0])

@@ -1,0 +1,66 @@
+"""An iteration from its start to its reading, and what it turns out to have committed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+
+from sdengine.core.plan import StepPlan
+from sdengine.core.sequence import Sequence
+from sdengine.scheduler.scheduler import Schedule
+
+
+@dataclass(slots=True)
+class Flight:
+    """An iteration that was started and has not been read.
+
+    Args:
+        schedule: who takes part.
+        plan: how much it speculates.
+        is_drafting: whether it grows trees.
+        is_following: whether the draft's cache follows the tokens that are computed.
+        num_missing: draft tokens computed for that, at most; 0 when it does not follow.
+        is_catching_up: whether a draft computes more of them than in steady decoding.
+        prepared_at: when the host began with it; `time.perf_counter`.
+    """
+
+    schedule: Schedule
+    plan: StepPlan
+    is_drafting: bool
+    is_following: bool
+    num_missing: int
+    is_catching_up: bool
+    prepared_at: float
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether any of its sequences goes on."""
+        return any(not entry.sequence.is_finished for entry in self.schedule.scheduled)
+
+    @property
+    def max_tokens(self) -> int:
+        """Most tokens that it commits of a sequence."""
+        return self.plan.depth + 1 if self.is_drafting else 1
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What a step committed for one sequence.
+
+    Args:
+        sequence: whose.
+        token_ids: in order; empty while its prompt is being prefilled; a last token of -1 marks
+            logits that are not finite.
+        num_accepted: how many of them are draft tokens (all but the last).
+        num_nodes: draft tokens that were verified.
+        logit_rows: row of the step's logits that each token was drawn from; only when logprobs were
+            asked for.
+        slot: where it ran.
+    """
+
+    sequence: Sequence
+    token_ids: list[int]
+    num_accepted: int
+    num_nodes: int
+    logit_rows: SequenceOf[int]
+    slot: int
