@@ -85,7 +85,10 @@ class Runner:
         self._path = host(verdict.path)
         self._times_ns = host(iteration.times_ns)
         self._calibrator = Calibrator(
-            host(workspace.calibration), host(verdict.tried), host(verdict.accepted)
+            host(workspace.calibration),
+            host(verdict.tried),
+            host(verdict.accepted),
+            by_rank=iteration.verifier.tests_in_order,
         )
         self._has_drafter = iteration.drafter is not None
         self._has_draft_cache = self._has_drafter and iteration.drafter.cache is not None
