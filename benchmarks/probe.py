@@ -16,6 +16,7 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from time import perf_counter
 from typing import Any
 
 from benchmarks.conditions import describe_machine
@@ -30,6 +31,9 @@ from sdengine.errors import ConfigError
 
 BUDGETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 ADAPTIVE = "adaptive"
+RUNG_BUDGET_S = 20.0
+"""A budget's steps are timed over all prompts again and again for so long, --repeats times at
+most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,13 +145,13 @@ def probe_batch_size(args: argparse.Namespace, groups: list[list[str]]) -> list[
     for nodes in ladder(args.max_nodes):
         engine = open_engine(args, config_of(args, nodes), size)
         for params, found in zip(settings, rungs):
-            found.append(Rung(nodes, plain_steps(plain, engine, groups, params)))
+            found.append(Rung(nodes, plain_steps(plain, engine, groups, params, args.repeats)))
     samplers = [sample(engine, groups, params) for params in settings]  # of the largest trees
     costs = measure_costs(engine.iteration)
     verdicts = []
-    for params, found, sampler in zip(settings, rungs, samplers):
+    for params, found, some in zip(settings, rungs, samplers):
         predictions = [
-            predict(sampler, costs, found, n, size, args.max_tokens - 1)
+            predict(some, costs, found, n, size, args.max_tokens - 1)
             for n in BUDGETS
             if n <= args.max_nodes
         ]
@@ -155,15 +159,22 @@ def probe_batch_size(args: argparse.Namespace, groups: list[list[str]]) -> list[
     return verdicts
 
 
-def plain_steps(plain: Any, engine: Any, groups: list[list[str]], params: SamplingParams) -> float:
-    """What a step of `engine` costs in plain steps: median over batches decoded in turns."""
+def plain_steps(
+    plain: Any, engine: Any, groups: list[list[str]], params: SamplingParams, repeats: int
+) -> float:
+    """What a step of `engine` costs in plain steps: median over batches decoded in turns, all of
+    them once at least."""
     for each in (plain, engine):
         run_batch(each, groups[0], short(params))
-    ratios = []
-    for i, group in enumerate(groups):
-        order = (plain, engine) if i % 2 == 0 else (engine, plain)
-        seconds = {id(each): step_seconds(each, group, params) for each in order}
-        ratios.append(seconds[id(engine)] / seconds[id(plain)])
+    ratios: list[float] = []
+    deadline = perf_counter() + RUNG_BUDGET_S
+    for repeat in range(repeats):
+        for i, group in enumerate(groups):
+            if repeat and perf_counter() > deadline:
+                break
+            order = (plain, engine) if (i + repeat) % 2 == 0 else (engine, plain)
+            seconds = {id(each): step_seconds(each, group, params) for each in order}
+            ratios.append(seconds[id(engine)] / seconds[id(plain)])
     return median(ratios)
 
 
@@ -177,12 +188,12 @@ def step_seconds(engine: Any, group: list[str], params: SamplingParams) -> float
     return run.decode_s / (len(num_decoding) - 1 - started)
 
 
-def sample(engine: Any, groups: list[list[str]], params: SamplingParams) -> TreeSampler:
+def sample(engine: Any, groups: list[list[str]], params: SamplingParams) -> list[TreeSampler]:
     """Decodes every batch once and notes what its trees would have done."""
-    sampler = TreeSampler(engine)
-    for group in groups:
+    samplers = [TreeSampler(engine) for _ in groups]
+    for group, sampler in zip(groups, samplers):
         run_batch(engine, group, params, sampler)
-    return sampler
+    return samplers
 
 
 def settle(

@@ -60,12 +60,24 @@ def test_a_step_without_a_tree_commits_one_token() -> None:
 def test_predictions_follow_the_cost_model_between_measured_steps() -> None:
     # by the model: 1 node 0.2 + 1.25 ms, 2 nodes 0.3 + 1.5 ms, 4 nodes 0.3 + 2 ms
     rungs = [Rung(1, 1.45), Rung(4, 4.6)]  # of a plain step of 1 ms: as modelled, and twice that
-    ends = [predict(sampled(), COSTS, rungs, n, 1, 60).plain_steps for n in (1, 4)]
+    ends = [predict([sampled()], COSTS, rungs, n, 1, 60).plain_steps for n in (1, 4)]
     assert ends == pytest.approx([1.45, 4.6])
-    found = predict(sampled(), COSTS, rungs, 2, 1, 60)
+    found = predict([sampled()], COSTS, rungs, 2, 1, 60)
     assert found.plain_steps == pytest.approx(1.8 * 2**0.5)
+    noisy = [Rung(1, 2.0), Rung(4, 1.9)]
+    assert 1.9 <= predict([sampled()], COSTS, noisy, 2, 1, 60).plain_steps <= 2.0
     steps = 60 / 3 + (3 - 1) / 2 / 3
     assert found.speedup == pytest.approx(60 / (steps * found.plain_steps))
+
+
+def test_a_speed_up_is_the_median_over_batches() -> None:
+    poor = sampled()
+    poor._needed = [np.zeros(0, dtype=np.int64)] * 9
+    rungs = [Rung(4, 1.0)]
+    alone = [predict([s], COSTS, rungs, 4, 1, 60).speedup for s in (sampled(), poor)]
+    found = predict([sampled(), poor, sampled()], COSTS, rungs, 4, 1, 60)
+    assert alone[1] == pytest.approx(1.0) and found.speedup == pytest.approx(alone[0])
+    assert found.tokens_per_step == pytest.approx((3 + 9 * 1 + 3) / 11)
 
 
 def test_the_last_step_of_a_request_commits_what_is_left() -> None:
