@@ -19,7 +19,9 @@ using fuzz::Selection;
 // Everything that a walk writes, in one array.
 struct Verdict {
   Verdict(int32_t batch, int32_t depth)
-      : b(batch), d(depth), ints(static_cast<size_t>(batch) * (2 * depth + 3 + 2 * kCalibrationCells), 0) {}
+      : b(batch),
+        d(depth),
+        ints(static_cast<size_t>(batch) * (2 * depth + 3 + 2 * kCalibrationCells), 0) {}
   int32_t* accepted() const { return ints.get(); }
   int32_t* final_node() const { return accepted() + b; }
   WalkView walk() const {

@@ -15,12 +15,12 @@ namespace sdengine {
 
 // What a walk writes for one sequence.
 struct WalkView {
-  int32_t* path;        // [D], accepted nodes from the top
-  int32_t* out_tokens;  // [D + 1], their tokens, then one more token
-  int32_t max_depth;    // D
-  int32_t* tried;       // [8, 32], children tested, by class of their rank and bin of their raw
-                        // estimate; added to
-  int32_t* accepted;    // [8, 32], those of them that were accepted; added to
+  int32_t* path;          // [D], accepted nodes from the top
+  int32_t* out_tokens;    // [D + 1], their tokens, then one more token
+  int32_t max_depth;      // D
+  int32_t* tried;         // [8, 32], children tested, by class of their rank and bin of their raw
+                          // estimate; added to
+  int32_t* accepted;      // [8, 32], those of them that were accepted; added to
   bool is_writer = true;  // false: walks along with the thread that writes
 };
 
