@@ -13,16 +13,17 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.batch_run import BatchPair, batches, run_batch, take_turns, warm_up
 from benchmarks.conditions import MemoryMeter, describe_machine
 from benchmarks.generate_report import Row, plain_row, summary, to_markdown
 from benchmarks.held_out import held_out_prompts
 from benchmarks.plotting import require_matplotlib
 from benchmarks.reliability import TreeObserver
 from sdengine.cli.main import run_alone
+from sdengine.cli.measure import Comparison, alternate, run_batch, short
 from sdengine.cli.options import BUNDLED_MODEL, LineParser, add_debug, integer, number
 from sdengine.cli.prompts import PROMPTS, Prompt
 from sdengine.cli.terminal import is_terminal
@@ -186,6 +187,24 @@ def read_prompts(args: argparse.Namespace) -> list[Prompt]:
     return prompts
 
 
+def batches(prompts: list[str], batch_size: int) -> list[list[str]]:
+    """Prompts in groups of one size; the beginning of the list fills the last group up."""
+    count = -(-len(prompts) // batch_size)
+    cycled = [prompts[i % len(prompts)] for i in range(count * batch_size)]
+    return [cycled[i * batch_size : (i + 1) * batch_size] for i in range(count)]
+
+
+def take_turns(
+    plain: Engine, engine: Engine, prompts: list[str], params: SamplingParams, repeats: int
+) -> Comparison:
+    """Runs a batch on both engines in turn."""
+    return alternate(
+        partial(run_batch, plain, prompts, params),
+        partial(run_batch, engine, prompts, params),
+        repeats,
+    )
+
+
 def measure(
     args: argparse.Namespace,
     jobs: list[tuple[str, str, SpeculationConfig]],
@@ -220,9 +239,9 @@ def measure_batch_size(
     size = len(groups[0])
     memory = MemoryMeter()
     plain = open_engine(args, None, size)
-    warm_up(plain, groups[0], settings[0])
+    run_batch(plain, groups[0], short(settings[0]))
     plain_mb = memory.peak_mb
-    seen: dict[float, list[BatchPair]] = {params.temperature: [] for params in settings}
+    seen: dict[float, list[Comparison]] = {params.temperature: [] for params in settings}
     rows: list[Row] = []
     for method, budget_name, config in jobs:
         memory = MemoryMeter()

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.batch_run import BatchPair, BatchRun
 from benchmarks.reliability import ReliabilityBin, expected_error
+from sdengine.cli.measure import Comparison, Run
 from sdengine.core.outputs import SpeculationStats
 from sdengine.core.sampling_params import SamplingParams
 
@@ -87,7 +87,7 @@ class Row:
     reliability: Sequence[ReliabilityBin] = ()
 
 
-def plain_row(params: SamplingParams, pairs: list[BatchPair], peak_memory_mb: float | None) -> Row:
+def plain_row(params: SamplingParams, pairs: list[Comparison], peak_memory_mb: float | None) -> Row:
     """Plain decoding, over all its runs against every method."""
     runs = [run for pair in pairs for run in pair.plain]
     speed = median(run.tokens_per_s for run in runs)
@@ -115,7 +115,7 @@ def summary(
     method: str,
     size: str,
     params: SamplingParams,
-    pairs: list[BatchPair],
+    pairs: list[Comparison],
     verifier: str,
     *,
     peak_memory_mb: float | None,
@@ -163,7 +163,7 @@ def acceptance_by_depth(stats: Sequence[SpeculationStats]) -> list[float]:
     return [float(count / histogram.sum()) for count in reached[1:]]
 
 
-def _latencies(runs: Sequence[BatchRun]) -> dict[str, float]:
+def _latencies(runs: Sequence[Run]) -> dict[str, float]:
     gaps = np.concatenate([run.gaps_s for run in runs])
     if not len(gaps):
         gaps = np.zeros(1)
@@ -174,7 +174,7 @@ def _latencies(runs: Sequence[BatchRun]) -> dict[str, float]:
     }
 
 
-def _repeated(runs: Sequence[BatchRun]) -> float:
+def _repeated(runs: Sequence[Run]) -> float:
     from sdengine.train.sampling import repeated_ngram_share
 
     texts = [np.array(ids) for run in runs for ids in run.token_ids if len(ids) >= NGRAM_ORDER]

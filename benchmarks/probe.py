@@ -1,10 +1,11 @@
 """Is speculation worth it for this pair, on this machine? Also `sdengine bench probe`.
 
-Measures what a target pass costs by rows and what draft layers cost (the engine's own cost model),
-then decodes some of the prompts with one large tree a step. Best-first trees of smaller budgets are
-contained in it, so that one sample says what every budget would have accepted. From both follow
-predicted speeds by budget; the best is recommended, and a short real run beside plain decoding says
-how far off the prediction was.
+Decodes some of the prompts with trees of 1, 2, 4, ... nodes, each in turns with plain decoding:
+that says what a step of each size costs in plain steps, as the engine runs them. Best-first trees
+of smaller budgets are contained in the largest, so that its sample says what every budget would
+have accepted; between the sizes that ran, the engine's cost model says how costs rise. From both
+follow predicted speeds by budget; the best is recommended, and a real run beside plain decoding
+says how far off the prediction was.
 """
 
 from __future__ import annotations
@@ -15,20 +16,43 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from time import perf_counter
 from typing import Any
 
-from benchmarks.batch_run import batches, run_batch, take_turns, warm_up
 from benchmarks.conditions import describe_machine
-from benchmarks.generate import open_engine, read_prompts, request_params
-from benchmarks.probe_model import Prediction, StepCosts, TreeSampler, between, predict
+from benchmarks.generate import batches, open_engine, read_prompts, request_params, take_turns
+from benchmarks.probe_model import Prediction, Rung, TreeSampler, predict
 from sdengine.cli.main import run_alone
+from sdengine.cli.measure import run_batch, short
 from sdengine.cli.options import BUNDLED_MODEL, LineParser, add_debug, integer, number
 from sdengine.core.config import DTYPES, SpeculationConfig
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.errors import ConfigError
 
-SMALL_TREE = 2
 BUDGETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+ADAPTIVE = "adaptive"
+RUNG_BUDGET_S = 20.0
+"""A budget's steps are timed over all prompts again and again for so long, --repeats times at
+most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A prediction held against a real run.
+
+    Args:
+        budget: nodes, or "adaptive", predicted as the best fixed budget, plain decoding included.
+        predicted, measured: speed over plain decoding.
+    """
+
+    budget: str
+    predicted: float
+    measured: float
+
+    @property
+    def error(self) -> float:
+        """Of the prediction, relative to what was measured."""
+        return self.predicted / self.measured - 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,22 +63,14 @@ class Verdict:
         batch_size, temperature: of the requests.
         predictions: by budget.
         best: the budget recommended; 0 is plain decoding.
-        predicted, measured: speed over plain decoding with the budget that was run.
-        budget_run: the recommended one, or the best above 0 where none pays.
+        checks: the recommended budget, or the best above 0 where none pays; or those asked for.
     """
 
     batch_size: int
     temperature: float
     predictions: list[Prediction]
     best: int
-    budget_run: int
-    predicted: float
-    measured: float
-
-    @property
-    def error(self) -> float:
-        """Of the prediction, relative to what was measured."""
-        return self.predicted / self.measured - 1.0
+    checks: list[Check]
 
 
 def build_parser() -> LineParser:
@@ -71,6 +87,12 @@ def build_parser() -> LineParser:
     parser.add_argument("--max-nodes", type=integer, default=32, help="largest tree (%(default)s)")
     parser.add_argument("--max-tokens", type=integer, default=96, metavar="N", help="(%(default)s)")
     parser.add_argument("--repeats", type=integer, default=3, metavar="N", help="(%(default)s)")
+    parser.add_argument(
+        "--check",
+        nargs="+",
+        metavar="N",
+        help="budgets to run for real, or adaptive; otherwise the best one",
+    )
     parser.add_argument("--dtype", choices=DTYPES, default="auto")
     parser.add_argument("--num-threads", type=integer, metavar="N")
     parser.add_argument("--seed", type=integer, default=1)
@@ -91,65 +113,90 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError.from_parts(
             "--repeats, --max-nodes and --batch-sizes of at least 1", str(smallest)
         )
+    known = {str(n) for n in BUDGETS if n <= args.max_nodes} | {ADAPTIVE}
+    if unknown := set(args.check or ()) - known:
+        raise ConfigError.from_parts(
+            f"--check of {', '.join(sorted(known))}", ", ".join(sorted(unknown))
+        )
     prompts = [prompt.text for prompt in read_prompts(args)]
     verdicts = []
     for size in args.batch_sizes:
         verdicts += probe_batch_size(args, batches(prompts, size))
     conditions = describe_machine("sdengine bench probe", args.num_threads, with_limits=True)
-    found = [{**asdict(v), "error": v.error, "use": setting(args, v.best)} for v in verdicts]
+    found = [to_document(args, verdict) for verdict in verdicts]
     document = {"conditions": conditions, "verdicts": found}
     print(json.dumps(document, indent=2) if args.json else to_text(args, conditions, verdicts))
     return 0
 
 
+def ladder(max_nodes: int) -> list[int]:
+    """Budgets whose steps are timed: powers of two, and the largest."""
+    return sorted({n for n in BUDGETS if n < max_nodes and n & (n - 1) == 0} | {max_nodes})
+
+
 def probe_batch_size(args: argparse.Namespace, groups: list[list[str]]) -> list[Verdict]:
-    """Samples, predicts and runs; one engine of largest trees, one plain, one per budget run."""
+    """Samples, predicts and checks; the plain engine and one other are open at a time."""
     from sdengine.runner.costs import measure_costs
 
     size = len(groups[0])
-    sizes = min(SMALL_TREE, args.max_nodes), args.max_nodes
-    engines = [open_engine(args, config_of(args, nodes), size) for nodes in sizes]
-    costs = measure_costs(engines[1].iteration)
+    settings = [request_params(args, temperature) for temperature in args.temperatures]
     plain = open_engine(args, None, size)
+    rungs: list[list[Rung]] = [[] for _ in settings]
+    measured: list[dict[str, float]] = [{} for _ in settings]
+    for nodes in ladder(args.max_nodes):
+        engine = open_engine(args, config_of(args, nodes), size)
+        for params, found, ratios in zip(settings, rungs, measured):
+            found.append(Rung(nodes, plain_steps(plain, engine, groups, params, args.repeats)))
+            if str(nodes) in (args.check or ()):  # at once: the machine may be another one later
+                ratios[str(nodes)] = run_beside(plain, engine, groups, params, args.repeats)
+    samplers = [sample(engine, groups, params) for params in settings]  # of the largest trees
+    costs = measure_costs(engine.iteration)
     verdicts = []
-    for temperature in args.temperatures:
-        params = request_params(args, temperature)
-        warm_up(plain, groups[0], params)
-        small, large = (sample(engine, groups, params) for engine in engines)
-        ends = [
-            StepCosts(costs, s.draft_factor(costs), s.verify_factor(costs)) for s in (small, large)
+    for params, found, some, ratios in zip(settings, rungs, samplers, measured):
+        predictions = [
+            predict(some, costs, found, n, size, args.max_tokens - 1)
+            for n in BUDGETS
+            if n <= args.max_nodes
         ]
-        plain_s = plain_step_seconds(plain, groups, params)
-        predictions = []
-        for budget in (n for n in BUDGETS if n <= args.max_nodes):
-            share = (budget - sizes[0]) / max(sizes[1] - sizes[0], 1)
-            step_costs = between(*ends, min(max(share, 0.0), 1.0))
-            predictions.append(predict(large, step_costs, budget, size, plain_s))
-        verdicts.append(settle(args, plain, groups, params, predictions))
+        verdicts.append(settle(args, plain, groups, params, predictions, ratios))
     return verdicts
 
 
-def sample(engine: Any, groups: list[list[str]], params: SamplingParams) -> TreeSampler:
+def plain_steps(
+    plain: Any, engine: Any, groups: list[list[str]], params: SamplingParams, repeats: int
+) -> float:
+    """What a step of `engine` costs in plain steps: median over batches decoded in turns, all of
+    them once at least."""
+    for each in (plain, engine):
+        run_batch(each, groups[0], short(params))
+    ratios: list[float] = []
+    deadline = perf_counter() + RUNG_BUDGET_S
+    for repeat in range(repeats):
+        for i, group in enumerate(groups):
+            if repeat and perf_counter() > deadline:
+                break
+            order = (plain, engine) if (i + repeat) % 2 == 0 else (engine, plain)
+            seconds = {id(each): step_seconds(each, group, params) for each in order}
+            ratios.append(seconds[id(engine)] / seconds[id(plain)])
+    return median(ratios)
+
+
+def step_seconds(engine: Any, group: list[str], params: SamplingParams) -> float:
+    """Mean time of a step once every request of the batch decodes."""
+    num_decoding: list[int] = []
+    run = run_batch(
+        engine, group, params, lambda: num_decoding.append(len(engine.last_report.num_accepted))
+    )
+    started = num_decoding.index(len(group))
+    return run.decode_s / (len(num_decoding) - 1 - started)
+
+
+def sample(engine: Any, groups: list[list[str]], params: SamplingParams) -> list[TreeSampler]:
     """Decodes every batch once and notes what its trees would have done."""
-    warm_up(engine, groups[0], params)
-    sampler = TreeSampler(engine)
-    for group in groups:
+    samplers = [TreeSampler(engine) for _ in groups]
+    for group, sampler in zip(groups, samplers):
         run_batch(engine, group, params, sampler)
-    return sampler
-
-
-def plain_step_seconds(plain: Any, groups: list[list[str]], params: SamplingParams) -> float:
-    """Median duration of a plain step with the whole batch running."""
-    steps: list[float] = []
-
-    def note() -> None:
-        report = plain.last_report
-        if report.is_steady and len(report.num_accepted) == len(groups[0]):
-            steps.append(report.step_s)
-
-    for group in groups:
-        run_batch(plain, group, params, note)
-    return median(steps)
+    return samplers
 
 
 def settle(
@@ -158,28 +205,38 @@ def settle(
     groups: list[list[str]],
     params: SamplingParams,
     predictions: list[Prediction],
+    measured: dict[str, float],
 ) -> Verdict:
-    """Picks a budget, and holds its prediction against a run beside plain decoding."""
+    """Picks a budget, and holds predictions against runs beside plain decoding; those that
+    `measured` does not hold yet are made."""
     top = max(predictions, key=lambda p: p.speedup)
-    engine = open_engine(args, config_of(args, top.budget), len(groups[0]))
-    warm_up(engine, groups[0], params)
-    pairs = [take_turns(plain, engine, group, params, args.repeats) for group in groups]
-    return Verdict(
-        len(groups[0]),
-        params.temperature,
-        predictions,
-        top.budget if top.speedup > 1.0 else 0,
-        top.budget,
-        top.speedup,
-        median(pair.ratio for pair in pairs),
-    )
+    expected = {str(p.budget): p.speedup for p in predictions}
+    expected[ADAPTIVE] = max(top.speedup, 1.0)
+    checks = []
+    for budget in args.check or [str(top.budget)]:
+        if budget not in measured:
+            engine = open_engine(args, config_of(args, budget), len(groups[0]))
+            run_batch(engine, groups[0], short(params))
+            measured[budget] = run_beside(plain, engine, groups, params, args.repeats)
+        checks.append(Check(budget, expected[budget], measured[budget]))
+    best = top.budget if top.speedup > 1.0 else 0
+    return Verdict(len(groups[0]), params.temperature, predictions, best, checks)
 
 
-def config_of(args: argparse.Namespace, max_nodes: int) -> SpeculationConfig:
-    """A fixed tree of that size: of the draft model's where there is one."""
+def run_beside(
+    plain: Any, engine: Any, groups: list[list[str]], params: SamplingParams, repeats: int
+) -> float:
+    """Speed over plain decoding: median over the batches."""
+    return median(take_turns(plain, engine, group, params, repeats).ratio for group in groups)
+
+
+def config_of(args: argparse.Namespace, budget: int | str) -> SpeculationConfig:
+    """A fixed tree of that size, or the adaptive one: of the draft model's where there is one."""
     has_draft = args.draft is not None or args.model == BUNDLED_MODEL
     method = "dyspec" if has_draft else "ngram"
-    return SpeculationConfig(method=method, adaptive=False, max_nodes=max_nodes)
+    if budget == ADAPTIVE:
+        return SpeculationConfig(method=method)
+    return SpeculationConfig(method=method, adaptive=False, max_nodes=int(budget))
 
 
 def setting(args: argparse.Namespace, best: int) -> str:
@@ -192,23 +249,30 @@ def setting(args: argparse.Namespace, best: int) -> str:
     )
 
 
+def to_document(args: argparse.Namespace, verdict: Verdict) -> dict[str, Any]:
+    """A verdict as JSON."""
+    document = {**asdict(verdict), "use": setting(args, verdict.best)}
+    document["checks"] = [{**asdict(check), "error": check.error} for check in verdict.checks]
+    return document
+
+
 def to_text(args: argparse.Namespace, conditions: dict, verdicts: list[Verdict]) -> str:
     """What a person reads."""
     lines = [f"{name}: {value}" for name, value in conditions.items()]
     for v in verdicts:
         lines += ["", f"batch {v.batch_size}, temperature {v.temperature:g}", ""]
-        lines.append("budget  tokens/step  draft layers  predicted ms/step  predicted speed-up")
+        lines.append("budget  tokens/step  draft layers  cost in plain steps  predicted speed-up")
         for p in v.predictions:
             mark = " <" if p.budget == v.best else ""
             lines.append(
                 f"{p.budget:6}  {p.tokens_per_step:11.2f}  {p.draft_layers:12.1f}"
-                f"  {1e3 * p.step_s:17.3g}  {p.speedup:17.2f}x{mark}"
+                f"  {p.plain_steps:19.2f}  {p.speedup:17.2f}x{mark}"
             )
+        lines += ["", f"use: {setting(args, v.best)}"]
         lines += [
-            "",
-            f"use: {setting(args, v.best)}",
-            f"budget {v.budget_run}: predicted {v.predicted:.2f}x, measured {v.measured:.2f}x, "
-            f"error {v.error:+.0%}",
+            f"budget {check.budget}: predicted {check.predicted:.2f}x, measured "
+            f"{check.measured:.2f}x, error {check.error:+.0%}"
+            for check in v.checks
         ]
     return "\n".join(lines)
 

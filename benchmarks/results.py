@@ -207,10 +207,12 @@ def probe_section(document: dict[str, Any]) -> list[str]:
     lines = ["## Probe", "", f"`{document['conditions']['command']}`", ""]
     lines += ["| batch | T | budget | predicted | measured | error | use |", "|---" * 7 + "|"]
     for v in document["verdicts"]:
-        lines.append(
-            f"| {v['batch_size']} | {v['temperature']:g} | {v['budget_run']} | "
-            f"{v['predicted']:.2f}x | {v['measured']:.2f}x | {v['error']:+.0%} | `{v['use']}` |"
-        )
+        lines += [
+            f"| {v['batch_size']} | {v['temperature']:g} | {check['budget']} | "
+            f"{check['predicted']:.2f}x | {check['measured']:.2f}x | {check['error']:+.0%} | "
+            f"`{v['use']}` |"
+            for check in v["checks"]
+        ]
     return lines
 
 

@@ -81,14 +81,14 @@ def measure(args: argparse.Namespace, draft: Path, temperature: float) -> list[d
     spent = {"plain": 0.0, "speculative": 0.0}
     tokens = steps = drafted = 0
     for index, (slow, fast) in enumerate(in_turns(plain, speculative, params, args.requests), 1):
-        assert list(slow.token_ids) == list(fast.token_ids), "the same seed, the same text"
-        assert fast.speculation is not None
+        assert slow.token_ids == fast.token_ids, "the same seed, the same text"
+        (stats,) = fast.speculation
         spent["plain"] += slow.decode_s
         spent["speculative"] += fast.decode_s
         ratios.append(slow.decode_s / fast.decode_s)
-        tokens += len(slow.token_ids)
-        steps += fast.speculation.num_steps
-        drafted += fast.speculation.num_draft_tokens
+        tokens += len(slow.token_ids[0])
+        steps += stats.num_steps
+        drafted += stats.num_draft_tokens
         if index & (index - 1) == 0 or index == args.requests:
             points.append(
                 {

@@ -23,10 +23,11 @@ import numpy as np
 import torch
 
 from sdengine.kernels.backends import load_cpu
+from sdengine.kernels.calibration import CELLS
 from sdengine.kernels.cuda_library import cuda_op
 from sdengine.kernels.spec import Case, Op, address, expect, expect_tensor
 from sdengine.kernels.token_tree import DraftTree, expect_draft_tree
-from sdengine.kernels.tree_expand_reference import calibrated_acceptance
+from sdengine.kernels.tree_expand_reference import calibrated_acceptance, rank_table
 
 OP_NAME = "ngram_match"
 F32 = np.float32
@@ -78,7 +79,7 @@ def check(
         max_matches: static; occurrences that vote. The scan ends when so many of the greatest
             length are found.
         history_rows: [B] int32, row of `history` that sequence b reads; None: row b.
-        calibration: [B, 32] float32 as for tree_expand, or None.
+        calibration: [B, 8, 32] float32 as for tree_expand, or None.
     """
     for name, value in (
         ("min_ngram", min_ngram),
@@ -110,7 +111,7 @@ def check(
     expect_tensor(OP_NAME, "stop_tokens", stop_tokens, torch.int32, (batch, None))
     expect_tensor(OP_NAME, "num_seqs", num_seqs, torch.int32, (1,))
     if calibration is not None:
-        expect_tensor(OP_NAME, "calibration", calibration, torch.float32, (batch, 32))
+        expect_tensor(OP_NAME, "calibration", calibration, torch.float32, (batch, *CELLS))
     needed = ngram_scratch_size(batch, max_matches, max_depth)
     got = expect_tensor(OP_NAME, "scratch", scratch, torch.int64, (None,)).numel()
     expect(OP_NAME, got >= needed, f"scratch: expected at least {needed} elements, got {got}")
@@ -191,7 +192,8 @@ def _ranked_nodes(
         siblings = sorted(children.get(path, []), key=lambda c: -votes[c])
         for rank, child in enumerate(siblings[: settings["max_children"]]):
             estimate = F32(votes[child] / F32(votes[path] + F32(ESCAPE_WEIGHT)))
-            acceptance = calibrated_acceptance(b, estimate, settings.get("calibration"))
+            table = rank_table(settings.get("calibration"), b, rank)
+            acceptance = calibrated_acceptance(estimate, table)
             bound = min(F32(reach * acceptance), bound)
             queue.append((child, bound))
             if bound > 0:

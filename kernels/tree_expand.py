@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from sdengine.kernels.backends import load_cpu
-from sdengine.kernels.calibration import bin_centers
+from sdengine.kernels.calibration import CELLS, identity_table
 from sdengine.kernels.cuda_library import cuda_op
 from sdengine.kernels.row_batch import RowBatch, expect_row_batch
 from sdengine.kernels.spec import Case, Op, address, expect, expect_tensor
@@ -115,8 +115,8 @@ def check(
             64 W nodes of a sequence are forwarded in all. None: no next layer.
         creation_ids: [N] int32 written or None: draft slot of each next row's node, the `extra` of
             its draft noise (roots: 0). Unique within sequence and step.
-        calibration: [B, 32] float32, acceptance at the bin centers (sdengine/calibration.h); None
-            takes the estimate as it is.
+        calibration: [B, 8, 32] float32, acceptance by class of rank at the bin centers
+            (sdengine/calibration.h); None takes the estimate as it is.
         row_prices: [N] float32, the thresholds of tree_select, or None. A node is forwarded only if
             a
             child of it could still be selected: the child's value is at most the node's reach, and
@@ -165,7 +165,7 @@ def check(
     expect_tensor(OP_NAME, "block_tables", block_tables, torch.int32, (batch, None))
     expect_tensor(OP_NAME, "num_seqs", num_seqs, torch.int32, (1,))
     if calibration is not None:
-        expect_tensor(OP_NAME, "calibration", calibration, torch.float32, (batch, 32))
+        expect_tensor(OP_NAME, "calibration", calibration, torch.float32, (batch, *CELLS))
     needed = tree_scratch_size(batch, tree.max_nodes, max_width, k)
     expect_tensor(OP_NAME, "scratch", scratch, torch.int64, (None,))
     expect(
@@ -276,7 +276,7 @@ def _bench_args(batch: int, nodes: int, width: int, k: int) -> dict[str, Any]:
         "total_budget": torch.tensor([batch * nodes], **ints),
         "depth_limits": torch.full((batch,), 100, **ints),
         "stop_tokens": torch.full((batch, 2), -1, **ints),
-        "calibration": bin_centers().repeat(batch, 1),
+        "calibration": identity_table().repeat(batch, 1, 1),
         "min_layer_gain": torch.zeros(1),
         "block_tables": torch.arange(batch * 8, **ints).view(batch, 8),
         "num_seqs": torch.tensor([batch], **ints),

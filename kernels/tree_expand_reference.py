@@ -9,7 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from sdengine.kernels.calibration import NUM_BINS, bin_centers, bin_edges
+from sdengine.kernels.calibration import (
+    NUM_BINS,
+    bin_centers,
+    bin_edges,
+    calibration_class,
+)
 from sdengine.kernels.row_batch import RowBatch
 from sdengine.kernels.token_tree import MASK_BITS, DraftTree
 
@@ -114,11 +119,12 @@ def _children(b: int, parent: Node, row: int, budget: int, args: dict[str, Any])
         if tokens[j] < 0 or not probs[j] > 0 or closed:
             break
         estimate = min(F32(probs[j] / remaining[j]), F32(1)) if by_slot else probs[j]
-        acceptance = calibrated_acceptance(b, estimate, args.get("calibration"))
+        table = rank_table(args.get("calibration"), b, j)
+        acceptance = calibrated_acceptance(estimate, table)
         reach = F32((slot if by_slot else parent.reach) * acceptance)
         value = min(slot if by_slot else reach, bound)
-        if args["rule"] == "slot" and args.get("calibration") is not None:
-            expected = expected_acceptance(b, probs[j:], remaining[j], args["calibration"])
+        if args["rule"] == "slot" and table is not None:
+            expected = expected_acceptance(probs[j:], remaining[j], table)
             value = min(F32(slot * expected), bound)
         slot = F32(slot * (F32(1) - acceptance))
         if uniform:
@@ -134,24 +140,25 @@ def _children(b: int, parent: Node, row: int, budget: int, args: dict[str, Any])
     return children
 
 
-def expected_acceptance(
-    b: int, probs: np.ndarray, remaining: np.float32, calibration: torch.Tensor
-) -> np.float32:
+def rank_table(calibration: torch.Tensor | None, b: int, rank: int) -> np.ndarray | None:
+    """The rates [32] for children of a rank in a sequence's table."""
+    return None if calibration is None else calibration[b, calibration_class(rank)].numpy()
+
+
+def expected_acceptance(probs: np.ndarray, remaining: np.float32, table: np.ndarray) -> np.float32:
     """Mean calibrated acceptance of a draw from the candidates that are left, last one first."""
     expected = F32(0)
     for prob in probs[::-1]:
         share = min(F32(prob / remaining), F32(1))
-        expected = F32(expected + F32(share * calibrated_acceptance(b, share, calibration)))
+        expected = F32(expected + F32(share * calibrated_acceptance(share, table)))
     return min(expected, F32(1))
 
 
-def calibrated_acceptance(
-    b: int, estimate: np.float32, calibration: torch.Tensor | None
-) -> np.float32:
+def calibrated_acceptance(estimate: np.float32, table: np.ndarray | None) -> np.float32:
     """Calibrated acceptance with the rounding of sdengine/calibration.h."""
-    if calibration is None:
+    if table is None:
         return min(F32(estimate), F32(1))
-    table, (edges, centers) = calibration[b].numpy(), _bins()
+    edges, centers = _bins()
     e = min(F32(estimate), F32(1))
     left = min(max(int(np.searchsorted(edges, e, side="right")) - 1, 0), NUM_BINS - 1)
     if e < centers[left]:

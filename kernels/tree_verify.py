@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from sdengine.kernels.backends import load_cpu
-from sdengine.kernels.calibration import NUM_BINS
+from sdengine.kernels.calibration import CELLS
 from sdengine.kernels.cuda_library import cuda_op
 from sdengine.kernels.sample import PARAMETER_DTYPES
 from sdengine.kernels.spec import Case, Op, address, expect, expect_tensor
@@ -78,8 +78,9 @@ def check(
         out_tokens: [B, D + 1] int32, written: num_accepted + 1 tokens. The last is -1 when nothing
             can be drawn (NaN logits), or when the drawn children are not a prefix of the proposal.
         final_node: [B] int32, written: the last accepted node, or the root 0.
-        tried: [B, 32] int32, added to: children that were tested, by bin of their raw estimate.
-        accepted: [B, 32] int32, added to: those of them that were accepted.
+        tried: [B, 8, 32] int32, added to: children that were tested, by class of their rank and bin
+            of their raw estimate.
+        accepted: [B, 8, 32] int32, added to: those of them that were accepted.
         target_tokens: [N] int32, from `sample`, coupled only: what the target draws after each
             node. None: drawn here, for visited nodes only, from logits.
         logits: [N, V] float32; rows of one sequence are changed while its last token is drawn, and
@@ -113,8 +114,8 @@ def check(
         ("num_accepted", num_accepted, (batch,)),
         ("out_tokens", out_tokens, (batch, depth + 1)),
         ("final_node", final_node, (batch,)),
-        ("tried", tried, (batch, NUM_BINS)),
-        ("accepted", accepted, (batch, NUM_BINS)),
+        ("tried", tried, (batch, *CELLS)),
+        ("accepted", accepted, (batch, *CELLS)),
     ):
         expect_tensor(OP_NAME, name, tensor, torch.int32, shape)
     if target_tokens is not None:
@@ -201,7 +202,7 @@ def _chain(batch: int, depth: int) -> TokenTree:
 def bench_case(batch: int, depth: int, vocab: int, draws: bool) -> Case:
     """Chains of `depth` <= 64 nodes, all accepted: tokens given, or drawn from logits."""
     ints = {"num_accepted": (batch,), "path": (batch, depth), "out_tokens": (batch, depth + 1)}
-    ints |= {"final_node": (batch,), "tried": (batch, NUM_BINS), "accepted": (batch, NUM_BINS)}
+    ints |= {"final_node": (batch,), "tried": (batch, *CELLS), "accepted": (batch, *CELLS)}
     args: dict[str, Any] = {n: torch.zeros(s, dtype=torch.int32) for n, s in ints.items()}
     args["mode"] = "coupled"
     args["tree"] = _chain(batch, depth)

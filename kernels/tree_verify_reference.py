@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from sdengine.kernels import noise
-from sdengine.kernels.calibration import calibration_bin
+from sdengine.kernels.calibration import calibration_bin, calibration_class
 from sdengine.kernels.row_plan import GREEDY_TEMPERATURE, MASS_UNIT, RowPlan, integer_mass, plan_row
 from sdengine.kernels.token_tree import TokenTree
 
@@ -22,7 +22,7 @@ class Walk:
 
     nodes: list[int] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
-    tried: list[tuple[int, bool]] = field(default_factory=list)
+    tried: list[tuple[int, int, bool]] = field(default_factory=list)  # child, rank, accepted
 
     @property
     def node(self) -> int:
@@ -141,7 +141,7 @@ class Verifier:
                 return self.walk
             children = children_of(self.tree, self.b, self.walk.node)
             matches = [c for c in children if int(self.tree.tokens[self.b, c]) == token][:1]
-            self.walk.tried += [(child, child in matches) for child in children]
+            self.walk.tried += [(c, rank, c in matches) for rank, c in enumerate(children)]
             if not matches:
                 return self.walk
             self.accept(matches[0])
@@ -192,13 +192,13 @@ class Verifier:
             if not is_drawn and len(residual.struck) == MAX_STRUCK:
                 break
             coin = noise.uniform(*key, ordinal)
-            ordinal += 1
             if is_drawn:
                 is_accepted = self.test_drawn(row, support, residual, coin)
             else:
                 token = int(self.tree.tokens[self.b, child])
                 is_accepted = self.test_chosen(row, support, residual, token, coin)
-            self.walk.tried.append((child, is_accepted))
+            self.walk.tried.append((child, ordinal, is_accepted))
+            ordinal += 1
             if is_accepted:
                 return child
             if residual.is_collapsed:
@@ -285,7 +285,7 @@ def write_walk(b: int, walk: Walk, args: dict[str, Any]) -> None:
     args["final_node"][b] = walk.node
     args["path"][b, : len(walk.nodes)] = torch.tensor(walk.nodes, dtype=torch.int32)
     args["out_tokens"][b, : len(walk.tokens)] = torch.tensor(walk.tokens, dtype=torch.int32)
-    for child, is_accepted in walk.tried:
-        column = int(calibration_bin(args["tree"].estimates[b, child]))
-        args["tried"][b, column] += 1
-        args["accepted"][b, column] += int(is_accepted)
+    for child, rank, is_accepted in walk.tried:
+        cell = b, calibration_class(rank), int(calibration_bin(args["tree"].estimates[b, child]))
+        args["tried"][cell] += 1
+        args["accepted"][cell] += int(is_accepted)

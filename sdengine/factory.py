@@ -23,7 +23,7 @@ from sdengine.core.sampling_params import SamplingParams
 from sdengine.drafters.draft_model import DraftModelDrafter, tree_room
 from sdengine.drafters.ngram import NgramDrafter
 from sdengine.errors import ConfigError
-from sdengine.kernels.calibration import bin_centers
+from sdengine.kernels.calibration import identity_table
 from sdengine.kernels.device_memory import Memory, StagedMemory
 from sdengine.kernels.program import make_pool, num_threads
 from sdengine.model.checkpoint import Checkpoint, open_checkpoint
@@ -106,7 +106,7 @@ def build_engine_parts(
     blocks = _num_blocks(config, sizes, checkpoints, dtype, memory)
     sizes = replace(sizes, num_blocks=blocks)
     weights = load_weights(target, dtype, max_model_len, layout)
-    workspace = Workspace.allocate(sizes, bin_centers(), memory)
+    workspace = Workspace.allocate(sizes, identity_table(), memory)
     if make_drafter is not None:
         drafter: Drafter | None = make_drafter(workspace)
     else:

@@ -42,7 +42,7 @@ class OwnContestant:
             max_tokens=task.max_tokens, min_tokens=task.max_tokens, temperature=0
         )
         run = run_request(self._llm, list(task.prompt), params)
-        return Answer(tuple(run.token_ids), run.decode_s, run.num_decoded)
+        return Answer(tuple(run.token_ids[0]), run.decode_s, run.num_decoded)
 
     def close(self) -> None:
         """Drops the weights."""

@@ -12,6 +12,7 @@ temperature all decode the very same text. A table that exists is continued.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 from dataclasses import asdict
@@ -111,9 +112,12 @@ def measure(
 
 
 def write(document: dict, path: Path) -> None:
-    """JSON and Markdown."""
+    """JSON, a cell a line, and Markdown."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    cells = ",\n".join(map(json.dumps, document["cells"]))
+    conditions = json.dumps(document["conditions"], indent=1)
+    text = f'{{"conditions": {conditions},\n"cells": [\n{cells}\n]}}\n'
+    path.write_text(text, encoding="utf-8")
     path.with_suffix(".md").write_text(to_markdown(document), encoding="utf-8")
 
 
@@ -137,6 +141,7 @@ def conditions(args: argparse.Namespace) -> dict[str, object]:
     """What the figures depend on."""
     found = describe_machine("python -m benchmarks.tree_methods", 1, with_limits=False)
     found |= {
+        "bundled pair": fingerprint(),
         "dtype": "float32",
         "prompts": f"{args.prompts} held-out statements to measure, {args.prompts} others to fit",
         "new tokens": args.max_tokens,
@@ -144,6 +149,24 @@ def conditions(args: argparse.Namespace) -> dict[str, object]:
         "seed": args.seed,
     }
     return found
+
+
+def fingerprint() -> str:
+    """Beginnings of the SHA-256 of the bundled weights: the pair may be trained anew."""
+    from sdengine.core.env import read_environment
+    from sdengine.llm import BUNDLED
+    from sdengine.model.registry import resolve_model
+
+    paths = resolve_model(BUNDLED, bundled_dir=read_environment().bundled_dir)
+    parts = {"target": paths.target, "draft": paths.draft}
+    digests = []
+    for role, directory in parts.items():
+        assert directory is not None
+        digest = hashlib.sha256()
+        for file in sorted(directory.glob("*.safetensors")):
+            digest.update(file.read_bytes())
+        digests.append(f"{role} {digest.hexdigest()[:12]}")
+    return ", ".join(digests)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean, stdev
 
 import torch
 
+from benchmarks.tree_methods.estimates import ratio, standard_error
 from benchmarks.tree_methods.lab import Growth, TreeLab
 from benchmarks.tree_methods.pairs import Pair
 from benchmarks.tree_methods.sequoia import positional_acceptance
@@ -41,8 +41,8 @@ class Cell:
 
     Args:
         tokens_per_step: mean, bonus token included.
-        standard_error: of that mean over steps.
-        num_steps: steps.
+        standard_error: of that mean, over prompts.
+        by_prompt: tokens and steps of every prompt.
         note: what was chosen for the method.
     """
 
@@ -53,7 +53,7 @@ class Cell:
     budget: int
     tokens_per_step: float
     standard_error: float
-    num_steps: int
+    by_prompt: list[tuple[int, int]]
     note: str = ""
 
 
@@ -117,35 +117,35 @@ class Comparison:
             note = f"{budget // depth} chains of {depth}"
         else:
             steps = self._steps(method, budget, is_rejection)
-        error = stdev(steps) / len(steps) ** 0.5 if len(steps) > 1 else 0.0
+        by_prompt = [(sum(some), len(some)) for some in steps]
         return Cell(
             self.pair.name,
             self.params.temperature,
             "rejection" if is_rejection else "coupled",
             method,
             budget,
-            fmean(steps),
-            error,
-            len(steps),
+            ratio(by_prompt),
+            standard_error(by_prompt),
+            by_prompt,
             note,
         )
 
-    def _steps(self, method: str, budget: int, is_rejection: bool) -> list[int]:
+    def _steps(self, method: str, budget: int, is_rejection: bool) -> list[list[int]]:
         longest = self._lengths + self.params.max_tokens + 2 * self.max_depth + 2
         lab = TreeLab(self.pair, self.growth(method, budget, is_rejection), BATCH, longest)
         if method == "dyspec":  # an engine that has been running for a while
             tokens = min(FIT_TOKENS, self._fit_params.max_tokens)
             warm = replace(self._fit_params, max_tokens=tokens)
             for group, texts in zip(grouped(self.prompts.fit), grouped(self.fit_texts)):
-                decode(lab, group, warm, texts)
+                decode(lab, group, warm, texts, is_replayed=True)
         steps = []
         for group, texts in zip(grouped(self.prompts.measure), grouped(self.texts)):
-            steps += decode(lab, group, self.params, texts)
+            steps += decode(lab, group, self.params, texts, is_replayed=True)
         return steps
 
     def _specinfer(
         self, prompts: Sequence[Sequence[int]], params: SamplingParams, budget: int, depth: int
-    ) -> list[int]:
+    ) -> list[list[int]]:
         return decode_specinfer(self.pair, prompts, params, budget // depth, depth)
 
     def _specinfer_depth(self, budget: int) -> int:
@@ -153,7 +153,12 @@ class Comparison:
         params = replace(self._fit_params, max_tokens=2 * FIT_TOKENS)
         depths = [d for d in SPECINFER_DEPTHS if d <= budget]
         some = self.prompts.fit[: BATCH // 2]
-        return max(depths, key=lambda d: fmean(self._specinfer(some, params, budget, d)))
+
+        def tokens_per_step(depth: int) -> float:
+            steps = self._specinfer(some, params, budget, depth)
+            return ratio([(sum(counts), len(counts)) for counts in steps])
+
+        return max(depths, key=tokens_per_step)
 
 
 def grouped(items: Sequence[Sequence[int]]) -> list[Sequence[Sequence[int]]]:

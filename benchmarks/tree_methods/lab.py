@@ -19,7 +19,7 @@ from sdengine.cache.kv_cache import KVCache
 from sdengine.core.growth import TreePolicy
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.drafters.draft_model import DraftModelDrafter, tree_room
-from sdengine.kernels.calibration import bin_centers
+from sdengine.kernels.calibration import identity_table
 from sdengine.kernels.device_memory import HostMemory
 from sdengine.kernels.program import Program, make_pool, make_program
 from sdengine.runner.batch_state import HostView
@@ -71,7 +71,7 @@ class TreeLab:
         self.growth = growth
         self.sizes = _sizes(pair, growth, batch_size, max_len)
         memory = HostMemory()
-        self.workspace = Workspace.allocate(self.sizes, bin_centers(), memory)
+        self.workspace = Workspace.allocate(self.sizes, identity_table(), memory)
         self._host = HostView(self.workspace.state, memory)
         pool = make_pool(1)
         temperature = self.workspace.state.temperature
@@ -98,6 +98,7 @@ class TreeLab:
             memory.host(self.workspace.calibration),
             memory.host(verdict.tried),
             memory.host(verdict.accepted),
+            by_rank=growth.is_rejection,
         )
         self.tokens: list[list[int]] = []
         self._draft_computed: list[int] = []

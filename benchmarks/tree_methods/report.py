@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks.tree_methods.estimates import paired_ratio
+
 __all__ = ["claim", "to_markdown"]
 
 Cells = Sequence[Mapping[str, Any]]
@@ -45,26 +47,46 @@ def table(cells: Cells) -> list[str]:
         walk = verifier if temperature > 0 else "both"
         start = f"| {temperature:g} | {walk} | {NAMES[method]} | "
         lines.append(start + " | ".join(values) + " |")
-    return lines
+    return [*lines, *ratios(cells, budgets)]
+
+
+def ratios(cells: Cells, budgets: Sequence[int]) -> list[str]:
+    """Rows of DySpec over Sequoia on the same prompts; standard errors in brackets."""
+    rows: dict[tuple[float, str], dict[int, str]] = {}
+    for (_, temperature, verifier, budget), methods in both_methods(cells).items():
+        times, error = paired_ratio(*(m["by_prompt"] for m in methods))
+        rows.setdefault((temperature, verifier), {})[budget] = f"{times:.3f} ({error:.3f})"
+    return [
+        f"| {temperature:g} | {verifier if temperature > 0 else 'both'} | DySpec / Sequoia | "
+        + " | ".join(found.get(budget, "") for budget in budgets)
+        + " |"
+        for (temperature, verifier), found in rows.items()
+    ]
+
+
+def both_methods(cells: Cells) -> dict[tuple, tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """(DySpec's, Sequoia's) cells by pair, temperature, walk and budget, where both are known."""
+    found: dict[tuple, dict[str, Mapping[str, Any]]] = {}
+    for c in cells:
+        setting = c["pair"], c["temperature"], c["verifier"], c["budget"]
+        found.setdefault(setting, {})[c["method"]] = c
+    return {
+        setting: (methods["dyspec"], methods["sequoia"])
+        for setting, methods in found.items()
+        if {"dyspec", "sequoia"} <= set(methods)
+    }
 
 
 def claim(cells: Cells) -> list[str]:
     """Where DySpec commits at least as many tokens a step, and where it does not."""
-    found = {}
-    for c in cells:
-        setting = c["pair"], c["temperature"], c["verifier"], c["budget"]
-        found.setdefault(setting, {})[c["method"]] = c
-    both = {s: f for s, f in found.items() if {"dyspec", "sequoia"} <= set(f)}
     lines, held = [], 0
-    for (pair, temperature, verifier, budget), methods in both.items():
-        ours, theirs = methods["dyspec"], methods["sequoia"]
-        ratio = ours["tokens_per_step"] / theirs["tokens_per_step"]
-        held += ratio >= 1
-        if ratio < 1:
-            error = (ours["standard_error"] ** 2 + theirs["standard_error"] ** 2) ** 0.5
-            gap = (theirs["tokens_per_step"] - ours["tokens_per_step"]) / (error or 1.0)
+    both = both_methods(cells)
+    for (pair, temperature, verifier, budget), (ours, theirs) in both.items():
+        times, error = paired_ratio(ours["by_prompt"], theirs["by_prompt"])
+        held += times >= 1
+        if times < 1:
             lines.append(
-                f"- below: {pair}, T {temperature:g}, {verifier}, budget {budget}: {ratio:.3f} of "
-                f"Sequoia's ({gap:.1f} standard errors of the difference, taken as unpaired)"
+                f"- below: {pair}, T {temperature:g}, {verifier}, budget {budget}: {times:.3f} of "
+                f"Sequoia's, standard error {error:.3f}"
             )
     return [f"At least as many in {held} of {len(both)} settings.", *lines]

@@ -57,11 +57,11 @@ def decode_specinfer(
     params: SamplingParams,
     num_chains: int,
     depth: int,
-) -> list[int]:
+) -> list[list[int]]:
     """Decodes prompt after prompt; num_chains chains of `depth` tokens a step.
 
     Returns:
-        Tokens committed by each step.
+        Tokens committed by each step, by prompt.
     """
     temperature = GREEDY_DRAFT_TEMPERATURE if params.is_greedy else params.temperature
     growth = Growth(
@@ -75,13 +75,15 @@ def decode_specinfer(
     longest = max(map(len, prompts)) + params.max_tokens + depth + 1
     lab = TreeLab(pair, growth, num_chains, longest)
     generator = np.random.default_rng(params.seed)
-    committed: list[int] = []
+    committed: list[list[int]] = []
     for prompt in prompts:
         lab.start([prompt] * num_chains, params)
         end = len(prompt) + params.max_tokens
+        committed.append([])
         while len(lab.tokens[0]) < end:
             lab.grow(range(num_chains))
-            committed.append(_step(lab, params.temperature, params.is_greedy, generator.random))
+            count = _step(lab, params.temperature, params.is_greedy, generator.random)
+            committed[-1].append(count)
     return committed
 
 

@@ -32,7 +32,9 @@ def decode(
     prompts: Sequence[Sequence[int]],
     params: SamplingParams,
     texts: Sequence[Sequence[int]] | None = None,
-) -> list[int]:
+    *,
+    is_replayed: bool = False,
+) -> list[list[int]]:
     """Decodes until every sequence has `params.max_tokens` new tokens.
 
     Args:
@@ -41,20 +43,28 @@ def decode(
         params: temperature, seed, max_tokens.
         texts: what the target says (`plain_texts`), needed and used by the coupled walk; with room
             for a whole tree behind max_tokens.
+        is_replayed: a rejection walk commits as many tokens as it accepts, but those of `texts`. So
+            all methods meet the same contexts; which text a method happens to sample matters more
+            than what it does with it.
 
     Returns:
-        Tokens committed by each step of each sequence, in no particular order.
+        Tokens committed by each step, by sequence.
     """
     is_coupled = not lab.growth.is_rejection or params.is_greedy
-    assert not is_coupled or texts is not None, "the coupled walk follows the target's text"
+    is_given = is_coupled or is_replayed
+    assert not is_given or texts is not None, "the walk follows the target's text"
     walk = CoupledWalk(lab, texts or ()) if is_coupled else RejectionWalk(lab)
     lab.start(prompts, params)
     ends = [len(prompt) + params.max_tokens for prompt in prompts]
-    committed: list[int] = []
+    committed: list[list[int]] = [[] for _ in prompts]
     active = list(range(len(prompts)))
     while active:
+        known = [len(tokens) for tokens in lab.tokens]
         lab.grow(active)
-        committed += walk.step(active)
+        for slot, count in zip(active, walk.step(active)):
+            committed[slot].append(count)
+            if is_replayed and not is_coupled:
+                lab.force(slot, (texts or ())[slot][: known[slot] + count], known[slot])
         lab.calibrator.observe()
         active = [slot for slot in active if len(lab.tokens[slot]) < ends[slot]]
     return committed

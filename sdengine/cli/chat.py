@@ -76,7 +76,7 @@ def answer(llm: LLM, messages: list[Message], params: SamplingParams) -> list[Me
     result = run_request(llm, llm.render_chat(messages), params, view.show)
     view.finish()
     print(statistics_line(result, params), file=sys.stderr)
-    return [*messages, {"role": "assistant", "content": result.text}]
+    return [*messages, {"role": "assistant", "content": result.output.outputs[0].text}]
 
 
 def require_chat_template(args: argparse.Namespace) -> None:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 from sdengine.cli.main import run_alone
-from sdengine.cli.measure import Comparison, alternate, run_request, warm_up
+from sdengine.cli.measure import Comparison, alternate, run_request, short
 from sdengine.cli.options import BUNDLED_MODEL, LineParser, add_debug
 from sdengine.cli.prompts import PROMPTS
 from sdengine.cli.stream_view import StreamView
@@ -119,7 +120,7 @@ def measure(plain: LLM, speculative: LLM, budget_s: float) -> list[Result]:
         for t in TEMPERATURES
     ]
     for llm in (plain, speculative):
-        warm_up(llm, PROMPTS[0].text, settings[0])
+        run_request(llm, PROMPTS[0].text, short(settings[0]))
     share = budget_s / (len(settings) * len(PROMPTS))
     results = []
     for params in settings:
@@ -128,10 +129,8 @@ def measure(plain: LLM, speculative: LLM, budget_s: float) -> list[Result]:
             deadline = perf_counter() + share
             comparisons.append(
                 alternate(
-                    plain,
-                    speculative,
-                    prompt.text,
-                    params,
+                    partial(run_request, plain, prompt.text, params),
+                    partial(run_request, speculative, prompt.text, params),
                     MAX_REPEATS,
                     lambda deadline=deadline: perf_counter() > deadline,
                 )

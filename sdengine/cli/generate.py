@@ -7,10 +7,11 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
+from functools import partial
 from time import perf_counter
 from typing import Any
 
-from sdengine.cli.measure import Comparison, Run, alternate, run_request, warm_up
+from sdengine.cli.measure import Comparison, Run, alternate, run_request, short
 from sdengine.cli.options import (
     BUNDLED_MODEL,
     add_model_options,
@@ -109,13 +110,11 @@ def compare(args: argparse.Namespace, llm: Any, prompt: str, params: SamplingPar
     """Decodes the prompt both ways in turn and prints what came out."""
     plain = open_llm(args, speculation="off")
     for model in (plain, llm):
-        warm_up(model, prompt, params)
+        run_request(model, prompt, short(params))
     start = perf_counter()
     comparison = alternate(
-        plain,
-        llm,
-        prompt,
-        params,
+        partial(run_request, plain, prompt, params),
+        partial(run_request, llm, prompt, params),
         COMPARE_REPEATS,
         lambda: perf_counter() - start > COMPARE_BUDGET_S,
     )
@@ -127,7 +126,7 @@ def compare(args: argparse.Namespace, llm: Any, prompt: str, params: SamplingPar
         return
     view = StreamView(llm)
     view.show_prompt(prompt)
-    view.show_whole(result.text)
+    view.show_whole(result.output.outputs[0].text)
     view.finish()
     print("\n".join(comparison_lines(comparison)))
     print(statistics_line(result, params), file=sys.stderr)
@@ -135,8 +134,9 @@ def compare(args: argparse.Namespace, llm: Any, prompt: str, params: SamplingPar
 
 def statistics_line(result: Run, params: SamplingParams) -> str:
     """Tokens, speed, acceptance and seed in one line."""
-    parts = [f"{len(result.token_ids)} tokens", f"{result.tokens_per_s:.1f} tok/s"]
-    stats = result.speculation
+    (token_ids,) = result.token_ids
+    parts = [f"{len(token_ids)} tokens", f"{result.tokens_per_s:.1f} tok/s"]
+    stats = result.output.metrics.speculation
     if stats is None:
         parts.append("no speculation")
     else:
@@ -163,16 +163,16 @@ def run_document(args: argparse.Namespace, result: Run, params: SamplingParams) 
         "model": args.model,
         "draft": args.draft,
         "prompt": result.output.prompt,
-        "text": result.text,
-        "token_ids": list(result.token_ids),
+        "text": completion.text,
+        "token_ids": list(completion.token_ids),
         "finish_reason": completion.finish_reason,
         "seed": params.seed,
         "temperature": params.temperature,
         "num_prompt_tokens": metrics.num_prompt_tokens,
         "num_generated_tokens": metrics.num_generated_tokens,
         "tokens_per_s": result.tokens_per_s,
-        "first_token_s": result.first_token_s,
-        "speculation": None if result.speculation is None else asdict(result.speculation),
+        "first_token_s": result.first_token_s[0],
+        "speculation": None if metrics.speculation is None else asdict(metrics.speculation),
     }
 
 

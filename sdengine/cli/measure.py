@@ -1,14 +1,16 @@
-"""Timing of whole requests: one run, and plain against speculative decoding in alternation.
+"""Timing of requests: batches run to their end, and plain against speculative decoding in turns.
 
-Speeds are tokens per second of decoding: from the first commit to the last, the prompt's forward
-and the tokens of that first commit left out. Ratios are taken within one process, the two sides
-alternating, so that a machine that slows down slows both.
+A batch starts at once and ends with its last request; a single request is a batch of one. Its speed
+counts from the moment at which every request has its first token: prefill is left out, and with it
+the tokens of those first commits. Ratios are taken within one process, the two sides alternating,
+so that a machine that slows down slows both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -17,55 +19,77 @@ from sdengine.core.outputs import RequestOutput, SpeculationStats
 from sdengine.core.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
+    from sdengine.engine import Engine
     from sdengine.llm import LLM, Prompt, StreamDelta
 
-__all__ = ["Comparison", "Run", "alternate", "run_request", "warm_up"]
+__all__ = ["Comparison", "Run", "alternate", "run_batch", "run_request", "short"]
 
 WARM_UP_TOKENS = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One finished request.
+    """One batch, finished.
 
     Args:
-        output: as `LLM.generate` returns it.
-        first_token_s: from the call to the first commit.
-        decode_s: from the first commit to the last.
+        outputs: of every request, in order.
+        first_token_s: of every request, from the start of the batch to its first commit.
+        gaps_s: of every token after a request's first commit: the time since the commit before,
+            shared evenly among the tokens of a commit.
+        decode_s: from the moment at which every request had a token to the last commit.
         num_decoded: tokens committed in that time.
     """
 
-    output: RequestOutput
-    first_token_s: float
+    outputs: Sequence[RequestOutput]
+    first_token_s: Sequence[float]
+    gaps_s: Sequence[float]
     decode_s: float
     num_decoded: int
 
+    @classmethod
+    def from_commits(
+        cls, outputs: Sequence[RequestOutput], commits: Sequence[Sequence[tuple[float, int]]]
+    ) -> Run:
+        """From the time of every commit of every request, and how many tokens it had by then."""
+        first = [history[0][0] for history in commits]
+        all_started = max(first)
+        end = max(history[-1][0] for history in commits)
+        gaps: list[float] = []
+        decoded = 0
+        for history in commits:
+            for (before, fewer), (now, more) in pairwise(history):
+                gaps += [(now - before) / (more - fewer)] * (more - fewer)
+                decoded += more - fewer if now > all_started else 0
+        return cls(outputs, first, gaps, end - all_started, decoded)
+
     @property
     def tokens_per_s(self) -> float:
-        """Speed of decoding; of the whole request when everything came in the first commit."""
+        """Of the whole batch; of all tokens in all the time when everything came at once."""
         if self.num_decoded and self.decode_s > 0:
             return self.num_decoded / self.decode_s
-        return len(self.token_ids) / self.first_token_s
+        return sum(map(len, self.token_ids)) / max(self.first_token_s)
 
     @property
-    def token_ids(self) -> Sequence[int]:
-        """The generated tokens."""
-        return self.output.outputs[0].token_ids
+    def output(self) -> RequestOutput:
+        """Of the only request."""
+        (output,) = self.outputs
+        return output
 
     @property
-    def text(self) -> str:
-        """The generated text."""
-        return self.output.outputs[0].text
+    def token_ids(self) -> list[list[int]]:
+        """The generated tokens of every request."""
+        return [list(output.outputs[0].token_ids) for output in self.outputs]
 
     @property
-    def speculation(self) -> SpeculationStats | None:
-        """None after plain decoding."""
-        return self.output.metrics.speculation
+    def speculation(self) -> list[SpeculationStats]:
+        """Statistics of every request; empty after plain decoding."""
+        stats = [output.metrics.speculation for output in self.outputs]
+        return [s for s in stats if s is not None]
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The same request decoded both ways, several times.
+    """The same batch decoded both ways, several times.
 
     Args:
         plain: runs without speculation, in order.
@@ -92,17 +116,21 @@ class Comparison:
 
     @property
     def mean_acceptance_length(self) -> float:
-        """Tokens committed per target forward, median over the speculative runs."""
-        return median(
-            run.speculation.mean_acceptance_length if run.speculation else 1.0
-            for run in self.speculative
-        )
+        """Tokens committed per target forward, median over the speculative runs' requests."""
+        stats = [s for run in self.speculative for s in run.speculation]
+        return median(s.mean_acceptance_length for s in stats) if stats else 1.0
 
     @property
     def is_identical(self) -> bool:
         """Whether every run, plain or speculative, gave the same tokens."""
-        first = list(self.plain[0].token_ids)
-        return all(list(run.token_ids) == first for run in (*self.plain, *self.speculative))
+        first = self.plain[0].token_ids
+        return all(run.token_ids == first for run in (*self.plain, *self.speculative))
+
+
+def short(params: SamplingParams) -> SamplingParams:
+    """For a run that touches memory and wakes workers, so that the first measured one pays for
+    neither."""
+    return replace(params, max_tokens=min(params.max_tokens, WARM_UP_TOKENS), min_tokens=0)
 
 
 def run_request(
@@ -120,52 +148,76 @@ def run_request(
         on_delta: called with every delta; its time counts.
     """
     start = perf_counter()
-    first: float | None = None
-    num_first = num_tokens = 0
+    commits: list[tuple[float, int]] = []
+    num_tokens = 0
     output: RequestOutput | None = None
     for delta in llm.stream(prompt, params):
-        num_tokens += len(delta.token_ids)
-        if first is None:
-            first, num_first = perf_counter(), len(delta.token_ids)
+        if delta.token_ids or not commits:
+            num_tokens += len(delta.token_ids)
+            commits.append((perf_counter() - start, num_tokens))
         if on_delta is not None:
             on_delta(delta)
         output = delta.output
-    end = perf_counter()
-    assert output is not None and first is not None, "a stream ends with its output"
-    return Run(output, first - start, end - first, num_tokens - num_first)
+    assert output is not None, "a stream ends with its output"
+    return Run.from_commits([output], [commits])
 
 
-def warm_up(llm: LLM, prompt: Prompt, params: SamplingParams) -> None:
-    """Records programs and touches memory, so that the first measured run pays for neither."""
-    from dataclasses import replace
+def run_batch(
+    engine: Engine,
+    prompts: Sequence[str],
+    params: SamplingParams,
+    after_step: Callable[[], None] | None = None,
+) -> Run:
+    """Runs a batch; request i has the seed `params.seed + i`.
 
-    tokens = min(params.max_tokens, WARM_UP_TOKENS)
-    run_request(llm, prompt, replace(params, max_tokens=tokens, min_tokens=0))
+    Args:
+        engine: with nothing else to do and room for the whole batch.
+        prompts: one per request.
+        params: with a seed; n must be 1.
+        after_step: called after every step, untimed runs only: its time counts.
+
+    Raises:
+        SdengineError: a request came to logits that are not finite.
+    """
+    from sdengine.engine import require_finite
+
+    assert params.seed is not None and params.n == 1, params
+    ids = [f"batch-{i}" for i in range(len(prompts))]
+    start = perf_counter()
+    for i, (request_id, prompt) in enumerate(zip(ids, prompts)):
+        engine.add_request(request_id, prompt, replace(params, seed=params.seed + i))
+    commits: dict[str, list[tuple[float, int]]] = {request_id: [] for request_id in ids}
+    outputs: dict[str, RequestOutput] = {}
+    while engine.has_unfinished_requests():
+        moved = engine.step()
+        now = perf_counter() - start
+        for output in moved:
+            require_finite(output)
+            commits[output.request_id].append((now, len(output.outputs[0].token_ids)))
+            outputs[output.request_id] = output
+        if after_step is not None:
+            after_step()
+    return Run.from_commits([outputs[i] for i in ids], [commits[i] for i in ids])
 
 
 def alternate(
-    plain: LLM,
-    speculative: LLM,
-    prompt: Prompt,
-    params: SamplingParams,
+    plain: Callable[[], Run],
+    speculative: Callable[[], Run],
     repeats: int,
     is_time_over: Callable[[], bool] = lambda: False,
 ) -> Comparison:
-    """Runs a request both ways in turn; which goes first changes every time.
+    """Runs a batch both ways in turn; which goes first changes every time.
 
     Args:
-        plain: an LLM without speculation.
-        speculative: the same models with speculation.
-        prompt: text or token ids.
-        params: greedy, or with a seed.
+        plain: runs it without speculation.
+        speculative: runs it with the same models and speculation.
         repeats: pairs of runs.
         is_time_over: asked after every pair; True ends the measurement early.
     """
     runs: dict[bool, list[Run]] = {False: [], True: []}
     for repeat in range(repeats):
         for is_speculative in (False, True) if repeat % 2 == 0 else (True, False):
-            llm = speculative if is_speculative else plain
-            runs[is_speculative].append(run_request(llm, prompt, params))
+            runs[is_speculative].append(speculative() if is_speculative else plain())
         if is_time_over():
             break
     return Comparison(runs[False], runs[True])

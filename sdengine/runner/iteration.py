@@ -100,7 +100,7 @@ class Iteration:
         self.verdict = Verdict.allocate(memory, sizes.max_num_seqs, sizes.max_depth)
         self.backend = backend
         self._cache = cache
-        self._verifier = verifier
+        self.verifier = verifier
         self._buffers = Activations.allocate(
             weights.config, sizes.max_target_rows, sizes.max_context, num_threads(pool), memory
         )
@@ -174,7 +174,7 @@ class Iteration:
         self._describe_forward(program, has_trees)
         if has_penalties:
             describe_penalties(program, self.workspace, self.penalties, has_trees)
-        self._verifier.verify(program, self.verdict)
+        self.verifier.verify(program, self.verdict)
         self._describe_commit(program, has_trees, has_penalties)
 
     def describe_pending(self, program: Program) -> None:

@@ -67,7 +67,10 @@ class Runner:
         self._path = host(verdict.path)
         self._clock = StepClock(host(iteration.times_ns))
         self._calibrator = Calibrator(
-            host(workspace.calibration), host(verdict.tried), host(verdict.accepted)
+            host(workspace.calibration),
+            host(verdict.tried),
+            host(verdict.accepted),
+            by_rank=iteration.verifier.tests_in_order,
         )
         # Whether a step runs while the host does something else.
         self.runs_ahead = isinstance(workspace.memory, StagedMemory)

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import torch
 
+from sdengine.kernels.calibration import CELLS
 from sdengine.kernels.device_memory import Memory
 from sdengine.kernels.program import Program
 from sdengine.runner.workspace import Workspace
@@ -21,8 +22,8 @@ class Verdict:
         path: [B, D] accepted nodes.
         out_tokens: [B, D + 1] their tokens and the target's own last one.
         final_node: [B] last accepted node.
-        tried, accepted: [B, 32] children tested and of these accepted, by bin of their estimate;
-            added to.
+        tried, accepted: [B, 8, 32] children tested and of these accepted, by class of their rank
+            and bin of their estimate; added to.
     """
 
     num_accepted: torch.Tensor
@@ -41,13 +42,19 @@ class Verdict:
             path=memory.results(b, depth),
             out_tokens=memory.results(b, depth + 1),
             final_node=memory.zeros(b, dtype=torch.int32),
-            tried=memory.results(b, 32),
-            accepted=memory.results(b, 32),
+            tried=memory.results(b, *CELLS),
+            accepted=memory.results(b, *CELLS),
         )
 
 
 class Verifier(Protocol):
-    """Turns logits into a verdict."""
+    """Turns logits into a verdict.
+
+    `tests_in_order`: whether children are tested one after another, the next only if all before it
+    were rejected, so that how likely one is accepted depends on its rank.
+    """
+
+    tests_in_order: bool
 
     def verify(self, program: Program, verdict: Verdict) -> None:
         """Appends the launches."""

@@ -85,7 +85,7 @@ class Workspace:
         total_budget [1]: tree nodes of the whole batch.
         min_layer_gain [1]: expected tokens that a further draft layer must promise.
         stop_tokens [B, S_stop]: tokens below which nothing is drafted.
-        calibration [B, 32]: acceptance rate by bin of raw estimate.
+        calibration [B, 8, 32]: acceptance rate by class of rank and bin of raw estimate.
         tree_scratch: working memory of the tree ops.
         walk_scratch: of `tree_verify` on a device; None on a CPU.
     """
@@ -120,7 +120,7 @@ class Workspace:
 
     @classmethod
     def allocate(cls, sizes: Sizes, calibration: torch.Tensor, memory: Memory) -> Workspace:
-        """Buffers for these sizes; `calibration` [32] is every slot's first table."""
+        """Buffers for these sizes; `calibration` [8, 32] is every slot's first table."""
         b, rows, logit_rows = sizes.max_num_seqs, sizes.max_target_rows, sizes.max_logit_rows
         nodes = max(sizes.max_nodes, 1)
         device = memory.device
@@ -148,7 +148,7 @@ class Workspace:
             total_budget=memory.inputs(1),
             min_layer_gain=memory.inputs(1, dtype=torch.float32),
             stop_tokens=memory.inputs(b, sizes.num_stop_tokens, fill=-1),
-            calibration=memory.inputs(b, len(calibration), dtype=torch.float32),
+            calibration=memory.inputs(b, *calibration.shape, dtype=torch.float32),
             tree_scratch=allocate_tree_scratch(
                 b, nodes, max(sizes.max_width, 1), max(sizes.num_candidates, 1), device
             ),

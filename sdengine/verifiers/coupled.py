@@ -21,6 +21,8 @@ class CoupledVerifier:
         workspace: the engine's buffers.
     """
 
+    tests_in_order = False
+
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
 

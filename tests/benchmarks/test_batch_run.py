@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks.batch_run import _batch_run, batches, run_batch, take_turns
+from benchmarks.generate import batches, take_turns
 from benchmarks.reliability import ReliabilityBin, TreeObserver, expected_error
+from sdengine.cli.measure import Run, run_batch
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.kernels.token_tree import TokenTree
 from tests.benchmarks.fakes import FakeEngine
@@ -32,7 +33,7 @@ def test_requests_of_a_batch_have_seeds_of_their_own() -> None:
 def test_speed_counts_from_the_last_first_token_and_gaps_are_shared() -> None:
     # the second request starts a second after the first, which has committed five tokens by then
     commits = [[(1.0, 2), (2.0, 5), (4.0, 7)], [(2.0, 1), (3.0, 3)]]
-    run = _batch_run([], commits)
+    run = Run.from_commits([], commits)
     assert list(run.first_token_s) == [1.0, 2.0]
     assert run.decode_s == 2.0 and run.num_decoded == 4
     assert run.tokens_per_s == 2.0

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from benchmarks import probe
-from benchmarks.probe_model import StepCosts, TreeSampler, between, predict
+from benchmarks.probe_model import Rung, TreeSampler, predict, steps_of_a_request
 from sdengine.core.cost_model import CostModel
 from sdengine.core.plan import StepReport
 from sdengine.kernels.token_tree import DraftTree, TokenTree
@@ -42,44 +43,75 @@ def sampled() -> TreeSampler:
 def test_a_budget_accepts_what_lies_among_its_first_nodes() -> None:
     sampler = sampled()
     # in the order of values: 1, 3, 2, 4
-    assert [sampler.tokens_per_step(n) for n in (1, 2, 3, 4, 9)] == [2, 3, 3, 3, 3]
+    assert [int(sampler.tokens(n).sum()) for n in (1, 2, 3, 4, 9)] == [2, 3, 3, 3, 3]
     assert [sampler.draft_layers(n) for n in (1, 2, 4)] == [1, 2, 2]
     assert [sampler.nodes(n) for n in (3, 9)] == [3, 4]
 
 
-def test_predictions_are_the_cost_model_scaled_to_the_sample() -> None:
+def test_a_step_without_a_tree_commits_one_token() -> None:
     sampler = sampled()
-    # drafting two layers took 0.6 ms where the model says 0.3, five rows 4 ms where it says 2
-    assert sampler.draft_factor(COSTS) == pytest.approx(2.0)
-    assert sampler.verify_factor(COSTS) == pytest.approx(2.0)
-    assert sampler.other_s == pytest.approx(4e-4)
-    costs = StepCosts(COSTS, 2.0, 2.0)
-    found = predict(sampler, costs, 2, 1, plain_s=2.4e-3)
-    assert found.step_s == pytest.approx(2 * 3e-4 + 2 * 1.5e-3 + 4e-4)
-    assert found.speedup == pytest.approx(3 * 2.4e-3 / found.step_s)
+    sampler._engine.last_report = StepReport((0,), 0, 1, 0.0, 1e-3, 1e-3, True)
+    sampler()
+    sampler._engine.last_report = StepReport((0,), 0, 9, 0.0, 1e-3, 1e-3, False)  # prefill
+    sampler()
+    assert sampler.tokens(4).tolist() == [3, 1] and sampler.nodes(4) == 2
 
 
-def test_costs_lie_between_those_of_a_small_and_a_large_tree() -> None:
-    found = between(StepCosts(COSTS, 1.0, 2.0), StepCosts(COSTS, 3.0, 6.0), 0.25)
-    assert (found.draft_factor, found.verify_factor) == (1.5, 3.0)
+def test_predictions_follow_the_cost_model_between_measured_steps() -> None:
+    # by the model: 1 node 0.2 + 1.25 ms, 2 nodes 0.3 + 1.5 ms, 4 nodes 0.3 + 2 ms
+    rungs = [Rung(1, 1.45), Rung(4, 4.6)]  # of a plain step of 1 ms: as modelled, and twice that
+    ends = [predict([sampled()], COSTS, rungs, n, 1, 60).plain_steps for n in (1, 4)]
+    assert ends == pytest.approx([1.45, 4.6])
+    found = predict([sampled()], COSTS, rungs, 2, 1, 60)
+    assert found.plain_steps == pytest.approx(1.8 * 2**0.5)
+    noisy = [Rung(1, 2.0), Rung(4, 1.9)]
+    assert 1.9 <= predict([sampled()], COSTS, noisy, 2, 1, 60).plain_steps <= 2.0
+    steps = 60 / 3 + (3 - 1) / 2 / 3
+    assert found.speedup == pytest.approx(60 / (steps * found.plain_steps))
+
+
+def test_a_speed_up_is_the_median_over_batches() -> None:
+    poor = sampled()
+    poor._needed = [np.zeros(0, dtype=np.int64)] * 9
+    rungs = [Rung(4, 1.0)]
+    alone = [predict([s], COSTS, rungs, 4, 1, 60).speedup for s in (sampled(), poor)]
+    found = predict([sampled(), poor, sampled()], COSTS, rungs, 4, 1, 60)
+    assert alone[1] == pytest.approx(1.0) and found.speedup == pytest.approx(alone[0])
+    assert found.tokens_per_step == pytest.approx((3 + 9 * 1 + 3) / 11)
+
+
+def test_the_last_step_of_a_request_commits_what_is_left() -> None:
+    tokens = np.array([1, 2, 5, 3])
+    rng = np.random.default_rng(0)
+
+    def steps(count: int) -> int:
+        taken = 0
+        while count > 0:
+            count, taken = count - int(rng.choice(tokens)), taken + 1
+        return taken
+
+    simulated = np.mean([steps(40) for _ in range(4000)])
+    assert steps_of_a_request(tokens, 40) == pytest.approx(simulated, rel=0.01)
 
 
 def test_the_bundled_pair_is_probed_from_end_to_end(capsys) -> None:
     argv = ["--held-out", "1", "--max-tokens", "16", "--repeats", "1", "--max-nodes", "4"]
-    argv += ["--temperatures", "0", "--num-threads", "1", "--json"]
+    argv += ["--temperatures", "0", "--num-threads", "1", "--json", "--check", "2", "adaptive"]
     assert probe.main(argv) == 0
     (found,) = json.loads(capsys.readouterr().out)["verdicts"]
     assert [p["budget"] for p in found["predictions"]] == [1, 2, 3, 4]
     lengths = [p["tokens_per_step"] for p in found["predictions"]]
     assert lengths == sorted(lengths) and lengths[0] >= 1.0 and lengths[-1] <= 5.0
-    assert found["measured"] > 0 and found["error"] == found["predicted"] / found["measured"] - 1
+    assert [check["budget"] for check in found["checks"]] == ["2", "adaptive"]
+    for check in found["checks"]:
+        assert check["error"] == check["predicted"] / check["measured"] - 1
     assert found["use"].startswith("speculation=")
     if found["best"]:
         assert f"max_nodes={found['best']}" in found["use"]
 
 
 @pytest.mark.parametrize(
-    "argv", [["--repeats", "0"], ["--max-nodes", "0"], ["--model", "no/where"]]
+    "argv", [["--repeats", "0"], ["--check", "5"], ["--max-nodes", "0"], ["--model", "no/where"]]
 )
 def test_wrong_arguments_exit_2_on_one_line(argv: list[str], capfd) -> None:
     assert probe.main(argv) == 2

@@ -13,6 +13,7 @@ import torch
 
 from benchmarks.held_out import held_out_prompts
 from benchmarks.tree_methods.comparison import Comparison, Prompts, compare
+from benchmarks.tree_methods.estimates import paired_ratio, ratio, standard_error
 from benchmarks.tree_methods.lab import Growth, TreeLab
 from benchmarks.tree_methods.pairs import Pair, load_pair, train_on_bigrams
 from benchmarks.tree_methods.report import claim, to_markdown
@@ -58,7 +59,7 @@ def test_the_lab_commits_what_the_engine_commits(verifier: str, pair: Pair, prom
     prompt = prompts[0]
     lab = TreeLab(pair, growth(verifier), 1, 100)
     longer = replace(PARAMS, max_tokens=PARAMS.max_tokens + 3 * DEPTH)
-    committed = decode(lab, [prompt], PARAMS, plain_texts(lab, [prompt], longer))
+    (committed,) = decode(lab, [prompt], PARAMS, plain_texts(lab, [prompt], longer))
     engine = Engine(
         "python-completion",
         dtype="float32",
@@ -172,17 +173,33 @@ def test_the_report_says_where_the_claim_fails() -> None:
         "verifier": "coupled",
         "budget": 8,
         "standard_error": 0.1,
+        "tokens_per_step": 2.5,
     }
     cells = [
-        {**cell, "method": "dyspec", "tokens_per_step": 2.0},
-        {**cell, "method": "sequoia", "tokens_per_step": 2.5},
-        {**cell, "budget": 64, "method": "dyspec", "tokens_per_step": 3.0},
-        {**cell, "budget": 64, "method": "sequoia", "tokens_per_step": 3.0},
+        {**cell, "method": "dyspec", "by_prompt": [(20, 10), (20, 10)]},
+        {**cell, "method": "sequoia", "by_prompt": [(30, 10), (20, 10)]},
+        {**cell, "budget": 64, "method": "dyspec", "by_prompt": [(30, 10), (60, 20)]},
+        {**cell, "budget": 64, "method": "sequoia", "by_prompt": [(60, 20), (30, 10)]},
     ]
     assert claim(cells)[0] == "At least as many in 1 of 2 settings."
-    assert "budget 8: 0.800" in claim(cells)[1]
+    assert "budget 8: 0.800 of Sequoia's, standard error 0.160" in claim(cells)[1]
     text = to_markdown({"conditions": {"commit": "abc"}, "cells": cells})
-    assert "| 0.6 | coupled | Sequoia | 2.50 (0.10) | 3.00 (0.10) |" in text
+    assert "| 0.6 | coupled | Sequoia | 2.50 (0.10) | 2.50 (0.10) |" in text
+    assert "| 0.6 | coupled | DySpec / Sequoia | 0.800 (0.160) | 1.000 (0.000) |" in text
+
+
+def test_errors_are_over_prompts_and_pairs_share_them() -> None:
+    ours = [(30, 10), (20, 10), (45, 15)]
+    assert ratio(ours) == pytest.approx(95 / 35)
+    # jackknife: how the ratio moves when one prompt is left out
+    left_out = [ratio(ours[:i] + ours[i + 1 :]) for i in range(3)]
+    spread = sum((r - np.mean(left_out)) ** 2 for r in left_out)
+    assert standard_error(ours) == pytest.approx((2 / 3 * spread) ** 0.5, rel=0.15)
+    doubled = [(2 * tokens, steps) for tokens, steps in ours]
+    assert paired_ratio(doubled, ours) == (pytest.approx(2.0), pytest.approx(0.0))
+    swapped = [ours[1], ours[0], ours[2]]
+    assert paired_ratio(ours, swapped) == (pytest.approx(1.0), pytest.approx(0.182, abs=0.001))
+    assert standard_error(ours[:1]) == 0.0
 
 
 def test_the_command_refuses_prompts_that_fill_no_batch(tmp_path: Path, capsys) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from sdengine.cli import measure
-from sdengine.cli.measure import Comparison, alternate, run_request, warm_up
+from sdengine.cli.measure import Comparison, alternate, run_request, short
 from sdengine.core.sampling_params import SamplingParams
 from tests.cli.fakes import FakeLLM
 
@@ -22,9 +24,10 @@ def ticking(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("ticking")
 def test_the_first_commit_does_not_count_as_decoding() -> None:
     run = run_request(FakeLLM(steps=("ab", "c", "def")), "x", GREEDY)
-    assert (run.first_token_s, run.decode_s, run.num_decoded) == (1.0, 1.0, 4)
-    assert run.tokens_per_s == 4.0
-    assert run.text == "abcdef"
+    assert (run.first_token_s, run.decode_s, run.num_decoded) == ([1.0], 2.0, 4)
+    assert run.tokens_per_s == 2.0
+    assert list(run.gaps_s) == pytest.approx([1.0, 1 / 3, 1 / 3, 1 / 3])
+    assert run.output.outputs[0].text == "abcdef"
 
 
 @pytest.mark.usefixtures("ticking")
@@ -43,7 +46,11 @@ def test_sides_alternate_and_take_turns_in_going_first() -> None:
     log: list[str] = []
     plain = FakeLLM(is_speculative=False, log=log, name="plain")
     speculative = FakeLLM(log=log, name="spec")
-    comparison = alternate(plain, speculative, "x", GREEDY, repeats=3)
+    comparison = alternate(
+        partial(run_request, plain, "x", GREEDY),
+        partial(run_request, speculative, "x", GREEDY),
+        repeats=3,
+    )
     assert log == ["plain", "spec", "spec", "plain", "plain", "spec"]
     assert len(comparison.plain) == len(comparison.speculative) == 3
     assert comparison.mean_acceptance_length == 2.0
@@ -51,7 +58,8 @@ def test_sides_alternate_and_take_turns_in_going_first() -> None:
 
 
 def test_measuring_ends_after_a_pair_when_time_is_over() -> None:
-    comparison = alternate(FakeLLM(), FakeLLM(), "x", GREEDY, 9, lambda: True)
+    once = partial(run_request, FakeLLM(), "x", GREEDY)
+    comparison = alternate(once, once, 9, lambda: True)
     assert len(comparison.plain) == len(comparison.speculative) == 1
 
 
@@ -64,7 +72,5 @@ def test_other_tokens_in_any_run_are_not_identical() -> None:
 
 
 def test_warming_up_is_short() -> None:
-    llm = FakeLLM()
-    warm_up(llm, "x", GREEDY)
-    params = llm.requests[0][1]
+    params = short(GREEDY)
     assert params.max_tokens == measure.WARM_UP_TOKENS and params.min_tokens == 0

@@ -1,4 +1,5 @@
-"""Online calibration: every observation counts once, however the counters run on."""
+"""Calibration tables from counts: curves through bins, levels of ranks, monotone rates; and every
+observation counts once, however the counters run on."""
 
 from __future__ import annotations
 
@@ -6,40 +7,133 @@ import numpy as np
 import pytest
 
 from sdengine.core.sampling_params import SamplingParams
-from sdengine.runner.calibration import PRIOR_WEIGHT, Calibrator
+from sdengine.kernels.calibration import CELLS, bin_centers, identity_table
+from sdengine.runner.calibration import (
+    EARLY_REFRESHES,
+    AcceptanceCurve,
+    Calibrator,
+    non_decreasing,
+    pooled_rates,
+    rates_by_rank,
+)
 
+CENTERS = bin_centers().double().numpy()
+NOTHING = np.zeros(CELLS)
 GREEDY, SAMPLED = SamplingParams(temperature=0.0), SamplingParams(temperature=1.0)
-LOWEST = 0  # the bin of the least sure estimates: no other rate can push it up
 
 
 class Counts:
     """A calibrator over two slots, and the counters that a verifier adds to."""
 
     def __init__(self, start: int = 0) -> None:
-        self.tables = np.zeros((2, 32), dtype=np.float32)
-        self.tried = np.full((2, 32), start, dtype=np.int32)
+        self.tables = np.zeros((2, *CELLS), dtype=np.float32)
+        self.tried = np.full((2, *CELLS), start, dtype=np.int32)
         self.accepted = self.tried.copy()
-        self.calibrator = Calibrator(self.tables, self.tried, self.accepted)
+        self.calibrator = Calibrator(self.tables, self.tried, self.accepted, by_rank=True)
 
     def step(self, slot: int, tried: int, accepted: int) -> None:
-        """A step that tests some of the least sure nodes of a slot."""
-        self.tried[slot, LOWEST] += np.int32(tried)
-        self.accepted[slot, LOWEST] += np.int32(accepted)
+        """A step that tests some of the first children of a slot."""
+        self.tried[slot, 0, 0] += np.int32(tried)
+        self.accepted[slot, 0, 0] += np.int32(accepted)
         self.calibrator.observe()
 
 
-def rate_after(prior: float, tried: float, accepted: float) -> float:
-    return (accepted + PRIOR_WEIGHT * prior) / (tried + PRIOR_WEIGHT)
+def fitted(fit, tried: np.ndarray, accepted: np.ndarray) -> np.ndarray:
+    """Rates after a few refreshes."""
+    curve = AcceptanceCurve()
+    for _ in range(4):
+        rates = fit(curve, tried, accepted)
+    return rates
+
+
+def by_bin(tried: np.ndarray, accepted: np.ndarray) -> np.ndarray:
+    return fitted(AcceptanceCurve.rates_by_bin, tried, accepted)
+
+
+def test_without_counts_estimates_stay_as_they_are() -> None:
+    for fit in (pooled_rates, rates_by_rank):
+        assert fitted(fit, NOTHING, NOTHING) == pytest.approx(identity_table().numpy(), abs=1e-6)
+
+
+def test_bins_that_were_never_tried_follow_the_curve_of_the_others() -> None:
+    """True odds are the square roots of the estimated ones; only the middle bins are tried."""
+    odds = np.sqrt(CENTERS / (1 - CENTERS))
+    rates = odds / (1 + odds)
+    tried = np.where((CENTERS > 0.05) & (CENTERS < 0.9), 200.0, 0.0)
+    found = by_bin(tried, tried * rates)
+    assert found == pytest.approx(rates, abs=0.03)
+    assert found[-1] < 0.98 < CENTERS[-1] and found[0] > 10 * CENTERS[0]
+
+
+def test_many_observations_overrule_the_curve() -> None:
+    tried = np.full(32, 10_000.0)
+    rates = np.linspace(0.3, 0.5, 32)
+    assert by_bin(tried, tried * rates) == pytest.approx(rates, abs=0.005)
+
+
+def test_a_draft_that_is_sure_and_wrong_is_soon_believed_nowhere() -> None:
+    sure = np.eye(32)[31] * 8
+    once = AcceptanceCurve().rates_by_bin(sure, np.zeros(32))
+    assert once[16] < 0.15 and once[31] < 0.5
+    assert by_bin(sure, np.zeros(32))[31] < 0.2
+
+
+def test_later_ranks_have_levels_of_their_own() -> None:
+    tried, accepted = NOTHING.copy(), NOTHING.copy()
+    tried[0], accepted[0] = 100.0, 60.0
+    tried[1, 4:10], accepted[1, 4:10] = 50.0, 10.0  # a third of the first rank's 0.6
+    rates = fitted(rates_by_rank, tried, accepted)
+    assert rates[0] == pytest.approx(np.full(32, 0.6), abs=0.04)
+    assert rates[1, 4:10] == pytest.approx(np.full(6, 0.2), abs=0.02)
+    assert rates[1, 20] == pytest.approx(0.2, abs=0.03)  # never tried
+    assert rates[2] == pytest.approx(rates[1])
+    pooled = fitted(pooled_rates, tried, accepted)
+    assert (pooled == pooled[0]).all() and 0.3 < pooled[0, 6] < 0.6
+
+
+def test_rates_never_fall_with_the_estimate() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        tried = rng.integers(0, 40, CELLS).astype(float)
+        accepted = np.floor(tried * rng.random(CELLS))
+        for fit in (pooled_rates, rates_by_rank):
+            rates = fitted(fit, tried, accepted)
+            assert (np.diff(rates, axis=1) >= -1e-6).all()
+            assert rates.min() >= 0.0 and rates.max() <= 1.0 and rates.dtype == np.float32
+
+
+def test_non_decreasing_is_the_pool_of_adjacent_violators() -> None:
+    values, weights = np.array([0.1, 0.5, 0.2, 0.3, 0.9]), np.array([1.0, 2.0, 1.0, 3.0, 1.0])
+    mean = (2 * 0.5 + 0.2 + 3 * 0.3) / 6
+    assert non_decreasing(values, weights) == pytest.approx([0.1, mean, mean, mean, 0.9])
+
+
+def test_each_kind_of_request_learns_for_itself() -> None:
+    tables, tried, accepted = (
+        np.zeros((3, *CELLS), dtype) for dtype in (np.float32, np.int32, np.int32)
+    )
+    calibrator = Calibrator(tables, tried, accepted, by_rank=True)
+    for slot, temperature in enumerate((0.0, 0.8, 0.8)):
+        calibrator.assign(slot, SamplingParams(max_tokens=4, temperature=temperature))
+    tried[1, 1], accepted[1, 1] = 400, 100
+    calibrator.observe()
+    assert 1 in EARLY_REFRESHES
+    assert tables[0] == pytest.approx(identity_table().numpy(), abs=1e-6)
+    assert np.array_equal(tables[1], tables[2])
+    assert tables[2, 1] == pytest.approx(np.full(32, 0.25), abs=0.1)
+    assert tables[2, 0] == pytest.approx(CENTERS, abs=1e-6), "other ranks were not tried"
 
 
 def test_counts_are_taken_once() -> None:
     counts = Counts()
     counts.calibrator.assign(0, GREEDY)
-    prior = float(counts.tables[0, LOWEST])
     counts.step(0, 100, 90)
-    assert counts.tables[0, LOWEST] == pytest.approx(rate_after(prior, 100, 90))
+    seen = NOTHING.copy(), NOTHING.copy()
+    seen[0][0, 0], seen[1][0, 0] = 100, 90
+    once = pooled_rates(AcceptanceCurve(), *seen)
+    assert np.array_equal(counts.tables[0], once)
     counts.step(0, 0, 0)
-    assert counts.tables[0, LOWEST] == pytest.approx(rate_after(prior, 98, 0.98 * 90))
+    assert np.array_equal(counts.tables[0], once)
 
 
 def test_counters_may_wrap_around() -> None:
@@ -48,7 +142,8 @@ def test_counters_may_wrap_around() -> None:
         for each in (counts, wrapping):
             each.calibrator.assign(0, GREEDY)
             each.step(0, 100, 95)
-    assert int(wrapping.tried[0, LOWEST]) < 0
+    assert int(wrapping.tried[0, 0, 0]) < 0
+    assert not np.array_equal(counts.tables[0], identity_table().numpy())
     assert np.array_equal(counts.tables, wrapping.tables)
 
 
@@ -57,7 +152,7 @@ def test_a_joining_sequence_does_not_inherit_what_was_counted_in_its_slot() -> N
     counts.calibrator.assign(0, GREEDY)
     counts.calibrator.assign(1, SAMPLED)
     before = counts.tables.copy()
-    counts.tried[0, LOWEST] += 100
+    counts.tried[0, 0, 0] += 100
     counts.calibrator.assign(0, SAMPLED)
     counts.calibrator.observe()
     assert np.array_equal(counts.tables, before)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sdengine.kernels.calibration import NUM_BINS
+from sdengine.kernels.calibration import CELLS
 from sdengine.kernels.program import run_op
 from sdengine.kernels.token_tree import TokenTree
 
@@ -203,7 +203,7 @@ class Step:
         nodes, batch = self.budget + 1, self.batch
         ints = {"num_accepted": (batch,), "path": (batch, MAX_DEPTH), "final_node": (batch,)}
         ints |= {"out_tokens": (batch, MAX_DEPTH + 1)}
-        ints |= {"tried": (batch, NUM_BINS), "accepted": (batch, NUM_BINS)}
+        ints |= {"tried": (batch, *CELLS), "accepted": (batch, *CELLS)}
         args = {name: torch.zeros(shape, dtype=torch.int32) for name, shape in ints.items()}
         run_op(
             "tree_verify",

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.kernels.harness import UNCOMPARABLE_OPS
-from sdengine.kernels.calibration import bin_centers
+from sdengine.kernels.calibration import identity_table
 from sdengine.kernels.cuda_library import CUDA_OPS
 from sdengine.kernels.program import run_op
 from sdengine.kernels.token_tree import TokenTree
@@ -47,7 +47,7 @@ def test_growing_and_selecting(rule: str, seed: int) -> None:
         levels=8 if seed % 2 else 0,
         total=20 * batch // 3,
         stops=(2,),
-        calibration=(bin_centers() ** 1.1).repeat(batch, 1),
+        calibration=(identity_table() ** 1.1).repeat(batch, 1, 1),
         prices=[0.01] * (40 * batch),
         window=2,
         num_seqs=batch - 1,

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sdengine.kernels.calibration import CELLS
 from sdengine.kernels.ngram_match import ngram_scratch_size
 from sdengine.kernels.program import make_pool, run_op
 from sdengine.kernels.token_tree import DraftTree, TokenTree, allocate_tree_scratch
@@ -57,7 +58,7 @@ def test_equals_the_brute_force_search(seed: int) -> None:
         [r.randrange(vocab) for _ in range(r.choice([0, 1, 2, 7, 40, 90]))] for _ in range(batch)
     ]
     low = r.randint(1, 3)
-    table = torch.rand(batch, 32, generator=torch.Generator().manual_seed(seed)).sort().values
+    table = torch.rand(batch, *CELLS, generator=torch.Generator().manual_seed(seed)).sort().values
     settings_ = {
         "nodes": nodes,
         "node_budgets": torch.tensor([r.randint(-1, nodes + 1) for _ in texts], dtype=I32),

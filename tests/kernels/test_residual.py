@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from sdengine.kernels.calibration import NUM_BINS
+from sdengine.kernels.calibration import CELLS
 from sdengine.kernels.program import make_pool, run_op
 from sdengine.kernels.token_tree import TokenTree
 from sdengine.kernels.tree_verify_reference import Residual, TargetRow, Verifier
@@ -163,7 +163,7 @@ def rejection_args(
     depth = rng.choice([1, 3, 6])
     rows = batch * (max_nodes + 1)
     ints = {"num_accepted": (batch,), "path": (batch, depth), "out_tokens": (batch, depth + 1)}
-    ints |= {"final_node": (batch,), "tried": (batch, NUM_BINS), "accepted": (batch, NUM_BINS)}
+    ints |= {"final_node": (batch,), "tried": (batch, *CELLS), "accepted": (batch, *CELLS)}
     args: dict[str, Any] = {n: torch.zeros(s, dtype=torch.int32) for n, s in ints.items()}
     return args | {
         "mode": "rejection",
@@ -240,7 +240,7 @@ def test_more_chosen_children_than_are_kept_in_mind() -> None:
         fill_token_tree(args["tree"], b, [0] * children, list(range(children)), [0.5] * children)
     args["tree"].proposal_rows.fill_(-1)
     assert_equals_reference(args)
-    assert args["tried"].sum(1).max() == 64
+    assert args["tried"].sum((1, 2)).max() == 64
 
 
 def test_children_that_are_no_prefix_of_the_proposal_are_refused() -> None:

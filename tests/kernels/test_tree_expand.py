@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sdengine.kernels.calibration import CELLS
 from sdengine.kernels.program import run_op
 from sdengine.kernels.row_batch import RowBatch
 from sdengine.kernels.token_tree import DraftTree
@@ -55,7 +56,7 @@ def random_world(seed: int) -> World:
     if r.random() < 0.3:
         world.depth_limits = [r.randint(0, 5) for _ in range(batch)]
     if r.random() < 0.3:
-        table = torch.rand(batch, 32, generator=torch.Generator().manual_seed(seed))
+        table = torch.rand(batch, *CELLS, generator=torch.Generator().manual_seed(seed))
         world.calibration = table if r.random() < 0.5 else table.sort().values
     return world
 
@@ -194,7 +195,7 @@ def test_a_slot_tree_does_not_look_at_the_drawn_tokens(is_calibrated: bool) -> N
     for seed in range(40):
         world = World(seed=seed, nodes=6, layers=3, k=3, rule="slot")
         if is_calibrated:
-            world.calibration = torch.rand(1, 32, generator=torch.Generator().manual_seed(seed))
+            world.calibration = torch.rand(1, *CELLS, generator=torch.Generator().manual_seed(seed))
         before = grow(world)
         last = max(
             range(1, int(before.tree.num_nodes[0]) + 1),
@@ -217,8 +218,8 @@ def test_a_calibrated_slot_is_worth_what_its_draw_can_be_expected_to_add() -> No
     """Two candidates of 0.75 and 0.25, of which the likelier is always accepted and the other never
     when both are left: the second slot is certain to be accepted if the first was the wrong one."""
     world = World(seed=0, nodes=2, layers=1, k=2, rule="slot")
-    table = torch.zeros(1, 32)
-    table[0, 16:] = 1.0  # estimates from a half on come true
+    table = torch.zeros(1, *CELLS)
+    table[:, :, 16:] = 1.0  # estimates from a half on come true
     world.calibration = table
     for probs, values in (([0.75, 0.25], [0.75]), ([0.25, 0.75], [0.75, 0.75])):
         world.tables[(0,)] = ([5, 6], torch.tensor(probs).numpy())
@@ -226,6 +227,20 @@ def test_a_calibrated_slot_is_worth_what_its_draw_can_be_expected_to_add() -> No
         count = int(tree.num_nodes[0])
         assert tree.values[0, 1 : count + 1].tolist() == pytest.approx(values)
         assert tree.reach[0, 1].item() == pytest.approx(float(probs[0] > 0.5))
+
+
+def test_later_draws_have_rates_of_their_own() -> None:
+    """Four equal candidates; what is left is accepted in half of the draws at first, then less."""
+    world = World(seed=0, nodes=3, layers=1, k=4, rule="slot")
+    table = torch.zeros(1, *CELLS)
+    for rank, rate in enumerate([0.5, 0.25, 0.125]):
+        table[0, rank] = rate
+    world.calibration = table
+    world.tables[(0,)] = ([5, 6, 7, 8], torch.full((4,), 0.25).numpy())
+    tree = grow(world).tree
+    chances = torch.tensor([1.0, 0.5, 0.5 * 0.75])
+    assert torch.equal(tree.values[0, 1:4], chances * torch.tensor([0.5, 0.25, 0.125]))
+    assert torch.equal(tree.reach[0, 1:4], tree.values[0, 1:4])
 
 
 def rank_path(tree: DraftTree, node: int) -> tuple[int, ...]:

@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from sdengine.kernels.calibration import NUM_BINS, bin_edges, calibrated, calibration_bin
+from sdengine.kernels.calibration import (
+    CELLS,
+    bin_edges,
+    calibrated,
+    calibration_bin,
+    calibration_class,
+)
 from sdengine.kernels.program import make_pool, run_op
 from sdengine.kernels.token_tree import TokenTree
 
@@ -32,8 +38,8 @@ def coupled_args(tree: TokenTree, target_tokens: torch.Tensor | None, depth: int
         "path": torch.full((batch, depth), -7, dtype=torch.int32),
         "out_tokens": torch.full((batch, depth + 1), -7, dtype=torch.int32),
         "final_node": torch.full((batch,), -7, dtype=torch.int32),
-        "tried": torch.zeros(batch, NUM_BINS, dtype=torch.int32),
-        "accepted": torch.zeros(batch, NUM_BINS, dtype=torch.int32),
+        "tried": torch.zeros(batch, *CELLS, dtype=torch.int32),
+        "accepted": torch.zeros(batch, *CELLS, dtype=torch.int32),
     }
 
 
@@ -54,9 +60,9 @@ def test_a_walk_follows_the_target_and_counts_the_children_it_saw() -> None:
     assert out["path"].tolist() == [[1, 3, -7]]
     assert out["out_tokens"].tolist() == [[10, 21, 33, -7]]
     assert (int(out["num_accepted"]), int(out["final_node"])) == (2, 3)
-    bins = calibration_bin(torch.tensor([0.9, 0.1, 0.5])).tolist()
-    assert [int(out["tried"][0, i]) for i in bins] == [2, 1, 1]
-    assert [int(out["accepted"][0, i]) for i in bins] == [1, 0, 1]
+    sure, low, half = calibration_bin(torch.tensor([0.9, 0.1, 0.5])).tolist()
+    assert out["tried"][0].nonzero().tolist() == [[0, low], [0, sure], [1, half], [1, sure]]
+    assert out["accepted"][0].nonzero().tolist() == [[0, sure], [1, half]]
 
 
 @pytest.mark.parametrize(
@@ -104,7 +110,7 @@ def test_random_trees_equal_the_reference(seed: int) -> None:
         coupled_args(tree, targets, depth=rng.choice([1, 4, 40])), workers=rng.choice([1, 2])
     )
     assert (out["accepted"] <= out["tried"]).all()
-    assert torch.equal(out["accepted"].sum(1), out["num_accepted"])
+    assert torch.equal(out["accepted"].sum((1, 2)), out["num_accepted"])
 
 
 def sampled_targets(args: dict[str, Any], rows: int) -> torch.Tensor:
@@ -188,6 +194,16 @@ def test_the_kernel_uses_the_same_bins() -> None:
     args = coupled_args(tree, torch.full((len(values) + 1,), 10**6, dtype=torch.int32), depth=1)
     run_both(args)
     assert int(args["tried"].sum()) == len(values)
+
+
+def test_ranks_fall_into_classes_in_order() -> None:
+    classes = [calibration_class(rank) for rank in range(14)]
+    assert classes == [0, 1, 2, 3, 4, 4, 5, 5, 6, 6, 6, 6, 7, 7]
+    tree = TokenTree.allocate(1, 14)
+    fill_token_tree(tree, 0, [0] * 14, list(range(14)), [0.5] * 14)
+    args = coupled_args(tree, torch.full((15,), 99, dtype=torch.int32), depth=1)
+    run_both(args)
+    assert args["tried"][0].sum(1).tolist() == [classes.count(c) for c in range(8)]
 
 
 def test_calibration_keeps_estimates_under_the_identity_and_their_order() -> None:

@@ -12,7 +12,7 @@ from math import fsum
 
 import numpy as np
 
-from sdengine.kernels.tree_expand_reference import calibrated_acceptance
+from sdengine.kernels.tree_expand_reference import calibrated_acceptance, rank_table
 from tests.kernels.tree_worlds import World
 
 F32 = np.float32
@@ -65,14 +65,15 @@ def slots_at(
         if not probs[j] > 0 or (by_slot and not left[j] > 1e-6):
             break
         estimate = min(F32(probs[j] / left[j]), F32(1)) if by_slot else probs[j]
-        accept = calibrated_acceptance(b, estimate, world.calibration)
+        table = rank_table(world.calibration, b, j)
+        accept = calibrated_acceptance(estimate, table)
         child_reach = F32((chance if by_slot else reach) * accept)
         key = F32(1) if "uniform" in world.rule else min(chance if by_slot else child_reach, bound)
-        if world.rule == "slot" and world.calibration is not None:
+        if world.rule == "slot" and table is not None:
             hope = F32(0)  # what a draw from the rest can expect, smallest rank last
             for p in reversed(probs[j:]):
                 share = min(F32(p / left[j]), F32(1))
-                hope = F32(hope + F32(share * calibrated_acceptance(b, share, world.calibration)))
+                hope = F32(hope + F32(share * calibrated_acceptance(share, table)))
             key = min(F32(chance * min(hope, F32(1))), bound)
         if not key > 0:
             break

@@ -19,14 +19,16 @@ using fuzz::Selection;
 // Everything that a walk writes, in one array.
 struct Verdict {
   Verdict(int32_t batch, int32_t depth)
-      : b(batch), d(depth), ints(static_cast<size_t>(batch) * (2 * depth + 3 + 2 * 32), 0) {}
+      : b(batch),
+        d(depth),
+        ints(static_cast<size_t>(batch) * (2 * depth + 3 + 2 * kCalibrationCells), 0) {}
   int32_t* accepted() const { return ints.get(); }
   int32_t* final_node() const { return accepted() + b; }
   WalkView walk() const {
     int32_t* path = final_node() + b;
     int32_t* out = path + int64_t{b} * d;
     int32_t* tried = out + int64_t{b} * (d + 1);
-    return {path, out, d, tried, tried + int64_t{b} * kCalibrationBins};
+    return {path, out, d, tried, tried + int64_t{b} * kCalibrationCells};
   }
   int32_t b, d;
   Exact<int32_t> ints;

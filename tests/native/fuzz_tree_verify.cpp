@@ -17,8 +17,8 @@ struct Walk {
       : depth(random.integer(0, layers + 1)),
         path(depth),
         out(depth + 1, -77),
-        tried(kCalibrationBins, 0),
-        accepted(kCalibrationBins, 0) {}
+        tried(kCalibrationCells, 0),
+        accepted(kCalibrationCells, 0) {}
 
   WalkView view() const { return {path.get(), out.get(), depth, tried.get(), accepted.get()}; }
 
@@ -29,8 +29,8 @@ struct Walk {
       require(tree.tokens[path[i]] == out[i], "tokens of the path");
     }
     require(end.final_node == (end.num_accepted ? path[end.num_accepted - 1] : 0), "final node");
-    for (int32_t bin = 0; bin < kCalibrationBins; ++bin) {
-      require(accepted[bin] >= 0 && accepted[bin] <= tried[bin], "counts");
+    for (int32_t cell = 0; cell < kCalibrationCells; ++cell) {
+      require(accepted[cell] >= 0 && accepted[cell] <= tried[cell], "counts");
     }
   }
 

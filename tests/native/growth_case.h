@@ -31,7 +31,7 @@ struct Growth {
         limits(batch, 0),
         stops(batch * size_t{2}, -1),
         gain(1, random.chance(0.8f) ? 0.0f : random.unit()),
-        calibration(batch * size_t{kCalibrationBins}, 0.0f),
+        calibration(batch * size_t{kCalibrationCells}, 0.0f),
         tables(batch * static_cast<size_t>(max_blocks), 0),
         tree(batch, nodes),
         rows(batch, batch * width, random.integer(1, 2)),

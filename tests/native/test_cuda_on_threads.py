@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from sdengine.errors import BackendUnavailable
-from sdengine.kernels.calibration import bin_centers
+from sdengine.kernels.calibration import identity_table
 from sdengine.kernels.cuda_library import CUDA_OPS, CudaLibrary
 from sdengine.kernels.program import run_op
 from sdengine.kernels.registry import get_op
@@ -160,7 +160,7 @@ def test_growing_and_selecting_with_every_option(
         levels=8,
         total=20,
         stops=(2,),
-        calibration=(bin_centers() ** 1.1).repeat(3, 1),
+        calibration=(identity_table() ** 1.1).repeat(3, 1, 1),
         prices=[0.01] * 40,
         window=2,
         num_seqs=2,

@@ -1,9 +1,11 @@
-// Calibrated acceptance: raw draft estimates in [0, 1] are sorted into 32 bins, acceptance is
-// counted per bin, and a table of 32 acceptance rates corrects later estimates.
+// Calibrated acceptance: raw draft estimates in [0, 1] are sorted into 32 bins, and a child's rank
+// among its siblings into 8 classes. Acceptance is counted per class and bin, and a table [8, 32]
+// of acceptance rates corrects later estimates.
 //
 // Bins are half octaves of the distance to the nearer end: bin 0 is [0, 1.5 * 2^-9), bins 1..15
 // reach 1/2, bins 16..31 mirror them up to 1. Found from the float's exponent bits, so every
-// machine agrees on them.
+// machine agrees on them. Classes are ranks 0, 1, 2, 3, 4-5, 6-7, 8-11, 12 and later: a draw that
+// comes after many rejected ones is accepted less often than its share of what is left says.
 #pragma once
 
 #include <cstdint>
@@ -14,6 +16,14 @@
 namespace sdengine {
 
 constexpr int kCalibrationBins = 32;
+constexpr int kCalibrationClasses = 8;
+constexpr int kCalibrationCells = kCalibrationClasses * kCalibrationBins;
+
+// Class of a child's rank among its siblings, 0 for the first.
+SDE_HD inline int calibration_class(int32_t rank) {
+  if (rank < 4) return rank < 0 ? 0 : rank;
+  return rank < 8 ? 2 + rank / 2 : (rank < 12 ? 6 : 7);
+}
 
 // Lower edge of the i-th half octave below 1/2: 0, 1.5 * 2^-9, 2^-8, 1.5 * 2^-8, ..., 1.5 * 2^-2,
 // and 1/2 for i = 16.

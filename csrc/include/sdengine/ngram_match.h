@@ -47,7 +47,7 @@ struct NgramMatchArgs {
   const int32_t* node_budgets;  // [B]
   const int32_t* depth_limits;  // [B]
   const int32_t* stop_tokens;   // [B, num_stop_tokens]
-  const float* calibration;     // [B, 32] or null
+  const float* calibration;     // [B, 8, 32] or null
   const int32_t* num_seqs;      // [1]
   int32_t num_stop_tokens;
   int32_t min_ngram;
@@ -187,7 +187,6 @@ SDE_HD inline int32_t build_trie(const NgramMatchArgs& args, int64_t b, const in
 SDE_HD inline int32_t rank_children(const NgramMatchArgs& args, int64_t b, const Workspace& space,
                                     int32_t parent, int32_t count) {
   const NgramRanked& above = space.ranked[parent];
-  const float* table = args.calibration ? args.calibration + b * kCalibrationBins : nullptr;
   const int32_t first = count;
   for (int32_t child = space.trie[above.trie].first_child; child >= 0;
        child = space.trie[child].next_sibling) {
@@ -203,6 +202,7 @@ SDE_HD inline int32_t rank_children(const NgramMatchArgs& args, int64_t b, const
   float bound = above.value;
   for (int32_t at = first; at < count; ++at) {
     const float estimate = space.trie[space.ranked[at].trie].weight / votes;
+    const float* table = expand::rank_table(args.calibration, b, at - first);
     const float value = expand::min_of(above.value * expand::acceptance_of(estimate, table), bound);
     space.ranked[at] = {
         space.ranked[at].trie, parent, above.depth + 1, at - first, value, estimate};

@@ -57,7 +57,7 @@ struct TreeExpandArgs {
   const int32_t* total_budget;  // [1]
   const int32_t* depth_limits;  // [B]
   const int32_t* stop_tokens;   // [B, num_stop_tokens], -1 where unused
-  const float* calibration;     // [B, 32] or null
+  const float* calibration;     // [B, 8, 32] or null
   const float* min_layer_gain;  // [1]
   const float* row_prices;      // [N], null: rows cost nothing
   int32_t num_prices;           // N
@@ -116,6 +116,12 @@ SDE_HD inline float entry_floor(DraftTreeView tree, int32_t budget) {
   return floor;
 }
 
+// The rates for children of a rank in a sequence's table; null without.
+SDE_HD inline const float* rank_table(const float* calibration, int64_t b, int32_t rank) {
+  if (calibration == nullptr) return nullptr;
+  return calibration + b * kCalibrationCells + calibration_class(rank) * kCalibrationBins;
+}
+
 // Calibrated acceptance in [0, 1]; without a table the estimate itself.
 SDE_HD inline float acceptance_of(float estimate, const float* table) {
   const float acceptance = table ? calibrated(estimate, table) : min_of(estimate, 1.0f);
@@ -141,7 +147,6 @@ SDE_HD inline int32_t propose_children(const TreeExpandArgs& args, int64_t b, Dr
                                        Candidate* out) {
   const int32_t base = row * args.num_candidates;
   const float* probs = args.candidate_probs + base;
-  const float* table = args.calibration ? args.calibration + b * kCalibrationBins : nullptr;
   const bool by_slot = is_slot_rule(args.rule);
   if (by_slot) {
     // What is left to draw, summed from the small end: 1 - (sum so far) would cancel.
@@ -157,6 +162,7 @@ SDE_HD inline int32_t propose_children(const TreeExpandArgs& args, int64_t b, Dr
   for (int32_t j = 0; j < limit; ++j) {
     if (args.candidate_tokens[base + j] < 0 || !(probs[j] > 0.0f)) return j;
     if (by_slot && !(out[j].estimate > kMinRemainingMass)) return j;
+    const float* table = rank_table(args.calibration, b, j);
     const float estimate = by_slot ? min_of(probs[j] / out[j].estimate, 1.0f) : probs[j];
     const float acceptance = acceptance_of(estimate, table);
     const float reach = (by_slot ? slot : parent_reach) * acceptance;

@@ -15,11 +15,12 @@ namespace sdengine {
 
 // What a walk writes for one sequence.
 struct WalkView {
-  int32_t* path;        // [D], accepted nodes from the top
-  int32_t* out_tokens;  // [D + 1], their tokens, then one more token
-  int32_t max_depth;    // D
-  int32_t* tried;       // [32], children tested, by calibration bin of their raw estimate; added to
-  int32_t* accepted;    // [32], those of them that were accepted; added to
+  int32_t* path;          // [D], accepted nodes from the top
+  int32_t* out_tokens;    // [D + 1], their tokens, then one more token
+  int32_t max_depth;      // D
+  int32_t* tried;         // [8, 32], children tested, by class of their rank and bin of their raw
+                          // estimate; added to
+  int32_t* accepted;      // [8, 32], those of them that were accepted; added to
   bool is_writer = true;  // false: walks along with the thread that writes
 };
 
@@ -50,7 +51,7 @@ struct TreeVerifyArgs {
   bool is_rejection;
   int32_t* num_accepted;  // [B]
   int32_t* final_node;    // [B]
-  WalkView walk;          // rows of all sequences: [B, D], [B, D + 1], [B, 32], [B, 32]
+  WalkView walk;          // rows of all sequences: [B, D], [B, D + 1], [B, 8, 32] twice
   uint64_t* scratch;      // on a GPU, with logits: B kTeamWords words
 };
 
@@ -63,26 +64,28 @@ constexpr int32_t kTeamWords = 2 * kMaxTeam * kTeamSlotWords + 1;
 // The walk of sequence b among those of all sequences.
 SDE_HD inline WalkView walk_of(const WalkView& all, int64_t b) {
   return {
-      all.path + b * all.max_depth,     all.out_tokens + b * (all.max_depth + 1), all.max_depth,
-      all.tried + b * kCalibrationBins, all.accepted + b * kCalibrationBins,      all.is_writer};
+      all.path + b * all.max_depth,      all.out_tokens + b * (all.max_depth + 1), all.max_depth,
+      all.tried + b * kCalibrationCells, all.accepted + b * kCalibrationCells,     all.is_writer};
 }
 
-SDE_HD inline void count_child(const TokenTreeView& tree, int32_t child, bool is_accepted,
-                               const WalkView& walk) {
+SDE_HD inline void count_child(const TokenTreeView& tree, int32_t child, int32_t rank,
+                               bool is_accepted, const WalkView& walk) {
   if (!walk.is_writer) return;
-  const int bin = calibration_bin(tree.estimates[child]);
-  walk.tried[bin] += 1;
-  walk.accepted[bin] += is_accepted ? 1 : 0;
+  const int cell =
+      calibration_class(rank) * kCalibrationBins + calibration_bin(tree.estimates[child]);
+  walk.tried[cell] += 1;
+  walk.accepted[cell] += is_accepted ? 1 : 0;
 }
 
 // Child of `node` that carries `token`, or -1; counts every child as tried.
 SDE_HD inline int32_t matching_child(const TokenTreeView& tree, int32_t node, int32_t token,
                                      const WalkView& walk) {
   int32_t match = -1;
+  int32_t rank = 0;
   for (int32_t child = tree.first_child[node]; child >= 0; child = tree.next_sibling[child]) {
     const bool is_match = match < 0 && tree.tokens[child] == token;
     if (is_match) match = child;
-    count_child(tree, child, is_match, walk);
+    count_child(tree, child, rank++, is_match, walk);
   }
   return match;
 }
@@ -162,8 +165,8 @@ SDE_HD inline int32_t accepted_child(const TokenTreeView& tree, int32_t node, co
     const int32_t i = residual->num_rejected;
     if (i >= law.count || law.tokens[i] != tree.tokens[child]) return kBroken;
     if (remaining_draft_mass(law, i) < kNegligibleMass) break;
-    const bool is_accepted = accepts_drawn(law, residual, uniform(coin, ordinal++));
-    count_child(tree, child, is_accepted, walk);
+    const bool is_accepted = accepts_drawn(law, residual, uniform(coin, ordinal));
+    count_child(tree, child, ordinal++, is_accepted, walk);
     if (is_accepted) return child;
     if (residual->is_collapsed) return kNone;
   }
@@ -172,8 +175,8 @@ SDE_HD inline int32_t accepted_child(const TokenTreeView& tree, int32_t node, co
     if (residual->num_struck == kMaxStruck) break;
     const double weight = chosen_weight(law, *residual, target, tree.tokens[child]);
     const bool is_accepted =
-        accepts_chosen(residual, tree.tokens[child], weight, uniform(coin, ordinal++));
-    count_child(tree, child, is_accepted, walk);
+        accepts_chosen(residual, tree.tokens[child], weight, uniform(coin, ordinal));
+    count_child(tree, child, ordinal++, is_accepted, walk);
     if (is_accepted) return child;
     if (residual->is_collapsed) return kNone;
   }
