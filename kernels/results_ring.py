@@ -13,6 +13,7 @@ Two entries are enough: a third replay under way would only make results older.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -55,9 +56,14 @@ class ResultsRing:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._events = [make_event(device) for _ in range(NUM_ENTRIES)]
         self._num_closed = self._num_read = 0
         self._is_open = False
+
+    @cached_property
+    def _events(self) -> list[Event]:
+        """One an entry; made with the first replay, because a device may be described without being
+        there."""
+        return [make_event(self._device) for _ in range(NUM_ENTRIES)]
 
     @property
     def num_under_way(self) -> int:
