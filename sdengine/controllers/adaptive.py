@@ -36,6 +36,7 @@ TRUST_GAINED, TRUST_LOST = 2.0, 0.8  # factors on the node limit: one step in fo
 LOSS_FLOOR, LOSS_SHARE = 1.0, 0.02  # plain steps that a trial may lose, plus so many per step of
 # the pause before it
 PROBE_STEPS, PROBE_EVERY = 2, 48  # plain steps while speculating, to keep the comparison fresh
+SETTLED_STEPS = 16  # plain steps after which decoding is as fast as if it had always been plain
 SPARE_LAYERS = 2  # recorded beyond the depth that was of use lately
 
 
@@ -75,6 +76,7 @@ class AdaptiveController:
         self._plain_left = FIRST_PLAIN_STEPS
         self._trusted_nodes = float(min(FIRST_NODES, max_nodes))
         self._trial_loss_s = 0.0
+        self._plain_run = 0  # plain steps since the last tree
 
     def plan(self, num_decoding: int) -> StepPlan:
         """Plain decoding during a pause, otherwise a tree priced at the current speed."""
@@ -104,6 +106,7 @@ class AdaptiveController:
         if plan.depth == 0:
             self._learn_plain(num_decoding, report)
             return
+        self._plain_run = 0
         if self._plain_left > 0:
             return
         self._learn(num_decoding, plan, report)
@@ -130,14 +133,17 @@ class AdaptiveController:
             self._steps_left = max(self._steps_left, TRIAL_STEPS)
             self._trial_loss_s = 0.0
         self._plain_left = max(self._plain_left - 1, 0)
-        if report.is_steady:
-            # Only ever a few samples: move far, but believe a faster step sooner than a slower one,
-            # which other processes can fake, and so does the first after a prompt: its weights have
-            # left the caches (a pair of 6M: 1.2 ms instead of 0.66, and trees seemed to pay).
-            old = self._plain_seconds(num_decoding) * num_decoding
-            seen = report.step_s
-            rate = 0.5 if seen < old else 0.15
-            self._plain_s[num_decoding] = old + rate * (min(seen, HICCUP * old) - old)
+        self._plain_run += 1
+        if not report.is_steady:
+            return
+        old, seen = self._plain_seconds(num_decoding) * num_decoding, report.step_s
+        # Steps after a prompt or after trees are slower than plain decoding is: their weights have
+        # left the caches (a pair of 6M: 1.2 and 0.7 instead of 0.5 ms, and trees seemed to pay).
+        if seen >= old and self._plain_run <= SETTLED_STEPS:
+            return
+        # Believe a faster step sooner than a slower one, which other processes can fake.
+        rate = 0.5 if seen < old else 0.15
+        self._plain_s[num_decoding] = old + rate * (min(seen, HICCUP * old) - old)
 
     def _token_seconds(self, num_decoding: int) -> float:
         """Seconds per committed token of the whole batch, at best what plain decoding takes."""
