@@ -10,9 +10,10 @@ and how many layers to record.
 Whether to speculate at all is decided here, by what both ways of decoding were seen to cost: the
 first steps are plain, and two of every fifty while speculating. (Costs measured before the first
 request are not good enough: with caches and cores warm from decoding, a plain step of the bundled
-pair took 180 us where the measurement had found 240.) While speculation does
-not pay it is tried again after 64, 128, ... 1024 plain steps. So that a pair that never pays costs
-little, trees begin with two nodes and grow with what is accepted of them, and a trial ends as soon
+pair took 180 us where the measurement had found 240. Between trees plain steps take longer than
+plain decoding does, so there only faster ones are believed.) While speculation does not pay it is
+tried again after 64, 128, ... 1024 plain steps. So that a pair that never pays costs little, trees
+begin with two nodes and grow with what is accepted of them, and a trial ends as soon
 as it has lost what a trial may lose.
 """
 
