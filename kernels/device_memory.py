@@ -86,6 +86,9 @@ class Memory(Protocol):
         """Waits for the first replay that was started and not read yet; `host` then shows what it
         left behind."""
 
+    def drain(self) -> None:
+        """Lands every replay under way, also one that was left half started."""
+
 
 class HostMemory:
     """Memory that host and kernels share."""
@@ -126,6 +129,8 @@ class HostMemory:
 
     def land(self) -> None:
         """Nothing to do: a replay is over when its start returns."""
+
+    drain = land
 
 
 class StagedMemory:
@@ -213,7 +218,6 @@ class StagedMemory:
         self._results.land(entry)
 
     def drain(self) -> None:
-        """Lands every replay under way, also one that was left half started."""
         while self._ring.num_under_way:
             self.land()
         self._ring.abandon()

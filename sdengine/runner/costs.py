@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from sdengine.core.cost_model import CostModel
+from sdengine.kernels.begin_step import ROOT_AND_NODES, ROOT_ONLY
 from sdengine.kernels.device_memory import StagedMemory
 from sdengine.kernels.program import Program, make_program, num_threads
 from sdengine.runner.batch_state import HostView
@@ -103,7 +104,7 @@ def _verify_trial(iteration: Iteration, host: HostView, num_rows: int) -> Trial:
     """From the trees to the commit, over a chain of `num_rows` rows."""
 
     def reset() -> None:
-        _reset(iteration, host, wants_logits=1 if num_rows > 1 else 2)
+        _reset(iteration, host, wants_logits=ROOT_AND_NODES if num_rows > 1 else ROOT_ONLY)
         _set_chain(iteration, num_rows - 1)
 
     describe = partial(iteration.describe_verify, has_trees=num_rows > 1)
@@ -119,7 +120,7 @@ def _draft_trial(iteration: Iteration, host: HostView, layers: int) -> Trial:
     workspace, view = iteration.workspace, iteration.workspace.memory.host
 
     def reset() -> None:
-        _reset(iteration, host, wants_logits=1)
+        _reset(iteration, host, wants_logits=ROOT_AND_NODES)
         host.node_budgets[0] = host.depth_limits[0] = layers
         view(workspace.total_budget)[0] = layers
         view(workspace.min_layer_gain)[0] = 0.0

@@ -177,8 +177,7 @@ class Runner:
 
     def drain(self) -> None:
         """Waits for whatever is under way; nobody needs its results."""
-        if isinstance(self._memory, StagedMemory):
-            self._memory.drain()
+        self._memory.drain()
 
     def record_logprobs(self, commit: Commit, num_tokens: int, codec: Any) -> None:
         """Adds the target's log-probabilities of the first `num_tokens` committed tokens."""
