@@ -22,7 +22,7 @@ from sdengine.server.generation import Generation
 from sdengine.server.metrics import Metrics
 from sdengine.server.playground import add_playground
 from sdengine.server.protocol import ChatRequest, CompletionRequest
-from sdengine.server.route import BodyRoute
+from sdengine.server.route import BodyApp, BodyRoute
 from sdengine.server.settings import ServerSettings
 from sdengine.server.streaming import answer
 
@@ -81,7 +81,7 @@ def create_app(
         settings: names and limits.
         plain_engine: the same model without speculation, for the page's comparison.
     """
-    app = FastAPI(
+    app = BodyApp(
         title="sdengine",
         version=__version__,
         summary="Completions in OpenAI's format.",

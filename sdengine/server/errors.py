@@ -11,7 +11,14 @@ from starlette.exceptions import HTTPException
 
 from sdengine import errors
 
-__all__ = ["ApiError", "api_error", "error_response", "install_handlers"]
+__all__ = [
+    "ApiError",
+    "api_error",
+    "as_response",
+    "error_response",
+    "install_handlers",
+    "surprise_response",
+]
 
 RETRY_AFTER_S = 1
 INTERNAL = "the server failed; its log says where"
@@ -79,20 +86,35 @@ def error_response(error: ApiError) -> JSONResponse:
     return JSONResponse(error.document, error.status, headers)
 
 
+def as_response(error: Exception) -> JSONResponse | None:
+    """The answer to an error that was expected; None to one that was not."""
+    if isinstance(error, (ApiError, errors.SdengineError)):
+        return error_response(api_error(error))
+    if isinstance(error, RequestValidationError):
+        return _invalid(error)
+    return None
+
+
+def surprise_response() -> JSONResponse:
+    """The answer to an error that nobody expected."""
+    return error_response(ApiError(500, INTERNAL, kind="server_error"))
+
+
 def install_handlers(app: FastAPI) -> None:
     """Makes every error of an app one of this form."""
-    app.add_exception_handler(ApiError, _answer)
-    app.add_exception_handler(errors.SdengineError, _answer)
-    app.add_exception_handler(RequestValidationError, _answer_invalid)
+    for kind in (ApiError, errors.SdengineError, RequestValidationError):
+        app.add_exception_handler(kind, _answer)
     app.add_exception_handler(HTTPException, _answer_http)
     app.add_exception_handler(Exception, _answer_surprise)
 
 
 async def _answer(request: Request, error: Any) -> JSONResponse:
-    return error_response(api_error(error))
+    answer = as_response(error)
+    assert answer is not None, "a handler gets the errors it was installed for"
+    return answer
 
 
-async def _answer_invalid(request: Request, error: Any) -> JSONResponse:
+def _invalid(error: RequestValidationError) -> JSONResponse:
     """The first thing that is wrong with a body."""
     first = error.errors()[0]
     path = [str(part) for part in first["loc"] if part != "body"]
@@ -124,4 +146,4 @@ async def _answer_http(request: Request, error: Any) -> JSONResponse:
 
 
 async def _answer_surprise(request: Request, error: Any) -> JSONResponse:
-    return error_response(ApiError(500, INTERNAL, kind="server_error"))
+    return surprise_response()

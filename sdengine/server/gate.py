@@ -11,16 +11,12 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-import anyio
-
+from sdengine.server.deadline import Deadline
 from sdengine.server.errors import ApiError, error_response
 from sdengine.server.metrics import Metrics
 from sdengine.server.settings import ServerSettings, is_loopback
 
-__all__ = ["DIRECT_SEND", "Gate", "Receive", "Scope", "Send"]
-
-DIRECT_SEND = "sdengine.send"
-"""Key of a scope: the server's own `send`, for the parts of a body that has begun."""
+__all__ = ["Gate", "Receive", "Scope", "Send"]
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -41,7 +37,7 @@ GRACE_S = 30.0
 
 
 class Gate:
-    """Middleware around an app.
+    """The outermost layer of the application.
 
     Args:
         app: what lies behind.
@@ -64,7 +60,6 @@ class Gate:
             await self._app(scope, receive, send)
             return
         answer = Answer(send)
-        scope[DIRECT_SEND] = send
         client = ""
         try:
             client = self._admit(scope)
@@ -83,7 +78,7 @@ class Gate:
             body = await self._body(scope, receive)
             receive = Replay(body, receive).receive
         try:
-            with anyio.fail_after(self._longest_s):
+            with Deadline(self._longest_s):
                 await self._app(scope, receive, answer.send)
         except TimeoutError:
             if answer.status is None:
@@ -139,7 +134,7 @@ class Gate:
         if length.isdecimal() and int(length) > limit:
             raise _too_large(limit)
         try:
-            with anyio.fail_after(self._settings.body_timeout_s):
+            with Deadline(self._settings.body_timeout_s):
                 return await _read(receive, limit)
         except TimeoutError:
             raise ApiError(

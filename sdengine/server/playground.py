@@ -12,9 +12,8 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 
 from sdengine.async_engine import AsyncEngine, RequestStream
 from sdengine.core.outputs import RequestOutput, StepTree
-from sdengine.errors import SdengineError
 from sdengine.model.tokenizer import Tokenizer
-from sdengine.server.errors import ApiError, api_error
+from sdengine.server.errors import ApiError
 from sdengine.server.protocol import PlaygroundRequest
 from sdengine.server.settings import ServerSettings
 from sdengine.server.streaming import EventStream, event
@@ -101,23 +100,20 @@ async def _events(engine: AsyncEngine, stream: RequestStream) -> AsyncGenerator[
     assert tokenizer is not None, "the prompt was text"
     detokenizer = tokenizer.detokenizer(skip_special_tokens=True, continues_text=True)
     num_told = 0
-    try:
-        async with stream:
-            async for output in stream:
-                completion = output.outputs[0]
-                pieces = [
-                    {"text": detokenizer.push([token]), "draft": is_draft}
-                    for token, is_draft in zip(
-                        completion.token_ids[num_told:], completion.from_draft[num_told:]
-                    )
-                ]
-                num_told = len(completion.token_ids)
-                if output.finished:
-                    pieces.append({"text": detokenizer.finish(), "draft": False})
-                tree = _tree_document(stream.step_tree, tokenizer)
-                yield event({"pieces": pieces, "tree": tree, "end": _end_document(output)})
-    except SdengineError as error:
-        yield event(api_error(error).document)
+    async with stream:
+        async for output in stream:
+            completion = output.outputs[0]
+            pieces = [
+                {"text": detokenizer.push([token]), "draft": is_draft}
+                for token, is_draft in zip(
+                    completion.token_ids[num_told:], completion.from_draft[num_told:]
+                )
+            ]
+            num_told = len(completion.token_ids)
+            if output.finished:
+                pieces.append({"text": detokenizer.finish(), "draft": False})
+            tree = _tree_document(stream.step_tree, tokenizer)
+            yield event({"pieces": pieces, "tree": tree, "end": _end_document(output)})
 
 
 def _tree_document(tree: StepTree | None, tokenizer: Tokenizer) -> dict[str, Any] | None:

@@ -29,6 +29,9 @@ SWITCH_INTERVAL_S = 0.0005
 Python's 5 ms either would make the other wait for several steps."""
 KEEP_ALIVE_S = 30
 BACKLOG = 512
+NEW_OBJECTS_PER_COLLECTION = 20_000
+"""A request's objects end with their last reference; with Python's 700 the search for cycles took a
+twentieth of the event loop's time."""
 LAST_WORDS_S = 5.0
 """For the last events of requests that a drain ended."""
 
@@ -134,6 +137,7 @@ def serve(
     server = DrainingServer(app, engines, settings, lambda: _announce(settings, bound))
     gc.collect()
     gc.freeze()  # torch and the model are no garbage: collections need not walk through them
+    gc.set_threshold(NEW_OBJECTS_PER_COLLECTION)
     run_in_loop(server.serve([bound]))
 
 

@@ -14,16 +14,17 @@ from fastapi.responses import JSONResponse, Response
 from sdengine.errors import SdengineError
 from sdengine.server.errors import api_error
 from sdengine.server.forms import Form
-from sdengine.server.gate import DIRECT_SEND, Receive, Scope, Send
+from sdengine.server.gate import Receive, Scope, Send
 from sdengine.server.generation import Delta, Generation
 
 __all__ = ["EventStream", "answer", "event"]
 
 DONE = b"data: [DONE]\n\n"
 COMMENT = b": waiting\n\n"
-SILENCE_S = 5.0
+SILENCE_S = 2.0
 """After so long without an event (a queue, a long prompt) a comment is sent, which clients skip: no
-proxy thinks that the stream is dead, and a client that is gone is found out."""
+proxy or client thinks that the stream is dead (some wait 5 s), and a client that is gone is found
+out."""
 # Proxies must neither keep nor collect what is meant to be read as it comes.
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 CLIENT_CLOSED_REQUEST = 499
@@ -52,10 +53,8 @@ async def answer(
 
 
 class EventStream(Response):
-    """Events as a response.
-
-    They are handed to the HTTP server itself: Starlette's StreamingResponse and the layers of the
-    application took more time for an event than everything else together.
+    """Events as a response. It begins with the first of them: until then an error has a status of
+    its own, and head and event travel together.
 
     Args:
         events: encoded; each item is one write.
@@ -71,32 +70,45 @@ class EventStream(Response):
         del self.headers["content-length"]
         self._events = events
         self._close = close
-        self._write: Send
+        self._send: Send
+        self._has_begun = False
         self._is_waiting = True
         self._has_spoken = False
         self._timer: asyncio.TimerHandle
-        self._comment: asyncio.Future[None]
+        self._comment: asyncio.Future[None] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends the events until they end or the client leaves."""
-        await send(
-            {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-        )  # through all layers, which have to know that an answer has begun
-        self._write = scope.get(DIRECT_SEND, send)
+        """Sends the events until they end or the client leaves.
+
+        Raises:
+            SdengineError: of the events, before the first of them; later it is the last event.
+        """
+        self._send = send
         watch = asyncio.ensure_future(self._watch(receive))
         self._break_silence_later()
         try:
             async for part in self._events:
-                await self._send(part)
+                if self._comment is not None:
+                    await self._comment  # nothing overtakes it
+                await self._write(part)
+        except SdengineError as error:
+            if not self._has_begun:
+                raise
+            await self._write(event(api_error(error).document))  # the status has been sent
         finally:
             self._timer.cancel()
             watch.cancel()
             await self._events.aclose()
-        await self._write({"type": "http.response.body", "body": b"", "more_body": False})
+        await self._write(b"", more_body=False)
 
-    async def _send(self, part: bytes) -> None:
+    async def _write(self, part: bytes, more_body: bool = True) -> None:
         self._is_waiting = False
-        await self._write({"type": "http.response.body", "body": part, "more_body": True})
+        if not self._has_begun:
+            self._has_begun = True
+            await self._send(
+                {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+            )
+        await self._send({"type": "http.response.body", "body": part, "more_body": more_body})
         self._is_waiting = self._has_spoken = True
 
     async def _watch(self, receive: Receive) -> None:
@@ -108,7 +120,7 @@ class EventStream(Response):
 
     def _break_silence(self) -> None:
         if self._is_waiting and not self._has_spoken:
-            self._comment = asyncio.ensure_future(self._send(COMMENT))
+            self._comment = asyncio.ensure_future(self._write(COMMENT))
         self._has_spoken = False
         self._break_silence_later()
 
@@ -165,8 +177,6 @@ async def _events(
             if part := chunks.encode(delta):
                 yield part
         yield (event(form.counts(generation.usage.document)) if has_usage else b"") + DONE
-    except SdengineError as error:  # the status has been sent: the error is the last event
-        yield event(api_error(error).document)
     finally:
         await deltas.aclose()
 

@@ -203,13 +203,26 @@ def test_a_request_that_takes_too_long_is_answered() -> None:
     with running(engine, request_timeout_s=0.2, body_timeout_s=0.2) as handle:
         url = f"{handle.url}/v1/completions"
         assert error_of(httpx.post(url, json=body), 504)["code"] == "timeout"
-        with httpx.stream("POST", url, json={**body, "stream": True}) as response:
-            assert response.status_code == 200
-            assert '"code":"timeout"' in "".join(response.iter_text())
+        assert error_of(httpx.post(url, json={**body, "stream": True}), 504)["code"] == "timeout"
         with handle.connect() as half:
             head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n"
             half.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n{")
             assert half.recv(4096).startswith(b"HTTP/1.1 408")
+        engine.step = step  # type: ignore[method-assign]
+
+
+def test_a_stream_that_has_begun_ends_with_its_error() -> None:
+    body = {"model": MODEL, "prompt": "x", "max_tokens": 200, "ignore_eos": True, "stream": True}
+    engine = tiny_engine()
+    step, steps = engine.step, iter(range(3))
+    engine.step = lambda: [] if next(steps, None) is None else step()  # type: ignore[method-assign]
+    with running(engine, request_timeout_s=1.0) as handle:
+        url = f"{handle.url}/v1/completions"
+        with httpx.stream("POST", url, json=body) as response:
+            assert response.status_code == 200
+            *texts, last = [line for line in response.iter_lines() if line.startswith("data:")]
+        assert texts
+        assert '"code":"timeout"' in last
         engine.step = step  # type: ignore[method-assign]
 
 
