@@ -248,10 +248,11 @@ def require_finite(output: RequestOutput) -> None:
     Raises:
         SdengineError: it did.
     """
-    if any(completion.stop_reason == NOT_FINITE for completion in output.outputs):
-        raise SdengineError.from_parts(
-            "finite logits", NOT_FINITE, "check the checkpoint's weights for NaN and infinity"
-        )
+    for completion in output.outputs:
+        if completion.stop_reason == NOT_FINITE:
+            raise SdengineError.from_parts(
+                "finite logits", NOT_FINITE, "check the checkpoint's weights for NaN and infinity"
+            )
 
 
 __all__ = ["Engine", "Request", "require_finite"]

@@ -122,21 +122,52 @@ class AsyncEngine:
         """
         text = prompt if isinstance(prompt, str) else None
         token_ids = await self.encode(prompt) if isinstance(prompt, str) else prompt
-        if request_id is None:
-            request_id = f"async-{next(self._ids)}"
-        outbox = self._current_outbox()
-        stream = RequestStream(
-            request_id, text, token_ids, params, outbox, self._cancel, wants_trees
-        )
-        if timeout_s is not None:
-            stream.expire_after(timeout_s)
-        self._thread.submit(stream, may_wait)
+        stream = self._open(token_ids, params, request_id, text, wants_trees)
+        admission = stream.expect_admission()
+        self._queue(stream, may_wait, timeout_s)
         try:
-            await stream.admission
+            await admission
         except BaseException:
             await stream.aclose()
             raise
         return stream
+
+    def enqueue(
+        self,
+        token_ids: SequenceOf[int],
+        params: SamplingParams | None = None,
+        *,
+        request_id: str | None = None,
+        may_wait: bool = True,
+        timeout_s: float | None = None,
+    ) -> RequestStream:
+        """Queues a request without waiting for the engine's word: the stream gives it, with its
+        first output or by raising what `submit` raises.
+
+        Args:
+            token_ids, params, request_id, may_wait, timeout_s: as `submit`.
+        """
+        stream = self._open(token_ids, params, request_id)
+        self._queue(stream, may_wait, timeout_s)
+        return stream
+
+    def _open(
+        self,
+        token_ids: SequenceOf[int],
+        params: SamplingParams | None,
+        request_id: str | None,
+        text: str | None = None,
+        wants_trees: bool = False,
+    ) -> RequestStream:
+        if request_id is None:
+            request_id = f"async-{next(self._ids)}"
+        outbox = self._current_outbox()
+        return RequestStream(request_id, text, token_ids, params, outbox, self._cancel, wants_trees)
+
+    def _queue(self, stream: RequestStream, may_wait: bool, timeout_s: float | None) -> None:
+        if timeout_s is not None:
+            stream.expire_after(timeout_s)
+        self._thread.submit(stream, may_wait)
 
     async def generate(
         self,

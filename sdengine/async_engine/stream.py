@@ -64,7 +64,7 @@ class RequestStream:
         self.request_id = request_id
         self.outbox = outbox
         self.loop = outbox.loop
-        self.admission: asyncio.Future[None] = self.loop.create_future()
+        self.admission: asyncio.Future[None] | None = None
         self.step_tree: StepTree | None = None
         self.is_silent = True  # whether the engine has made no output yet
         self.wants_trees = wants_trees
@@ -88,6 +88,7 @@ class RequestStream:
             EngineFailed: the engine broke down.
             EngineStopped: it was shut down before the request was finished.
             RequestTimeout: the request's time is over.
+            RequestError, EngineBusy: it was refused, after `AsyncEngine.enqueue`.
             SdengineError: the model produced logits that are not finite.
         """
         while not self._outputs:
@@ -130,9 +131,14 @@ class RequestStream:
             self._finish()
         self._wake()
 
+    def expect_admission(self) -> asyncio.Future[None]:
+        """To be awaited until the request is in the engine; asked for before it is queued."""
+        self.admission = self.loop.create_future()
+        return self.admission
+
     def admit(self) -> None:
         """Notes that the request is in the engine; called in the stream's event loop."""
-        if not self.admission.done():
+        if self.admission is not None and not self.admission.done():
             self.admission.set_result(None)
 
     def end(self, error: BaseException | None) -> None:
@@ -142,7 +148,7 @@ class RequestStream:
         self._error = error
         self._finish()
         self._cancel(self)
-        if error is not None and not self.admission.done():
+        if error is not None and self.admission is not None and not self.admission.done():
             self.admission.set_exception(error)
         self._wake()
 

@@ -188,7 +188,8 @@ class EngineThread:
             self._tell(stream, stream.end, error)
             return
         self.streams[stream.request_id] = stream
-        self._tell(stream, stream.admit)
+        if stream.admission is not None:
+            self._tell(stream, stream.admit)
 
     def _remove(self, stream: RequestStream) -> None:
         if stream in self.line:

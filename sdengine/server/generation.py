@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from time import perf_counter
+from typing import NamedTuple
 
 from sdengine.async_engine import AsyncEngine, RequestStream
 from sdengine.core.outputs import CompletionOutput, Logprob, RequestOutput
@@ -19,8 +19,7 @@ from sdengine.server.settings import ServerSettings
 __all__ = ["Delta", "Generation", "Usage"]
 
 
-@dataclass(frozen=True, slots=True)
-class Delta:
+class Delta(NamedTuple):
     """What is new of one choice.
 
     Args:
@@ -83,7 +82,8 @@ class Generation:
         self._is_closed = False
 
     async def begin(self, prompts: Sequence[str | Sequence[int]], field: str = "prompt") -> None:
-        """Submits the prompts; nothing of them stays behind when one is refused.
+        """Queues the prompts. What the engine refuses is raised by `deltas`, and nothing of the
+        other prompts stays behind.
 
         Args:
             prompts: texts or token ids.
@@ -91,29 +91,29 @@ class Generation:
 
         Raises:
             ApiError: more completions or tokens than the server allows.
-            SdengineError: as `AsyncEngine.submit`.
+            RequestError: as `AsyncEngine.encode`.
         """
         self._check_counts(len(prompts))
-        async with AsyncExitStack() as stack:
-            for prompt in prompts:
-                ids = await self._engine.encode(prompt) if isinstance(prompt, str) else prompt
-                self._check_prompt(len(ids), field)
-                stream = await self._engine.submit(
-                    ids,
-                    self._params,
-                    may_wait=False,
-                    timeout_s=self._settings.request_timeout_s,
+        token_ids = [
+            await self._engine.encode(prompt) if isinstance(prompt, str) else prompt
+            for prompt in prompts
+        ]
+        for ids in token_ids:
+            self._check_prompt(len(ids), field)
+        for ids in token_ids:
+            self._streams.append(
+                self._engine.enqueue(
+                    ids, self._params, may_wait=False, timeout_s=self._settings.request_timeout_s
                 )
-                self._streams.append(await stack.enter_async_context(stream))
-                self.usage.prompt_tokens += len(ids)
-            stack.pop_all()
+            )
+            self.usage.prompt_tokens += len(ids)
         self._metrics.prompt_tokens += self.usage.prompt_tokens
 
     async def deltas(self) -> AsyncGenerator[Delta, None]:
         """Everything the choices say, as it comes; leaving cancels what is unfinished.
 
         Raises:
-            SdengineError: as `RequestStream`.
+            SdengineError: as `AsyncEngine.submit` and `RequestStream`.
         """
         try:
             if len(self._streams) == 1:
@@ -135,7 +135,9 @@ class Generation:
 
     def _delta(self, first_choice: int, completion: CompletionOutput) -> Delta:
         choice = first_choice + completion.index
-        progress = self._progress.setdefault(choice, Progress())
+        progress = self._progress.get(choice)
+        if progress is None:
+            progress = self._progress[choice] = Progress()
         delta = progress.take(choice, completion, self._params)
         num_tokens = len(delta.token_ids)
         self.usage.completion_tokens += num_tokens

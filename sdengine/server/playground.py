@@ -64,7 +64,7 @@ def add_playground(
         if chosen is None:
             raise ApiError(400, "is_plain: expected a server started with --compare, got another")
         stream = await _submit(chosen, body, settings)
-        return EventStream(_events(chosen, stream), stream.aclose)
+        return EventStream(_documents(chosen, stream), event, stream.aclose)
 
 
 def _serve_file(name: str, kind: str) -> Any:
@@ -95,7 +95,9 @@ async def _submit(
     )
 
 
-async def _events(engine: AsyncEngine, stream: RequestStream) -> AsyncGenerator[bytes, None]:
+async def _documents(
+    engine: AsyncEngine, stream: RequestStream
+) -> AsyncGenerator[dict[str, Any], None]:
     tokenizer = engine.engine.tokenizer
     assert tokenizer is not None, "the prompt was text"
     detokenizer = tokenizer.detokenizer(skip_special_tokens=True, continues_text=True)
@@ -113,7 +115,7 @@ async def _events(engine: AsyncEngine, stream: RequestStream) -> AsyncGenerator[
             if output.finished:
                 pieces.append({"text": detokenizer.finish(), "draft": False})
             tree = _tree_document(stream.step_tree, tokenizer)
-            yield event({"pieces": pieces, "tree": tree, "end": _end_document(output)})
+            yield {"pieces": pieces, "tree": tree, "end": _end_document(output)}
 
 
 def _tree_document(tree: StepTree | None, tokenizer: Tokenizer) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from json.encoder import encode_basestring
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
@@ -31,6 +31,8 @@ CLIENT_CLOSED_REQUEST = 499
 ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 MARK = "\0text\0"
 
+Item = TypeVar("Item")
+
 
 async def answer(
     request: Request, generation: Generation, form: Form, is_streamed: bool, has_usage: bool
@@ -45,31 +47,44 @@ async def answer(
         has_usage: whether a stream ends with counts.
     """
     if is_streamed:
-        return EventStream(_events(generation, form, has_usage), generation.aclose)
+        chunks = Chunks(form)
+
+        def end() -> bytes:
+            return chunks.end(generation.usage.document if has_usage else None)
+
+        return EventStream(generation.deltas(), chunks.encode, generation.aclose, end)
     deltas = await _until_disconnect(request, _collected(generation))
     if deltas is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     return JSONResponse(form.document(deltas, generation.usage.document))
 
 
-class EventStream(Response):
+class EventStream(Response, Generic[Item]):
     """Events as a response. It begins with the first of them: until then an error has a status of
     its own, and head and event travel together.
 
     Args:
-        events: encoded; each item is one write.
-        close: ends the events; called when the client leaves.
+        items: what the events tell.
+        encode: the events of an item, for one write; empty for none.
+        close: ends the items; called when the client leaves.
+        end: the last events.
     """
 
     media_type = "text/event-stream"
 
     def __init__(
-        self, events: AsyncGenerator[bytes, None], close: Callable[[], Awaitable[None]]
+        self,
+        items: AsyncGenerator[Item, None],
+        encode: Callable[[Item], bytes],
+        close: Callable[[], Awaitable[None]],
+        end: Callable[[], bytes] = bytes,
     ) -> None:
         super().__init__(headers=STREAM_HEADERS)
         del self.headers["content-length"]
-        self._events = events
+        self._items = items
+        self._encode = encode
         self._close = close
+        self._end = end
         self._send: Send
         self._has_begun = False
         self._is_waiting = True
@@ -87,9 +102,10 @@ class EventStream(Response):
         watch = asyncio.ensure_future(self._watch(receive))
         self._break_silence_later()
         try:
-            async for part in self._events:
-                if self._comment is not None:
-                    await self._comment  # nothing overtakes it
+            async for item in self._items:
+                if part := self._encode(item):
+                    await self._write(part)
+            if part := self._end():
                 await self._write(part)
         except SdengineError as error:
             if not self._has_begun:
@@ -98,11 +114,13 @@ class EventStream(Response):
         finally:
             self._timer.cancel()
             watch.cancel()
-            await self._events.aclose()
+            await self._items.aclose()
         await self._write(b"", more_body=False)
 
     async def _write(self, part: bytes, more_body: bool = True) -> None:
         self._is_waiting = False
+        if self._comment is not None and self._comment is not asyncio.current_task():
+            await self._comment  # nothing overtakes it
         if not self._has_begun:
             self._has_begun = True
             await self._send(
@@ -159,26 +177,16 @@ class Chunks:
         before, after = self._frames[delta.choice]
         return opening + _encoded(before + encode_basestring(delta.text) + after)
 
+    def end(self, usage: dict[str, int] | None) -> bytes:
+        """The last events: counts, if they were asked for, and the mark of the end."""
+        return (b"" if usage is None else event(self._form.counts(usage))) + DONE
+
     def _open(self, choice: int) -> bytes:
         usual = event(self._form.chunk(Delta(choice, MARK, (), None, None))).decode()
         before, _, after = usual.rpartition(encode_basestring(MARK))
         self._frames[choice] = before, after
         opening = self._form.opening(choice)
         return b"" if opening is None else event(opening)
-
-
-async def _events(
-    generation: Generation, form: Form, has_usage: bool
-) -> AsyncGenerator[bytes, None]:
-    chunks = Chunks(form)
-    deltas = generation.deltas()
-    try:
-        async for delta in deltas:
-            if part := chunks.encode(delta):
-                yield part
-        yield (event(form.counts(generation.usage.document)) if has_usage else b"") + DONE
-    finally:
-        await deltas.aclose()
 
 
 async def _collected(generation: Generation) -> list[Delta]:
