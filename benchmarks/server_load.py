@@ -93,7 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("--clients", 64, "requests at once"),
         ("--seconds", 30.0, "of mixed load"),
         ("--cases", 96, "different requests"),
-        ("--max-tokens", 48, "per request"),
+        ("--max-tokens", 128, "per request"),
         ("--max-num-seqs", 16, "sequences at once, in the server and offline"),
         ("--num-threads", 0, "CPU threads of the engine, in the server and offline; 0: all cores"),
         ("--repeats", 3, "of the comparison with the offline engine"),

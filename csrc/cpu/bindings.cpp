@@ -21,6 +21,7 @@ PYBIND11_MODULE(_cpu, module) {
   py::class_<ThreadPool>(module, "ThreadPool")
       .def(py::init<int>(), py::arg("num_threads"))
       .def_property_readonly("num_threads", &ThreadPool::num_threads)
+      .def_property_readonly("num_active", &ThreadPool::num_active)
       .def("prepare", &ThreadPool::prepare, py::arg("max_wait_us"));
 
   py::class_<Program>(module, "Program")

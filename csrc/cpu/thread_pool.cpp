@@ -24,7 +24,17 @@ inline void pause() {
 #endif
 }
 
+// A wait of this length is no uneven share of a layer: a scheduler's time slice is some 3 ms.
+constexpr int64_t kLostWaitNs = 500'000;
+
+constexpr int kCountBits = 16;  // of a ticket
+
 using Clock = std::chrono::steady_clock;
+
+int64_t now_ns() {
+  const auto now = Clock::now().time_since_epoch();
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(now).count();
+}
 
 }  // namespace
 
@@ -32,24 +42,34 @@ void Worker::barrier() const {
   if (count > 1) gate->wait();
 }
 
+void Barrier::open(int count) {
+  count_ = count;
+  waiting_.store(count, std::memory_order_relaxed);
+  lost_ns_.store(0, std::memory_order_relaxed);
+}
+
 void Barrier::wait() {
   const uint32_t generation = generation_.load(std::memory_order_acquire);
-  if (waiting_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+  const int num_missing = waiting_.fetch_sub(1, std::memory_order_acq_rel);
+  if (num_missing == 1) {
     waiting_.store(count_, std::memory_order_relaxed);
     generation_.store(generation + 1, std::memory_order_release);
     return;
   }
-  int spins = 0;
-  while (generation_.load(std::memory_order_acquire) == generation) {
-    if (++spins < kSpinsBeforeYield) {
-      pause();
-    } else {
-      std::this_thread::yield();
-    }
+  const auto has_opened = [&] { return generation_.load(std::memory_order_acquire) != generation; };
+  for (int spins = 0; spins < kSpinsBeforeYield; ++spins) {
+    if (has_opened()) return;
+    pause();
   }
+  const int64_t start = now_ns();
+  while (!has_opened()) std::this_thread::yield();
+  if (num_missing != count_) return;  // not the first one here
+  const int64_t waited = now_ns() - start;
+  if (waited > kLostWaitNs) lost_ns_.fetch_add(waited, std::memory_order_relaxed);
 }
 
-ThreadPool::ThreadPool(int num_threads) : num_threads_(num_threads), barrier_(num_threads) {
+ThreadPool::ThreadPool(int num_threads)
+    : num_threads_(num_threads), worker_count_(num_threads), num_active_(num_threads) {
   if (num_threads < 1) throw std::invalid_argument("ThreadPool: num_threads must be at least 1");
   threads_.reserve(num_threads - 1);
   for (int i = 1; i < num_threads; ++i) threads_.emplace_back([this, i] { worker_main(i); });
@@ -66,16 +86,32 @@ ThreadPool::~ThreadPool() {
 
 void ThreadPool::run(const std::function<void(Worker&)>& body) {
   std::lock_guard<std::mutex> guard(run_mutex_);
-  Worker self{0, num_threads_, &barrier_};
-  if (num_threads_ == 1) {
+  const int64_t start = now_ns();
+  const int count = worker_count_.next(start);
+  run_with(count, body);
+  const int64_t end = now_ns();
+  worker_count_.observe(end - start, barrier_.lost_ns(), end);
+  num_active_.store(count, std::memory_order_relaxed);
+}
+
+void ThreadPool::run_on_all(const std::function<void(Worker&)>& body) {
+  std::lock_guard<std::mutex> guard(run_mutex_);
+  run_with(num_threads_, body);
+}
+
+void ThreadPool::run_with(int count, const std::function<void(Worker&)>& body) {
+  Worker self{0, count, &barrier_};
+  if (count == 1) {
     body(self);
     return;
   }
-  active_.store(num_threads_ - 1, std::memory_order_relaxed);
+  active_.store(count - 1, std::memory_order_relaxed);
   {
     std::lock_guard<std::mutex> lock(sleep_mutex_);
+    barrier_.open(count);
     body_ = &body;
-    ticket_.fetch_add(1, std::memory_order_release);
+    const uint64_t number = ticket_.load(std::memory_order_relaxed) >> kCountBits;
+    ticket_.store((number + 1) << kCountBits | count, std::memory_order_release);
   }
   wake_.notify_all();
   body(self);
@@ -90,7 +126,7 @@ void ThreadPool::run(const std::function<void(Worker&)>& body) {
 }
 
 void ThreadPool::prepare(int max_wait_us) {
-  if (num_threads_ == 1) return;
+  if (num_active_.load(std::memory_order_relaxed) == 1) return;
   {
     std::lock_guard<std::mutex> lock(sleep_mutex_);
     prepare_us_.store(max_wait_us, std::memory_order_relaxed);
@@ -100,8 +136,7 @@ void ThreadPool::prepare(int max_wait_us) {
 }
 
 void ThreadPool::worker_main(int index) {
-  Worker self{index, num_threads_, &barrier_};
-  uint32_t seen = 0;
+  uint64_t seen = 0;
   uint32_t seen_prepare = 0;
   int spin_us = kShortestSpinUs;
   for (;;) {
@@ -120,7 +155,10 @@ void ThreadPool::worker_main(int index) {
       continue;
     }
     seen = ticket_.load(std::memory_order_acquire);
+    const int count = static_cast<int>(seen & ((1 << kCountBits) - 1));
+    if (index >= count) continue;
     const auto start = Clock::now();
+    Worker self{index, count, &barrier_};
     (*body_)(self);
     active_.fetch_sub(1, std::memory_order_acq_rel);
     const auto took_us =

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "cpu/worker.h"
+#include "cpu/worker_count.h"
 
 namespace sdengine {
 
@@ -21,12 +22,18 @@ namespace sdengine {
 // progress.
 class Barrier {
  public:
-  explicit Barrier(int count) : count_(count), waiting_(count) {}
+  // For a run of so many workers; nobody may be waiting.
+  void open(int count);
   void wait();
 
+  // Nanoseconds, since `open`, that the first worker at a barrier waited for the last one; only
+  // waits that are too long for an uneven share of the work.
+  int64_t lost_ns() const { return lost_ns_.load(std::memory_order_relaxed); }
+
  private:
-  const int count_;
-  alignas(64) std::atomic<int> waiting_;
+  int count_ = 0;
+  std::atomic<int64_t> lost_ns_{0};
+  alignas(64) std::atomic<int> waiting_{0};
   alignas(64) std::atomic<uint32_t> generation_{0};
 };
 
@@ -40,9 +47,16 @@ class ThreadPool {
 
   int num_threads() const { return num_threads_; }
 
+  // Workers of the newest run.
+  int num_active() const { return num_active_.load(std::memory_order_relaxed); }
+
   // Calls body(worker) on every worker, the calling thread being worker 0; returns when all are
-  // done. Not reentrant; one run at a time (guarded by a mutex, so two engines may share a pool).
+  // done. While other processes use the cores there are fewer workers than threads. Not reentrant;
+  // one run at a time (guarded by a mutex, so two engines may share a pool).
   void run(const std::function<void(Worker&)>& body);
+
+  // As run, with a worker for every thread whatever else the machine does: to measure it.
+  void run_on_all(const std::function<void(Worker&)>& body);
 
   // Wakes sleeping workers without giving them work: they spin for at most `max_wait_us` for the
   // run that is about to come.
@@ -50,15 +64,20 @@ class ThreadPool {
 
  private:
   void worker_main(int index);
+  void run_with(int count, const std::function<void(Worker&)>& body);
 
   const int num_threads_;
+  WorkerCount worker_count_;  // guarded by run_mutex_
+  std::atomic<int> num_active_;
   Barrier barrier_;
   std::vector<std::thread> threads_;
   std::mutex run_mutex_;
   std::mutex sleep_mutex_;
   std::condition_variable wake_;
   const std::function<void(Worker&)>* body_ = nullptr;
-  alignas(64) std::atomic<uint32_t> ticket_{0};
+  // Number of the run and of its workers, in one word: who is not among them must not touch the
+  // rest, which may belong to the next run by then.
+  alignas(64) std::atomic<uint64_t> ticket_{0};
   alignas(64) std::atomic<int> active_{0};
   alignas(64) std::atomic<uint32_t> prepare_ticket_{0};
   std::atomic<int> prepare_us_{0};

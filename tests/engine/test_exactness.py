@@ -7,6 +7,7 @@ against the torch reference model, which knows neither caches nor batches.
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -108,6 +109,27 @@ def test_preemption_changes_nothing(make_engine: MakeEngine, name: str) -> None:
         preempted = max(preempted, *(s.num_preemptions for s in engine._scheduler.waiting), 0)
     assert [tokens[f"r{i}"] for i in range(len(PROMPTS))] == expected
     assert preempted > 0, "the cache was large enough after all"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("num_threads", [2, 3, 5])
+def test_the_number_of_workers_changes_no_bit(
+    make_engine: MakeEngine, num_threads: int, dtype: str
+) -> None:
+    """A pool takes fewer workers while others use the cores, between any two steps."""
+    prompts = [*PROMPTS, [(11 * i) % 180 + 3 for i in range(230)]]
+    samplers = [replace(sampling("T=0.8", i, 24), logprobs=2) for i in range(len(prompts))]
+    seen = []
+    for threads in (1, num_threads):
+        engine = make_engine(
+            draft=related_draft(),
+            dtype=dtype,
+            num_threads=threads,
+            speculation=SpeculationConfig(max_nodes=8, max_depth=3, adaptive=False),
+        )
+        completions = [out.outputs[0] for out in run_outputs(engine, prompts, samplers)]
+        seen.append([(list(c.token_ids), c.logprobs) for c in completions])
+    assert seen[0] == seen[1]
 
 
 def test_joining_and_leaving_at_any_step(make_engine: MakeEngine) -> None:

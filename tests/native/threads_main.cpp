@@ -1,5 +1,7 @@
 // The worker pool and recorded programs under the thread sanitizer: barriers inside a launch and
-// between launches, pools shared by two callers, wake-ups, pools that end at once.
+// between launches, pools shared by two callers, wake-ups, pools that end at once, and fewer
+// workers while one of them makes no progress.
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <thread>
@@ -50,7 +52,8 @@ void check_barriers(int threads) {
     if (round % 4 == 0) pool.prepare(20);
     program.replay(pool);
     const bool is_ordered = fuzz::plant() != fuzz::Plant::kMissingBarrier;
-    for (int w = 0; is_ordered && w < threads; ++w) {
+    const int num_active = pool.num_active();  // fewer than threads on a crowded machine
+    for (int w = 0; is_ordered && w < num_active; ++w) {
       require(totals[w] == 3 * round * (97 * 96 / 2), "sum after the barrier");
     }
   }
@@ -153,9 +156,78 @@ void check_short_lives() {
   }
 }
 
+constexpr int64_t kMs = 1'000'000;
+
+// Runs of `wall` nanoseconds that lose `lost`; returns when the last one ended.
+int64_t observe(WorkerCount& workers, int num_runs, int64_t wall, int64_t lost, int64_t now) {
+  for (int i = 0; i < num_runs; ++i) {
+    workers.next(now);
+    workers.observe(wall, lost, now += wall);
+  }
+  return now;
+}
+
+void check_worker_count() {
+  WorkerCount workers(4);
+  int64_t now = observe(workers, 1, 5 * kMs, 4 * kMs, 0);
+  require(workers.current() == 4, "one lost time slice is no crowd, at the start");
+  now = observe(workers, 100, kMs / 2, 0, now);
+  now = observe(workers, 1, 5 * kMs, 4 * kMs, now);
+  require(workers.current() == 4, "one lost time slice is no crowd");
+  now = observe(workers, 100, 5 * kMs, 2 * kMs, now);
+  require(workers.current() == 4, "losing two fifths costs less than half the workers");
+  now = observe(workers, 30, 5 * kMs, 4 * kMs, now);
+  require(workers.current() == 1, "a crowd");
+  require(workers.next(now + kMs) == 1, "not tried again at once");
+  now += 6000 * kMs;
+  require(workers.next(now) == 2, "two of four are tried first");
+  workers.observe(5 * kMs, 4 * kMs, now + 5 * kMs);
+  require(workers.current() == 1, "a trial that fails once is enough");
+  require(workers.next(now + 24 * kMs) == 1, "and the next one waits for ten times what it lost");
+  now += 6000 * kMs;
+  now = observe(workers, 3, 5 * kMs, 0, now);
+  require(workers.current() == 2, "a trial that goes well");
+  require(workers.next(now + 6000 * kMs) == 4, "all of them again");
+}
+
+struct StallArgs {
+  const bool* is_crowded;
+  int64_t* runs;  // one per worker
+};
+
+void stall(const StallArgs& args, Worker& worker) {
+  ++args.runs[worker.index];
+  if (*args.is_crowded && worker.index == worker.count - 1 && worker.count > 1) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(3));
+  }
+}
+
+void check_crowded_pool() {
+  ThreadPool pool(4);
+  bool is_crowded = true;
+  Exact<int64_t> runs(4, 0);
+  Program program;
+  program.append("stall", stall, StallArgs{&is_crowded, runs.get()});
+  int64_t num_replays = 0;
+  const auto replay = [&] {
+    program.replay(pool);
+    require(runs[0] == ++num_replays, "worker 0 takes part in every run");
+  };
+  for (int i = 0; i < 200 && pool.num_active() > 1; ++i) replay();
+  require(pool.num_active() == 1, "a stalled worker is left out");
+  is_crowded = false;
+  for (int i = 0; i < 10'000 && pool.num_active() < 4; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    replay();
+  }
+  require(pool.num_active() == 4, "all workers come back");
+}
+
 }  // namespace
 
 int main() {
+  check_worker_count();
+  check_crowded_pool();
   for (int threads : {1, 2, 3, 5}) check_barriers(threads);
   check_two_callers();
   check_short_lives();

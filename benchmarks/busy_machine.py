@@ -1,0 +1,86 @@
+"""Decoding beside busy processes: do more threads than one still pay when others use the cores?
+
+    python -m benchmarks.busy_machine --neighbours 0 1 2 4
+
+An engine with every core and one with a single thread decode the same requests in turns, beside so
+many processes that never sleep. Workers in lockstep are as fast as the slowest: without care, a
+neighbour costs the engine with every core far more than its share of the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from statistics import median, quantiles
+
+from sdengine import LLM, SamplingParams
+from sdengine.cli.measure import run_request
+from sdengine.cli.options import BUNDLED_MODEL
+from sdengine.cli.prompts import PROMPTS
+
+BUSY_LOOP = "while True: pass"
+SETTLE_S = 0.5
+"""For the scheduler to spread the neighbours."""
+
+
+@contextmanager
+def neighbours(num: int) -> Iterator[None]:
+    """So many busy processes, for a while."""
+    processes = [subprocess.Popen([sys.executable, "-c", BUSY_LOOP]) for _ in range(num)]
+    try:
+        time.sleep(SETTLE_S if processes else 0.0)
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def measure(engines: dict[str, LLM], params: SamplingParams, seconds: float) -> dict[str, list]:
+    """Decoding speeds in tokens per second, requests in turns."""
+    speeds: dict[str, list] = {name: [] for name in engines}
+    end = time.monotonic() + seconds
+    for prompt in itertools.cycle(PROMPTS):
+        for name, llm in engines.items():
+            run = run_request(llm, prompt.text, params)
+            speeds[name].append(len(run.token_ids[0]) / run.decode_s)
+        if time.monotonic() > end:
+            return speeds
+    raise AssertionError("unreachable")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measures and prints the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
+    parser.add_argument("--neighbours", type=int, nargs="+", default=[0, 1, 2, 4])
+    parser.add_argument("--seconds", type=float, default=8.0, help="per row (%(default)s)")
+    parser.add_argument("--max-tokens", type=int, default=64, help="a request (%(default)s)")
+    parser.add_argument("--model", default=BUNDLED_MODEL)
+    args = parser.parse_args(argv)
+    params = SamplingParams(max_tokens=args.max_tokens, temperature=0.8, seed=1, ignore_eos=True)
+    engines = {
+        "every core": LLM(args.model, speculation=None, max_num_seqs=1),
+        "one thread": LLM(args.model, speculation=None, max_num_seqs=1, num_threads=1),
+    }
+    measure(engines, params, 0.0)
+    print("busy processes  engine       tok/s: p10  median    p90  of one thread's")
+    for num in args.neighbours:
+        with neighbours(num):
+            speeds = measure(engines, params, args.seconds)
+        alone = median(speeds["one thread"])
+        for name, values in speeds.items():
+            tenths = quantiles([*values, values[-1]], n=10)
+            print(
+                f"{num:14d}  {name:10s}  {tenths[0]:11.0f}  {median(values):6.0f}"
+                f"  {tenths[-1]:5.0f}  {median(values) / alone:15.2f}x",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
