@@ -93,13 +93,16 @@ class Sequence:
 
     def count_step(self, num_tokens: int, num_accepted: int, num_nodes: int) -> None:
         """Counts a step that committed `num_tokens` tokens, the first `num_accepted` of them from a
-        draft of `num_nodes`."""
+        draft of `num_nodes`, the last one possibly the target's own."""
         histogram = self.acceptance_histogram
         while len(histogram) <= num_accepted:
             histogram.append(0)
         histogram[num_accepted] += 1
         self.num_draft_tokens += num_nodes
-        self.from_draft += [True] * num_accepted + [False] * (num_tokens - num_accepted)
+        if num_accepted:
+            self.from_draft += [True] * num_accepted
+        if num_tokens > num_accepted:
+            self.from_draft.append(False)
 
     def release(self) -> None:
         """Forgets blocks and computed lengths, as after preemption or at the end."""

@@ -63,6 +63,8 @@ class StopChecker:
         eos_token_ids: tokens that end it without a stop_reason.
     """
 
+    __slots__ = ("_eos", "_sequence", "_skip_special", "_stream", "_strings")
+
     def __init__(
         self, sequence: Sequence, stream: TextStream, eos_token_ids: frozenset[int]
     ) -> None:

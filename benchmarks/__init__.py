@@ -1,1 +1,0 @@
-"""Microbenchmarks and end-to-end measurements; every figure is printed with its conditions."""
