@@ -10,7 +10,7 @@ from collections.abc import Sequence as SequenceOf
 from time import monotonic
 
 from sdengine.core.config import EngineConfig
-from sdengine.core.outputs import RequestOutput, StepTree
+from sdengine.core.outputs import FinishReason, RequestOutput, StepTree
 from sdengine.core.plan import StepReport
 from sdengine.core.request import Request, RequestBook
 from sdengine.core.sampling_params import SamplingParams
@@ -162,14 +162,16 @@ class Engine:
         are in doubt: abort the unfinished requests before the next one.
         """
         flight = self._take_flight()
-        following = self._start_ahead(flight)
-        self._commits = [commit for commit in self._runner.land(flight) if commit.token_ids]
-        self._scheduler.let_go()
+        following = None
+        if self._runner.runs_ahead:
+            following = self._start_ahead(flight)
+        self._commits = self._runner.land(flight)
+        if self._runner.runs_ahead:
+            self._scheduler.let_go()
         if following is not None:
             self._scheduler.hold()
         outputs = [self._advance(commit) for commit in self._commits]
         self._controller.observe(flight.plan, self._runner.report)
-        self._publish(flight.schedule)
         self._flight = following
         return outputs
 
@@ -217,29 +219,32 @@ class Engine:
         tokens = commit.token_ids
         is_finite = tokens[-1] >= 0  # -1 is the sampler's flag for NaN or infinite logits
         cut = request.stop_checkers[sequence.index].accept(tokens if is_finite else tokens[:-1])
-        self._runner.record_logprobs(commit, cut.num_tokens, self.tokenizer)
-        num_accepted = min(commit.num_accepted, cut.num_tokens)
-        sequence.count_step(cut.num_tokens, num_accepted, commit.num_nodes)
-        if cut.num_tokens and request.first_token_time is None:
+        num_tokens = cut.num_tokens
+        if sequence.logprobs is not None:
+            self._runner.record_logprobs(commit, num_tokens, self.tokenizer)
+        sequence.count_step(num_tokens, min(commit.num_accepted, num_tokens), commit.num_nodes)
+        request.num_generated += num_tokens
+        if request.first_token_time is None and num_tokens:
             request.first_token_time = monotonic()
         if cut.finish_reason is not None:
-            self._end(sequence, cut.finish_reason, cut.stop_reason)
+            self._end(request, sequence, cut.finish_reason, cut.stop_reason)
         elif not is_finite:
-            self._end(sequence, "abort", NOT_FINITE)
-        if request.is_finished:
-            self._book.close(request)
+            sequence.num_computed = 0  # not to be shared
+            self._end(request, sequence, "abort", NOT_FINITE)
         return self._book.output(request, sequence)
 
-    def _end(self, sequence: Sequence, reason: str, stop_reason: str | int | None) -> None:
+    def _end(
+        self,
+        request: Request,
+        sequence: Sequence,
+        reason: FinishReason,
+        stop_reason: str | int | None,
+    ) -> None:
         slot = sequence.slot
-        self._scheduler.finish(sequence, reason, stop_reason)  # type: ignore[arg-type]
+        self._scheduler.finish(sequence, reason, stop_reason)
         self._runner.release(slot)
-
-    def _publish(self, schedule: Schedule) -> None:
-        for entry in schedule.scheduled:
-            sequence = entry.sequence
-            if not sequence.is_finished:
-                self._scheduler.publish_computed(sequence, self._runner.num_shareable(sequence))
+        if request.is_finished:
+            self._book.close(request)
 
 
 def require_finite(output: RequestOutput) -> None:

@@ -1,6 +1,9 @@
 """What the engine hands back: cumulative text and tokens per request, and how speculation did.
 
-Plain data, serialisable with `dataclasses.asdict`. All times are seconds; `*_time` of
+Plain data, serialisable with `dataclasses.asdict`. While a completion is running its tokens are a
+read-only view of the engine's list (`Snapshot`): equal to a list, and slices and copies of it are
+lists, so that a step costs the same however long the text is. Once it has finished they are lists.
+All times are seconds; `*_time` of
 `RequestMetrics` are points on the clock `time.monotonic`, `*_time_s` of `SpeculationStats` are
 durations.
 """

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from sdengine.core.cost_model import CostModel
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StepPlan:
     """How much the next step speculates.
 
@@ -29,7 +29,7 @@ class StepPlan:
     costs: CostModel | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StepReport:
     """What a step did.
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Protocol
 
+from sdengine.core.frozen import quick_maker
 from sdengine.core.outputs import (
     CompletionOutput,
     RequestMetrics,
@@ -21,10 +22,16 @@ from sdengine.core.outputs import (
 )
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.core.sequence import Sequence
+from sdengine.core.snapshot import Snapshot, list_part
 from sdengine.core.stop import StopChecker, TextStream
 from sdengine.errors import RequestError
 
 MASK64 = (1 << 64) - 1
+
+# Of what every step makes for every sequence.
+make_completion = quick_maker(CompletionOutput)
+make_metrics = quick_maker(RequestMetrics)
+make_output = quick_maker(RequestOutput)
 
 
 class TextCodec(Protocol):
@@ -70,6 +77,7 @@ class Request:
     sequences: list[Sequence] = field(default_factory=list)
     stop_checkers: list[StopChecker] = field(default_factory=list)
     first_token_time: float | None = None
+    num_generated: int = 0  # tokens, over all sequences
 
     @property
     def is_finished(self) -> bool:
@@ -151,28 +159,29 @@ class RequestBook:
 
     def output(self, request: Request, sequence: Sequence) -> RequestOutput:
         """Cumulative output of one sequence of a request."""
-        finished_time = monotonic() if request.is_finished else None
+        is_finished = sequence.finish_reason is not None and request.is_finished
+        finished_time = monotonic() if is_finished else None
         return self._request_output(request, [completion_output(sequence)], finished_time)
 
     def _request_output(
         self, request: Request, outputs: list[CompletionOutput], finished_time: float | None
     ) -> RequestOutput:
         is_finished = finished_time is not None
-        metrics = RequestMetrics(
-            arrival_time=request.arrival_time,
-            first_token_time=request.first_token_time,
-            finished_time=finished_time,
-            num_prompt_tokens=len(request.prompt_token_ids),
-            num_generated_tokens=sum(s.num_generated for s in request.sequences),
-            speculation=self._speculation_stats(request) if is_finished else None,
+        metrics = make_metrics(
+            request.arrival_time,
+            request.first_token_time,
+            finished_time,
+            len(request.prompt_token_ids),
+            request.num_generated,
+            self._speculation_stats(request) if is_finished else None,
         )
-        return RequestOutput(
-            request_id=request.request_id,
-            prompt=request.prompt,
-            prompt_token_ids=request.prompt_token_ids,
-            outputs=outputs,
-            finished=is_finished,
-            metrics=metrics,
+        return make_output(
+            request.request_id,
+            request.prompt,
+            request.prompt_token_ids,
+            outputs,
+            is_finished,
+            metrics,
         )
 
     def _speculation_stats(self, request: Request) -> SpeculationStats | None:
@@ -186,7 +195,7 @@ class RequestBook:
         return SpeculationStats.from_histogram(
             histogram,
             sum(s.num_draft_tokens for s in request.sequences),
-            sum(s.num_generated for s in request.sequences),
+            request.num_generated,
             draft_time_s=sum(s.draft_time_s for s in request.sequences),
             verify_time_s=sum(s.verify_time_s for s in request.sequences),
             other_time_s=sum(s.other_time_s for s in request.sequences),
@@ -288,16 +297,18 @@ class NoText:
 
 
 def completion_output(sequence: Sequence) -> CompletionOutput:
-    """Everything a sequence has generated so far."""
-    return CompletionOutput(
-        index=sequence.index,
-        text=sequence.text,
-        token_ids=sequence.token_ids[sequence.num_prompt_tokens :],
-        logprobs=None if sequence.logprobs is None else list(sequence.logprobs),
-        cumulative_logprob=None if sequence.logprobs is None else sequence.cumulative_logprob,
-        finish_reason=sequence.finish_reason,
-        stop_reason=sequence.stop_reason,
-        from_draft=sequence.from_draft[:],
+    """Everything a sequence has generated so far; in lists of its own once it has ended."""
+    part = Snapshot if sequence.finish_reason is None else list_part
+    tokens, from_draft, logprobs = sequence.token_ids, sequence.from_draft, sequence.logprobs
+    return make_completion(
+        sequence.index,
+        sequence.text,
+        part(tokens, sequence.num_prompt_tokens, len(tokens)),
+        None if logprobs is None else part(logprobs, 0, len(logprobs)),
+        None if logprobs is None else sequence.cumulative_logprob,
+        sequence.finish_reason,
+        sequence.stop_reason,
+        part(from_draft, 0, len(from_draft)),
     )
 
 

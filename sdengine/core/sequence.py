@@ -31,7 +31,8 @@ class Sequence:
         index: which of the request's n completions.
         params: its sampling parameters.
         seed: 64-bit key of its noise; the same seed gives the same text.
-        token_ids: prompt and generated tokens.
+        token_ids: prompt and generated tokens; only ever grows, as `logprobs` and `from_draft` do,
+            because outputs show parts of them.
         num_prompt_tokens: how many of them are the prompt's.
         stop_token_ids: tokens that end it (end-of-sequence included unless ignored).
         max_total_tokens: length at which it ends for lack of room or by max_tokens.
@@ -81,18 +82,27 @@ class Sequence:
         return len(self.token_ids) - self.num_computed
 
     @property
+    def num_shareable(self) -> int:
+        """Known tokens whose keys and values are in every cache that a later request would need."""
+        return min(self.num_computed, self.num_draft_computed, len(self.token_ids))
+
+    @property
     def is_finished(self) -> bool:
         """Whether no more tokens will come."""
         return self.status is SequenceStatus.FINISHED
 
     def count_step(self, num_tokens: int, num_accepted: int, num_nodes: int) -> None:
         """Counts a step that committed `num_tokens` tokens, the first `num_accepted` of them from a
-        draft of `num_nodes`."""
-        missing = num_accepted + 1 - len(self.acceptance_histogram)
-        self.acceptance_histogram += [0] * missing
-        self.acceptance_histogram[num_accepted] += 1
+        draft of `num_nodes`, the last one possibly the target's own."""
+        histogram = self.acceptance_histogram
+        while len(histogram) <= num_accepted:
+            histogram.append(0)
+        histogram[num_accepted] += 1
         self.num_draft_tokens += num_nodes
-        self.from_draft += [index < num_accepted for index in range(num_tokens)]
+        if num_accepted:
+            self.from_draft += [True] * num_accepted
+        if num_tokens > num_accepted:
+            self.from_draft.append(False)
 
     def release(self) -> None:
         """Forgets blocks and computed lengths, as after preemption or at the end."""

@@ -23,7 +23,7 @@ class TextStream(Protocol):
         """Text held back so far (an incomplete character becomes U+FFFD)."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Cut:
     """What of the new tokens counts.
 
@@ -63,6 +63,8 @@ class StopChecker:
         eos_token_ids: tokens that end it without a stop_reason.
     """
 
+    __slots__ = ("_eos", "_sequence", "_skip_special", "_stream", "_strings")
+
     def __init__(
         self, sequence: Sequence, stream: TextStream, eos_token_ids: frozenset[int]
     ) -> None:
@@ -81,6 +83,12 @@ class StopChecker:
         """
         if self._strings:
             return self._accept_one_by_one(token_ids)
+        sequence = self._sequence
+        num_tokens = len(sequence.token_ids) + len(token_ids)
+        if num_tokens < sequence.max_total_tokens and sequence.stop_token_ids.isdisjoint(token_ids):
+            sequence.token_ids += token_ids
+            sequence.text += self._stream.push(token_ids)
+            return Cut(len(token_ids))
         kept, cut = self._scan(token_ids)
         self._append(kept, hide_last=cut.finish_reason == "stop")
         if cut.finish_reason is not None:

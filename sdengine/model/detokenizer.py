@@ -98,7 +98,7 @@ class Detokenizer:
             a real one and kept.
     """
 
-    __slots__ = ("_byte_run", "_bytes_decoder", "_is_first", "_num_to_strip", "_piece", "_rules")
+    __slots__ = ("_byte_run", "_is_first", "_num_to_strip", "_piece", "_rules")
 
     def __init__(
         self,
@@ -109,23 +109,28 @@ class Detokenizer:
     ) -> None:
         self._rules = rules
         self._piece = piece
-        self._byte_run = bytearray()
-        self._bytes_decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._byte_run = b""  # held back
         self._is_first = not continues_text
         self._num_to_strip = 0 if continues_text else rules.max_stripped
 
     def push(self, token_ids: Iterable[int]) -> str:
         """Append tokens and return the text that is certain now and was not before."""
-        pieces = [piece for piece in map(self._piece, token_ids) if piece is not None]
+        pieces = map(self._piece, token_ids)
         if self._rules.is_byte_level:
-            return self._bytes_decoder.decode(b"".join(map(byte_level_bytes, pieces)))
-        return self._strip("".join(map(self._text_of, pieces)))
+            return self._decode(b"".join(map(byte_level_bytes, filter(None, pieces))), False)
+        return self._strip("".join([self._text_of(p) for p in pieces if p is not None]))
 
     def finish(self) -> str:
         """Return what was held back, with replacement characters for what stayed unfinished."""
         if self._rules.is_byte_level:
-            return self._bytes_decoder.decode(b"", final=True)
+            return self._decode(b"", True)
         return self._strip(self._end_of_run())
+
+    def _decode(self, new_bytes: bytes, is_final: bool) -> str:
+        waiting = self._byte_run + new_bytes
+        text, num_used = codecs.utf_8_decode(waiting, "replace", is_final)
+        self._byte_run = waiting[num_used:]
+        return text
 
     def _text_of(self, piece: str) -> str:
         rules = self._rules
@@ -136,15 +141,14 @@ class Detokenizer:
         if rules.has_byte_tokens:
             match = BYTE_TOKEN.fullmatch(piece)
             if match:
-                self._byte_run.append(int(match.group(1), 16))
+                self._byte_run += bytes([int(match.group(1), 16)])
                 return ""
         for pattern, replacement in rules.replacements:
             piece = piece.replace(pattern, replacement)
         return self._end_of_run() + piece if self._byte_run else piece
 
     def _end_of_run(self) -> str:
-        run = bytes(self._byte_run)
-        self._byte_run.clear()
+        run, self._byte_run = self._byte_run, b""
         try:
             return run.decode("utf-8")
         except UnicodeDecodeError:

@@ -6,6 +6,7 @@ up" spaces: the text is what the tokens say.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,6 +45,7 @@ class Tokenizer:
     __slots__ = (
         "_added",
         "_backend",
+        "_ordinary_piece",
         "_prefix",
         "_rules",
         "_suffix",
@@ -60,6 +62,8 @@ class Tokenizer:
         decoder = backend.decoder
         self._rules = parse_decoder(None if decoder is None else json.loads(decoder.__getstate__()))
         self._added: dict[int, AddedToken] = backend.get_added_tokens_decoder()
+        # For every token that is generated; the backend's own look-up makes a new string each time.
+        self._ordinary_piece = functools.cache(self._find_ordinary_piece)
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
         self._prefix, self._suffix = self._flagged_specials(settings)
 
@@ -161,7 +165,7 @@ class Tokenizer:
                 "choose a draft model of the same family",
             )
 
-    def _ordinary_piece(self, token_id: int) -> str | None:
+    def _find_ordinary_piece(self, token_id: int) -> str | None:
         if self.is_special(token_id):
             return None
         piece: str | None = self._backend.id_to_token(token_id)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
 from sdengine.core.plan import StepPlan
@@ -21,6 +20,7 @@ class Flight:
         is_following: whether the draft's cache follows the tokens that are computed.
         num_missing: draft tokens computed for that, at most; 0 when it does not follow.
         is_catching_up: whether a draft computes more of them than in steady decoding.
+        num_tokens: pending tokens that the target computes, over all sequences.
         prepared_at: when the host began with it; `time.perf_counter`.
     """
 
@@ -30,6 +30,7 @@ class Flight:
     is_following: bool
     num_missing: int
     is_catching_up: bool
+    num_tokens: int
     prepared_at: float
 
     @property
@@ -43,7 +44,7 @@ class Flight:
         return self.plan.depth + 1 if self.is_drafting else 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Commit:
     """What a step committed for one sequence.
 
@@ -53,8 +54,6 @@ class Commit:
             logits that are not finite.
         num_accepted: how many of them are draft tokens (all but the last).
         num_nodes: draft tokens that were verified.
-        logit_rows: row of the step's logits that each token was drawn from; only when logprobs were
-            asked for.
         slot: where it ran.
     """
 
@@ -62,5 +61,4 @@ class Commit:
     token_ids: list[int]
     num_accepted: int
     num_nodes: int
-    logit_rows: SequenceOf[int]
     slot: int

@@ -13,7 +13,7 @@ steps; and nothing between the first and the last launch looks at host state.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -51,8 +51,7 @@ class MovePlan:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Variant:
+class Variant(NamedTuple):
     """What distinguishes two recorded iterations.
 
     Args:

@@ -19,7 +19,7 @@ class StepClock:
     """
 
     def __init__(self, times_ns: np.ndarray) -> None:
-        self._times_ns = times_ns
+        self._times_ns = memoryview(times_ns)
         self._read_at = 0.0
 
     def begin(self, schedule: Schedule) -> float:
@@ -39,19 +39,19 @@ class StepClock:
         now, last = perf_counter(), self._read_at
         self._read_at = now if scheduled else 0.0
         other_s = max(now - (last or flight.prepared_at) - draft_s - verify_s, 0.0)
+        num_nodes = 0
         for commit in commits:
             sequence = commit.sequence
             sequence.draft_time_s += draft_s
             sequence.verify_time_s += verify_s
             sequence.other_time_s += other_s
-        num_nodes = sum(commit.num_nodes for commit in commits)
-        num_pending = sum(entry.num_tokens for entry in scheduled)
+            num_nodes += commit.num_nodes
         return StepReport(
             num_accepted=[commit.num_accepted for commit in commits],
             num_nodes=num_nodes,
-            num_rows=num_pending + num_nodes,
+            num_rows=flight.num_tokens + num_nodes,
             draft_time_s=draft_s,
             verify_time_s=verify_s,
             step_s=now - max(flight.prepared_at, last),
-            is_steady=num_pending == len(commits) and not flight.is_catching_up,
+            is_steady=flight.num_tokens == len(commits) and not flight.is_catching_up,
         )

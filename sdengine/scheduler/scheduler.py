@@ -19,7 +19,7 @@ from sdengine.core.outputs import FinishReason
 from sdengine.core.sequence import Sequence, SequenceStatus
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ScheduledSequence:
     """One sequence's part in a step.
 
@@ -88,10 +88,17 @@ class Scheduler:
         """Decides the next step and reserves its blocks."""
         step = Schedule()
         budget = self._max_num_batched_tokens - len(self.running)
+        block_size, tree_room = self.pool.block_size, self._tree_room
         for sequence in list(self.running):
             if sequence.status is not SequenceStatus.RUNNING:
                 continue  # preempted for an older one in this very loop
-            extra = min(sequence.num_pending - 1, max(budget, 0))
+            num_tokens, num_slots = len(sequence.token_ids), len(sequence.block_table) * block_size
+            extra = num_tokens - sequence.num_computed - 1
+            if extra == 0 and num_tokens + tree_room <= num_slots:
+                # Most steps: it decodes, in the blocks that it has.
+                step.scheduled.append(ScheduledSequence(sequence, 1, True, True))
+                continue
+            extra = min(extra, max(budget, 0))
             entry = self._reserve(sequence, 1 + extra, step)
             if entry is not None:
                 budget -= extra
@@ -151,9 +158,9 @@ class Scheduler:
         sequence.finish_reason = reason
         sequence.stop_reason = stop_reason
 
-    def publish_computed(self, sequence: Sequence, num_computed: int) -> None:
-        """Lets later requests reuse the full blocks below `num_computed`."""
-        full = num_computed // self.pool.block_size
+    def _publish(self, sequence: Sequence) -> None:
+        """Lets later requests reuse its full blocks."""
+        full = sequence.num_shareable // self.pool.block_size
         if full > sequence.num_hashed_blocks:
             self.pool.publish(
                 sequence.token_ids, sequence.block_table, sequence.num_hashed_blocks, full
@@ -161,6 +168,9 @@ class Scheduler:
             sequence.num_hashed_blocks = full
 
     def _admit(self, step: Schedule, budget: int) -> None:
+        if self.waiting and self._free_slots and budget > 0:
+            for sequence in self.running:
+                self._publish(sequence)
         while self.waiting and self._free_slots and budget > 0:
             sequence = self.waiting[0]
             if self._waits_for_twin(sequence):
@@ -224,6 +234,7 @@ class Scheduler:
 
     def _leave(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
+        self._publish(sequence)
         if self._is_holding:
             self._held.append((sequence.slot, sequence.block_table))
         else:

@@ -95,12 +95,25 @@ def test_shared_prompt_is_reused_by_a_later_request() -> None:
     first = make_sequence("same", 10)
     scheduler.add(first)
     run(scheduler.schedule())
-    scheduler.publish_computed(first, first.num_computed)
     second = make_sequence("same", 10)
     scheduler.add(second)
     scheduler.schedule()
     assert second.num_computed == 8
     assert second.block_table[:2] == first.block_table[:2]
+
+
+def test_a_finished_sequence_leaves_what_every_cache_has_of_its_known_tokens() -> None:
+    for num_computed, num_draft_computed, num_reused in ((18, 18, 12), (11, 18, 8), (18, 7, 4)):
+        scheduler = Scheduler(BlockPool(16, 4), 2, 64, tree_room=0)
+        first = make_sequence("same", 14)  # of 18 computed tokens the last four were cut off
+        scheduler.add(first)
+        scheduler.schedule()
+        first.num_computed, first.num_draft_computed = num_computed, num_draft_computed
+        scheduler.finish(first, "stop")
+        second = make_sequence("same", 14)
+        scheduler.add(second)
+        scheduler.schedule()
+        assert second.num_computed == num_reused
 
 
 def test_further_completions_wait_for_the_first_ones_prompt() -> None:
@@ -111,7 +124,6 @@ def test_further_completions_wait_for_the_first_ones_prompt() -> None:
     run(scheduler.schedule())
     assert twin.status is SequenceStatus.WAITING
     run(scheduler.schedule())
-    scheduler.publish_computed(first, first.num_computed)
     scheduler.schedule()
     assert twin.num_computed >= 8
 
@@ -135,8 +147,6 @@ def test_random_life_frees_every_block_and_slot(seed: int) -> None:
         assert len(set(slots)) == len(slots) and all(0 <= s < 3 for s in slots)
         assert sum(e.num_tokens for e in schedule.scheduled) <= 16
         run(schedule)
-        for entry in schedule.scheduled:
-            scheduler.publish_computed(entry.sequence, entry.sequence.num_computed)
         for sequence in list(alive):
             if sequence.num_tokens >= sequence.max_total_tokens or rng.random() < 0.02:
                 scheduler.finish(sequence, "length")
@@ -242,7 +252,7 @@ def test_a_held_block_that_another_sequence_shares_is_not_free() -> None:
     ]
     scheduler.add(twins[0])
     run(scheduler.schedule())
-    scheduler.publish_computed(twins[0], 9)
+    twins[0].num_computed = twins[0].num_draft_computed = 9
     scheduler.add(twins[1])
     run(scheduler.schedule())
     assert twins[1].block_table[:2] == twins[0].block_table[:2]
