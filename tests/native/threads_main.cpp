@@ -169,21 +169,27 @@ int64_t observe(WorkerCount& workers, int num_runs, int64_t wall, int64_t lost, 
 
 void check_worker_count() {
   WorkerCount workers(4);
-  int64_t now = observe(workers, 1, 5 * kMs, 4 * kMs, 0);
-  require(workers.current() == 4, "one lost time slice is no crowd, at the start");
-  now = observe(workers, 100, kMs / 2, 0, now);
-  now = observe(workers, 1, 5 * kMs, 4 * kMs, now);
-  require(workers.current() == 4, "one lost time slice is no crowd");
-  now = observe(workers, 100, 5 * kMs, 2 * kMs, now);
-  require(workers.current() == 4, "losing two fifths costs less than half the workers");
-  now = observe(workers, 30, 5 * kMs, 4 * kMs, now);
-  require(workers.current() == 1, "a crowd");
+  int64_t now = observe(workers, 3, 5 * kMs, 4 * kMs, 0);
+  require(workers.current() == 4, "a few lost time slices are no crowd, at the start");
+  now = observe(workers, 200, kMs / 2, 0, now);
+  for (int i = 0; i < 20; ++i) {
+    now = observe(workers, 1, 4 * kMs, 3 * kMs, now);
+    now = observe(workers, 10, kMs / 2, 0, now);
+  }
+  require(workers.current() == 4, "losing a third now and then costs less than half the workers");
+  now = observe(workers, 100, 50 * kMs, 0, now);
+  now = observe(workers, 20, 100 * kMs, 40 * kMs, now);
+  require(workers.current() == 4, "nor does losing two fifths of every long run");
+  now = observe(workers, 20, 150 * kMs, 120 * kMs, now);
+  require(workers.current() == 1, "a crowd, also in a model of long runs");
   require(workers.next(now + kMs) == 1, "not tried again at once");
   now += 6000 * kMs;
   require(workers.next(now) == 2, "two of four are tried first");
-  workers.observe(5 * kMs, 4 * kMs, now + 5 * kMs);
-  require(workers.current() == 1, "a trial that fails once is enough");
-  require(workers.next(now + 24 * kMs) == 1, "and the next one waits for ten times what it lost");
+  workers.observe(5 * kMs, 4 * kMs, now += 5 * kMs);
+  require(workers.current() == 2, "one lost time slice does not end a trial");
+  workers.observe(800 * kMs, 700 * kMs, now += 800 * kMs);
+  require(workers.current() == 1, "losing as much as before does");
+  require(workers.next(now + 4900 * kMs) == 1, "and the next one waits for ten times as long");
   now += 6000 * kMs;
   now = observe(workers, 3, 5 * kMs, 0, now);
   require(workers.current() == 2, "a trial that goes well");
@@ -198,7 +204,7 @@ struct StallArgs {
 void stall(const StallArgs& args, Worker& worker) {
   ++args.runs[worker.index];
   if (*args.is_crowded && worker.index == worker.count - 1 && worker.count > 1) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(3));
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
   }
 }
 
