@@ -12,20 +12,29 @@ first steps are plain, and two of every fifty while speculating. (Costs measured
 request are not good enough: with caches and cores warm from decoding, a plain step of the bundled
 pair took 180 us where the measurement had found 240. Between trees plain steps take longer than
 plain decoding does, so there only faster ones are believed.) While speculation does not pay it is
-tried again after 64, 128, ... 1024 plain steps. So that a pair that never pays costs little, trees
-begin with two nodes and grow with what is accepted of them, and a trial ends as soon
-as it has lost what a trial may lose.
+tried again after 64, 128, ... 4096 plain steps, and not before fifty times what the trial before
+has lost, the draft's catching up included: on a prompt that it has not read that is the larger
+part. So that a pair that never pays costs little, trees begin with two nodes and grow with what is
+accepted of them, and a trial ends as soon as it has lost what a trial may lose or can hardly be
+won any more. All this is the engine's knowledge, not a request's: it outlives them.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from math import sqrt
 
 from sdengine.controllers.seen_costs import HICCUP, SMOOTHING, SeenCosts
 from sdengine.core.cost_model import CostModel
 from sdengine.core.plan import StepPlan, StepReport
 
 TRIAL_STEPS = 16  # speculative steps of one trial: of 6, chance alone moved the mean by 11%
-FIRST_PAUSE = 64  # plain steps between the first two trials
-LONGEST_PAUSE = 1024
+FIRST_PAUSE = 64  # plain steps between the first two trials, at least
+LONGEST_PAUSE = 4096
+TRIAL_SHARE = 0.02  # of the steps of a pause, that the trial before it may have lost,
+MOST_PAUSES = 4  # unless the pause came to so many of the longest
+HOPELESS_STEPS, HOPELESS = 3, 1.0  # steps of a trial after which it ends when a token costs
+# 1 + HOPELESS / sqrt(steps) of a plain one: two standard errors of what steps accept, or more
 PATIENCE = 16  # speculative steps before the first verdict
 TOLERANCE = 1.03  # a verdict against speculation needs more than the noise of the comparison
 FADING = 0.03  # per step, of what the verdict looks at
@@ -38,6 +47,8 @@ LOSS_FLOOR, LOSS_SHARE = 1.0, 0.02  # plain steps that a trial may lose, plus so
 # the pause before it
 PROBE_STEPS, PROBE_EVERY = 2, 48  # plain steps while speculating, to keep the comparison fresh
 SETTLED_STEPS = 16  # plain steps after which decoding is as fast as if it had always been plain
+LOOK_EVERY = 4  # plain steps of a pause, once it is settled: looking at each took 2% of a step
+PLAIN = StepPlan(0, 0, 0)
 SPARE_LAYERS = 2  # recorded beyond the depth that was of use lately
 
 
@@ -76,13 +87,13 @@ class AdaptiveController:
         self._pause = FIRST_PAUSE
         self._plain_left = FIRST_PLAIN_STEPS
         self._trusted_nodes = float(min(FIRST_NODES, max_nodes))
-        self._trial_loss_s = 0.0
+        self._trial = _Trial()
         self._plain_run = 0  # plain steps since the last tree
 
     def plan(self, num_decoding: int) -> StepPlan:
         """Plain decoding during a pause, otherwise a tree priced at the current speed."""
         if num_decoding == 0 or self._plain_left > 0:
-            return StepPlan(0, 0, 0)
+            return PLAIN
         nodes = int(self._trusted_nodes)
         limit = min(self._max_batch_nodes or self._max_nodes * num_decoding, nodes * num_decoding)
         depth = min(self._max_depth, int(self._depth_used + 0.5) + SPARE_LAYERS, nodes)
@@ -99,7 +110,7 @@ class AdaptiveController:
         verdict against it, or be plain at the end of a pause: neither says anything new.
         """
         num_decoding = len(report.num_accepted)
-        if num_decoding == 0:
+        if num_decoding == 0 or (plan.depth == 0 and self._rests()):
             return
         if report.is_steady and self._seen_costs.add(report.num_rows, report.verify_time_s):
             self._costs = self._seen_costs.model()
@@ -113,14 +124,25 @@ class AdaptiveController:
         self._learn(num_decoding, plan, report)
         self._steps_left -= 1
         self._until_probe -= 1
-        allowed = LOSS_FLOOR + LOSS_SHARE * self._pause
         if self._steps_left <= 0:
             self._judge(num_decoding)
-        elif self._trial_loss_s > allowed * num_decoding * self._plain_seconds(num_decoding):
+        elif self._is_lost(num_decoding):
             self._stop(num_decoding)
         if self._until_probe <= 0 and self._plain_left == 0:
             self._until_probe = PROBE_EVERY
             self._plain_left = PROBE_STEPS
+
+    def _rests(self) -> bool:
+        """Counts a plain step in the midst of a pause, of which nothing need be learned."""
+        if (
+            self._plain_left <= LOOK_EVERY
+            or self._plain_run < SETTLED_STEPS
+            or self._plain_run % LOOK_EVERY == 0
+        ):
+            return False
+        self._plain_left -= 1
+        self._plain_run += 1
+        return True
 
     def _plain_seconds(self, num_decoding: int) -> float:
         """Seconds per token of plain decoding: as seen, else as measured."""
@@ -132,7 +154,7 @@ class AdaptiveController:
     def _learn_plain(self, num_decoding: int, report: StepReport) -> None:
         if self._plain_left == 1:
             self._steps_left = max(self._steps_left, TRIAL_STEPS)
-            self._trial_loss_s = 0.0
+            self._trial = _Trial()
         self._plain_left = max(self._plain_left - 1, 0)
         self._plain_run += 1
         if not report.is_steady:
@@ -160,17 +182,32 @@ class AdaptiveController:
         share = sum(accepted > 0 for accepted in report.num_accepted) / num_decoding
         trusted = self._trusted_nodes * TRUST_GAINED**share * TRUST_LOST ** (1.0 - share)
         self._trusted_nodes = min(max(trusted, 1.0), float(self._max_nodes))
+        tokens = num_decoding + sum(report.num_accepted)
+        plain_s = tokens * self._plain_seconds(num_decoding)
         if not report.is_steady:
+            if report.num_rows == num_decoding + report.num_nodes:  # no prompt beside it
+                self._trial.catch_up_s += report.step_s - plain_s
             return
         draft_s = self._costs.draft_time(plan.depth)
         expected = draft_s + self._costs.verify_time(report.num_rows)
         overhead = report.step_s - report.draft_time_s - report.verify_time_s
         work = report.draft_time_s + report.verify_time_s
         seconds = min(work, HICCUP * expected) + min(overhead, expected)
-        tokens = num_decoding + sum(report.num_accepted)
-        self._trial_loss_s += seconds - tokens * self._plain_seconds(num_decoding)
+        self._trial.steps += 1
+        self._trial.loss_s += seconds - plain_s
         spent = self._spent.setdefault(num_decoding, _Spent())
         spent.add(seconds, tokens)
+
+    def _is_lost(self, num_decoding: int) -> bool:
+        """Whether a trial has lost what it may lose, or cannot be expected to turn."""
+        plain_s, trial = self._plain_seconds(num_decoding), self._trial
+        allowed = LOSS_FLOOR + LOSS_SHARE * self._pause
+        if trial.loss_s > allowed * num_decoding * plain_s:
+            return True
+        spent = self._spent.get(num_decoding)
+        if spent is None or trial.steps < HOPELESS_STEPS:
+            return False
+        return spent.seconds > spent.tokens * plain_s * (1.0 + HOPELESS / sqrt(trial.steps))
 
     def _judge(self, num_decoding: int) -> None:
         spent = self._spent.get(num_decoding)
@@ -184,11 +221,29 @@ class AdaptiveController:
         self._stop(num_decoding)
 
     def _stop(self, num_decoding: int) -> None:
-        """Decodes plainly for a while; each time twice as long as before."""
-        self._plain_left = self._pause
-        self._pause = min(2 * self._pause, LONGEST_PAUSE)
+        """Decodes plainly for a while: each time twice as long as before, and so long that the
+        trial is a small part of it."""
+        lost = (self._trial.loss_s + self._trial.catch_up_s) / self._plain_seconds(num_decoding)
+        earned = int(min(lost / (TRIAL_SHARE * num_decoding), MOST_PAUSES * LONGEST_PAUSE))
+        self._plain_left = max(self._pause, earned)
+        self._pause = min(2 * self._plain_left, LONGEST_PAUSE)
         # The next trial starts from what is known then, not from the trial that failed.
         self._spent.pop(num_decoding, None)
+
+
+@dataclass(slots=True)
+class _Trial:
+    """What the present trial lost against plain decoding.
+
+    Args:
+        steps: that could be timed.
+        loss_s: of these, seconds.
+        catch_up_s: of those in which the draft caught up, seconds: the price of trying at all.
+    """
+
+    steps: int = 0
+    loss_s: float = 0.0
+    catch_up_s: float = 0.0
 
 
 class _Spent:

@@ -61,8 +61,9 @@ def pauses(depths: list[int]) -> list[int]:
 
 def test_late_reports_lengthen_a_pause_by_one_step_and_nothing_else() -> None:
     """A verdict is passed once, although one more report of the speculation comes after it."""
-    depths = simulate_late(AdaptiveController(COSTS, 8, 16), 0, 0.5, 1200)
-    assert pauses(depths)[:4] == [5, 65, 129, 257]
+    depths = simulate_late(AdaptiveController(COSTS, 8, 16), 0, 0.49, 1200)
+    # five steps lose 2.45, so the next fifty times as many do not
+    assert pauses(depths)[:4] == [5, 123, 245, 489]
     useful = simulate_late(AdaptiveController(COSTS, 8, 16), 3, 0.4, 500)
     assert set(pauses(useful)[1:-1]) == {3} and sum(depth > 0 for depth in useful) > 450
 
