@@ -31,11 +31,14 @@ from sdengine.core.plan import StepPlan, StepReport
 TRIAL_STEPS = 16  # speculative steps of one trial: of 6, chance alone moved the mean by 11%
 FIRST_PAUSE = 64  # plain steps between the first two trials, at least
 LONGEST_PAUSE = 4096
-TRIAL_SHARE = 0.02  # of the steps of a pause, that the trial before it may have lost,
+TRIAL_SHARE = 0.02  # of the steps of a pause, that speculation may have lost before it,
 MOST_PAUSES = 4  # unless the pause came to so many of the longest
+MOST_CREDIT = 30.0  # plain steps that it gained earlier and may lose again without a longer pause
 HOPELESS_STEPS, HOPELESS = 3, 1.0  # steps of a trial after which it ends when a token costs
 # 1 + HOPELESS / sqrt(steps) of a plain one: two standard errors of what steps accept, or more
 PATIENCE = 16  # speculative steps before the first verdict
+MOST_DEBT = 12.0  # plain steps that speculation may lose since it last stood even, before it ends:
+# judged by the mean of the last 30 steps a pair that gained 1.27x was stopped a third of the time
 TOLERANCE = 1.03  # a verdict against speculation needs more than the noise of the comparison
 FADING = 0.03  # per step, of what the verdict looks at
 LEAST_GAIN = 1.1  # tokens per step and sequence below which no verdict is for speculation
@@ -87,7 +90,9 @@ class AdaptiveController:
         self._pause = FIRST_PAUSE
         self._plain_left = FIRST_PLAIN_STEPS
         self._trusted_nodes = float(min(FIRST_NODES, max_nodes))
+        self._is_paused = False
         self._trial = _Trial()
+        self._credit = 0.0  # plain steps that speculation has gained, less what trials lost
         self._plain_run = 0  # plain steps since the last tree
 
     def plan(self, num_decoding: int) -> StepPlan:
@@ -124,10 +129,11 @@ class AdaptiveController:
         self._learn(num_decoding, plan, report)
         self._steps_left -= 1
         self._until_probe -= 1
-        if self._steps_left <= 0:
-            self._judge(num_decoding)
-        elif self._is_lost(num_decoding):
+        is_trial = self._steps_left >= 0
+        if self._is_lost(num_decoding) if is_trial else self._is_in_debt(num_decoding):
             self._stop(num_decoding)
+        elif self._steps_left == 0:
+            self._judge(num_decoding)
         if self._until_probe <= 0 and self._plain_left == 0:
             self._until_probe = PROBE_EVERY
             self._plain_left = PROBE_STEPS
@@ -152,8 +158,9 @@ class AdaptiveController:
         return step_s / num_decoding
 
     def _learn_plain(self, num_decoding: int, report: StepReport) -> None:
-        if self._plain_left == 1:
-            self._steps_left = max(self._steps_left, TRIAL_STEPS)
+        if self._plain_left == 1 and self._is_paused:
+            self._is_paused = False
+            self._steps_left = TRIAL_STEPS
             self._trial = _Trial()
         self._plain_left = max(self._plain_left - 1, 0)
         self._plain_run += 1
@@ -186,7 +193,7 @@ class AdaptiveController:
         plain_s = tokens * self._plain_seconds(num_decoding)
         if not report.is_steady:
             if report.num_rows == num_decoding + report.num_nodes:  # no prompt beside it
-                self._trial.catch_up_s += report.step_s - plain_s
+                self._earn(plain_s - report.step_s, num_decoding)
             return
         draft_s = self._costs.draft_time(plan.depth)
         expected = draft_s + self._costs.verify_time(report.num_rows)
@@ -195,8 +202,21 @@ class AdaptiveController:
         seconds = min(work, HICCUP * expected) + min(overhead, expected)
         self._trial.steps += 1
         self._trial.loss_s += seconds - plain_s
+        self._trial.debt_s = max(self._trial.debt_s + seconds - plain_s, 0.0)
+        self._earn(plain_s - seconds, num_decoding)
         spent = self._spent.setdefault(num_decoding, _Spent())
         spent.add(seconds, tokens)
+
+    def _earn(self, gain_s: float, num_decoding: int) -> None:
+        gain = gain_s / (num_decoding * self._plain_seconds(num_decoding))
+        self._credit = min(self._credit + gain, MOST_CREDIT)
+
+    def _is_in_debt(self, num_decoding: int) -> bool:
+        """Whether speculation that won its trial has lost too much since it last stood even."""
+        spent = self._spent.get(num_decoding)
+        if spent is not None and spent.tokens < LEAST_GAIN * num_decoding * spent.steps:
+            return True
+        return self._trial.debt_s > MOST_DEBT * num_decoding * self._plain_seconds(num_decoding)
 
     def _is_lost(self, num_decoding: int) -> bool:
         """Whether a trial has lost what it may lose, or cannot be expected to turn."""
@@ -221,12 +241,13 @@ class AdaptiveController:
         self._stop(num_decoding)
 
     def _stop(self, num_decoding: int) -> None:
-        """Decodes plainly for a while: each time twice as long as before, and so long that the
-        trial is a small part of it."""
-        lost = (self._trial.loss_s + self._trial.catch_up_s) / self._plain_seconds(num_decoding)
-        earned = int(min(lost / (TRIAL_SHARE * num_decoding), MOST_PAUSES * LONGEST_PAUSE))
-        self._plain_left = max(self._pause, earned)
+        """Decodes plainly for a while: each time twice as long as before, and so long that what
+        speculation has lost is a small part of it."""
+        owed = -int(max(self._credit / TRIAL_SHARE, -MOST_PAUSES * LONGEST_PAUSE))
+        self._plain_left = max(self._pause, owed)
         self._pause = min(2 * self._plain_left, LONGEST_PAUSE)
+        self._credit = max(self._credit, 0.0)
+        self._is_paused = True
         # The next trial starts from what is known then, not from the trial that failed.
         self._spent.pop(num_decoding, None)
 
@@ -238,12 +259,12 @@ class _Trial:
     Args:
         steps: that could be timed.
         loss_s: of these, seconds.
-        catch_up_s: of those in which the draft caught up, seconds: the price of trying at all.
+        debt_s: the same, but what is won cannot be lost later.
     """
 
     steps: int = 0
     loss_s: float = 0.0
-    catch_up_s: float = 0.0
+    debt_s: float = 0.0
 
 
 class _Spent:

