@@ -42,7 +42,9 @@ MOST_DEBT = 12.0  # plain steps that speculation may lose since it last stood ev
 TOLERANCE = 1.03  # a verdict against speculation needs more than the noise of the comparison
 FADING = 0.03  # per step, of what the verdict looks at
 LEAST_GAIN = 1.1  # tokens per step and sequence below which no verdict is for speculation
-FIRST_PLAIN_STEPS = 4
+FIRST_PLAIN_STEPS = 16  # after 4, trees at the machine's present pace met the measurement's
+# fastest plain step: pairs that gained 1.3x failed their first trial
+PROMPT_STEPS = 8  # plain steps after a prompt that are slow: its weights have left the caches
 FIRST_NODES = 2  # of a sequence's first tree, before anything is known of the draft
 TRUST_GAINED, TRUST_LOST = 2.0, 0.8  # factors on the node limit: one step in four that accepts
 # a draft token keeps it where it is
@@ -93,7 +95,7 @@ class AdaptiveController:
         self._is_paused = False
         self._trial = _Trial()
         self._credit = 0.0  # plain steps that speculation has gained, less what trials lost
-        self._plain_run = 0  # plain steps since the last tree
+        self._plain_run = SETTLED_STEPS - PROMPT_STEPS  # plain steps since the last tree
 
     def plan(self, num_decoding: int) -> StepPlan:
         """Plain decoding during a pause, otherwise a tree priced at the current speed."""
@@ -141,7 +143,8 @@ class AdaptiveController:
     def _rests(self) -> bool:
         """Counts a plain step in the midst of a pause, of which nothing need be learned."""
         if (
-            self._plain_left <= LOOK_EVERY
+            not self._is_paused
+            or self._plain_left <= LOOK_EVERY
             or self._plain_run < SETTLED_STEPS
             or self._plain_run % LOOK_EVERY == 0
         ):
@@ -172,7 +175,8 @@ class AdaptiveController:
         if seen >= old and self._plain_run <= SETTLED_STEPS:
             return
         # Believe a faster step sooner than a slower one, which other processes can fake.
-        rate = 0.5 if seen < old else 0.15
+        is_first = num_decoding not in self._plain_s
+        rate = 0.5 if seen < old or is_first else 0.15
         self._plain_s[num_decoding] = old + rate * (min(seen, HICCUP * old) - old)
 
     def _token_seconds(self, num_decoding: int) -> float:

@@ -102,11 +102,11 @@ def pair(acceptance: float, tokens: int, **settings: object) -> World:
     return world.run(AdaptiveController(world.costs, 8, 16), tokens)
 
 
-@pytest.mark.parametrize("token_s", [0.01, 0.05, 0.2])
+@pytest.mark.parametrize("token_s", [0.01, 0.1])
 def test_a_pair_that_does_not_pay_comes_to_cost_next_to_nothing(token_s: float) -> None:
     """Whatever it takes the draft to read what it missed."""
-    early, late = (pair(0.2, tokens, token_s=token_s) for tokens in (2000, 30000))
-    assert early.loss < 0.035 and late.loss < 0.012, (early.loss, late.loss)
+    early, late = (pair(0.2, tokens, token_s=token_s) for tokens in (2000, 12000))
+    assert early.loss < 0.03 and late.loss < 0.012, (early.loss, late.loss)
     assert late.num_trees > early.num_trees >= 3, "it is tried again all the same"
 
 
