@@ -156,9 +156,11 @@ def probe_batch_size(args: argparse.Namespace, groups: list[list[str]]) -> list[
     for nodes in ladder(args.max_nodes):
         engine = open_engine(args, config_of(args, nodes), size)
         for params, found, ratios in zip(settings, rungs, measured):
-            found.append(time_rung(nodes, plain, engine, groups, params, args.repeats))
-            if str(nodes) in (args.check or ()):  # at once: the machine may be another one later
+            timed = time_steps(plain, engine, groups, params, args.repeats)
+            if str(nodes) in (args.check or ()):  # in between: the machine changes by the minute
                 ratios[str(nodes)] = run_beside(plain, engine, groups, params, args.repeats)
+                timed += time_steps(plain, engine, groups, params, args.repeats)
+            found.append(Rung.from_pairs(nodes, timed))
     samplers = [sample(engine, groups, params) for params in settings]  # of the largest trees
     costs = measure_costs(engine.iteration)
     verdicts = []
@@ -199,20 +201,14 @@ def predict_adaptive(
     )
 
 
-def time_rung(
-    budget: int,
-    plain: Any,
-    engine: Any,
-    groups: list[list[str]],
-    params: SamplingParams,
-    repeats: int,
-) -> Rung:
-    """What a step of `engine` costs in plain steps: median over batches decoded in turns, all of
-    them once at least."""
+def time_steps(
+    plain: Any, engine: Any, groups: list[list[str]], params: SamplingParams, repeats: int
+) -> list[tuple[float, float]]:
+    """Seconds of a step of either engine: of batches decoded in turns, all of them once at
+    least."""
     for each in (plain, engine):
         run_batch(each, groups[0], short(params))
-    ratios: list[float] = []
-    plain_s: list[float] = []
+    pairs: list[tuple[float, float]] = []
     deadline = perf_counter() + RUNG_BUDGET_S
     for repeat in range(repeats):
         for i, group in enumerate(groups):
@@ -220,9 +216,8 @@ def time_rung(
                 break
             order = (plain, engine) if (i + repeat) % 2 == 0 else (engine, plain)
             seconds = {id(each): step_seconds(each, group, params) for each in order}
-            ratios.append(seconds[id(engine)] / seconds[id(plain)])
-            plain_s.append(seconds[id(plain)])
-    return Rung(budget, median(ratios), median(plain_s))
+            pairs.append((seconds[id(plain)], seconds[id(engine)]))
+    return pairs
 
 
 def step_seconds(engine: Any, group: list[str], params: SamplingParams) -> float:

@@ -52,6 +52,12 @@ class Rung:
     plain_steps: float
     plain_s: float = 0.0
 
+    @classmethod
+    def from_pairs(cls, budget: int, pairs: Sequence[tuple[float, float]]) -> Rung:
+        """From seconds of a plain step and of one of this budget, timed next to each other."""
+        ratio = median(drafted / plain for plain, drafted in pairs)
+        return cls(budget, ratio, median(plain for plain, _ in pairs))
+
 
 class TreeSampler:
     """Notes, after every step, where in the order of values the accepted nodes stood.

@@ -52,7 +52,7 @@ LOSS_FLOOR, LOSS_SHARE = 1.0, 0.02  # plain steps that a trial may lose, plus so
 # the pause before it
 PROBE_STEPS, PROBE_EVERY = 2, 48  # plain steps while speculating, to keep the comparison fresh
 SETTLED_STEPS = 16  # plain steps after which decoding is as fast as if it had always been plain
-LOOK_EVERY = 4  # plain steps of a pause, once it is settled: looking at each took 2% of a step
+LOOK_EVERY = 8  # plain steps of a pause, once it is settled: looking at each took 2% of a step
 PLAIN = StepPlan(0, 0, 0)
 SPARE_LAYERS = 2  # recorded beyond the depth that was of use lately
 
