@@ -5,7 +5,8 @@ that says what a step of each size costs in plain steps, as the engine runs them
 of smaller budgets are contained in the largest, so that its sample says what every budget would
 have accepted; between the sizes that ran, the engine's cost model says how costs rise. From both
 follow predicted speeds by budget; the best is recommended, and a real run beside plain decoding
-says how far off the prediction was.
+says how far off the prediction was. The adaptive budget is predicted by its own controller, which
+decodes the sampled trees at those costs.
 """
 
 from __future__ import annotations
@@ -13,24 +14,31 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.conditions import describe_machine
 from benchmarks.generate import batches, open_engine, read_prompts, request_params, take_turns
-from benchmarks.probe_model import Prediction, Rung, TreeSampler, predict
+from benchmarks.probe_adaptive import StepTimes, replay_speedup
+from benchmarks.probe_model import Prediction, Rung, TreeSampler, predict, step_cost
 from sdengine.cli.main import run_alone
-from sdengine.cli.measure import run_batch, short
+from sdengine.cli.measure import WARM_UP_TOKENS, run_batch, short
 from sdengine.cli.options import BUNDLED_MODEL, LineParser, add_debug, integer, number
+from sdengine.controllers.adaptive import AdaptiveController
 from sdengine.core.config import DTYPES, SpeculationConfig
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.errors import ConfigError
 
+if TYPE_CHECKING:
+    from sdengine.core.cost_model import CostModel
+
 BUDGETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 ADAPTIVE = "adaptive"
+REPLAYS = 5
+"""Engines whose adaptive budget is simulated: what its trials find is partly chance."""
 RUNG_BUDGET_S = 20.0
 """A budget's steps are timed over all prompts again and again for so long, --repeats times at
 most."""
@@ -41,7 +49,7 @@ class Check:
     """A prediction held against a real run.
 
     Args:
-        budget: nodes, or "adaptive", predicted as the best fixed budget, plain decoding included.
+        budget: nodes, or "adaptive".
         predicted, measured: speed over plain decoding.
     """
 
@@ -63,6 +71,7 @@ class Verdict:
         batch_size, temperature: of the requests.
         predictions: by budget.
         best: the budget recommended; 0 is plain decoding.
+        adaptive: speed over plain decoding predicted for the adaptive budget.
         checks: the recommended budget, or the best above 0 where none pays; or those asked for.
     """
 
@@ -70,6 +79,7 @@ class Verdict:
     temperature: float
     predictions: list[Prediction]
     best: int
+    adaptive: float
     checks: list[Check]
 
 
@@ -146,30 +156,59 @@ def probe_batch_size(args: argparse.Namespace, groups: list[list[str]]) -> list[
     for nodes in ladder(args.max_nodes):
         engine = open_engine(args, config_of(args, nodes), size)
         for params, found, ratios in zip(settings, rungs, measured):
-            found.append(Rung(nodes, plain_steps(plain, engine, groups, params, args.repeats)))
-            if str(nodes) in (args.check or ()):  # at once: the machine may be another one later
+            timed = time_steps(plain, engine, groups, params, args.repeats)
+            if str(nodes) in (args.check or ()):  # in between: the machine changes by the minute
                 ratios[str(nodes)] = run_beside(plain, engine, groups, params, args.repeats)
+                timed += time_steps(plain, engine, groups, params, args.repeats)
+            found.append(Rung.from_pairs(nodes, timed))
     samplers = [sample(engine, groups, params) for params in settings]  # of the largest trees
     costs = measure_costs(engine.iteration)
     verdicts = []
     for params, found, some, ratios in zip(settings, rungs, samplers, measured):
         predictions = [
-            predict(some, costs, found, n, size, args.max_tokens - 1)
+            predict(some, costs, found, n, size, args.max_tokens)
             for n in BUDGETS
             if n <= args.max_nodes
         ]
-        verdicts.append(settle(args, plain, groups, params, predictions, ratios))
+        adaptive = predict_adaptive(args, some, costs, found, size)
+        verdicts.append(settle(args, plain, groups, params, predictions, adaptive, ratios))
     return verdicts
 
 
-def plain_steps(
-    plain: Any, engine: Any, groups: list[list[str]], params: SamplingParams, repeats: int
+def predict_adaptive(
+    args: argparse.Namespace,
+    samplers: list[TreeSampler],
+    costs: CostModel,
+    rungs: list[Rung],
+    batch_size: int,
 ) -> float:
-    """What a step of `engine` costs in plain steps: median over batches decoded in turns, all of
-    them once at least."""
+    """Speed over plain decoding of an engine whose budget is adaptive, from its first request on,
+    as `run_beside` finds it."""
+    config = config_of(args, ADAPTIVE)
+    times = StepTimes(
+        costs,
+        median(rung.plain_s for rung in rungs),
+        median(s.overhead_s for s in samplers),
+        median(s.missed_token_s(costs.draft_time(config.max_depth)) for s in samplers),
+        step_cost(samplers, costs, rungs, batch_size),
+    )
+    controllers = [
+        AdaptiveController(costs, config.max_depth, config.max_nodes) for _ in range(REPLAYS)
+    ]
+    warm_up = min(args.max_tokens, WARM_UP_TOKENS)
+    return replay_speedup(
+        controllers, samplers, times, batch_size, args.max_tokens, warm_up, args.repeats
+    )
+
+
+def time_steps(
+    plain: Any, engine: Any, groups: list[list[str]], params: SamplingParams, repeats: int
+) -> list[tuple[float, float]]:
+    """Seconds of a step of either engine: of batches decoded in turns, all of them once at
+    least."""
     for each in (plain, engine):
         run_batch(each, groups[0], short(params))
-    ratios: list[float] = []
+    pairs: list[tuple[float, float]] = []
     deadline = perf_counter() + RUNG_BUDGET_S
     for repeat in range(repeats):
         for i, group in enumerate(groups):
@@ -177,8 +216,8 @@ def plain_steps(
                 break
             order = (plain, engine) if (i + repeat) % 2 == 0 else (engine, plain)
             seconds = {id(each): step_seconds(each, group, params) for each in order}
-            ratios.append(seconds[id(engine)] / seconds[id(plain)])
-    return median(ratios)
+            pairs.append((seconds[id(plain)], seconds[id(engine)]))
+    return pairs
 
 
 def step_seconds(engine: Any, group: list[str], params: SamplingParams) -> float:
@@ -192,7 +231,10 @@ def step_seconds(engine: Any, group: list[str], params: SamplingParams) -> float
 
 
 def sample(engine: Any, groups: list[list[str]], params: SamplingParams) -> list[TreeSampler]:
-    """Decodes every batch once and notes what its trees would have done."""
+    """Decodes every batch once and notes what its trees would have done. Longer by the deepest
+    tree: the last steps of a request, which end it, are not noted."""
+    depth = engine.iteration.workspace.sizes.max_depth
+    params = replace(params, max_tokens=params.max_tokens + depth)
     samplers = [TreeSampler(engine) for _ in groups]
     for group, sampler in zip(groups, samplers):
         run_batch(engine, group, params, sampler)
@@ -205,13 +247,14 @@ def settle(
     groups: list[list[str]],
     params: SamplingParams,
     predictions: list[Prediction],
+    adaptive: float,
     measured: dict[str, float],
 ) -> Verdict:
     """Picks a budget, and holds predictions against runs beside plain decoding; those that
     `measured` does not hold yet are made."""
     top = max(predictions, key=lambda p: p.speedup)
     expected = {str(p.budget): p.speedup for p in predictions}
-    expected[ADAPTIVE] = max(top.speedup, 1.0)
+    expected[ADAPTIVE] = adaptive
     checks = []
     for budget in args.check or [str(top.budget)]:
         if budget not in measured:
@@ -220,7 +263,7 @@ def settle(
             measured[budget] = run_beside(plain, engine, groups, params, args.repeats)
         checks.append(Check(budget, expected[budget], measured[budget]))
     best = top.budget if top.speedup > 1.0 else 0
-    return Verdict(len(groups[0]), params.temperature, predictions, best, checks)
+    return Verdict(len(groups[0]), params.temperature, predictions, best, adaptive, checks)
 
 
 def run_beside(
@@ -268,6 +311,7 @@ def to_text(args: argparse.Namespace, conditions: dict, verdicts: list[Verdict])
                 f"{p.budget:6}  {p.tokens_per_step:11.2f}  {p.draft_layers:12.1f}"
                 f"  {p.plain_steps:19.2f}  {p.speedup:17.2f}x{mark}"
             )
+        lines.append(f"{ADAPTIVE:>8}{v.adaptive:60.2f}x")
         lines += ["", f"use: {setting(args, v.best)}"]
         lines += [
             f"budget {check.budget}: predicted {check.predicted:.2f}x, measured "

@@ -8,7 +8,7 @@ does meanwhile are part of it; the cost model only says how costs run between tw
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import exp, log
 from statistics import fmean, median
@@ -19,9 +19,10 @@ import numpy as np
 from sdengine.core.cost_model import CostModel
 
 if TYPE_CHECKING:
+    from sdengine.core.plan import StepReport
     from sdengine.engine import Engine
 
-__all__ = ["Prediction", "Rung", "TreeSampler", "predict"]
+__all__ = ["Prediction", "Rung", "TreeSampler", "predict", "step_cost"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +46,26 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Rung:
-    """What a step of one budget cost: `plain_steps` plain steps next to it."""
+    """What a step of one budget cost: `plain_steps` plain steps of `plain_s` seconds next to it."""
 
     budget: int
     plain_steps: float
+    plain_s: float = 0.0
+
+    @classmethod
+    def from_pairs(cls, budget: int, pairs: Sequence[tuple[float, float]]) -> Rung:
+        """From seconds of a plain step and of one of this budget, timed next to each other."""
+        ratio = median(drafted / plain for plain, drafted in pairs)
+        return cls(budget, ratio, median(plain for plain, _ in pairs))
 
 
 class TreeSampler:
     """Notes, after every step, where in the order of values the accepted nodes stood.
 
     The best-first tree of n nodes is the first n nodes of a larger one. So with a budget of n the
-    walk would have gone as far as the accepted nodes are among the first n.
+    walk would have gone as far as the accepted nodes are among the first n. Steps too near the end
+    of a request for the deepest tree are left out: they commit less than a step can, and fewer
+    tokens than a request has left are counted by `steps_of_a_request` already.
 
     Args:
         engine: with trees of a fixed size.
@@ -72,6 +82,11 @@ class TreeSampler:
         self._ids = workspace.token_tree.creation_ids.numpy()
         self._num_accepted = iteration.verdict.num_accepted.numpy()
         self._path = iteration.verdict.path.numpy()
+        self._max_emit = workspace.state.max_emit.numpy()
+        self._max_depth = workspace.sizes.max_depth
+        self._trees: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self._overheads_s: list[float] = []
+        self._prompts: list[tuple[int, float]] = []  # pending tokens, and the draft's time for them
         self._needed: list[np.ndarray] = []  # per walk: budget that each accepted node needs
         self._deepest: list[np.ndarray] = []  # per tree: depth of its first 1, 2, ... nodes
 
@@ -79,8 +94,10 @@ class TreeSampler:
         """Adds the last step; a steady one without trees committed a token for each sequence."""
         report = self._engine.last_report
         if report.num_nodes:
+            self._note_times(report)
             for slot in np.flatnonzero(self._wants == 1):
-                self._observe(slot)
+                if self._max_emit[slot] > self._max_depth:
+                    self._observe(slot)
         elif report.is_steady:
             nothing = np.zeros(0, dtype=np.int64)
             self._needed += [nothing] * len(report.num_accepted)
@@ -91,9 +108,44 @@ class TreeSampler:
         order = np.argsort(-self._values[slot, 1:end], kind="stable")
         place = np.empty(end, dtype=np.int64)
         place[0], place[1 + order] = 0, np.arange(1, end)
+        values, depths = self._values[slot, 1:end][order], self._depths[slot, 1:end][order]
         path = self._ids[slot, self._path[slot, : self._num_accepted[slot]]]
+        self._trees.append((values, depths.copy(), place[path]))
         self._needed.append(np.maximum.accumulate(place[path]))
         self._deepest.append(np.maximum.accumulate([0, *self._depths[slot, 1:end][order]]))
+
+    def _note_times(self, report: StepReport) -> None:
+        pending = report.num_rows - report.num_nodes
+        if report.is_steady:
+            self._overheads_s.append(report.step_s - report.draft_time_s - report.verify_time_s)
+        elif pending > len(report.num_accepted):
+            self._prompts.append((pending, report.draft_time_s))
+
+    @property
+    def num_trees(self) -> int:
+        """How many trees were sampled."""
+        return len(self._trees)
+
+    def tree(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Values and depths of a tree's nodes, likeliest first, and the places, from 1 on, of those
+        accepted, from the root on."""
+        return self._trees[index]
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Prompt tokens of the batch."""
+        return sum(pending for pending, _ in self._prompts)
+
+    @property
+    def overhead_s(self) -> float:
+        """Of a step, outside the programs: median."""
+        return median(self._overheads_s) if self._overheads_s else 0.0
+
+    def missed_token_s(self, draft_s: float) -> float:
+        """What the draft takes for a token that it has to read, beside `draft_s` for a tree."""
+        if not self._prompts:
+            return 0.0
+        return max(sum(s - draft_s for _, s in self._prompts) / self.prompt_tokens, 0.0)
 
     def tokens(self, budget: int) -> np.ndarray:
         """Tokens that every step would have committed."""
@@ -108,7 +160,7 @@ class TreeSampler:
         return float(np.mean([d[min(budget, len(d) - 1)] for d in self._deepest]))
 
 
-def steps_of_a_request(tokens: np.ndarray, count: int) -> float:
+def steps_of_a_request(tokens: np.ndarray, count: float) -> float:
     """Steps that a request of `count` tokens takes when steps commit as `tokens` does.
 
     The last step commits what is left, on average (E[t^2] / E[t] - 1) / 2 tokens less than it could
@@ -137,23 +189,51 @@ def predict(
         rungs: measured steps, budgets ascending.
         budget: nodes per sequence.
         batch_size: sequences at once.
-        num_tokens: of a request, after its first.
+        num_tokens: of a request.
     """
 
-    def model(n: int) -> float:
-        rows = int(batch_size * (1 + fmean(s.nodes(n) for s in samplers)) + 0.5)
-        further = max(fmean(s.draft_layers(n) for s in samplers) - 1.0, 0.0)
-        return costs.draft_time(1) + further * costs.draft_layer_s + costs.verify_time(rows)
-
-    factors = [log(rung.plain_steps / model(rung.budget)) for rung in rungs]
-    places = [log(rung.budget) for rung in rungs]
-    plain_steps = model(budget) * exp(float(np.interp(log(budget), places, factors)))
+    layers = fmean(s.draft_layers(budget) for s in samplers)
+    plain_steps = step_cost(samplers, costs, rungs, batch_size)(float(budget), layers)
     between = [rung.plain_steps for rung in _neighbours(rungs, budget)]  # the model is noisy, too
     plain_steps = min(max(plain_steps, min(between)), max(between))
-    steps = median(steps_of_a_request(s.tokens(budget), num_tokens) for s in samplers)
+    rate = median(tokens_per_step(s.tokens(budget), num_tokens) for s in samplers)
     tokens = float(np.concatenate([s.tokens(budget) for s in samplers]).mean())
-    layers = fmean(s.draft_layers(budget) for s in samplers)
-    return Prediction(budget, tokens, layers, plain_steps, num_tokens / (steps * plain_steps))
+    return Prediction(budget, tokens, layers, plain_steps, rate / plain_steps)
+
+
+def tokens_per_step(tokens: np.ndarray, count: int) -> float:
+    """Of requests of `count` tokens; the first step, beside the prompt, is not counted."""
+    decoded = count - tokens.mean()
+    return float(decoded / steps_of_a_request(tokens, decoded))
+
+
+def step_cost(
+    samplers: Sequence[TreeSampler], costs: CostModel, rungs: list[Rung], batch_size: int
+) -> Callable[[float, float], float]:
+    """What a step costs in plain steps, by nodes of a sequence and draft layers.
+
+    The cost model, times what the rungs next to that many nodes took over it.
+    """
+
+    def model(nodes: float, layers: float) -> float:
+        further = max(layers - 1.0, 0.0) * costs.draft_layer_s
+        rows = int(batch_size * (1 + nodes) + 0.5)
+        return costs.draft_time(1) + further + costs.verify_time(rows)
+
+    def at(n: int) -> float:
+        nodes, layers = (
+            fmean(x) for x in zip(*((s.nodes(n), s.draft_layers(n)) for s in samplers))
+        )
+        return model(nodes, layers)
+
+    factors = [log(rung.plain_steps / at(rung.budget)) for rung in rungs]
+    places = [log(rung.budget) for rung in rungs]
+
+    def cost(nodes: float, layers: float) -> float:
+        factor = float(np.interp(log(max(nodes, 1.0)), places, factors))
+        return model(nodes, layers) * exp(factor)
+
+    return cost
 
 
 def _neighbours(rungs: list[Rung], budget: int) -> list[Rung]:

@@ -12,25 +12,39 @@ first steps are plain, and two of every fifty while speculating. (Costs measured
 request are not good enough: with caches and cores warm from decoding, a plain step of the bundled
 pair took 180 us where the measurement had found 240. Between trees plain steps take longer than
 plain decoding does, so there only faster ones are believed.) While speculation does not pay it is
-tried again after 64, 128, ... 1024 plain steps. So that a pair that never pays costs little, trees
-begin with two nodes and grow with what is accepted of them, and a trial ends as soon
-as it has lost what a trial may lose.
+tried again after 64, 128, ... 4096 plain steps, and not before fifty times what the trial before
+has lost, the draft's catching up included: on a prompt that it has not read that is the larger
+part. So that a pair that never pays costs little, trees begin with two nodes and grow with what is
+accepted of them, and a trial ends as soon as it has lost what a trial may lose or can hardly be
+won any more. All this is the engine's knowledge, not a request's: it outlives them.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from math import sqrt
 
 from sdengine.controllers.seen_costs import HICCUP, SMOOTHING, SeenCosts
 from sdengine.core.cost_model import CostModel
 from sdengine.core.plan import StepPlan, StepReport
 
 TRIAL_STEPS = 16  # speculative steps of one trial: of 6, chance alone moved the mean by 11%
-FIRST_PAUSE = 64  # plain steps between the first two trials
-LONGEST_PAUSE = 1024
+FIRST_PAUSE = 64  # plain steps between the first two trials, at least
+LONGEST_PAUSE = 4096
+TRIAL_SHARE = 0.02  # of the steps of a pause, that speculation may have lost before it,
+MOST_PAUSES = 4  # unless the pause came to so many of the longest
+MOST_CREDIT = 30.0  # plain steps that it gained earlier and may lose again without a longer pause
+HOPELESS_STEPS, HOPELESS = 3, 1.0  # steps of a trial after which it ends when a token costs
+# 1 + HOPELESS / sqrt(steps) of a plain one: two standard errors of what steps accept, or more
 PATIENCE = 16  # speculative steps before the first verdict
+MOST_DEBT = 12.0  # plain steps that speculation may lose since it last stood even, before it ends:
+# judged by the mean of the last 30 steps a pair that gained 1.27x was stopped a third of the time
 TOLERANCE = 1.03  # a verdict against speculation needs more than the noise of the comparison
 FADING = 0.03  # per step, of what the verdict looks at
 LEAST_GAIN = 1.1  # tokens per step and sequence below which no verdict is for speculation
-FIRST_PLAIN_STEPS = 4
+FIRST_PLAIN_STEPS = 16  # after 4, trees at the machine's present pace met the measurement's
+# fastest plain step: pairs that gained 1.3x failed their first trial
+PROMPT_STEPS = 8  # plain steps after a prompt that are slow: its weights have left the caches
 FIRST_NODES = 2  # of a sequence's first tree, before anything is known of the draft
 TRUST_GAINED, TRUST_LOST = 2.0, 0.8  # factors on the node limit: one step in four that accepts
 # a draft token keeps it where it is
@@ -38,6 +52,8 @@ LOSS_FLOOR, LOSS_SHARE = 1.0, 0.02  # plain steps that a trial may lose, plus so
 # the pause before it
 PROBE_STEPS, PROBE_EVERY = 2, 48  # plain steps while speculating, to keep the comparison fresh
 SETTLED_STEPS = 16  # plain steps after which decoding is as fast as if it had always been plain
+LOOK_EVERY = 8  # plain steps of a pause, once it is settled: looking at each took 2% of a step
+PLAIN = StepPlan(0, 0, 0)
 SPARE_LAYERS = 2  # recorded beyond the depth that was of use lately
 
 
@@ -76,13 +92,15 @@ class AdaptiveController:
         self._pause = FIRST_PAUSE
         self._plain_left = FIRST_PLAIN_STEPS
         self._trusted_nodes = float(min(FIRST_NODES, max_nodes))
-        self._trial_loss_s = 0.0
-        self._plain_run = 0  # plain steps since the last tree
+        self._is_paused = False
+        self._trial = _Trial()
+        self._credit = 0.0  # plain steps that speculation has gained, less what trials lost
+        self._plain_run = SETTLED_STEPS - PROMPT_STEPS  # plain steps since the last tree
 
     def plan(self, num_decoding: int) -> StepPlan:
         """Plain decoding during a pause, otherwise a tree priced at the current speed."""
         if num_decoding == 0 or self._plain_left > 0:
-            return StepPlan(0, 0, 0)
+            return PLAIN
         nodes = int(self._trusted_nodes)
         limit = min(self._max_batch_nodes or self._max_nodes * num_decoding, nodes * num_decoding)
         depth = min(self._max_depth, int(self._depth_used + 0.5) + SPARE_LAYERS, nodes)
@@ -99,7 +117,7 @@ class AdaptiveController:
         verdict against it, or be plain at the end of a pause: neither says anything new.
         """
         num_decoding = len(report.num_accepted)
-        if num_decoding == 0:
+        if num_decoding == 0 or (plan.depth == 0 and self._rests()):
             return
         if report.is_steady and self._seen_costs.add(report.num_rows, report.verify_time_s):
             self._costs = self._seen_costs.model()
@@ -113,14 +131,27 @@ class AdaptiveController:
         self._learn(num_decoding, plan, report)
         self._steps_left -= 1
         self._until_probe -= 1
-        allowed = LOSS_FLOOR + LOSS_SHARE * self._pause
-        if self._steps_left <= 0:
-            self._judge(num_decoding)
-        elif self._trial_loss_s > allowed * num_decoding * self._plain_seconds(num_decoding):
+        is_trial = self._steps_left >= 0
+        if self._is_lost(num_decoding) if is_trial else self._is_in_debt(num_decoding):
             self._stop(num_decoding)
+        elif self._steps_left == 0:
+            self._judge(num_decoding)
         if self._until_probe <= 0 and self._plain_left == 0:
             self._until_probe = PROBE_EVERY
             self._plain_left = PROBE_STEPS
+
+    def _rests(self) -> bool:
+        """Counts a plain step in the midst of a pause, of which nothing need be learned."""
+        if (
+            not self._is_paused
+            or self._plain_left <= LOOK_EVERY
+            or self._plain_run < SETTLED_STEPS
+            or self._plain_run % LOOK_EVERY == 0
+        ):
+            return False
+        self._plain_left -= 1
+        self._plain_run += 1
+        return True
 
     def _plain_seconds(self, num_decoding: int) -> float:
         """Seconds per token of plain decoding: as seen, else as measured."""
@@ -130,9 +161,10 @@ class AdaptiveController:
         return step_s / num_decoding
 
     def _learn_plain(self, num_decoding: int, report: StepReport) -> None:
-        if self._plain_left == 1:
-            self._steps_left = max(self._steps_left, TRIAL_STEPS)
-            self._trial_loss_s = 0.0
+        if self._plain_left == 1 and self._is_paused:
+            self._is_paused = False
+            self._steps_left = TRIAL_STEPS
+            self._trial = _Trial()
         self._plain_left = max(self._plain_left - 1, 0)
         self._plain_run += 1
         if not report.is_steady:
@@ -143,7 +175,8 @@ class AdaptiveController:
         if seen >= old and self._plain_run <= SETTLED_STEPS:
             return
         # Believe a faster step sooner than a slower one, which other processes can fake.
-        rate = 0.5 if seen < old else 0.15
+        is_first = num_decoding not in self._plain_s
+        rate = 0.5 if seen < old or is_first else 0.15
         self._plain_s[num_decoding] = old + rate * (min(seen, HICCUP * old) - old)
 
     def _token_seconds(self, num_decoding: int) -> float:
@@ -160,17 +193,45 @@ class AdaptiveController:
         share = sum(accepted > 0 for accepted in report.num_accepted) / num_decoding
         trusted = self._trusted_nodes * TRUST_GAINED**share * TRUST_LOST ** (1.0 - share)
         self._trusted_nodes = min(max(trusted, 1.0), float(self._max_nodes))
+        tokens = num_decoding + sum(report.num_accepted)
+        plain_s = tokens * self._plain_seconds(num_decoding)
         if not report.is_steady:
+            if report.num_rows == num_decoding + report.num_nodes:  # no prompt beside it
+                self._earn(plain_s - report.step_s, num_decoding)
             return
         draft_s = self._costs.draft_time(plan.depth)
         expected = draft_s + self._costs.verify_time(report.num_rows)
         overhead = report.step_s - report.draft_time_s - report.verify_time_s
         work = report.draft_time_s + report.verify_time_s
         seconds = min(work, HICCUP * expected) + min(overhead, expected)
-        tokens = num_decoding + sum(report.num_accepted)
-        self._trial_loss_s += seconds - tokens * self._plain_seconds(num_decoding)
+        self._trial.steps += 1
+        self._trial.loss_s += seconds - plain_s
+        self._trial.debt_s = max(self._trial.debt_s + seconds - plain_s, 0.0)
+        self._earn(plain_s - seconds, num_decoding)
         spent = self._spent.setdefault(num_decoding, _Spent())
         spent.add(seconds, tokens)
+
+    def _earn(self, gain_s: float, num_decoding: int) -> None:
+        gain = gain_s / (num_decoding * self._plain_seconds(num_decoding))
+        self._credit = min(self._credit + gain, MOST_CREDIT)
+
+    def _is_in_debt(self, num_decoding: int) -> bool:
+        """Whether speculation that won its trial has lost too much since it last stood even."""
+        spent = self._spent.get(num_decoding)
+        if spent is not None and spent.tokens < LEAST_GAIN * num_decoding * spent.steps:
+            return True
+        return self._trial.debt_s > MOST_DEBT * num_decoding * self._plain_seconds(num_decoding)
+
+    def _is_lost(self, num_decoding: int) -> bool:
+        """Whether a trial has lost what it may lose, or cannot be expected to turn."""
+        plain_s, trial = self._plain_seconds(num_decoding), self._trial
+        allowed = LOSS_FLOOR + LOSS_SHARE * self._pause
+        if trial.loss_s > allowed * num_decoding * plain_s:
+            return True
+        spent = self._spent.get(num_decoding)
+        if spent is None or trial.steps < HOPELESS_STEPS:
+            return False
+        return spent.seconds > spent.tokens * plain_s * (1.0 + HOPELESS / sqrt(trial.steps))
 
     def _judge(self, num_decoding: int) -> None:
         spent = self._spent.get(num_decoding)
@@ -184,11 +245,30 @@ class AdaptiveController:
         self._stop(num_decoding)
 
     def _stop(self, num_decoding: int) -> None:
-        """Decodes plainly for a while; each time twice as long as before."""
-        self._plain_left = self._pause
-        self._pause = min(2 * self._pause, LONGEST_PAUSE)
+        """Decodes plainly for a while: each time twice as long as before, and so long that what
+        speculation has lost is a small part of it."""
+        owed = -int(max(self._credit / TRIAL_SHARE, -MOST_PAUSES * LONGEST_PAUSE))
+        self._plain_left = max(self._pause, owed)
+        self._pause = min(2 * self._plain_left, LONGEST_PAUSE)
+        self._credit = max(self._credit, 0.0)
+        self._is_paused = True
         # The next trial starts from what is known then, not from the trial that failed.
         self._spent.pop(num_decoding, None)
+
+
+@dataclass(slots=True)
+class _Trial:
+    """What the present trial lost against plain decoding.
+
+    Args:
+        steps: that could be timed.
+        loss_s: of these, seconds.
+        debt_s: the same, but what is won cannot be lost later.
+    """
+
+    steps: int = 0
+    loss_s: float = 0.0
+    debt_s: float = 0.0
 
 
 class _Spent:

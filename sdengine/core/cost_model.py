@@ -59,11 +59,14 @@ class CostModel:
         k, if each node is worth DECLINE of the one before. On a stair prices are therefore low, at
         its foot high; where times are convex the price is just what the row adds.
         """
-        times = self._verify_times(max_rows + LOOK_AHEAD)
+        # Beyond the measurements every row adds the same: 2000 rows cost 0.55 ms to price, 64 0.09.
+        priced = min(max_rows, self.rows[-1] + 1)
+        times = self._verify_times(priced + LOOK_AHEAD)
         worth = np.cumsum(DECLINE ** np.arange(LOOK_AHEAD))
-        added = [(times[k : k + max_rows] - times[:max_rows]) / w for k, w in enumerate(worth, 1)]
+        added = [(times[k : k + priced] - times[:priced]) / w for k, w in enumerate(worth, 1)]
         prices = np.zeros(max_rows)
-        prices[1:] = np.min(added, axis=0)[:-1]
+        prices[1:priced] = np.min(added, axis=0)[:-1]
+        prices[priced:] = prices[priced - 1]
         return prices
 
     def _verify_times(self, max_rows: int) -> np.ndarray:

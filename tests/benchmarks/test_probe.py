@@ -29,8 +29,12 @@ def sampled() -> TreeSampler:
         num_accepted=torch.tensor([2], dtype=torch.int32),
         path=torch.tensor([[1, 2, 0, 0]], dtype=torch.int32),
     )
-    state = SimpleNamespace(wants_logits=torch.ones(1, dtype=torch.int32))
-    workspace = SimpleNamespace(draft_tree=draft, token_tree=tree, state=state)
+    state = SimpleNamespace(
+        wants_logits=torch.ones(1, dtype=torch.int32),
+        max_emit=torch.full((1,), 9, dtype=torch.int32),
+    )
+    sizes = SimpleNamespace(max_depth=4)
+    workspace = SimpleNamespace(draft_tree=draft, token_tree=tree, state=state, sizes=sizes)
     report = StepReport((2,), 4, 5, 6e-4, 4e-3, 5e-3, True)
     engine = SimpleNamespace(
         iteration=SimpleNamespace(workspace=workspace, verdict=verdict), last_report=report
@@ -57,6 +61,25 @@ def test_a_step_without_a_tree_commits_one_token() -> None:
     assert sampler.tokens(4).tolist() == [3, 1] and sampler.nodes(4) == 2
 
 
+def test_steps_that_a_request_cuts_short_are_not_sampled() -> None:
+    sampler = sampled()
+    sampler._max_emit[0] = 4  # a tree of depth 4 could commit 5
+    sampler()
+    assert sampler.num_trees == 1
+    sampler._max_emit[0] = 5
+    sampler()
+    assert sampler.num_trees == 2
+
+
+def test_the_draft_time_of_a_prompt_tells_what_a_missed_token_takes() -> None:
+    sampler = sampled()
+    assert sampler.prompt_tokens == 0 and sampler.missed_token_s(1e-4) == 0.0
+    sampler._engine.last_report = StepReport((2,), 4, 44, 1e-4 + 40 * 2e-5, 4e-3, 5e-3, False)
+    sampler()
+    assert sampler.prompt_tokens == 40
+    assert sampler.missed_token_s(1e-4) == pytest.approx(2e-5)
+
+
 def test_predictions_follow_the_cost_model_between_measured_steps() -> None:
     # by the model: 1 node 0.2 + 1.25 ms, 2 nodes 0.3 + 1.5 ms, 4 nodes 0.3 + 2 ms
     rungs = [Rung(1, 1.45), Rung(4, 4.6)]  # of a plain step of 1 ms: as modelled, and twice that
@@ -66,8 +89,9 @@ def test_predictions_follow_the_cost_model_between_measured_steps() -> None:
     assert found.plain_steps == pytest.approx(1.8 * 2**0.5)
     noisy = [Rung(1, 2.0), Rung(4, 1.9)]
     assert 1.9 <= predict([sampled()], COSTS, noisy, 2, 1, 60).plain_steps <= 2.0
-    steps = 60 / 3 + (3 - 1) / 2 / 3
-    assert found.speedup == pytest.approx(60 / (steps * found.plain_steps))
+    decoded = 60 - 3  # the first step comes with the prompt
+    steps = decoded / 3 + (3 - 1) / 2 / 3
+    assert found.speedup == pytest.approx(decoded / (steps * found.plain_steps))
 
 
 def test_a_speed_up_is_the_median_over_batches() -> None:

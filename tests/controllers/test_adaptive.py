@@ -5,7 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sdengine.controllers.adaptive import LONGEST_PAUSE, AdaptiveController
+from sdengine.controllers.adaptive import (
+    FIRST_PLAIN_STEPS,
+    LONGEST_PAUSE,
+    PROMPT_STEPS,
+    AdaptiveController,
+)
 from sdengine.controllers.fixed import FixedController
 from sdengine.core.cost_model import CostModel
 from sdengine.core.plan import StepPlan, StepReport
@@ -61,8 +66,9 @@ def pauses(depths: list[int]) -> list[int]:
 
 def test_late_reports_lengthen_a_pause_by_one_step_and_nothing_else() -> None:
     """A verdict is passed once, although one more report of the speculation comes after it."""
-    depths = simulate_late(AdaptiveController(COSTS, 8, 16), 0, 0.5, 1200)
-    assert pauses(depths)[:4] == [5, 65, 129, 257]
+    depths = simulate_late(AdaptiveController(COSTS, 8, 16), 0, 0.49, 1200)
+    # five steps lose 2.45: a pause of fifty times as many at least, however short its turn
+    assert pauses(depths)[:4] == [17, 123, 245, 489]
     useful = simulate_late(AdaptiveController(COSTS, 8, 16), 3, 0.4, 500)
     assert set(pauses(useful)[1:-1]) == {3} and sum(depth > 0 for depth in useful) > 450
 
@@ -71,7 +77,9 @@ def test_late_reports_lengthen_a_pause_by_one_step_and_nothing_else() -> None:
 def test_keeps_speculating_while_it_pays(slowdown: float) -> None:
     controller = AdaptiveController(COSTS, 8, 16)
     _, _, speculated = simulate(controller, 3, 0.4 * slowdown, 500, slowdown)
-    assert speculated >= 500 * 0.95, "but for the plain steps it compares itself with"
+    assert speculated >= 500 * 0.96 - FIRST_PLAIN_STEPS, (
+        "but for the plain steps it compares itself with"
+    )
 
 
 def test_a_useless_draft_costs_under_three_percent() -> None:
@@ -94,7 +102,9 @@ def plain_and_slow(controller: AdaptiveController, steps: int) -> None:
 def test_slow_steps_after_a_prompt_are_not_believed() -> None:
     """The weights have left the caches, and trees that lose would seem to pay."""
     controller = AdaptiveController(COSTS, 8, 16)
-    plain_and_slow(controller, 4)
+    plain_and_slow(controller, PROMPT_STEPS)
+    for _ in range(FIRST_PLAIN_STEPS - PROMPT_STEPS):
+        controller.observe(controller.plan(1), StepReport([0], 0, 1, 0.0, 1.0, 1.0, True))
     assert 1.0 / controller.plan(1).tokens_per_s == pytest.approx(1.0)
     for _ in range(20):  # two tokens a step in three times the time
         plan = controller.plan(1)
@@ -104,11 +114,20 @@ def test_slow_steps_after_a_prompt_are_not_believed() -> None:
     assert plan.depth == 0
 
 
+def test_a_slower_machine_than_the_measured_one_is_known_before_the_first_trial() -> None:
+    """Otherwise trees, which are slower too, would be held against the measurement."""
+    controller = AdaptiveController(COSTS, 8, 16)
+    plain_and_slow(controller, FIRST_PLAIN_STEPS)
+    assert 1.0 / controller.plan(1).tokens_per_s > 1.6
+    _, _, speculated = simulate(controller, 3, 0.4 * 1.8, 40, 1.8)
+    assert speculated == 40
+
+
 def test_slow_steps_are_believed_when_they_go_on() -> None:
     controller = AdaptiveController(COSTS, 8, 16)
     simulate(controller, 0, 0.5, 20)
     assert controller.plan(1).depth == 0, "a useless draft is paused"
-    plain_and_slow(controller, 64)
+    plain_and_slow(controller, 400)
     assert 1.0 / controller.plan(1).tokens_per_s > 1.5
 
 
@@ -151,7 +170,7 @@ def test_no_course_of_events_confuses_it() -> None:
 
 def test_trust_follows_what_is_accepted() -> None:
     controller = AdaptiveController(COSTS, 8, 16)
-    simulate(controller, 3, 0.1, 4)  # the plain steps at the beginning
+    simulate(controller, 3, 0.1, FIRST_PLAIN_STEPS)  # the plain steps at the beginning
     limits = []
     for _ in range(8):
         limits.append(controller.plan(1).max_nodes)

@@ -178,6 +178,8 @@ void check_worker_count() {
   }
   require(workers.current() == 4, "losing a third now and then costs less than half the workers");
   now = observe(workers, 100, 50 * kMs, 0, now);
+  now = observe(workers, 1, 150 * kMs, 120 * kMs, now);
+  require(workers.current() == 4, "one long run is no crowd");
   now = observe(workers, 20, 100 * kMs, 40 * kMs, now);
   require(workers.current() == 4, "nor does losing two fifths of every long run");
   now = observe(workers, 20, 150 * kMs, 120 * kMs, now);

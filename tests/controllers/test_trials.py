@@ -1,0 +1,164 @@
+"""What trials cost: a simulated pair whose draft has to catch up before it can draft."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import pytest
+
+from sdengine.controllers import adaptive
+from sdengine.controllers.adaptive import LONGEST_PAUSE, AdaptiveController
+from sdengine.core.cost_model import CostModel
+from sdengine.core.plan import StepPlan, StepReport
+
+SMALL = CostModel((1, 2, 4, 64), (1.0, 1.3, 1.8, 22.0), 0.2, 0.15)  # of 6M on a CPU: in its caches
+LARGE = CostModel(  # of 1.1B on the same, whose DRAM sets the pace; both in plain steps
+    (1, 2, 3, 4, 6, 8, 12, 16, 24, 64),
+    (1, 1.35, 1.35, 1.84, 1.92, 2.39, 2.73, 3.6, 5.9, 14),
+    0.04,
+    0.035,
+)
+PROMPT, REQUEST = 80, 64
+
+
+@cache
+def prices_of(costs: CostModel) -> list[float]:
+    """By row."""
+    return costs.row_costs(18).tolist()
+
+
+@dataclass(slots=True)
+class World:
+    """Requests of PROMPT and REQUEST tokens; the draft reads what it has missed with its first
+    tree.
+
+    Args:
+        acceptance: of every further node of a chain.
+        token_s: what the draft takes for a token that it missed.
+        overhead_s: of every step of trees.
+    """
+
+    acceptance: float
+    costs: CostModel = SMALL
+    token_s: float = 0.05
+    overhead_s: float = 0.5
+    seconds: float = 0.0
+    tokens: int = 0
+    num_trees: int = 0
+    missing: int = PROMPT
+    left: int = REQUEST
+
+    def run(self, controller: AdaptiveController, tokens: int) -> World:
+        """Decodes so many tokens more."""
+        rng = np.random.default_rng(0)
+        end = self.tokens + tokens
+        while self.tokens < end:
+            plan = controller.plan(1)
+            report = self.step(plan, rng)
+            controller.observe(plan, report)
+        return self
+
+    def step(self, plan: StepPlan, rng: np.random.Generator) -> StepReport:
+        nodes = self.nodes(plan)
+        accepted = 0
+        while accepted < nodes and rng.random() < self.acceptance:
+            accepted += 1
+        is_steady, draft = True, 0.0
+        if plan.depth:
+            is_steady = self.missing <= 2
+            draft = (
+                self.token_s * self.missing + self.costs.draft_time(plan.depth) + self.overhead_s
+            )
+        verify = self.costs.verify_time(1 + nodes)
+        self.missing = 1 if plan.depth else self.missing + 1
+        self.seconds += draft + verify
+        self.tokens += 1 + accepted
+        self.num_trees += plan.depth > 0
+        self.left -= 1 + accepted
+        if self.left <= 0:
+            self.left, self.missing = REQUEST, PROMPT
+        return StepReport([accepted], nodes, 1 + nodes, draft, verify, draft + verify, is_steady)
+
+    def nodes(self, plan: StepPlan) -> int:
+        """A chain as long as its nodes are worth their row and their layer."""
+        nodes, prices = 0, self.costs.row_costs(plan.max_nodes + 2)
+        while nodes < min(plan.max_nodes, plan.depth):
+            price = max(prices[nodes + 1], self.costs.draft_layer_s if nodes else 0.0)
+            if self.acceptance ** (nodes + 1) < price * plan.tokens_per_s:
+                break
+            nodes += 1
+        return nodes
+
+    @property
+    def loss(self) -> float:
+        """Against plain decoding, relative."""
+        return self.seconds / self.tokens - 1.0
+
+
+def pair(acceptance: float, tokens: int, **settings: object) -> World:
+    world = World(acceptance, **settings)  # type: ignore[arg-type]
+    return world.run(AdaptiveController(world.costs, 8, 16), tokens)
+
+
+@pytest.mark.parametrize("token_s", [0.01, 0.1])
+def test_a_pair_that_does_not_pay_comes_to_cost_next_to_nothing(token_s: float) -> None:
+    """Whatever it takes the draft to read what it missed."""
+    early, late = (pair(0.2, tokens, token_s=token_s) for tokens in (2000, 12000))
+    assert early.loss < 0.03 and late.loss < 0.012, (early.loss, late.loss)
+    assert late.num_trees > early.num_trees >= 3, "it is tried again all the same"
+
+
+def test_trials_that_earn_nothing_but_their_length_would_cost_far_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The negative control: pauses that double up to 1024 steps, whatever was lost before."""
+    mended = pair(0.2, 6000)
+    monkeypatch.setattr(adaptive, "TRIAL_SHARE", 1e9)
+    monkeypatch.setattr(adaptive, "LONGEST_PAUSE", 1024)
+    monkeypatch.setattr(adaptive, "HOPELESS", 1e9)
+    before = pair(0.2, 6000)
+    assert before.loss > 0.02 and before.loss > 2.5 * mended.loss, (before.loss, mended.loss)
+
+
+def test_a_trial_ends_when_it_can_hardly_be_won_any_more() -> None:
+    """Steps that take 3 and yield 1: no need for the 16 that a late trial may take."""
+    controller = AdaptiveController(SMALL, 8, 16)
+    world = World(0.0, overhead_s=1.5).run(controller, 20000)
+    trees = world.num_trees
+    while world.num_trees == trees:
+        world.run(controller, 1)
+    world.run(controller, 64)
+    assert 3 <= world.num_trees - trees <= 5
+
+
+@pytest.mark.parametrize(("acceptance", "gain"), [(0.6, 0.15), (0.7, 0.2), (0.8, 0.33)])
+def test_a_pair_that_pays_is_kept(acceptance: float, gain: float) -> None:
+    """The best constant trees gain 0.23, 0.31 and 0.40 of the time."""
+    world = pair(acceptance, 6000, costs=LARGE, token_s=0.01, overhead_s=0.05)
+    assert world.loss < -gain
+
+
+def test_a_pair_that_comes_to_pay_is_found_within_the_longest_pause() -> None:
+    controller = AdaptiveController(LARGE, 8, 16)
+    world = World(0.1, LARGE, 0.01, 0.05).run(controller, 20000)
+    world.acceptance = 0.8
+    world.run(controller, LONGEST_PAUSE + 200)
+    trees = world.num_trees
+    world.run(controller, 600)
+    assert world.num_trees - trees > 100
+
+
+def test_most_plain_steps_of_a_long_pause_are_only_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Learning from each took 2% of a step of 0.3 ms."""
+    controller = AdaptiveController(SMALL, 8, 16)
+    world = World(0.0).run(controller, 200)
+    assert controller.plan(1).depth == 0
+    seen = []
+    add = controller._seen_costs.add
+    monkeypatch.setattr(
+        controller._seen_costs, "add", lambda rows, s: seen.append(rows) or add(rows, s)
+    )
+    world.run(controller, 100)
+    assert 10 <= len(seen) <= 16
