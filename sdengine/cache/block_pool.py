@@ -3,6 +3,9 @@
 A block is free, owned by one or more sequences, or *cached*: owned by nobody but still holding the
 keys and values of a known prefix, so that a later request with the same beginning can take it.
 Cached blocks count as free and are evicted oldest first.
+
+The draft model's cache has the same blocks, and may be behind: a draft whose trees do not pay reads
+no prompts. So a block is marked once the draft's half of it is filled, too.
 """
 
 from __future__ import annotations
@@ -40,6 +43,7 @@ class BlockPool:
         self._enable_prefix_caching = enable_prefix_caching
         self._free = list(range(num_blocks - 1, -1, -1))
         self._references = [0] * num_blocks
+        self._is_drafted = [False] * num_blocks
         self._cached: OrderedDict[int, None] = OrderedDict()
         self._block_of: dict[BlockKey, int] = {}
         self._key_of: dict[int, BlockKey] = {}
@@ -109,6 +113,15 @@ class BlockPool:
                 self._block_of[content] = blocks[i]
                 self._key_of[blocks[i]] = content
 
+    def mark_drafted(self, blocks: SequenceOf[int]) -> None:
+        """Notes that the draft's keys and values of these blocks are there."""
+        for block in blocks:
+            self._is_drafted[block] = True
+
+    def num_drafted(self, blocks: SequenceOf[int]) -> int:
+        """How many of the leading blocks the draft has computed."""
+        return next((i for i, b in enumerate(blocks) if not self._is_drafted[b]), len(blocks))
+
     def _chain_key(self, token_ids: SequenceOf[int], count: int) -> int:
         key = ROOT_KEY
         for start in range(0, count * self.block_size, self.block_size):
@@ -123,4 +136,5 @@ class BlockPool:
             del self._block_of[self._key_of.pop(block)]
         assert self._references[block] == 0, f"block {block} is in use"
         self._references[block] = 1
+        self._is_drafted[block] = False
         return block

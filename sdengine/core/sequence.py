@@ -53,6 +53,7 @@ class Sequence:
     num_computed: int = 0
     num_draft_computed: int = 0
     num_hashed_blocks: int = 0
+    num_drafted_blocks: int = 0
     num_preemptions: int = 0
     text: str = ""
     logprobs: list[dict[int, Logprob]] | None = None
@@ -82,11 +83,6 @@ class Sequence:
         return len(self.token_ids) - self.num_computed
 
     @property
-    def num_shareable(self) -> int:
-        """Known tokens whose keys and values are in every cache that a later request would need."""
-        return min(self.num_computed, self.num_draft_computed, len(self.token_ids))
-
-    @property
     def is_finished(self) -> bool:
         """Whether no more tokens will come."""
         return self.status is SequenceStatus.FINISHED
@@ -110,4 +106,5 @@ class Sequence:
         self.num_computed = 0
         self.num_draft_computed = 0
         self.num_hashed_blocks = 0
+        self.num_drafted_blocks = 0
         self.slot = NO_SLOT

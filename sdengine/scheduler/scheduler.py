@@ -160,12 +160,16 @@ class Scheduler:
 
     def _publish(self, sequence: Sequence) -> None:
         """Lets later requests reuse its full blocks."""
-        full = sequence.num_shareable // self.pool.block_size
+        # Tokens that were computed and cut off at the end are nobody's.
+        num_known, size, table = sequence.num_tokens, self.pool.block_size, sequence.block_table
+        full = min(sequence.num_computed, num_known) // size
         if full > sequence.num_hashed_blocks:
-            self.pool.publish(
-                sequence.token_ids, sequence.block_table, sequence.num_hashed_blocks, full
-            )
+            self.pool.publish(sequence.token_ids, table, sequence.num_hashed_blocks, full)
             sequence.num_hashed_blocks = full
+        drafted = min(sequence.num_draft_computed, num_known) // size
+        if drafted > sequence.num_drafted_blocks:
+            self.pool.mark_drafted(table[sequence.num_drafted_blocks : drafted])
+            sequence.num_drafted_blocks = drafted
 
     def _admit(self, step: Schedule, budget: int) -> None:
         if self.waiting and self._free_slots and budget > 0:
@@ -177,8 +181,10 @@ class Scheduler:
                 break
             sequence.block_table = self.pool.match_prefix(sequence.token_ids)
             reused = len(sequence.block_table)
-            sequence.num_computed = sequence.num_draft_computed = reused * self.pool.block_size
-            sequence.num_hashed_blocks = reused
+            drafted = self.pool.num_drafted(sequence.block_table)
+            sequence.num_computed = reused * self.pool.block_size
+            sequence.num_draft_computed = drafted * self.pool.block_size
+            sequence.num_hashed_blocks, sequence.num_drafted_blocks = reused, drafted
             num_tokens = min(sequence.num_pending, budget)
             if not self._grow(sequence, sequence.num_computed + num_tokens):
                 self.pool.free(sequence.block_table)

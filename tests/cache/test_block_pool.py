@@ -96,3 +96,17 @@ def test_random_life_leaks_nothing(seed: int) -> None:
     for blocks in held:
         pool.free(blocks)
     assert pool.num_free == pool.num_blocks
+
+
+def test_a_block_is_drafted_until_it_holds_something_else() -> None:
+    pool = BlockPool(2, 4)
+    blocks = pool.allocate(2)
+    assert pool.num_drafted(blocks) == 0
+    pool.mark_drafted(blocks[:1])
+    assert pool.num_drafted(blocks) == 1
+    pool.publish(range(8), blocks, 0, 2)
+    pool.free(blocks)
+    matched = pool.match_prefix(range(9))
+    assert matched == blocks and pool.num_drafted(matched) == 1
+    pool.free(matched)
+    assert pool.num_drafted(pool.allocate(2)) == 0

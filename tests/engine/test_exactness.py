@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from sdengine.controllers.fixed import FixedController
 from sdengine.core.config import SpeculationConfig
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.model.checkpoint import open_checkpoint
@@ -130,6 +131,29 @@ def test_the_number_of_workers_changes_no_bit(
         completions = [out.outputs[0] for out in run_outputs(engine, prompts, samplers)]
         seen.append([(list(c.token_ids), c.logprobs) for c in completions])
     assert seen[0] == seen[1]
+
+
+def test_a_prompt_that_only_the_target_has_read_is_reused(make_engine: MakeEngine) -> None:
+    prompt, spec = PROMPTS[2], SpeculationConfig(max_nodes=8, max_depth=3, adaptive=False)
+    fresh = make_engine(draft=related_draft(), speculation=spec)
+    expected = run_outputs(fresh, [prompt], [sampling("T=0.8", 2)])[0]
+    engine = make_engine(draft=related_draft(), speculation=spec)
+    fixed, engine._controller = engine._controller, FixedController(0, 0)
+    assert run_all(engine, [prompt], [sampling("T=0.8", 2, 3)]) == [
+        list(expected.outputs[0].token_ids[:3])
+    ]
+    engine._controller = fixed
+    engine.add_request("again", prompt, sampling("T=0.8", 2))
+    engine.step()
+    report = engine.last_report
+    assert report.num_rows - report.num_nodes == len(prompt) % 8, "the prompt was computed again"
+    while engine.has_unfinished_requests():
+        (output,) = engine.step()
+    assert list(output.outputs[0].token_ids) == list(expected.outputs[0].token_ids)
+    assert output.metrics.speculation is not None and expected.metrics.speculation is not None
+    # The first step differs: nothing was drafted beside a prompt of 45 tokens.
+    accepted = [o.metrics.speculation.num_accepted_draft_tokens for o in (output, expected)]
+    assert accepted[0] > 0.8 * accepted[1] > 0
 
 
 def test_joining_and_leaving_at_any_step(make_engine: MakeEngine) -> None:

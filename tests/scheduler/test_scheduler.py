@@ -102,18 +102,23 @@ def test_shared_prompt_is_reused_by_a_later_request() -> None:
     assert second.block_table[:2] == first.block_table[:2]
 
 
-def test_a_finished_sequence_leaves_what_every_cache_has_of_its_known_tokens() -> None:
-    for num_computed, num_draft_computed, num_reused in ((18, 18, 12), (11, 18, 8), (18, 7, 4)):
-        scheduler = Scheduler(BlockPool(16, 4), 2, 64, tree_room=0)
-        first = make_sequence("same", 14)  # of 18 computed tokens the last four were cut off
-        scheduler.add(first)
-        scheduler.schedule()
-        first.num_computed, first.num_draft_computed = num_computed, num_draft_computed
-        scheduler.finish(first, "stop")
-        second = make_sequence("same", 14)
-        scheduler.add(second)
-        scheduler.schedule()
-        assert second.num_computed == num_reused
+@pytest.mark.parametrize(
+    "num_computed,num_draft_computed,expected",
+    [(18, 18, (12, 12)), (11, 18, (8, 8)), (18, 7, (12, 4)), (18, 3, (12, 0))],
+)
+def test_a_finished_sequence_leaves_what_each_cache_has_of_its_known_tokens(
+    num_computed: int, num_draft_computed: int, expected: tuple[int, int]
+) -> None:
+    scheduler = Scheduler(BlockPool(16, 4), 2, 64, tree_room=0)
+    first = make_sequence("same", 14)  # of 18 computed tokens the last four were cut off
+    scheduler.add(first)
+    scheduler.schedule()
+    first.num_computed, first.num_draft_computed = num_computed, num_draft_computed
+    scheduler.finish(first, "stop")
+    second = make_sequence("same", 14)
+    scheduler.add(second)
+    scheduler.schedule()
+    assert (second.num_computed, second.num_draft_computed) == expected
 
 
 def test_further_completions_wait_for_the_first_ones_prompt() -> None:
