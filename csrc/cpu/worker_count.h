@@ -20,14 +20,11 @@ class WorkerCount {
   // Of the newest run.
   int current() const { return current_; }
 
-  // For a run that begins now. Twice as many are tried again when some time has passed, and have to
-  // lose as much as before to be taken back.
+  // For a run that begins now. After a pause twice as many are tried again.
   int next(int64_t now_ns) {
     if (current_ < most_ && now_ns >= retry_at_ns_) {
       current_ = std::min(2 * current_, most_);
-      retry_at_ns_ = now_ns + period_ns_;
-      wall_ns_ = static_cast<double>(period_ns_) / kPeriodPerLoss;
-      lost_ns_ = 0;
+      retry_at_ns_ = trial_ends_ns_ = now_ns + pause_ns_;
     }
     return current_;
   }
@@ -38,11 +35,13 @@ class WorkerCount {
     const auto wall = static_cast<double>(wall_ns);
     const double kept = 1 - std::min(wall / kMemoryNs, 1 / kMemoryRuns);
     wall_ns_ = wall_ns_ * kept + wall;
-    lost_ns_ = lost_ns_ * kept + static_cast<double>(lost_ns);
+    lost_ns_ = lost_ns_ * kept + std::min(static_cast<double>(lost_ns), wall);
     if (2 * lost_ns_ <= wall_ns_ + kCreditNs) return;
     current_ = (current_ + 1) / 2;
-    period_ns_ = std::min(static_cast<int64_t>(kPeriodPerLoss * lost_ns_), kLongestPeriodNs);
-    retry_at_ns_ = now_ns + period_ns_;
+    pauses_per_loss_ =
+        now_ns - wall_ns < trial_ends_ns_ ? std::min(2 * pauses_per_loss_, kMostPauses) : 1;
+    pause_ns_ = static_cast<int64_t>(std::min(pauses_per_loss_ * lost_ns_, kLongestPauseNs));
+    retry_at_ns_ = now_ns + pause_ns_;
     wall_ns_ = lost_ns_ = 0;
   }
 
@@ -52,16 +51,19 @@ class WorkerCount {
   static constexpr double kMemoryRuns = 8;
   // A few time slices in a row are no crowd yet: a server's own event loop takes as much.
   static constexpr double kCreditNs = 20e6;
-  // A trial loses about as much as led to fewer workers: so trials cost a tenth.
-  static constexpr double kPeriodPerLoss = 10;
-  static constexpr int64_t kLongestPeriodNs = 5'000'000'000;
+  // Fewer workers at first for as long as was lost, for it may be over then; each time that a trial
+  // of more ends like that twice as long, so that trials cost little while it goes on.
+  static constexpr double kMostPauses = 32;
+  static constexpr double kLongestPauseNs = 5e9;
 
   const int most_;
   int current_;
   double wall_ns_ = 0;  // of the last runs, older ones less and less
   double lost_ns_ = 0;  // likewise
-  int64_t period_ns_ = 0;
+  double pauses_per_loss_ = 1;
+  int64_t pause_ns_ = 0;
   int64_t retry_at_ns_ = 0;
+  int64_t trial_ends_ns_ = 0;
 };
 
 }  // namespace sdengine

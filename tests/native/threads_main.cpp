@@ -182,20 +182,38 @@ void check_worker_count() {
   require(workers.current() == 4, "one long run is no crowd");
   now = observe(workers, 20, 100 * kMs, 40 * kMs, now);
   require(workers.current() == 4, "nor does losing two fifths of every long run");
-  now = observe(workers, 20, 150 * kMs, 120 * kMs, now);
+  for (int i = 0; i < 30 && workers.current() > 1; ++i)
+    now = observe(workers, 1, 150 * kMs, 120 * kMs, now);
   require(workers.current() == 1, "a crowd, also in a model of long runs");
   require(workers.next(now + kMs) == 1, "not tried again at once");
   now += 6000 * kMs;
   require(workers.next(now) == 2, "two of four are tried first");
   workers.observe(5 * kMs, 4 * kMs, now += 5 * kMs);
   require(workers.current() == 2, "one lost time slice does not end a trial");
-  workers.observe(800 * kMs, 700 * kMs, now += 800 * kMs);
-  require(workers.current() == 1, "losing as much as before does");
-  require(workers.next(now + 4900 * kMs) == 1, "and the next one waits for ten times as long");
+  now = observe(workers, 100, 5 * kMs, 0, now);
   now += 6000 * kMs;
-  now = observe(workers, 3, 5 * kMs, 0, now);
+  now = observe(workers, 100, 5 * kMs, 0, now);
+  require(workers.current() == 4, "all of them again");
+}
+
+// Milliseconds that pass after a crowd of one long run until more workers are tried.
+int64_t pause_of(WorkerCount& workers, int64_t& now) {
+  while (workers.current() > 1) now = observe(workers, 1, 100 * kMs, 1000 * kMs, now);
+  const int64_t start = now;
+  while (workers.next(now) == 1) now += kMs;
+  return (now - start) / kMs;
+}
+
+void check_pauses() {
+  WorkerCount workers(2);
+  int64_t now = 0;
+  require(pause_of(workers, now) == 100, "as long as was lost, and no more than the run took");
+  for (int64_t expected : {200, 400, 800, 1600, 3200, 3200}) {
+    require(pause_of(workers, now) == expected, "twice as long after each trial that fails");
+  }
+  now = observe(workers, 1000, 5 * kMs, 0, now);
   require(workers.current() == 2, "a trial that goes well");
-  require(workers.next(now + 6000 * kMs) == 4, "all of them again");
+  require(pause_of(workers, now) < 300, "the next crowd is a new one");
 }
 
 struct StallArgs {
@@ -235,6 +253,7 @@ void check_crowded_pool() {
 
 int main() {
   check_worker_count();
+  check_pauses();
   check_crowded_pool();
   for (int threads : {1, 2, 3, 5}) check_barriers(threads);
   check_two_callers();
