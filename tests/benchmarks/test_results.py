@@ -63,7 +63,7 @@ def test_the_page_is_made_from_json_alone(page: Path) -> None:
     assert results.main(["--render-only", "--out", str(page)]) == 0
     assert (page / "README.md").read_text() == text
     assert (page / "speedup.svg").read_text() == plot
-    assert "| T | plain tok/s | DySpec, adaptive | best measured |" in text
+    assert "| T | plain tok/s | DySpec, adaptive | best that speculated |" in text
     assert "![costs](costs.svg)" in text and "Some CPU" in plot
 
 
@@ -81,6 +81,16 @@ def test_the_readme_gets_the_table_and_the_plot_of_a_page(page: Path, tmp_path: 
     readme.write_text("nothing")
     with pytest.raises(ConfigError, match="markers"):
         results.update_readme(page, readme)
+
+
+def test_the_best_one_speculated() -> None:
+    row = {"batch_size": 1, "temperature": 0.0, "tokens_per_s": 9.0}
+    plain = {**row, "method": "plain", "budget": "0", "ratio": 1.0, "mean_acceptance_length": 1.0}
+    lucky = {**row, "method": "dyspec", "budget": "adaptive", "ratio": 1.2}
+    lucky["mean_acceptance_length"] = 1.01
+    fast = {**row, "method": "ngram", "budget": "4", "ratio": 1.1, "mean_acceptance_length": 1.8}
+    assert results.headline_table([plain, lucky, fast])[-1].endswith("| 1.20x | 1.10x (ngram, 4) |")
+    assert results.headline_table([plain, lucky])[-1].endswith("| 1.20x | 1.00x (plain, 0) |")
 
 
 def test_an_unknown_slice_and_an_empty_page_are_refused(tmp_path: Path, capfd) -> None:
