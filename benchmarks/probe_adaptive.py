@@ -8,25 +8,16 @@ accepts is known, and what a step costs comes from the timed budgets.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
-from typing import Protocol
 
 import numpy as np
 
 from benchmarks.probe_model import TreeSampler
+from sdengine.controllers.base import BudgetController
 from sdengine.core.cost_model import CostModel
 from sdengine.core.plan import StepPlan, StepReport
-
-MAX_STEADY_MISSING = 2
-"""Tokens that a draft in step has to read before it drafts."""
-
-
-class Controller(Protocol):
-    """As `sdengine.controllers.base`."""
-
-    def plan(self, num_decoding: int) -> StepPlan: ...
-    def observe(self, plan: StepPlan, report: StepReport) -> None: ...
+from sdengine.runner.runner import MAX_STEADY_PENDING
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +58,7 @@ class StepTimes:
             draft_s + catch_up_s,
             programs_s - draft_s,
             seconds + catch_up_s,
-            missing <= MAX_STEADY_MISSING * batch,
+            missing <= MAX_STEADY_PENDING * batch,
         )
 
 
@@ -80,7 +71,7 @@ class Replay:
         seed: of which sampled tree comes when.
     """
 
-    def __init__(self, controller: Controller, times: StepTimes, seed: int) -> None:
+    def __init__(self, controller: BudgetController, times: StepTimes, seed: int) -> None:
         self._controller = controller
         self._times = times
         self._rng = np.random.default_rng(seed)
@@ -95,7 +86,7 @@ class Replay:
         missing = 0 if layers else sampler.prompt_tokens
         prompt = times.report(accepted, nodes, layers, 0)
         rows = prompt.num_rows + sampler.prompt_tokens
-        controller.observe(plan, _prompt_step(prompt, rows))
+        controller.observe(plan, replace(prompt, num_rows=rows, is_steady=False))
         left = np.full(batch, num_tokens) - 1 - np.array(accepted)
         decoded, seconds = int(left.max()), 0.0
         while (going := left > 0).any():
@@ -164,20 +155,8 @@ class Replay:
         return result
 
 
-def _prompt_step(report: StepReport, num_rows: int) -> StepReport:
-    return StepReport(
-        report.num_accepted,
-        report.num_nodes,
-        num_rows,
-        report.draft_time_s,
-        report.verify_time_s,
-        report.step_s,
-        is_steady=False,
-    )
-
-
 def replay_speedup(
-    controllers: Sequence[Controller],
+    controllers: Sequence[BudgetController],
     samplers: Sequence[TreeSampler],
     times: StepTimes,
     batch_size: int,

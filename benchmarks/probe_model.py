@@ -110,9 +110,9 @@ class TreeSampler:
         place[0], place[1 + order] = 0, np.arange(1, end)
         values, depths = self._values[slot, 1:end][order], self._depths[slot, 1:end][order]
         path = self._ids[slot, self._path[slot, : self._num_accepted[slot]]]
-        self._trees.append((values, depths.copy(), place[path]))
+        self._trees.append((values, depths, place[path]))
         self._needed.append(np.maximum.accumulate(place[path]))
-        self._deepest.append(np.maximum.accumulate([0, *self._depths[slot, 1:end][order]]))
+        self._deepest.append(np.maximum.accumulate([0, *depths]))
 
     def _note_times(self, report: StepReport) -> None:
         pending = report.num_rows - report.num_nodes

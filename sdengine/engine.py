@@ -162,9 +162,7 @@ class Engine:
         are in doubt: abort the unfinished requests before the next one.
         """
         flight = self._take_flight()
-        following = None
-        if self._runner.runs_ahead:
-            following = self._start_ahead(flight)
+        following = self._start_ahead(flight) if self._runner.runs_ahead else None
         self._commits = self._runner.land(flight)
         if self._runner.runs_ahead:
             self._scheduler.let_go()

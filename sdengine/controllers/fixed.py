@@ -18,17 +18,12 @@ class FixedController:
         self._depth = depth
         self._max_nodes = max_nodes
         self._max_batch_nodes = max_batch_nodes
-        self._plans: dict[int, StepPlan] = {}
 
     def plan(self, num_decoding: int) -> StepPlan:
-        plan = self._plans.get(num_decoding)
-        if plan is None:
-            limit = self._max_batch_nodes
-            if limit is None:
-                limit = self._max_nodes * num_decoding
-            plan = StepPlan(self._depth if num_decoding else 0, self._max_nodes, limit)
-            self._plans[num_decoding] = plan
-        return plan
+        limit = self._max_batch_nodes
+        if limit is None:
+            limit = self._max_nodes * num_decoding
+        return StepPlan(self._depth if num_decoding else 0, self._max_nodes, limit)
 
     def observe(self, plan: StepPlan, report: StepReport) -> None:
         pass

@@ -97,10 +97,8 @@ class Runner:
         """Whether the next step can be started before `flight` is read: nothing of it is needed
         that only stays until then (logits), and its draft is not left behind by an unknown part.
         """
-        return (
-            self.runs_ahead
-            and flight.num_missing <= self._sizes.max_batched_tokens
-            and all(entry.sequence.logprobs is None for entry in flight.schedule.scheduled)
+        return flight.num_missing <= self._sizes.max_batched_tokens and all(
+            entry.sequence.logprobs is None for entry in flight.schedule.scheduled
         )
 
     def prepare(self, schedule: Schedule, after: Flight | None = None) -> int:

@@ -16,7 +16,7 @@ from sdengine.server.errors import ApiError, error_response
 from sdengine.server.metrics import Metrics
 from sdengine.server.settings import ServerSettings, is_loopback
 
-__all__ = ["Gate", "Receive", "Scope", "Send"]
+__all__ = ["Answer", "Gate", "Receive", "Scope", "Send"]
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

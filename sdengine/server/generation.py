@@ -107,7 +107,6 @@ class Generation:
                 )
             )
             self.usage.prompt_tokens += len(ids)
-        self._metrics.prompt_tokens += self.usage.prompt_tokens
 
     async def deltas(self) -> AsyncGenerator[Delta, None]:
         """Everything the choices say, as it comes; leaving cancels what is unfinished.
@@ -135,6 +134,8 @@ class Generation:
 
     def _delta(self, first_choice: int, completion: CompletionOutput) -> Delta:
         choice = first_choice + completion.index
+        if not self._progress:  # nothing was refused
+            self._metrics.prompt_tokens += self.usage.prompt_tokens
         progress = self._progress.get(choice)
         if progress is None:
             progress = self._progress[choice] = Progress()

@@ -15,9 +15,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
 from pydantic import ValidationError
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sdengine.server.errors import as_response, surprise_response
+from sdengine.server.gate import Answer
 
 __all__ = ["BodyApp", "BodyRoute"]
 
@@ -83,20 +84,14 @@ class ShortWay:
         if handler is None:
             await self._app(scope, receive, send)
             return
-        has_begun = False
-
-        async def note(message: Message) -> None:
-            nonlocal has_begun
-            has_begun = True
-            await send(message)
-
-        request = Request(scope, receive)
+        answer = Answer(send)
         try:
-            response = await handler(request)
-            await response(scope, receive, note)
+            response = await handler(Request(scope, receive))
+            await response(scope, receive, answer.send)
         except Exception as error:
-            answer = None if has_begun else as_response(error)
+            has_begun = answer.status is not None
+            expected = None if has_begun else as_response(error)
             if not has_begun:
-                await (answer or surprise_response())(scope, receive, send)
-            if answer is None:
+                await (expected or surprise_response())(scope, receive, send)
+            if expected is None:
                 raise  # the server logs it

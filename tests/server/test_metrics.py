@@ -56,3 +56,11 @@ def test_steps_and_trees_are_counted() -> None:
     assert seen[("sdengine_kv_blocks",)] == seen[("sdengine_kv_blocks_free",)] > 0
     assert seen[("sdengine_sequences_running",)] == seen[("sdengine_sequences_waiting",)] == 0
     assert seen[("sdengine_healthy",)] == 1
+
+
+def test_a_prompt_that_the_engine_refuses_is_not_counted() -> None:
+    with running(tiny_engine()) as server:
+        answer = httpx.post(f"{server.url}/v1/completions", json={**BODY, "prompt": [10**6]})
+        seen = scrape(server)
+    assert answer.status_code == 400
+    assert seen[("sdengine_prompt_tokens_total",)] == 0
