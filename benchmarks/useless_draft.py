@@ -64,29 +64,27 @@ def in_turns(
     plain: LLM, speculative: LLM, params: SamplingParams, num_requests: int
 ) -> Iterator[tuple[Run, Run]]:
     """Decodes requests both ways; which goes first changes every time."""
-    prompts = itertools.cycle(PROMPTS)
-    for index in range(num_requests):
-        prompt = next(prompts).text
+    for index, prompt in zip(range(num_requests), itertools.cycle(PROMPTS)):
         order = (plain, speculative) if index % 2 == 0 else (speculative, plain)
-        runs = {id(llm): run_request(llm, prompt, params) for llm in order}
+        runs = {id(llm): run_request(llm, prompt.text, params) for llm in order}
         yield runs[id(plain)], runs[id(speculative)]
 
 
 def measure(args: argparse.Namespace, draft: Path, temperature: float) -> list[dict[str, float]]:
     """Points of one curve, after 1, 2, 4, ... requests: medians over fresh pairs of engines."""
-    curves = [measure_pair(args, draft, temperature, index) for index in range(args.pairs)]
+    curves = [measure_pair(args, draft, temperature, number) for number in range(args.pairs)]
     return [{key: median(p[key] for p in points) for key in points[0]} for points in zip(*curves)]
 
 
 def measure_pair(
-    args: argparse.Namespace, draft: Path, temperature: float, index: int
+    args: argparse.Namespace, draft: Path, temperature: float, number: int
 ) -> list[dict[str, float]]:
     """A curve of one pair of engines; which is made first changes every time."""
     params = SamplingParams(
         max_tokens=args.max_tokens, temperature=temperature, seed=args.seed, ignore_eos=True
     )
     made: dict[bool, LLM] = {}
-    for is_plain in (True, False) if index % 2 == 0 else (False, True):
+    for is_plain in (True, False) if number % 2 == 0 else (False, True):
         if is_plain:
             made[is_plain] = LLM(BUNDLED_MODEL, speculation=None, max_num_seqs=1)
         else:
@@ -96,7 +94,7 @@ def measure_pair(
     ratios: list[float] = []
     spent = {"plain": 0.0, "speculative": 0.0}
     tokens = steps = drafted = 0
-    for index, (slow, fast) in enumerate(in_turns(plain, speculative, params, args.requests), 1):
+    for count, (slow, fast) in enumerate(in_turns(plain, speculative, params, args.requests), 1):
         assert slow.token_ids == fast.token_ids, "the same seed, the same text"
         (stats,) = fast.speculation
         spent["plain"] += slow.decode_s
@@ -105,7 +103,7 @@ def measure_pair(
         tokens += len(slow.token_ids[0])
         steps += stats.num_steps
         drafted += stats.num_draft_tokens
-        if index & (index - 1) == 0 or index == args.requests:
+        if count & (count - 1) == 0 or count == args.requests:
             points.append(
                 {
                     "temperature": temperature,

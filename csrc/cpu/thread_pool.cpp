@@ -24,6 +24,21 @@ inline void pause() {
 #endif
 }
 
+// Whether `is_over` came true within a few microseconds.
+template <typename Condition>
+bool spin_for(const Condition& is_over) {
+  for (int spins = 0; spins < kSpinsBeforeYield; ++spins) {
+    if (is_over()) return true;
+    pause();
+  }
+  return false;
+}
+
+template <typename Condition>
+void yield_until(const Condition& is_over) {
+  while (!is_over()) std::this_thread::yield();
+}
+
 // A wait of this length is no uneven share of a layer: a scheduler's time slice is some 3 ms.
 constexpr int64_t kLostWaitNs = 500'000;
 
@@ -57,12 +72,9 @@ void Barrier::wait() {
     return;
   }
   const auto has_opened = [&] { return generation_.load(std::memory_order_acquire) != generation; };
-  for (int spins = 0; spins < kSpinsBeforeYield; ++spins) {
-    if (has_opened()) return;
-    pause();
-  }
+  if (spin_for(has_opened)) return;
   const int64_t start = now_ns();
-  while (!has_opened()) std::this_thread::yield();
+  yield_until(has_opened);
   if (num_missing != count_) return;  // not the first one here
   const int64_t waited = now_ns() - start;
   if (waited > kLostWaitNs) lost_ns_.fetch_add(waited, std::memory_order_relaxed);
@@ -115,14 +127,8 @@ void ThreadPool::run_with(int count, const std::function<void(Worker&)>& body) {
   }
   wake_.notify_all();
   body(self);
-  int spins = 0;
-  while (active_.load(std::memory_order_acquire) != 0) {
-    if (++spins < kSpinsBeforeYield) {
-      pause();
-    } else {
-      std::this_thread::yield();
-    }
-  }
+  const auto have_ended = [this] { return active_.load(std::memory_order_acquire) == 0; };
+  if (!spin_for(have_ended)) yield_until(have_ended);
 }
 
 void ThreadPool::prepare(int max_wait_us) {

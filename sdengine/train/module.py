@@ -104,11 +104,16 @@ class Attention(nn.Module):
         value = self.v_proj(x).view(heads).transpose(1, 2)
         if cache is not None:
             key, value = cache.append(layer, key, value)
-        # Repeating the heads keeps torch on its fused CPU kernel (enable_gqa leaves it).
+        if length == 1:
+            # The query heads of a key head as its rows: a step of sampling copies no cache.
+            query = query.reshape(batch, -1, self.group_size, self.head_dim)
+            mixed = F.scaled_dot_product_attention(query, key, value)
+            return self.o_proj(mixed.reshape(batch, 1, -1))
+        # Repeating the heads keeps torch on its fused CPU kernel (enable_gqa leaves it). A prefill
+        # starts from an empty cache.
         key = key.repeat_interleave(self.group_size, dim=1)
         value = value.repeat_interleave(self.group_size, dim=1)
-        is_causal = length > 1  # one query sees everything; a prefill starts from an empty cache
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=is_causal)
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
 
 
