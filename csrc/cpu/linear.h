@@ -7,6 +7,7 @@
 // the rounding error of a chain over 2048.
 #pragma once
 
+#include "cpu/packed_weight.h"
 #include "cpu/worker.h"
 
 namespace sdengine {
@@ -23,16 +24,33 @@ struct LinearArgs {
   int64_t num_outputs;      // M
   bool accumulate;          // out += instead of out =
   bool silu_gate;           // W was packed with gate and up interleaved; out = silu(gate) * up
+
+  PackedWeight packed() const { return {weight, weight_is_bf16, num_inputs, num_outputs}; }
 };
 
 void linear(const LinearArgs& args, Worker& worker);
 
-// The same for blocks [begin, end) of 32 output columns, per instruction set. `scratch` holds
-// linear_scratch_bytes().
-using LinearBlocks = void (*)(const LinearArgs& args, int64_t begin, int64_t end, void* scratch);
-void linear_blocks_portable(const LinearArgs& args, int64_t begin, int64_t end, void* scratch);
-void linear_blocks_avx2(const LinearArgs& args, int64_t begin, int64_t end, void* scratch);
-void linear_blocks_avx512(const LinearArgs& args, int64_t begin, int64_t end, void* scratch);
+// Blocks that a worker streams in its next launch.
+struct NextShare {
+  const char* data = nullptr;  // nullptr: unknown
+  int64_t num_blocks = 0;
+  int64_t block_bytes = 0;
+  int64_t input_bytes = 0;  // of a block
+  int64_t num_inputs = 0;
+};
+
+// Blocks [begin, end) of 32 output columns.
+struct LinearShare {
+  int64_t begin;
+  int64_t end;
+  NextShare next;
+};
+
+// A share of the work, per instruction set. `scratch` holds linear_scratch_bytes().
+using LinearBlocks = void (*)(const LinearArgs& args, const LinearShare& share, void* scratch);
+void linear_blocks_portable(const LinearArgs& args, const LinearShare& share, void* scratch);
+void linear_blocks_avx2(const LinearArgs& args, const LinearShare& share, void* scratch);
+void linear_blocks_avx512(const LinearArgs& args, const LinearShare& share, void* scratch);
 
 // Rows that pass over one chunk of weights together; more rows read the weights again.
 constexpr int64_t kLinearMaxRows = 128;

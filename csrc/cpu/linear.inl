@@ -4,7 +4,8 @@
 // chunks of K; over each chunk run all groups of rows, R x C vectors of sums in registers. A weight
 // comes from memory once, whatever the number of rows (up to kLinearMaxRows), and is used from the
 // L2 cache by all groups of rows; meanwhile the chains of the groups prefetch the next chunk, each
-// its part.
+// its part. After a share's last chunk comes the first of the worker's next launch: the layers of a
+// small model have so few chunks that a quarter of the weights would come unannounced.
 //
 //   panel            chunk             group of R rows        pass: C vectors
 //   [K, 96 columns]  [512, 96]         [R, 512] x [512, 96]   [R, 512] x [512, C * lanes]
@@ -142,10 +143,10 @@ RunGroup<Kernel> group_of(int64_t rows, int64_t blocks) {
   return kTable[blocks - 1].of_size[rows - 1];
 }
 
-// One panel of columns for up to kLinearMaxRows rows; after the last one nothing is fetched.
+// One panel of columns for up to kLinearMaxRows rows; `next` follows the last one of a share.
 template <class Kernel>
 void run_panel(const LinearArgs& args, const typename Kernel::Input* const* x, int64_t rows,
-               int64_t block, int64_t num_blocks, bool is_last, float* partial) {
+               int64_t block, int64_t num_blocks, const NextShare* next, float* partial) {
   constexpr int64_t kDepth = Kernel::kDepth;
   const int64_t stride = (args.num_inputs + kDepth - 1) / kDepth * kDepth * kBlockOutputs;
   const auto* weight = static_cast<const typename Kernel::Weight*>(args.weight) + block * stride;
@@ -154,8 +155,7 @@ void run_panel(const LinearArgs& args, const typename Kernel::Input* const* x, i
     const int64_t inputs = left < kChunk ? left : kChunk;
     const Chunk<Kernel> chunk{weight + k * kBlockOutputs, stride, k, inputs, k == 0};
     Fetch fetch;
-    if (prefetches(rows) && !(is_last && left <= kChunk))
-      fetch = next_chunk(args, chunk, rows, num_blocks);
+    if (prefetches(rows)) fetch = next_chunk(args, chunk, rows, num_blocks, next);
     for (int64_t r = 0, size; r < rows; r += size) {
       size = next_group(rows - r);
       group_of<Kernel>(size, num_blocks)(x + r, chunk, fetch, partial + r * kBlockOutputs);
@@ -210,18 +210,19 @@ SDE_INLINE void finish_gated_block(const LinearArgs& args, int64_t block, int64_
   }
 }
 
-// Blocks [begin, end) of the columns for all rows.
+// A share of the columns for all rows.
 template <class Kernel>
-SDE_INLINE void linear_blocks(const LinearArgs& args, int64_t begin, int64_t end, void* scratch) {
+SDE_INLINE void linear_blocks(const LinearArgs& args, const LinearShare& share, void* scratch) {
   alignas(64) float partial[kMaxPanel * kPartialStride];
   const typename Kernel::Input* x[kLinearMaxRows];
   const int64_t num_rows = *args.num_rows;
   for (int64_t first = 0; first < num_rows; first += kLinearMaxRows) {
     const int64_t rows = num_rows - first < kLinearMaxRows ? num_rows - first : kLinearMaxRows;
     Kernel::prepare_rows(args, first, rows, scratch, x);
-    for (int64_t block = begin, blocks; block < end; block += blocks) {
-      blocks = next_panel(end - block, rows);
-      run_panel<Kernel>(args, x, rows, block, blocks, block + blocks == end, partial);
+    for (int64_t block = share.begin, blocks; block < share.end; block += blocks) {
+      blocks = next_panel(share.end - block, rows);
+      const NextShare* next = block + blocks == share.end ? &share.next : nullptr;
+      run_panel<Kernel>(args, x, rows, block, blocks, next, partial);
       for (int64_t b = 0; b < blocks; ++b) {
         const auto finish_one = args.silu_gate ? finish_gated_block : finish_block;
         finish_one(args, block + b, first, rows, partial + b * kPartialStride);

@@ -70,11 +70,11 @@ struct Bf16Dot {
 }  // namespace linear_op
 }  // namespace SDENGINE_ISA_NAMESPACE
 
-void linear_blocks_avx512(const LinearArgs& args, int64_t begin, int64_t end, void* scratch) {
+void linear_blocks_avx512(const LinearArgs& args, const LinearShare& share, void* scratch) {
   if (args.weight_is_bf16) {
-    linear_op::linear_blocks<linear_op::Bf16Dot>(args, begin, end, scratch);
+    linear_op::linear_blocks<linear_op::Bf16Dot>(args, share, scratch);
   } else {
-    linear_op::linear_blocks<linear_op::Fp32>(args, begin, end, scratch);
+    linear_op::linear_blocks<linear_op::Fp32>(args, share, scratch);
   }
 }
 

@@ -114,28 +114,44 @@ SDE_INLINE int64_t fetch_capacity(int64_t rows, int64_t num_blocks, int64_t inpu
   return portions * ((inputs + kFold - 1) / kFold);
 }
 
-// What is fetched while `chunk` is used: the next chunk of the panel, or the first of the next
-// panel.
+// `num_blocks` blocks from `next` on, `inputs` inputs of each, to be fetched while a chunk is used.
+template <class Kernel>
+Fetch fetch_blocks(const char* next, int64_t num_blocks, int64_t block_bytes, int64_t input_bytes,
+                   int64_t inputs, int64_t capacity) {
+  // 64 inputs of this kernel's: one line a step of a chain.
+  constexpr int64_t kPortionBytes = 64 * kBlockOutputs * sizeof(typename Kernel::Weight);
+  const int64_t chunk_bytes = (inputs < kChunk ? inputs : kChunk) * input_bytes;
+  Fetch fetch;
+  fetch.next = next;
+  fetch.block_stride = block_bytes;
+  fetch.portion_bytes = kPortionBytes;
+  fetch.num_portions = (chunk_bytes + kPortionBytes - 1) / kPortionBytes;
+  fetch.total = fetch.num_portions * num_blocks;
+  fetch.capacity = capacity;
+  return fetch;
+}
+
+// What is fetched while `chunk` is used: the next chunk of the panel, the first of the next panel,
+// or the first that this worker reads in its next launch.
 template <class Kernel>
 Fetch next_chunk(const LinearArgs& args, const Chunk<Kernel>& chunk, int64_t rows,
-                 int64_t num_blocks) {
-  constexpr int64_t kPortion = 64;  // inputs: one line a step of a chain
-  constexpr int64_t kWeightBytes = sizeof(typename Kernel::Weight);
+                 int64_t num_blocks, const NextShare* next) {
+  constexpr int64_t kInputBytes = kBlockOutputs * sizeof(typename Kernel::Weight);
   const int64_t left = args.num_inputs - chunk.first_input;
   const bool ends_panel = left <= kChunk;
+  const int64_t capacity = fetch_capacity(rows, num_blocks, chunk.num_inputs);
+  if (ends_panel && next != nullptr) {
+    if (next->data == nullptr) return {};
+    return fetch_blocks<Kernel>(next->data, next_panel(next->num_blocks, rows), next->block_bytes,
+                                next->input_bytes, next->num_inputs, capacity);
+  }
   const int64_t inputs = ends_panel ? args.num_inputs : left - kChunk;
   const int64_t distance = ends_panel
                                ? num_blocks * chunk.block_stride - chunk.first_input * kBlockOutputs
                                : kChunk * kBlockOutputs;
-  const int64_t portions = ((inputs < kChunk ? inputs : kChunk) + kPortion - 1) / kPortion;
-  Fetch fetch;
-  fetch.next = reinterpret_cast<const char*>(chunk.weight + distance);
-  fetch.block_stride = chunk.block_stride * kWeightBytes;
-  fetch.portion_bytes = kPortion * kBlockOutputs * kWeightBytes;
-  fetch.num_portions = portions;
-  fetch.total = portions * num_blocks;
-  fetch.capacity = fetch_capacity(rows, num_blocks, chunk.num_inputs);
-  return fetch;
+  return fetch_blocks<Kernel>(reinterpret_cast<const char*>(chunk.weight + distance), num_blocks,
+                              chunk.block_stride * sizeof(typename Kernel::Weight), kInputBytes,
+                              inputs, capacity);
 }
 
 }  // namespace linear_op

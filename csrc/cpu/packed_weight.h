@@ -16,6 +16,19 @@ namespace sdengine {
 
 constexpr int64_t kBlockOutputs = 32;
 
+struct PackedWeight {
+  const void* data;
+  bool is_bf16;
+  int64_t num_inputs;   // K
+  int64_t num_outputs;  // M
+
+  int64_t num_blocks() const { return (num_outputs + kBlockOutputs - 1) / kBlockOutputs; }
+  int64_t input_bytes() const { return kBlockOutputs * (is_bf16 ? 2 : 4); }  // of a block
+  int64_t block_bytes() const {
+    return (is_bf16 ? (num_inputs + 1) / 2 * 2 : num_inputs) * input_bytes();
+  }
+};
+
 // Consecutive rows of W somewhere in memory.
 struct WeightRows {
   const void* data;

@@ -7,7 +7,7 @@ namespace sdengine {
 
 void Program::begin_if(const int32_t* count) {
   open_ifs_.push_back(steps_.size());
-  steps_.push_back({nullptr, nullptr, nullptr, count, 0});
+  steps_.push_back({nullptr, nullptr, nullptr, count, 0, kNoWeight});
 }
 
 void Program::end_if() {
@@ -26,6 +26,8 @@ void Program::run_steps(Worker& worker, AfterLaunch after_launch) const {
       i = *step.count > 0 ? i + 1 : step.end;
       continue;
     }
+    worker.ahead =
+        step.weight == kNoWeight ? nullptr : &weights_[(step.weight + 1) % weights_.size()];
     step.invoke(step.args.get(), worker);
     worker.barrier();
     after_launch(i++);

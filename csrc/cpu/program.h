@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/packed_weight.h"
 #include "cpu/thread_pool.h"
 
 namespace sdengine {
@@ -27,7 +28,17 @@ class Program {
                         const auto* launch = static_cast<const Bound*>(data);
                         launch->kernel(launch->args, worker);
                       },
-                      bound, nullptr, 0});
+                      bound, nullptr, 0, kNoWeight});
+  }
+
+  // The same for a launch that streams a weight. While it runs, its workers know the weight that
+  // the next such launch streams; after the last one comes the first, of the next replay.
+  template <class Args>
+  void append(const char* name, void (*kernel)(const Args&, Worker&), const Args& args,
+              const PackedWeight& weight) {
+    append(name, kernel, args);
+    steps_.back().weight = static_cast<int>(weights_.size());
+    weights_.push_back(weight);
   }
 
   // Launches from here to the matching end_if run only if *count > 0 when the replay gets here.
@@ -52,12 +63,15 @@ class Program {
     std::shared_ptr<const void> args;
     const int32_t* count;
     size_t end;  // of the launches that depend on it
+    int weight;  // index of what it streams
   };
+  static constexpr int kNoWeight = -1;
   void check_closed() const;
   template <class AfterLaunch>
   void run_steps(Worker& worker, AfterLaunch after_launch) const;
 
   std::vector<Step> steps_;
+  std::vector<PackedWeight> weights_;  // in the order in which they are streamed
   size_t num_launches_ = 0;
   std::vector<size_t> open_ifs_;
 };

@@ -7,6 +7,7 @@
 namespace sdengine {
 
 class Barrier;
+struct PackedWeight;
 
 // A half-open range of items.
 struct Range {
@@ -19,6 +20,7 @@ struct Worker {
   int index;
   int count;
   Barrier* gate;
+  const PackedWeight* ahead = nullptr;  // what the next launch that streams weights will stream
 
   // Waits until every worker of the launch has arrived.
   void barrier() const;
