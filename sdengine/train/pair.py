@@ -4,8 +4,8 @@ Everything lives in a run directory: `run.json` (the recipe), `tokenizer.json`, 
 one log per stage, the target's samples.  The same command continues whatever it finds there.
 
 The defaults train a pair from random weights for as long as the bundled one was trained, which took
-two runs, the second with `--start-from`.  That is under two passes over the corpus: more steps make
-a better pair.
+three runs, the others with `--start-from`, the last of the draft alone (`--steps 0`).  The target
+has seen the corpus less than twice: more steps make a better pair.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="steps of target and draft; 0 trains the draft alone, with --start-from",
     )
     parser.add_argument("--cooldown-steps", type=int, default=1100, help="the last of these steps")
-    parser.add_argument("--draft-steps", type=int, default=620, help="steps of the draft alone")
-    parser.add_argument("--samples", type=int, default=96, help="texts sampled from the target")
+    parser.add_argument("--draft-steps", type=int, default=2900, help="steps of the draft alone")
+    parser.add_argument("--samples", type=int, default=1024, help="texts sampled from the target")
     parser.add_argument(
         "--rate",
         type=float,

@@ -105,12 +105,12 @@ def model_card(manifest: dict) -> str:
         if manifest["schedules"]["pair"]["cooldown_scale"] != 1.0
         else ""
     )
-    start = (
-        f"It began with an earlier pair of the same recipe, which had seen "
-        f"{manifest['origin']['tokens_seen'] / 1e6:.1f}M tokens."
-        if manifest.get("origin")
-        else "It began with random weights."
-    )
+    start = "It began with random weights."
+    if manifest.get("origin"):
+        seen = f"{manifest['origin']['tokens_seen'] / 1e6:.1f}M"
+        start = f"It began with an earlier pair of the same recipe, which had seen {seen} tokens."
+        if steps["pair"] == 0:
+            start += " The target is still that pair's: this run went on with the draft alone."
     warning = (
         "**Provisional: exported from an unfinished training.**\n\n"
         if manifest["is_provisional"]
@@ -138,7 +138,7 @@ accordingly.
 
 ## Training
 
-`sdengine train pair` makes both in two stages ({steps["pair"]} and
+`sdengine train pair` makes both in two stages (in the last run {steps["pair"]} and
 {steps.get("draft", 0)} steps of {manifest["recipe"]["tokens_per_step"]} tokens, fp32, seed
 {manifest["recipe"]["seed"]}): target by cross-entropy with the draft following by forward KL, then
 the draft alone, half on corpus text, half on text sampled from the target. Matrices are stepped by

@@ -125,6 +125,7 @@ def test_no_steps_leave_the_target_and_train_the_draft_alone(small_recipe, tmp_p
     }
     assert weights["out", "target"] == weights["out2", "target"]
     assert weights["out", "draft"] != weights["out2", "draft"]
+    assert "went on with the draft alone" in (tmp_path / "out2" / "MODEL_CARD.md").read_text()
 
 
 def test_only_an_exported_pair_of_the_recipes_shapes_is_a_start(
