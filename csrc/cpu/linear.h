@@ -46,8 +46,8 @@ struct LinearShare {
   NextShare next;
 };
 
-// A share of the work, per instruction set. `scratch` has room for one pass of rows as bfloat16 where
-// the instruction set wants them so, and is nullptr elsewhere.
+// A share of the work, per instruction set. `scratch` has room for one pass of rows as bfloat16
+// where the instruction set wants them so, and is nullptr elsewhere.
 using LinearBlocks = void (*)(const LinearArgs& args, const LinearShare& share, void* scratch);
 void linear_blocks_portable(const LinearArgs& args, const LinearShare& share, void* scratch);
 void linear_blocks_avx2(const LinearArgs& args, const LinearShare& share, void* scratch);
