@@ -210,8 +210,8 @@ class DraftObjective(_Distillation):
         self._own("draft", draft, decays=True)
 
     def _batch(self, step: int) -> Blocks:
-        """Corpus on even steps, samples in a seeded order on odd ones. The corpus in long sequences:
-        a draft that sees short ones alone forgets in 2400 steps what lies beyond them (acceptance
+        """Corpus on even steps, samples in a seeded order on odd ones. The corpus in long
+        sequences: in 2400 steps of short ones alone a draft forgot what lies beyond them (acceptance
         0.65 up to position 512, 0.46 from 768 on)."""
         config = self.config
         if step % 2 == 0:
