@@ -211,8 +211,8 @@ class DraftObjective(_Distillation):
 
     def _batch(self, step: int) -> Blocks:
         """Corpus on even steps, samples in a seeded order on odd ones. The corpus in long
-        sequences: in 2400 steps of short ones alone a draft forgot what lies beyond them (acceptance
-        0.65 up to position 512, 0.46 from 768 on)."""
+        sequences: in 2400 steps of short ones alone a draft forgot what lies beyond them
+        (acceptance 0.65 up to position 512, 0.46 from 768 on)."""
         config = self.config
         if step % 2 == 0:
             # Far from the blocks of stage one: another shuffle of the same text.
