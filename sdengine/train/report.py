@@ -110,7 +110,7 @@ def model_card(manifest: dict) -> str:
         seen = f"{manifest['origin']['tokens_seen'] / 1e6:.1f}M"
         start = f"It began with an earlier pair of the same recipe, which had seen {seen} tokens."
         if steps["pair"] == 0:
-            start += " The target is still that pair's: this run went on with the draft alone."
+            start += "\nThe target is still that pair's: this run went on with the draft alone."
     warning = (
         "**Provisional: exported from an unfinished training.**\n\n"
         if manifest["is_provisional"]
@@ -144,8 +144,9 @@ accordingly.
 the draft alone, half on corpus text, half on text sampled from the target. Matrices are stepped by
 Muon, embeddings and norms by AdamW; warm-up, constant rate, linear cooldown with the sequence
 length raised from 512 to 1024. Weights are stored in bf16. `loss_curve.png` shows the course.
-{start} In all the target saw {tokens / 1e6:.1f}M tokens, {tokens / corpus["train_tokens"]:.1f}
-passes over the corpus; `--start-from` continues from here, and more steps buy a better
+{start}
+In all the target saw {tokens / 1e6:.1f}M tokens, {tokens / corpus["train_tokens"]:.1f} passes over
+the corpus; `--start-from` continues from here, and more steps buy a better
 pair.{replanned}
 
 ## Figures
