@@ -34,8 +34,9 @@ LONGEST_PAUSE = 4096
 TRIAL_SHARE = 0.02  # of the steps of a pause, that speculation may have lost before it,
 MOST_PAUSES = 4  # unless the pause came to so many of the longest
 MOST_CREDIT = 30.0  # plain steps that it gained earlier and may lose again without a longer pause
-HOPELESS_STEPS, HOPELESS = 3, 1.0  # steps of a trial after which it ends when a token costs
-# 1 + HOPELESS / sqrt(steps) of a plain one: two standard errors of what steps accept, or more
+HOPELESS_STEPS, HOPELESS_WALKS, HOPELESS = 2, 3, 1.0  # steps of a trial, and walks through trees,
+# after which it ends when a token costs 1 + HOPELESS / sqrt(walks) of a plain one: two standard
+# errors of what a walk accepts, or more. A step of a batch is a walk for each sequence
 PATIENCE = 16  # speculative steps before the first verdict
 MOST_DEBT = 12.0  # plain steps that speculation may lose since it last stood even, before it ends:
 # judged by the mean of the last 30 steps a pair that gained 1.27x was stopped a third of the time
@@ -229,9 +230,10 @@ class AdaptiveController:
         if trial.loss_s > allowed * num_decoding * plain_s:
             return True
         spent = self._spent.get(num_decoding)
-        if spent is None or trial.steps < HOPELESS_STEPS:
+        walks = trial.steps * num_decoding
+        if spent is None or trial.steps < HOPELESS_STEPS or walks < HOPELESS_WALKS:
             return False
-        return spent.seconds > spent.tokens * plain_s * (1.0 + HOPELESS / sqrt(trial.steps))
+        return spent.seconds > spent.tokens * plain_s * (1.0 + HOPELESS / sqrt(walks))
 
     def _judge(self, num_decoding: int) -> None:
         spent = self._spent.get(num_decoding)
