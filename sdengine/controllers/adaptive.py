@@ -8,15 +8,16 @@ by node and layer by layer, on calibrated estimates; the controller only says wh
 and how many layers to record.
 
 Whether to speculate at all is decided here, by what both ways of decoding were seen to cost: the
-first steps are plain, and two of every fifty while speculating. (Costs measured before the first
-request are not good enough: with caches and cores warm from decoding, a plain step of the bundled
-pair took 180 us where the measurement had found 240. Between trees plain steps take longer than
-plain decoding does, so there only faster ones are believed.) While speculation does not pay it is
-tried again after 64, 128, ... 4096 plain steps, and not before fifty times what the trial before
-has lost, the draft's catching up included: on a prompt that it has not read that is the larger
-part. So that a pair that never pays costs little, trees begin with two nodes and grow with what is
-accepted of them, and a trial ends as soon as it has lost what a trial may lose or can hardly be
-won any more. All this is the engine's knowledge, not a request's: it outlives them.
+first steps are plain (sixteen, or three long ones that take what was measured), and two of every
+fifty while speculating. (Costs measured before the first request are not good enough: with caches
+and cores warm from decoding, a plain step of the bundled pair took 180 us where the measurement had
+found 240. Between trees plain steps take longer than plain decoding does, so there only faster ones
+are believed.) While speculation does not pay it is tried again after 64, 128, ... 4096 plain steps,
+and not before fifty times what the trial before has lost, the draft's catching up included: on a
+prompt that it has not read that is the larger part. So that a pair that never pays costs little,
+trees begin with two nodes and grow with what is accepted of them, and a trial ends as soon as it
+has lost what a trial may lose or can hardly be won any more. All this is the engine's knowledge,
+not a request's: it outlives them.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ FADING = 0.03  # per step, of what the verdict looks at
 LEAST_GAIN = 1.1  # tokens per step and sequence below which no verdict is for speculation
 FIRST_PLAIN_STEPS = 16  # after 4, trees at the machine's present pace met the measurement's
 # fastest plain step: pairs that gained 1.3x failed their first trial
+SURE_STEPS, SURE = 3, 1.1  # fewer do when so many in a row take what was expected, to a factor,
+LONG_STEP_S = 0.01  # and that is so long that weights come from memory, whatever came before
 PROMPT_STEPS = 8  # plain steps after a prompt that are slow: its weights have left the caches
 FIRST_NODES = 2  # of a sequence's first tree, before anything is known of the draft
 TRUST_GAINED, TRUST_LOST = 2.0, 0.8  # factors on the node limit: one step in four that accepts
@@ -92,6 +95,8 @@ class AdaptiveController:
         self._until_probe = PROBE_EVERY
         self._pause = FIRST_PAUSE
         self._plain_left = FIRST_PLAIN_STEPS
+        self._is_beginning = True
+        self._num_sure = 0  # of the first plain steps, as expected and in a row
         self._trusted_nodes = float(min(FIRST_NODES, max_nodes))
         self._is_paused = False
         self._trial = _Trial()
@@ -171,6 +176,8 @@ class AdaptiveController:
         if not report.is_steady:
             return
         old, seen = self._plain_seconds(num_decoding) * num_decoding, report.step_s
+        if self._is_beginning:
+            self._begin(old, seen)
         # Steps after a prompt or after trees are slower than plain decoding is: their weights have
         # left the caches (a pair of 6M: 1.2 and 0.7 instead of 0.5 ms, and trees seemed to pay).
         if seen >= old and self._plain_run <= SETTLED_STEPS:
@@ -179,6 +186,14 @@ class AdaptiveController:
         is_first = num_decoding not in self._plain_s
         rate = 0.5 if seen < old or is_first else 0.15
         self._plain_s[num_decoding] = old + rate * (min(seen, HICCUP * old) - old)
+
+    def _begin(self, expected_s: float, seen_s: float) -> None:
+        """Ends the first plain steps as soon as they say nothing new."""
+        is_sure = expected_s > LONG_STEP_S and expected_s / SURE < seen_s < expected_s * SURE
+        self._num_sure = self._num_sure + 1 if is_sure else 0
+        if self._num_sure == SURE_STEPS:
+            self._plain_left = 0
+        self._is_beginning = self._plain_left > 0
 
     def _token_seconds(self, num_decoding: int) -> float:
         """Seconds per committed token of the whole batch, at best what plain decoding takes."""

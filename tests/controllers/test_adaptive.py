@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from sdengine.controllers import adaptive
 from sdengine.controllers.adaptive import (
     FIRST_PLAIN_STEPS,
     LONGEST_PAUSE,
@@ -16,6 +17,12 @@ from sdengine.core.cost_model import CostModel
 from sdengine.core.plan import StepPlan, StepReport
 
 COSTS = CostModel((1, 8, 16), (1.0, 1.0, 2.0), 0.1, 0.1)
+
+
+@pytest.fixture(autouse=True)
+def _a_unit_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Costs are in plain steps of a small model."""
+    monkeypatch.setattr(adaptive, "LONG_STEP_S", 2.0)
 
 
 def simulate(
@@ -97,6 +104,19 @@ def plain_and_slow(controller: AdaptiveController, steps: int) -> None:
         if plan.depth:
             return
         controller.observe(plan, StepReport([0], 0, 1, 0.0, 1.8, 1.8, True))
+
+
+@pytest.mark.parametrize(
+    ("long_step_s", "slowdown", "first"), [(0.1, 1.05, 3), (0.1, 1.6, 16), (2.0, 1.0, 16)]
+)
+def test_long_steps_that_take_what_was_measured_need_no_others(
+    monkeypatch: pytest.MonkeyPatch, long_step_s: float, slowdown: float, first: int
+) -> None:
+    """A model of 1.1B would spend a second and a half on them."""
+    monkeypatch.setattr(adaptive, "LONG_STEP_S", long_step_s)
+    controller = AdaptiveController(COSTS, 8, 16)
+    assert simulate(controller, 3, 0.4, first, slowdown)[2] == 0
+    assert simulate(controller, 3, 0.4, 1, slowdown)[2] == 1
 
 
 def test_slow_steps_after_a_prompt_are_not_believed() -> None:
