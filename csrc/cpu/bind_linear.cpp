@@ -22,17 +22,14 @@ void append_linear(Program& program, uintptr_t x, uintptr_t weight, bool weight_
                    uintptr_t out, uintptr_t num_rows, uintptr_t bias, uintptr_t rows,
                    int64_t num_inputs, int64_t num_outputs, bool accumulate, bool silu_gate) {
   const LinearArgs args{pointer<const float>(x),
-                        pointer<const void>(weight),
-                        weight_is_bf16,
+                        {pointer<const void>(weight), weight_is_bf16, num_inputs, num_outputs},
                         pointer<float>(out),
                         pointer<const int32_t>(num_rows),
                         pointer<const float>(bias),
                         pointer<const int32_t>(rows),
-                        num_inputs,
-                        num_outputs,
                         accumulate,
                         silu_gate};
-  program.append("linear", linear, args, args.packed());
+  program.append("linear", linear, args, args.weight);
 }
 
 }  // namespace

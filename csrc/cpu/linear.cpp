@@ -25,12 +25,9 @@ void* row_scratch(int64_t num_inputs) {
   return reinterpret_cast<void*>((address + 63) / 64 * 64);
 }
 
-NextShare next_share(const Worker& worker) {
-  if (worker.ahead == nullptr) return {};
-  const PackedWeight& weight = *worker.ahead;
-  const Range blocks = worker.share(weight.num_blocks());
-  return {static_cast<const char*>(weight.data) + blocks.begin * weight.block_bytes(),
-          blocks.end - blocks.begin, weight.block_bytes(), weight.input_bytes(), weight.num_inputs};
+WeightShare next_share(const Worker& worker) {
+  if (worker.ahead == nullptr) return {nullptr, {0, 0}};
+  return {worker.ahead, worker.share(worker.ahead->num_blocks())};
 }
 
 }  // namespace
@@ -39,10 +36,10 @@ void linear(const LinearArgs& args, Worker& worker) {
   static const LinearBlocks blocks = choose();
   static const bool rounds_rows =
       blocks != linear_blocks_portable && selected_isa() == Isa::kAvx512;
-  const Range share = worker.share(args.packed().num_blocks());
+  const Range share = worker.share(args.weight.num_blocks());
   if (share.begin == share.end || *args.num_rows <= 0) return;
-  blocks(args, {share.begin, share.end, next_share(worker)},
-         rounds_rows ? row_scratch(args.num_inputs) : nullptr);
+  blocks(args, share, next_share(worker),
+         rounds_rows ? row_scratch(args.weight.num_inputs) : nullptr);
 }
 
 }  // namespace sdengine

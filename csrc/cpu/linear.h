@@ -13,45 +13,35 @@
 namespace sdengine {
 
 struct LinearArgs {
-  const float* x;      // [N_x, K]
-  const void* weight;  // packed [M, K], see packed_weight.h
-  bool weight_is_bf16;
+  const float* x;           // [N_x, K]
+  PackedWeight weight;      // [M, K]
   float* out;               // [N, M]; [N, M / 2] with silu_gate
   const int32_t* num_rows;  // [1]
   const float* bias;        // [M] or nullptr
   const int32_t* rows;      // [N] rows of x to take, or nullptr
-  int64_t num_inputs;       // K
-  int64_t num_outputs;      // M
   bool accumulate;          // out += instead of out =
   bool silu_gate;           // W was packed with gate and up interleaved; out = silu(gate) * up
-
-  PackedWeight packed() const { return {weight, weight_is_bf16, num_inputs, num_outputs}; }
 };
 
 void linear(const LinearArgs& args, Worker& worker);
 
-// Blocks that a worker streams in its next launch.
-struct NextShare {
-  const char* data = nullptr;  // nullptr: unknown
-  int64_t num_blocks = 0;
-  int64_t block_bytes = 0;
-  int64_t input_bytes = 0;  // of a block
-  int64_t num_inputs = 0;
+// Blocks of a weight that a worker streams.
+struct WeightShare {
+  const PackedWeight* weight;  // nullptr: unknown
+  Range blocks;
 };
 
-// Blocks [begin, end) of 32 output columns.
-struct LinearShare {
-  int64_t begin;
-  int64_t end;
-  NextShare next;
-};
-
-// A share of the work, per instruction set. `scratch` has room for one pass of rows as bfloat16
-// where the instruction set wants them so, and is nullptr elsewhere.
-using LinearBlocks = void (*)(const LinearArgs& args, const LinearShare& share, void* scratch);
-void linear_blocks_portable(const LinearArgs& args, const LinearShare& share, void* scratch);
-void linear_blocks_avx2(const LinearArgs& args, const LinearShare& share, void* scratch);
-void linear_blocks_avx512(const LinearArgs& args, const LinearShare& share, void* scratch);
+// A share of the blocks of 32 output columns, per instruction set; `next` is the worker's in its
+// next launch. `scratch` has room for one pass of rows as bfloat16 where the instruction set wants
+// them so, and is nullptr elsewhere.
+using LinearBlocks = void (*)(const LinearArgs& args, Range share, const WeightShare& next,
+                              void* scratch);
+void linear_blocks_portable(const LinearArgs& args, Range share, const WeightShare& next,
+                            void* scratch);
+void linear_blocks_avx2(const LinearArgs& args, Range share, const WeightShare& next,
+                        void* scratch);
+void linear_blocks_avx512(const LinearArgs& args, Range share, const WeightShare& next,
+                          void* scratch);
 
 // Rows that pass over one chunk of weights together; more rows read the weights again.
 constexpr int64_t kLinearMaxRows = 128;

@@ -146,16 +146,17 @@ RunGroup<Kernel> group_of(int64_t rows, int64_t blocks) {
 // One panel of columns for up to kLinearMaxRows rows; `next` follows the last one of a share.
 template <class Kernel>
 void run_panel(const LinearArgs& args, const typename Kernel::Input* const* x, int64_t rows,
-               int64_t block, int64_t num_blocks, const NextShare* next, float* partial) {
+               int64_t block, int64_t num_blocks, const WeightShare* next, float* partial) {
   constexpr int64_t kDepth = Kernel::kDepth;
-  const int64_t stride = (args.num_inputs + kDepth - 1) / kDepth * kDepth * kBlockOutputs;
-  const auto* weight = static_cast<const typename Kernel::Weight*>(args.weight) + block * stride;
-  for (int64_t k = 0; k < args.num_inputs; k += kChunk) {
-    const int64_t left = args.num_inputs - k;
+  const int64_t stride = (args.weight.num_inputs + kDepth - 1) / kDepth * kDepth * kBlockOutputs;
+  const auto* weight =
+      static_cast<const typename Kernel::Weight*>(args.weight.data) + block * stride;
+  for (int64_t k = 0; k < args.weight.num_inputs; k += kChunk) {
+    const int64_t left = args.weight.num_inputs - k;
     const int64_t inputs = left < kChunk ? left : kChunk;
     const Chunk<Kernel> chunk{weight + k * kBlockOutputs, stride, k, inputs, k == 0};
     Fetch fetch;
-    if (prefetches(rows)) fetch = next_chunk(args, chunk, rows, num_blocks, next);
+    if (prefetches(rows)) fetch = next_chunk(args.weight, chunk, rows, block, num_blocks, next);
     for (int64_t r = 0, size; r < rows; r += size) {
       size = next_group(rows - r);
       group_of<Kernel>(size, num_blocks)(x + r, chunk, fetch, partial + r * kBlockOutputs);
@@ -178,9 +179,9 @@ SDE_INLINE void finish(Vec value, const float* bias, float* out, int n, bool acc
 SDE_INLINE void finish_block(const LinearArgs& args, int64_t block, int64_t first_row, int64_t rows,
                              const float* partial) {
   const int64_t column = block * kBlockOutputs;
-  const int left = static_cast<int>(args.num_outputs - column);
+  const int left = static_cast<int>(args.weight.num_outputs - column);
   for (int64_t r = 0; r < rows; ++r) {
-    float* out = args.out + (first_row + r) * args.num_outputs + column;
+    float* out = args.out + (first_row + r) * args.weight.num_outputs + column;
     for (int c = 0; c < kBlockOutputs && c < left; c += kLanes) {
       const float* bias = args.bias == nullptr ? nullptr : args.bias + column + c;
       finish(load(partial + r * kBlockOutputs + c), bias, out + c, left - c, args.accumulate);
@@ -192,7 +193,7 @@ SDE_INLINE void finish_block(const LinearArgs& args, int64_t block, int64_t firs
 SDE_INLINE void finish_gated_block(const LinearArgs& args, int64_t block, int64_t first_row,
                                    int64_t rows, const float* partial) {
   constexpr int kHalf = kBlockOutputs / 2;
-  const int64_t features = args.num_outputs / 2;
+  const int64_t features = args.weight.num_outputs / 2;
   const int64_t feature = block * kHalf;
   for (int64_t r = 0; r < rows; ++r) {
     float* out = args.out + (first_row + r) * features + feature;
@@ -212,17 +213,20 @@ SDE_INLINE void finish_gated_block(const LinearArgs& args, int64_t block, int64_
 
 // A share of the columns for all rows.
 template <class Kernel>
-SDE_INLINE void linear_blocks(const LinearArgs& args, const LinearShare& share, void* scratch) {
+SDE_INLINE void linear_blocks(const LinearArgs& args, Range share, const WeightShare& next,
+                              void* scratch) {
   alignas(64) float partial[kMaxPanel * kPartialStride];
   const typename Kernel::Input* x[kLinearMaxRows];
   const int64_t num_rows = *args.num_rows;
   for (int64_t first = 0; first < num_rows; first += kLinearMaxRows) {
     const int64_t rows = num_rows - first < kLinearMaxRows ? num_rows - first : kLinearMaxRows;
     Kernel::prepare_rows(args, first, rows, scratch, x);
+    // More rows than that read the share again.
+    const WeightShare after = first + rows < num_rows ? WeightShare{&args.weight, share} : next;
     for (int64_t block = share.begin, blocks; block < share.end; block += blocks) {
       blocks = next_panel(share.end - block, rows);
-      const NextShare* next = block + blocks == share.end ? &share.next : nullptr;
-      run_panel<Kernel>(args, x, rows, block, blocks, next, partial);
+      run_panel<Kernel>(args, x, rows, block, blocks,
+                        block + blocks == share.end ? &after : nullptr, partial);
       for (int64_t b = 0; b < blocks; ++b) {
         const auto finish_one = args.silu_gate ? finish_gated_block : finish_block;
         finish_one(args, block + b, first, rows, partial + b * kPartialStride);

@@ -53,14 +53,15 @@ struct Bf16Dot {
 
   static SDE_INLINE void prepare_rows(const LinearArgs& args, int64_t first, int64_t count,
                                       void* scratch, const uint16_t** x) {
-    const int64_t stride = ((args.num_inputs + 31) / 32 | 1) *
+    const int64_t stride = ((args.weight.num_inputs + 31) / 32 | 1) *
                            32;  // an odd number of lines: rows spread over the sets
     for (int64_t r = 0; r < count; ++r) {
       uint16_t* rounded = static_cast<uint16_t*>(scratch) + r * stride;
       const float* row = input_row(args, first + r);
       int64_t k = 0;
-      for (; k + kLanes <= args.num_inputs; k += kLanes) store_bf16(rounded + k, load(row + k));
-      const int left = static_cast<int>(args.num_inputs - k);
+      for (; k + kLanes <= args.weight.num_inputs; k += kLanes)
+        store_bf16(rounded + k, load(row + k));
+      const int left = static_cast<int>(args.weight.num_inputs - k);
       if (left > 0) store_bf16(rounded + k, load_partial(row + k, left));
       x[r] = rounded;
     }
@@ -70,11 +71,12 @@ struct Bf16Dot {
 }  // namespace linear_op
 }  // namespace SDENGINE_ISA_NAMESPACE
 
-void linear_blocks_avx512(const LinearArgs& args, const LinearShare& share, void* scratch) {
-  if (args.weight_is_bf16) {
-    linear_op::linear_blocks<linear_op::Bf16Dot>(args, share, scratch);
+void linear_blocks_avx512(const LinearArgs& args, Range share, const WeightShare& next,
+                          void* scratch) {
+  if (args.weight.is_bf16) {
+    linear_op::linear_blocks<linear_op::Bf16Dot>(args, share, next, scratch);
   } else {
-    linear_op::linear_blocks<linear_op::Fp32>(args, share, scratch);
+    linear_op::linear_blocks<linear_op::Fp32>(args, share, next, scratch);
   }
 }
 

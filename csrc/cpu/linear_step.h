@@ -157,7 +157,7 @@ SDE_INLINE void multiply_add(Vec (&sums)[R][C], const float* const (&x)[R], int6
 
 // The activations that make output row `row`.
 SDE_INLINE const float* input_row(const LinearArgs& args, int64_t row) {
-  return args.x + (args.rows == nullptr ? row : args.rows[row]) * args.num_inputs;
+  return args.x + (args.rows == nullptr ? row : args.rows[row]) * args.weight.num_inputs;
 }
 
 // float32 rows are used where they lie.

@@ -114,16 +114,19 @@ SDE_INLINE int64_t fetch_capacity(int64_t rows, int64_t num_blocks, int64_t inpu
   return portions * ((inputs + kFold - 1) / kFold);
 }
 
-// `num_blocks` blocks from `next` on, `inputs` inputs of each, to be fetched while a chunk is used.
+// `num_blocks` blocks of a weight from block `first` and input `first_input` on, as far as a chunk
+// goes, to be fetched by chains that could fetch `capacity` portions.
 template <class Kernel>
-Fetch fetch_blocks(const char* next, int64_t num_blocks, int64_t block_bytes, int64_t input_bytes,
-                   int64_t inputs, int64_t capacity) {
+Fetch fetch_blocks(const PackedWeight& weight, int64_t first, int64_t num_blocks,
+                   int64_t first_input, int64_t capacity) {
   // 64 inputs of this kernel's: one line a step of a chain.
   constexpr int64_t kPortionBytes = 64 * kBlockOutputs * sizeof(typename Kernel::Weight);
-  const int64_t chunk_bytes = (inputs < kChunk ? inputs : kChunk) * input_bytes;
+  const int64_t left = weight.num_inputs - first_input;
+  const int64_t chunk_bytes = (left < kChunk ? left : kChunk) * weight.input_bytes();
   Fetch fetch;
-  fetch.next = next;
-  fetch.block_stride = block_bytes;
+  fetch.next = static_cast<const char*>(weight.data) + first * weight.block_bytes() +
+               first_input * weight.input_bytes();
+  fetch.block_stride = weight.block_bytes();
   fetch.portion_bytes = kPortionBytes;
   fetch.num_portions = (chunk_bytes + kPortionBytes - 1) / kPortionBytes;
   fetch.total = fetch.num_portions * num_blocks;
@@ -131,27 +134,20 @@ Fetch fetch_blocks(const char* next, int64_t num_blocks, int64_t block_bytes, in
   return fetch;
 }
 
-// What is fetched while `chunk` is used: the next chunk of the panel, the first of the next panel,
-// or the first that this worker reads in its next launch.
+// What is fetched while a chunk of blocks [block, block + num_blocks) is used: the next chunk of
+// the panel, the first of the next panel, or, after the last panel of a share, the first of `next`.
 template <class Kernel>
-Fetch next_chunk(const LinearArgs& args, const Chunk<Kernel>& chunk, int64_t rows,
-                 int64_t num_blocks, const NextShare* next) {
-  constexpr int64_t kInputBytes = kBlockOutputs * sizeof(typename Kernel::Weight);
-  const int64_t left = args.num_inputs - chunk.first_input;
-  const bool ends_panel = left <= kChunk;
+Fetch next_chunk(const PackedWeight& weight, const Chunk<Kernel>& chunk, int64_t rows,
+                 int64_t block, int64_t num_blocks, const WeightShare* next) {
+  const int64_t end = chunk.first_input + chunk.num_inputs;
   const int64_t capacity = fetch_capacity(rows, num_blocks, chunk.num_inputs);
-  if (ends_panel && next != nullptr) {
-    if (next->data == nullptr) return {};
-    return fetch_blocks<Kernel>(next->data, next_panel(next->num_blocks, rows), next->block_bytes,
-                                next->input_bytes, next->num_inputs, capacity);
-  }
-  const int64_t inputs = ends_panel ? args.num_inputs : left - kChunk;
-  const int64_t distance = ends_panel
-                               ? num_blocks * chunk.block_stride - chunk.first_input * kBlockOutputs
-                               : kChunk * kBlockOutputs;
-  return fetch_blocks<Kernel>(reinterpret_cast<const char*>(chunk.weight + distance), num_blocks,
-                              chunk.block_stride * sizeof(typename Kernel::Weight), kInputBytes,
-                              inputs, capacity);
+  if (end < weight.num_inputs)
+    return fetch_blocks<Kernel>(weight, block, num_blocks, end, capacity);
+  if (next == nullptr)
+    return fetch_blocks<Kernel>(weight, block + num_blocks, num_blocks, 0, capacity);
+  if (next->weight == nullptr) return {};
+  const int64_t num_next = next_panel(next->blocks.end - next->blocks.begin, rows);
+  return fetch_blocks<Kernel>(*next->weight, next->blocks.begin, num_next, 0, capacity);
 }
 
 }  // namespace linear_op

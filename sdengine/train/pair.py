@@ -4,8 +4,8 @@ Everything lives in a run directory: `run.json` (the recipe), `tokenizer.json`, 
 one log per stage, the target's samples.  The same command continues whatever it finds there.
 
 The defaults train a pair from random weights for as long as the bundled one was trained, which took
-three runs, the others with `--start-from`, the last of the draft alone (`--steps 0`).  The target
-has seen the corpus less than twice: more steps make a better pair.
+four runs, the others with `--start-from`, the last two of the draft alone (`--steps 0`).  The
+target has seen the corpus less than twice: more steps make a better pair.
 """
 
 from __future__ import annotations

@@ -19,12 +19,6 @@ from sdengine.core.plan import StepPlan, StepReport
 COSTS = CostModel((1, 8, 16), (1.0, 1.0, 2.0), 0.1, 0.1)
 
 
-@pytest.fixture(autouse=True)
-def _a_unit_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Costs are in plain steps of a small model."""
-    monkeypatch.setattr(adaptive, "LONG_STEP_S", 2.0)
-
-
 def simulate(
     controller: AdaptiveController, accepted: int, draft_s: float, steps: int, slowdown: float = 1.0
 ) -> tuple[float, int, int]:

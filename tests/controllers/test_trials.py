@@ -23,12 +23,6 @@ LARGE = CostModel(  # of 1.1B on the same, whose DRAM sets the pace; both in pla
 PROMPT, REQUEST = 80, 64
 
 
-@pytest.fixture(autouse=True)
-def _a_unit_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Costs are in plain steps: a short one, so that nothing is known of it before it was seen."""
-    monkeypatch.setattr(adaptive, "LONG_STEP_S", 2.0)
-
-
 @cache
 def prices_of(costs: CostModel) -> list[float]:
     """By row."""
