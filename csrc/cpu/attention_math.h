@@ -2,17 +2,17 @@
 // file.
 //
 // A row sees its keys in one order: position 0, 1, 2, ... of its own path, wherever they lie in the
-// cache. The result is
-//   score(key)   = (q scaled by scale / log 2) . k: chains of fused multiply-adds over kChain dims
-//   each, added in order, per key a split      = kSplit consecutive positions: m = max, p =
-//   2^(score - m), sum = p added lane by lane (lane = position
-//                  mod lanes), acc = p_0 v_0 + p_1 v_1 + ... one chain in the order of positions,
-//                  per output element
-//   the row      = splits merged one by one in the order of positions
+// cache. The result is made of
+// - score(key) = (q scaled by scale / log 2) . k: chains of fused multiply-adds over kChain dims
+//   each, added in order;
+// - per split of kSplit consecutive positions: m = max, p = 2^(score - m), sum = p added lane by
+//   lane (lane = position mod lanes), acc = p_0 v_0 + p_1 v_1 + ..., one chain in the order of
+//   positions for every output element;
+// - the row: splits merged one by one in the order of positions.
 // No step depends on which other rows, queries or keys are computed along with it.
 #pragma once
 
-#include "cpu/transpose.h"
+#include "cpu/packed_keys.h"
 #include "cpu/vec.h"
 
 namespace sdengine {
@@ -22,7 +22,6 @@ constexpr int kSplit = 128;  // positions of one partial softmax: part of the ar
 constexpr int kChain =
     32;  // dims: chains of 64 are 3% faster, but a third less exact than plain torch
 constexpr int kQueryBlock = 6;  // queries per inner loop: twelve accumulators of sixteen registers
-constexpr int kSubtile = 32;    // keys transposed at a time: 16 KiB at head_dim 128, half of L1
 constexpr int kMaxHeadDim = 256;  // bounds the buffers on the stack
 constexpr int kMaxQueries = 128;  // (row, head) pairs that share one pass over the keys
 
@@ -34,44 +33,37 @@ SDE_INLINE Vec load_as_float_partial(const uint16_t* p, int n) { return load_bf1
 // Floats between two heads in the buffers: whole vectors of the widest instruction set.
 SDE_INLINE int64_t padded(int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
 
-// packed[d * kSubtile + i] = keys[i][d] for i < kSubtile.
-template <class T>
-void pack_keys(const T* const* keys, int64_t head_dim, float* packed) {
-  for (int group = 0; group < kSubtile; group += 8) {
-    for (int64_t d = 0; d < head_dim; d += 8) {
-      transpose_8x8(keys + group, d, packed + d * kSubtile + group, kSubtile);
-    }
-  }
-}
-
-// total[q][v] = sum over d in [first, last) of queries[q][d] * packed[d][v].
-template <int Q, int V>
-SDE_INLINE void score_chain(const float* queries, int64_t query_stride, const float* packed,
-                            int64_t first, int64_t last, Vec (&total)[Q][V]) {
+// total[q][v] = sum over d in [first, last), in order, of queries[q][d] * dim d of the keys from
+// first_key + v * kLanes on.
+template <int Q, int V, class T>
+SDE_INLINE void score_chain(const float* queries, int64_t query_stride, PackedKeys<T> keys,
+                            int64_t first_key, int64_t first, int64_t last, Vec (&total)[Q][V]) {
   for (int q = 0; q < Q; ++q) {
     for (int v = 0; v < V; ++v) total[q][v] = zeros();
   }
-  for (int64_t d = first; d < last; ++d) {
-    Vec k[V];
-    for (int v = 0; v < V; ++v) k[v] = load(packed + d * kSubtile + v * kLanes);
-    for (int q = 0; q < Q; ++q) {
-      const Vec x = broadcast(queries[q * query_stride + d]);
-      for (int v = 0; v < V; ++v) total[q][v] = fma(x, k[v], total[q][v]);
+  for (int64_t d = first; d < last; d += 2) {
+    for (int half = 0; half < 2; ++half) {
+      Vec k[V];
+      for (int v = 0; v < V; ++v) k[v] = keys.at(d + half, first_key + v * kLanes);
+      for (int q = 0; q < Q; ++q) {
+        const Vec x = broadcast(queries[q * query_stride + d + half]);
+        for (int v = 0; v < V; ++v) total[q][v] = fma(x, k[v], total[q][v]);
+      }
     }
   }
 }
 
 // scores[q * score_stride + i] = queries[q] . key i, for Q queries and all packed keys.
-template <int Q>
-void score_queries(const float* queries, int64_t query_stride, const float* packed,
-                   int64_t head_dim, float* scores, int64_t score_stride) {
+template <int Q, class T>
+void score_queries(const float* queries, int64_t query_stride, PackedKeys<T> keys, int64_t head_dim,
+                   float* scores, int64_t score_stride) {
   constexpr int kWide = Q < 3 ? 4 : 2;  // at most eight accumulators: sixteen registers on AVX2
   constexpr int V = kWide * kLanes < kSubtile ? kWide : kSubtile / kLanes;
   for (int column = 0; column < kSubtile; column += V * kLanes) {
     for (int64_t first = 0; first < head_dim; first += kChain) {
       const int64_t last = first + kChain < head_dim ? first + kChain : head_dim;
       Vec total[Q][V];
-      score_chain(queries, query_stride, packed + column, first, last, total);
+      score_chain(queries, query_stride, keys, column, first, last, total);
       for (int q = 0; q < Q; ++q) {
         for (int v = 0; v < V; ++v) {
           float* to = scores + q * score_stride + column + v * kLanes;
@@ -83,29 +75,30 @@ void score_queries(const float* queries, int64_t query_stride, const float* pack
 }
 
 // The same for any number of queries.
-inline void score_all(const float* queries, int64_t count, int64_t query_stride,
-                      const float* packed, int64_t head_dim, float* scores, int64_t score_stride) {
+template <class T>
+void score_all(const float* queries, int64_t count, int64_t query_stride, PackedKeys<T> keys,
+               int64_t head_dim, float* scores, int64_t score_stride) {
   for (int64_t q = 0; q < count; q += kQueryBlock) {
     const float* from = queries + q * query_stride;
     float* to = scores + q * score_stride;
     switch (count - q) {
       case 1:
-        score_queries<1>(from, query_stride, packed, head_dim, to, score_stride);
+        score_queries<1>(from, query_stride, keys, head_dim, to, score_stride);
         break;
       case 2:
-        score_queries<2>(from, query_stride, packed, head_dim, to, score_stride);
+        score_queries<2>(from, query_stride, keys, head_dim, to, score_stride);
         break;
       case 3:
-        score_queries<3>(from, query_stride, packed, head_dim, to, score_stride);
+        score_queries<3>(from, query_stride, keys, head_dim, to, score_stride);
         break;
       case 4:
-        score_queries<4>(from, query_stride, packed, head_dim, to, score_stride);
+        score_queries<4>(from, query_stride, keys, head_dim, to, score_stride);
         break;
       case 5:
-        score_queries<5>(from, query_stride, packed, head_dim, to, score_stride);
+        score_queries<5>(from, query_stride, keys, head_dim, to, score_stride);
         break;
       default:
-        score_queries<6>(from, query_stride, packed, head_dim, to, score_stride);
+        score_queries<6>(from, query_stride, keys, head_dim, to, score_stride);
     }
   }
 }

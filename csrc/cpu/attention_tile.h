@@ -143,7 +143,8 @@ class Tile {
   int64_t tree_column_[kMaxQueries];  // column of the first ancestor in this split
   int64_t tree_count_[kMaxQueries];   // ancestors in this split
   uint16_t tree_keys_[kMaxQueries][kSplit];
-  const T* prefix_keys_[kSplit];
+  int64_t prefix_ahead_ = 0;  // end of the keys that are looked up: one subtile more
+  const T* prefix_keys_[kSplit + kSubtile];
 
   alignas(64) float queries_[kMaxQueries * kMaxHeadDim];
   alignas(64) float scores_[kMaxQueries * kSplit];
@@ -187,6 +188,7 @@ template <class T>
 void Tile<T>::find_prefix(int64_t split_begin) {
   prefix_begin_ = kSplit;
   prefix_end_ = 0;
+  prefix_ahead_ = 0;
   for (int64_t r = 0; r < span_.num_rows; ++r) {
     row_begin_[r] = larger(0, rows_[r].lo - split_begin);
     row_end_[r] = smaller(kSplit, rows_[r].visible - split_begin);
@@ -194,12 +196,14 @@ void Tile<T>::find_prefix(int64_t split_begin) {
     if (row_end_[r] == 0) continue;
     prefix_begin_ = smaller(prefix_begin_, row_begin_[r]);
     prefix_end_ = larger(prefix_end_, row_end_[r]);
+    prefix_ahead_ =
+        larger(prefix_ahead_, smaller(kSplit + kSubtile, rows_[r].visible - split_begin));
   }
-  for (int64_t c = prefix_begin_; c < prefix_end_;) {
+  for (int64_t c = prefix_begin_; c < prefix_ahead_;) {
     const int64_t index = split_begin + c;
     const int64_t in_block = args_.block_size - index % args_.block_size;
     const T* key = key_at(index);
-    for (const int64_t end = smaller(prefix_end_, c + in_block); c < end;
+    for (const int64_t end = smaller(prefix_ahead_, c + in_block); c < end;
          ++c, key += args_.head_dim) {
       prefix_keys_[c] = key;
     }
@@ -213,8 +217,15 @@ void Tile<T>::score_prefix() {
     for (int64_t i = 0; i < kSubtile; ++i) {  // columns nobody sees repeat a visible key
       keys[i] = prefix_keys_[larger(prefix_begin_, smaller(prefix_end_ - 1, c + i))];
     }
-    pack_keys(keys, args_.head_dim, packed_);
-    score_all(queries_, num_queries(), stride_, packed_, args_.head_dim, scores_ + c, kSplit);
+    RowFetch<T> next_keys(prefix_keys_, c + kSubtile, smaller(c + 2 * kSubtile, prefix_ahead_), 0,
+                          args_.head_dim);
+    RowFetch<T> values(prefix_keys_, larger(c, prefix_begin_), smaller(c + kSubtile, prefix_end_),
+                       plane_, args_.head_dim);
+    const auto packed = pack_keys(keys, args_.head_dim, packed_, [&] {
+      next_keys.step();
+      values.step();
+    });
+    score_all(queries_, num_queries(), stride_, packed, args_.head_dim, scores_ + c, kSplit);
   }
 }
 
@@ -257,8 +268,8 @@ void Tile<T>::score_ancestors() {
   alignas(64) float scores[kMaxQueries * kSubtile];
   const auto flush = [&] {
     for (int64_t i = found; i < kSubtile; ++i) keys[i] = keys[0];
-    pack_keys(keys, args_.head_dim, packed_);
-    score_all(queries_, num_queries(), stride_, packed_, args_.head_dim, scores, kSubtile);
+    const auto packed = pack_keys(keys, args_.head_dim, packed_, [] {});
+    score_all(queries_, num_queries(), stride_, packed, args_.head_dim, scores, kSubtile);
     for (int64_t r = 0; r < span_.num_rows; ++r) {
       for (int64_t t = 0; t < tree_count_[r]; ++t) {
         const int slot = slot_of[tree_keys_[r][t]];

@@ -1,10 +1,9 @@
-// Eight rows of float or bf16 to eight columns of float.
+// Eight rows of eight floats, or of four pairs of bf16, to columns.
 #pragma once
 
+#include <cstring>
+
 #include "cpu/vec.h"
-#if !defined(__AVX2__)
-#include "cpu/bf16.h"
-#endif
 
 namespace sdengine {
 inline namespace SDENGINE_ISA_NAMESPACE {
@@ -46,31 +45,32 @@ SDE_INLINE void transpose_8x8(const float* const* rows, int64_t offset, float* o
   }
 }
 
-// The same from bf16: pairs of elements travel together and are widened after the transposition.
+// out[p * stride + r] = elements 2 p (lower half) and 2 p + 1 of rows[r] + offset, for p < 4, r <
+// 8: pairs stay together, as the bits of a float.
 SDE_INLINE void transpose_8x8(const uint16_t* const* rows, int64_t offset, float* out,
                               int64_t stride) {
   __m256 columns[4];
   transpose_8x4(rows, offset, columns);
-  const __m256i upper = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
-  for (int d = 0; d < 4; ++d) {
-    const __m256i pair = _mm256_castps_si256(columns[d]);
-    const __m256i even = _mm256_slli_epi32(pair, 16);
-    const __m256i odd = _mm256_and_si256(pair, upper);
-    _mm256_storeu_ps(out + 2 * d * stride, _mm256_castsi256_ps(even));
-    _mm256_storeu_ps(out + (2 * d + 1) * stride, _mm256_castsi256_ps(odd));
-  }
+  for (int p = 0; p < 4; ++p) _mm256_storeu_ps(out + p * stride, columns[p]);
 }
 
 #else
 
-SDE_INLINE float widen(float x) { return x; }
-SDE_INLINE float widen(uint16_t x) { return bf16_to_float(x); }
-
 // out[d * stride + r] = rows[r][offset + d] for r, d < 8.
-template <class T>
-SDE_INLINE void transpose_8x8(const T* const* rows, int64_t offset, float* out, int64_t stride) {
+SDE_INLINE void transpose_8x8(const float* const* rows, int64_t offset, float* out,
+                              int64_t stride) {
   for (int d = 0; d < 8; ++d) {
-    for (int r = 0; r < 8; ++r) out[d * stride + r] = widen(rows[r][offset + d]);
+    for (int r = 0; r < 8; ++r) out[d * stride + r] = rows[r][offset + d];
+  }
+}
+
+// The same for pairs of bf16, see above.
+SDE_INLINE void transpose_8x8(const uint16_t* const* rows, int64_t offset, float* out,
+                              int64_t stride) {
+  for (int p = 0; p < 4; ++p) {
+    for (int r = 0; r < 8; ++r) {
+      std::memcpy(out + p * stride + r, rows[r] + offset + 2 * p, sizeof(float));
+    }
   }
 }
 
