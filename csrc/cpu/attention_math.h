@@ -53,13 +53,14 @@ SDE_INLINE void score_chain(const float* queries, int64_t query_stride, PackedKe
   }
 }
 
-// scores[q * score_stride + i] = queries[q] . key i, for Q queries and all packed keys.
+// scores[q * score_stride + i] = queries[q] . key i, for Q queries and `count` packed keys; what
+// follows, up to kSubtile, means nothing.
 template <int Q, class T>
-void score_queries(const float* queries, int64_t query_stride, PackedKeys<T> keys, int64_t head_dim,
-                   float* scores, int64_t score_stride) {
+void score_queries(const float* queries, int64_t query_stride, PackedKeys<T> keys, int64_t count,
+                   int64_t head_dim, float* scores, int64_t score_stride) {
   constexpr int kWide = Q < 3 ? 4 : 2;  // at most eight accumulators: sixteen registers on AVX2
   constexpr int V = kWide * kLanes < kSubtile ? kWide : kSubtile / kLanes;
-  for (int column = 0; column < kSubtile; column += V * kLanes) {
+  for (int64_t column = 0; column < count; column += V * kLanes) {
     for (int64_t first = 0; first < head_dim; first += kChain) {
       const int64_t last = first + kChain < head_dim ? first + kChain : head_dim;
       Vec total[Q][V];
@@ -76,29 +77,29 @@ void score_queries(const float* queries, int64_t query_stride, PackedKeys<T> key
 
 // The same for any number of queries.
 template <class T>
-void score_all(const float* queries, int64_t count, int64_t query_stride, PackedKeys<T> keys,
-               int64_t head_dim, float* scores, int64_t score_stride) {
-  for (int64_t q = 0; q < count; q += kQueryBlock) {
+void score_all(const float* queries, int64_t num_queries, int64_t query_stride, PackedKeys<T> keys,
+               int64_t count, int64_t head_dim, float* scores, int64_t score_stride) {
+  for (int64_t q = 0; q < num_queries; q += kQueryBlock) {
     const float* from = queries + q * query_stride;
     float* to = scores + q * score_stride;
-    switch (count - q) {
+    switch (num_queries - q) {
       case 1:
-        score_queries<1>(from, query_stride, keys, head_dim, to, score_stride);
+        score_queries<1>(from, query_stride, keys, count, head_dim, to, score_stride);
         break;
       case 2:
-        score_queries<2>(from, query_stride, keys, head_dim, to, score_stride);
+        score_queries<2>(from, query_stride, keys, count, head_dim, to, score_stride);
         break;
       case 3:
-        score_queries<3>(from, query_stride, keys, head_dim, to, score_stride);
+        score_queries<3>(from, query_stride, keys, count, head_dim, to, score_stride);
         break;
       case 4:
-        score_queries<4>(from, query_stride, keys, head_dim, to, score_stride);
+        score_queries<4>(from, query_stride, keys, count, head_dim, to, score_stride);
         break;
       case 5:
-        score_queries<5>(from, query_stride, keys, head_dim, to, score_stride);
+        score_queries<5>(from, query_stride, keys, count, head_dim, to, score_stride);
         break;
       default:
-        score_queries<6>(from, query_stride, keys, head_dim, to, score_stride);
+        score_queries<6>(from, query_stride, keys, count, head_dim, to, score_stride);
     }
   }
 }
@@ -127,20 +128,25 @@ SDE_INLINE void accumulate_block(const float* probs, const T* const* values, int
   }
 }
 
+// Dims from d on, V vectors at a time as long as they fill, then half as many; returns where the
+// last vector ended.
+template <int Q, int V, class T>
+SDE_INLINE int64_t accumulate_dims(const float* probs, const T* const* values, int64_t count,
+                                   int64_t d, int64_t head_dim, float* acc, int64_t acc_stride) {
+  for (; d + V * kLanes <= head_dim; d += V * kLanes) {
+    accumulate_block<Q, V, false>(probs, values, count, d, kLanes, acc, acc_stride);
+  }
+  if constexpr (V == 1)
+    return d;
+  else
+    return accumulate_dims<Q, V / 2>(probs, values, count, d, head_dim, acc, acc_stride);
+}
+
 template <int Q, class T>
 void accumulate_queries(const float* probs, const T* const* values, int64_t count, int64_t head_dim,
                         float* acc, int64_t acc_stride) {
   constexpr int V = Q == 1 ? 8 : Q == 2 ? 4 : 2;  // eight independent chains hide the latency
-  int64_t d = 0;
-  for (; d + V * kLanes <= head_dim; d += V * kLanes) {
-    accumulate_block<Q, V, false>(probs, values, count, d, kLanes, acc, acc_stride);
-  }
-  for (; V > 2 && d + 2 * kLanes <= head_dim; d += 2 * kLanes) {
-    accumulate_block<Q, 2, false>(probs, values, count, d, kLanes, acc, acc_stride);
-  }
-  for (; d + kLanes <= head_dim; d += kLanes) {
-    accumulate_block<Q, 1, false>(probs, values, count, d, kLanes, acc, acc_stride);
-  }
+  const int64_t d = accumulate_dims<Q, V>(probs, values, count, 0, head_dim, acc, acc_stride);
   if (kLanes > 8 && d < head_dim) {  // head_dim is a multiple of 8
     accumulate_block<Q, 1, true>(probs, values, count, d, static_cast<int>(head_dim - d), acc,
                                  acc_stride);

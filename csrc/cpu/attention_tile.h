@@ -221,11 +221,12 @@ void Tile<T>::score_prefix() {
                           args_.head_dim);
     RowFetch<T> values(prefix_keys_, larger(c, prefix_begin_), smaller(c + kSubtile, prefix_end_),
                        plane_, args_.head_dim);
-    const auto packed = pack_keys(keys, args_.head_dim, packed_, [&] {
+    const int64_t count = smaller(kSubtile, prefix_end_ - c);
+    const auto packed = pack_keys(keys, count, args_.head_dim, packed_, [&] {
       next_keys.step();
       values.step();
     });
-    score_all(queries_, num_queries(), stride_, packed, args_.head_dim, scores_ + c, kSplit);
+    score_all(queries_, num_queries(), stride_, packed, count, args_.head_dim, scores_ + c, kSplit);
   }
 }
 
@@ -267,9 +268,9 @@ void Tile<T>::score_ancestors() {
   const T* keys[kSubtile];
   alignas(64) float scores[kMaxQueries * kSubtile];
   const auto flush = [&] {
-    for (int64_t i = found; i < kSubtile; ++i) keys[i] = keys[0];
-    const auto packed = pack_keys(keys, args_.head_dim, packed_, [] {});
-    score_all(queries_, num_queries(), stride_, packed, args_.head_dim, scores, kSubtile);
+    for (int64_t i = found; i % 8 != 0; ++i) keys[i] = keys[0];
+    const auto packed = pack_keys(keys, found, args_.head_dim, packed_, [] {});
+    score_all(queries_, num_queries(), stride_, packed, found, args_.head_dim, scores, kSubtile);
     for (int64_t r = 0; r < span_.num_rows; ++r) {
       for (int64_t t = 0; t < tree_count_[r]; ++t) {
         const int slot = slot_of[tree_keys_[r][t]];

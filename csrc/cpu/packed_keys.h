@@ -7,7 +7,9 @@
 namespace sdengine {
 inline namespace SDENGINE_ISA_NAMESPACE {
 
-constexpr int kSubtile = 32;  // keys transposed at a time: 16 KiB at head_dim 128, half of L1
+// Keys transposed at a time: 16 or 32 KiB of floats at head_dim 128, half of L1 and more. Fewer
+// than four vectors would leave one or two queries without enough independent sums.
+constexpr int kSubtile = kLanes == 16 ? 64 : 32;
 
 // Keys of T, transposed: float as [dim][kSubtile], bf16 as [dim / 2][kSubtile] pairs that are
 // widened where they are used. That hides behind the multiply-adds and halves what a transposition
@@ -26,11 +28,12 @@ struct PackedKeys {
   }
 };
 
-// Transposes keys [0, kSubtile) into `packed`; calls meanwhile() for every 8 dims of 8 keys.
+// Transposes `count` keys, rounded up to a multiple of 8, into `packed`; what it held of the others
+// stays. Calls meanwhile() for every 8 dims of 8 keys.
 template <class T, class Meanwhile>
-SDE_INLINE PackedKeys<T> pack_keys(const T* const* keys, int64_t head_dim, float* packed,
-                                   Meanwhile meanwhile) {
-  for (int group = 0; group < kSubtile; group += 8) {
+SDE_INLINE PackedKeys<T> pack_keys(const T* const* keys, int64_t count, int64_t head_dim,
+                                   float* packed, Meanwhile meanwhile) {
+  for (int64_t group = 0; group < count; group += 8) {
     for (int64_t d = 0; d < head_dim; d += 8) {
       meanwhile();
       transpose_8x8(keys + group, d, packed + d / PackedKeys<T>::kDims * kSubtile + group,
