@@ -77,15 +77,39 @@ class CudaLibrary:
                 f"backend 'cuda': {op} takes {expected} bytes of arguments, this version has "
                 f"{size}; rebuild the library with `make native`"
             )
-        entry = getattr(self._library, f"sdengine_cuda_{op}")
-        error = entry(
-            ctypes.byref(launch.arguments),
-            ctypes.c_int32(launch.batch_size),
-            ctypes.c_void_p(stream),
-        )
+        batch_size = ctypes.c_int32(launch.batch_size)
+        self._call(op, ctypes.byref(launch.arguments), batch_size, ctypes.c_void_p(stream))
+
+    def begin_branch(self, count: int, stream: int, body: int) -> None:
+        """Makes what is captured on another stream from now on a branch of the graph that is being
+        captured on `stream`.
+
+        Args:
+            count: address of an int32 on the device: the branch runs if it is above 0.
+            stream, body: addresses of CUDA streams.
+
+        Raises:
+            BackendUnavailable: the call failed; conditional nodes need a driver for CUDA 12.4.
+        """
+        addresses = (ctypes.c_void_p(address) for address in (count, stream, body))
+        self._call("begin_branch", *addresses)
+
+    def end_branch(self, body: int) -> None:
+        """Ends the capture of a branch.
+
+        Args:
+            body: as for `begin_branch`.
+
+        Raises:
+            BackendUnavailable: what was captured cannot be in a branch.
+        """
+        self._call("end_branch", ctypes.c_void_p(body))
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        error = getattr(self._library, f"sdengine_cuda_{name}")(*arguments)
         if error != 0:
             reason = self._library.sdengine_cuda_error_string(error).decode()
-            raise BackendUnavailable(f"backend 'cuda': {op}: {reason} (CUDA error {error})")
+            raise BackendUnavailable(f"backend 'cuda': {name}: {reason} (CUDA error {error})")
 
     def sizeof(self, op: str) -> int:
         """Bytes of the op's argument struct in the library."""

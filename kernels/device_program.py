@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from time import perf_counter_ns
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from sdengine.errors import BackendUnavailable
 from sdengine.kernels import backends, cuda_library
 from sdengine.kernels.device_memory import StagedMemory
+from sdengine.kernels.graph_branches import GraphBranches
 from sdengine.kernels.registry import get_op
 from sdengine.kernels.spec import Op, expect_tensor
 
@@ -27,18 +29,25 @@ class DeviceProgram:
     Args:
         backend: "triton" or "cuda".
         row_limit: most rows of a pass; see `Program`.
+        branches: lets a graph skip blocks; None launches them in any case.
 
     Raises:
         BackendUnavailable: its kernels cannot run here.
     """
 
-    def __init__(self, backend: str, row_limit: int | None = None) -> None:
+    def __init__(
+        self,
+        backend: str,
+        row_limit: int | None = None,
+        branches: GraphBranches | None = None,
+    ) -> None:
         reason = backends.why_unavailable(backend)
         if reason is not None:
             raise BackendUnavailable(reason)
         self._backend = backend
         self.row_limit = row_limit
-        self._launches: list[tuple[str, Run]] = []
+        self._branches = branches
+        self._launches: list[tuple[str | None, Run]] = []  # no op: a branch begins or ends
 
     def launch(self, op: str, **args: Any) -> None:
         spec = get_op(op)
@@ -48,14 +57,21 @@ class DeviceProgram:
 
     @contextmanager
     def only_if(self, count: torch.Tensor) -> Iterator[None]:
-        """The launches of the block always run: reading the count would stop the queue. Each of
-        their kernels reads it, or what follows from it, and returns."""
+        """A branch of the graph. Without branches the launches of the block always run, because
+        reading the count would stop the queue: each of their kernels reads it, or what follows from
+        it, and returns."""
         expect_tensor("only_if", "count", count, torch.int32, (1,))
+        if self._branches is None:
+            yield
+            return
+        self._launches.append((None, partial(self._branches.begin, count)))
         yield
+        self._launches.append((None, self._branches.end))
 
     def replay(self) -> None:
-        for _, run in self._launches:
-            run()
+        with self._session():
+            for _, run in self._launches:
+                run()
 
     def start(self) -> None:
         self.replay()
@@ -63,13 +79,18 @@ class DeviceProgram:
     def replay_timed(self) -> list[tuple[str, int]]:
         """Host time of each launch, the device drained after it."""
         timings = []
-        for op, run in self._launches:
-            start = perf_counter_ns()
-            run()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            timings.append((op, perf_counter_ns() - start))
+        with self._session():
+            for op, run in self._launches:
+                start = perf_counter_ns()
+                run()
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+                if op is not None:
+                    timings.append((op, perf_counter_ns() - start))
         return timings
+
+    def _session(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._branches is None else self._branches.session()
 
     def _kernel(self, spec: Op) -> Callable[..., None]:
         if self._backend not in spec.backends:
@@ -92,13 +113,20 @@ class StagedProgram(DeviceProgram):
         backend: of the ops that exist for both; the others run as what they exist for.
         memory: the engine's.
         row_limit: most rows of a pass; see `Program`.
+        branches: as for `DeviceProgram`; for a GPU.
 
     Raises:
         BackendUnavailable: the kernels cannot run on that memory.
     """
 
-    def __init__(self, backend: str, memory: StagedMemory, row_limit: int | None = None) -> None:
-        super().__init__(backend, row_limit)
+    def __init__(
+        self,
+        backend: str,
+        memory: StagedMemory,
+        row_limit: int | None = None,
+        branches: GraphBranches | None = None,
+    ) -> None:
+        super().__init__(backend, row_limit, branches)
         self._memory = memory
         self._usable = usable_kernels(backend, memory.device)
         self._enqueue: Run | None = None

@@ -19,6 +19,7 @@ from sdengine.errors import BackendUnavailable
 from sdengine.kernels import backends
 from sdengine.kernels.device_memory import Memory, StagedMemory
 from sdengine.kernels.device_program import DeviceProgram, StagedProgram
+from sdengine.kernels.graph_branches import GraphBranches
 from sdengine.kernels.registry import get_op
 from sdengine.kernels.spec import expect_tensor
 
@@ -162,7 +163,11 @@ def num_threads(pool: Any) -> int:
 
 
 def make_program(
-    backend: str, pool: Any = None, memory: Memory | None = None, row_limit: int | None = None
+    backend: str,
+    pool: Any = None,
+    memory: Memory | None = None,
+    row_limit: int | None = None,
+    branches: GraphBranches | None = None,
 ) -> Program:
     """An empty program for a backend.
 
@@ -172,6 +177,7 @@ def make_program(
         memory: an engine's; with a device's, a replay exchanges with it what the host shares, and
             ops that the backend lacks run as the device's other one.
         row_limit: most rows of a pass; only a device's programs depend on it.
+        branches: lets a device skip what `only_if` encloses; the other programs always do.
 
     Raises:
         BackendUnavailable: no such backend, or it cannot run here.
@@ -183,9 +189,9 @@ def make_program(
     if backend in ("triton", "cuda"):
         staged = isinstance(memory, StagedMemory)
         program: Program = (
-            StagedProgram(backend, memory, row_limit)
+            StagedProgram(backend, memory, row_limit, branches)
             if staged
-            else DeviceProgram(backend, row_limit)
+            else DeviceProgram(backend, row_limit, branches)
         )
         return program
     raise BackendUnavailable(

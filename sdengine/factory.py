@@ -116,7 +116,16 @@ def build_engine_parts(
         drafter = _make_drafter(speculation, policy, workspace, draft_weights, num_threads(pool))
     cache = KVCache(target.config, sizes.num_blocks, sizes.block_size, dtype, memory)
     verifier = _make_verifier(speculation, workspace, drafter)
-    iteration = Iteration(placement.backend, pool, workspace, weights, cache, drafter, verifier)
+    iteration = Iteration(
+        placement.backend,
+        pool,
+        workspace,
+        weights,
+        cache,
+        drafter,
+        verifier,
+        placement.branches,
+    )
     runner = Runner(iteration, pool)
     scheduler = Scheduler(
         BlockPool(sizes.num_blocks, sizes.block_size, config.enable_prefix_caching),

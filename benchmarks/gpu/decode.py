@@ -36,6 +36,8 @@ STEPS = 100
 PROFILED_STEPS = 20
 NODES = (1, 64, 128)  # beside the root's row
 BUNDLED = "python-completion"
+BUNDLED_CONTEXT = 256
+ROUNDS = 5
 MEMORY_DISK = Path("/dev/shm")
 
 
@@ -105,9 +107,9 @@ class Model:
         self._stack.close()
 
 
-def begin_decoding(engine: Engine, vocab_size: int) -> None:
-    """One sequence of CONTEXT tokens that has begun to decode."""
-    prompt = torch.randint(3, vocab_size, (CONTEXT,)).tolist()
+def begin_decoding(engine: Engine, vocab_size: int, context: int = CONTEXT) -> None:
+    """One sequence of so many tokens that has begun to decode."""
+    prompt = torch.randint(3, vocab_size, (context,)).tolist()
     params = SamplingParams(max_tokens=STEPS + 20, temperature=0, ignore_eos=True)
     engine.add_request("only", prompt, params)
     while engine.has_unfinished_requests():
@@ -205,6 +207,36 @@ def tree_steps(model: Model) -> dict[str, Any]:
     return values
 
 
+def branched_steps() -> dict[str, Any]:
+    """Steps of the bundled pair with trees of 4 nodes, so that four of eight draft layers have no
+    rows: their kernels launched, or skipped by conditional nodes; in turns."""
+    engines = {
+        name: Engine(
+            BUNDLED,
+            device="cuda",
+            max_num_seqs=1,
+            speculation=SpeculationConfig(max_nodes=4, adaptive=False),
+            conditional_graphs=name == "skipped",
+        )
+        for name in ("launched", "skipped")
+    }
+    times: dict[str, list[float]] = {name: [] for name in engines}
+    for _ in range(ROUNDS):
+        for name, engine in engines.items():
+            begin_decoding(engine, engine.iteration.weights.config.vocab_size, BUNDLED_CONTEXT)
+            for _ in range(15):  # of at most 5 tokens: the request does not end
+                start = time.perf_counter()
+                engine.step()
+                times[name].append(1e3 * (time.perf_counter() - start))
+            engine.abort_request("only")
+    launched, skipped = (median(times[name]) for name in ("launched", "skipped"))
+    return {
+        "launched ms": round(launched, 4),
+        "skipped ms": round(skipped, 4),
+        "skipped / launched": round(skipped / launched, 3),
+    }
+
+
 def run(recorder: Recorder, options: argparse.Namespace) -> None:
     """Plain decoding first."""
     model = Model(SHAPES[options.variant])
@@ -213,6 +245,7 @@ def run(recorder: Recorder, options: argparse.Namespace) -> None:
         recorder.run("plain decoding", partial(plain_steps, model, limits))
         recorder.run("steps by rows", partial(tree_steps, model))
         recorder.run("profile of plain steps", partial(profiled_steps, model))
+        recorder.run("draft layers without rows", branched_steps)
     finally:
         model.close()
 

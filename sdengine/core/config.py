@@ -212,6 +212,9 @@ class EngineConfig:
         seed: 64-bit integer from which requests without a seed get theirs.
         backend: one backend for every op, or a map from op to backend; None chooses. "triton" and
             "cuda" run on a GPU, each with the other's kernels for the ops that it lacks.
+        conditional_graphs: on a GPU, let the CUDA graph of a step skip draft layers without rows by
+            itself (conditional nodes, driver for CUDA 12.4 or newer) instead of launching kernels
+            that find nothing to do. A CPU always skips them.
 
     Raises:
         ConfigError: an argument is of the wrong type, out of range, or contradicts another; the
@@ -233,6 +236,7 @@ class EngineConfig:
     num_threads: int | None = None
     seed: int = 0
     backend: str | Mapping[str, str] | None = field(default=None, hash=False)
+    conditional_graphs: bool = False
 
     def __post_init__(self) -> None:
         error = ConfigError
@@ -268,7 +272,8 @@ class EngineConfig:
                 way_out="every running sequence needs a row (max_num_seqs)",
             ),
         )
-        check_bool(error, "enable_prefix_caching", self.enable_prefix_caching)
+        for name in ("enable_prefix_caching", "conditional_graphs"):
+            check_bool(error, name, getattr(self, name))
         self._set("seed", check_int(error, "seed", self.seed, INT64_MIN, INT64_MAX))
         self._set("backend", checked_backend("backend", self.backend))
 

@@ -20,6 +20,7 @@ import torch
 from sdengine.cache.kv_cache import KVCache
 from sdengine.kernels.device_memory import Memory
 from sdengine.kernels.device_program import StagedProgram, is_captured
+from sdengine.kernels.graph_branches import GraphBranches
 from sdengine.kernels.program import Program, make_program, num_threads
 from sdengine.runner.drafter import Drafter
 from sdengine.runner.forward import Activations, Logits, Spans, describe_forward
@@ -78,6 +79,7 @@ class Iteration:
         cache: its KV cache.
         drafter: grows trees, None for plain decoding.
         verifier: walks them.
+        branches: lets a GPU skip draft layers without rows.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class Iteration:
         cache: KVCache,
         drafter: Drafter | None,
         verifier: Verifier,
+        branches: GraphBranches | None = None,
     ) -> None:
         sizes, memory = workspace.sizes, workspace.memory
         self.workspace = workspace
@@ -100,6 +103,7 @@ class Iteration:
         self.backend = backend
         self._cache = cache
         self.verifier = verifier
+        self._branches = branches
         self._buffers = Activations.allocate(
             weights.config, sizes.max_target_rows, sizes.max_context, num_threads(pool), memory
         )
@@ -147,8 +151,9 @@ class Iteration:
         """The recorded iteration of a variant; described when it is first asked for."""
         program = self._programs.get(variant)
         if program is None:
+            memory = self.workspace.memory
             program = make_program(
-                self.backend, self.pool, self.workspace.memory, variant.row_limit
+                self.backend, self.pool, memory, variant.row_limit, self._branches
             )
             self._describe(program, variant)
             self._programs[variant] = program

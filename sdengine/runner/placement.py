@@ -9,9 +9,10 @@ import torch
 
 from sdengine.core.config import EngineConfig
 from sdengine.errors import BackendUnavailable, ConfigError
-from sdengine.kernels import backends
+from sdengine.kernels import backends, cuda_library
 from sdengine.kernels.device_memory import HostMemory, Memory, StagedMemory
-from sdengine.kernels.device_program import usable_kernels
+from sdengine.kernels.device_program import is_captured, usable_kernels
+from sdengine.kernels.graph_branches import GraphBranches
 from sdengine.runner.weights import DeviceLayout, Layout, PackedLayout
 
 DEVICE_BACKENDS = ("triton", "cuda")
@@ -25,10 +26,12 @@ class Placement:
     Args:
         backend: of its programs.
         memory: of its buffers.
+        branches: lets a CUDA graph skip draft layers without rows, where that was asked for.
     """
 
     backend: str
     memory: Memory
+    branches: GraphBranches | None = None
 
     @property
     def is_device(self) -> bool:
@@ -69,15 +72,26 @@ def choose_placement(config: EngineConfig, preferred: Any) -> Placement:
         backend = wanted or "triton"
         device = _device(config.device, backend)
         usable_kernels(backend, device)
-        return Placement(backend, StagedMemory(device))
+        return Placement(backend, StagedMemory(device), _branches(config, device))
     if on_gpu:
         raise ConfigError.from_parts(
             f'backend "triton" or "cuda" on device {config.device!r}', repr(wanted)
         )
+    _branches(config, torch.device("cpu"))
     if wanted is None:
         wanted = "cpu" if backends.why_unavailable("cpu") is None else "reference"
     _require(wanted)
     return Placement(wanted, HostMemory())
+
+
+def _branches(config: EngineConfig, device: torch.device) -> GraphBranches | None:
+    if not config.conditional_graphs:
+        return None
+    if not is_captured(device):
+        raise ConfigError.from_parts(
+            "conditional_graphs=False on a CPU", "True", "it has no graphs; it skips them anyway"
+        )
+    return GraphBranches(cuda_library.load_cuda())
 
 
 def _device(name: str, backend: str) -> torch.device:

@@ -8,7 +8,10 @@ import pytest
 import torch
 
 from benchmarks.kernels.harness import UNCOMPARABLE_OPS
-from sdengine.kernels.program import run_op
+from sdengine.kernels.cuda_library import load_cuda
+from sdengine.kernels.device_program import capture_graph
+from sdengine.kernels.graph_branches import GraphBranches
+from sdengine.kernels.program import make_program, run_op
 from sdengine.kernels.registry import OP_NAMES, get_op
 from sdengine.kernels.torch_library import OPERATORS, device_backend, flatten
 from sdengine.kernels.tree_verify import walk_scratch_size
@@ -96,6 +99,29 @@ def test_a_replay_reads_sizes_that_changed_since_the_capture() -> None:
         args["out"].fill_(-7.0)
         graph.replay()
         assert int((args["out"] != -7.0).any(1).sum()) == live
+
+
+@pytest.mark.parametrize("outer,inner", [(1, 1), (1, 0), (0, 1), (0, 0)])
+def test_a_graph_skips_branches_whose_count_is_0(outer: int, inner: int) -> None:
+    """Launches of timestamps, which write whatever the counts are; one graph for all counts."""
+    require_cuda_library()
+    counts = torch.zeros(2, dtype=torch.int32, device="cuda")
+    times = torch.zeros(4, dtype=torch.int64, device="cuda")
+    program = make_program("cuda", branches=GraphBranches(load_cuda()))
+    program.launch("timestamp", out_ns=times[0:1])
+    with program.only_if(counts[0:1]):
+        program.launch("timestamp", out_ns=times[1:2])
+        with program.only_if(counts[1:2]):
+            program.launch("timestamp", out_ns=times[2:3])
+    program.launch("timestamp", out_ns=times[3:4])
+    program.replay()
+    replay = capture_graph(program.replay)
+    for wanted in ((0, 0), (outer, inner)):
+        counts.copy_(torch.tensor(wanted, dtype=torch.int32))
+        times.zero_()
+        replay()
+        ran = (times > 0).tolist()
+        assert ran == [True, wanted[0] == 1, wanted == (1, 1), True]
 
 
 @pytest.mark.parametrize("op", [op for op in OPERATORS if op not in UNCOMPARABLE_OPS])

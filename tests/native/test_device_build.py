@@ -71,10 +71,15 @@ def test_the_library_loads_without_a_gpu_and_says_so_when_called(tmp_path: Path)
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     target = tmp_path / "libsdengine_cuda.so"
-    sources = [str(CSRC / "cuda" / f"{name}.cu") for name in ("gather_pending", "library")]
+    names = ("gather_pending", "graph_branch", "library")
+    sources = [str(CSRC / "cuda" / f"{name}.cu") for name in names]
     flags = ["-shared", "-cudart=static", "-Xcompiler=-fPIC", "-arch=sm_80", *STRICT, *INCLUDES]
     nvcc(*flags, *sources, "-o", str(target))
     cases = get_op("gather_pending").bench_cases
     assert cases is not None
     with pytest.raises(BackendUnavailable, match=r"gather_pending: .*CUDA error \d+"):
         CudaLibrary(target).launch("gather_pending", 0, **next(cases()).args)
+    with pytest.raises(BackendUnavailable, match=r"begin_branch: .*CUDA error \d+"):
+        CudaLibrary(target).begin_branch(0, 0, 0)
+    with pytest.raises(BackendUnavailable, match=r"end_branch: .*CUDA error \d+"):
+        CudaLibrary(target).end_branch(0)

@@ -38,6 +38,12 @@ def test_speculation_changes_nothing(make_tiny: MakePair, method: str, dtype: st
     assert tokens(make_tiny, method, dtype) == tokens(make_tiny, "plain", dtype)
 
 
+@pytest.mark.parametrize("method", ["dyspec", "ngram", "plain"])
+def test_conditional_graphs_change_nothing(make_tiny: MakePair, method: str) -> None:
+    expected = tokens(make_tiny, "plain", "bfloat16")
+    assert tokens(make_tiny, method, "bfloat16", conditional_graphs=True) == expected
+
+
 def test_preemption_and_batches_change_nothing(make_tiny: MakePair) -> None:
     alone = tokens(make_tiny, "plain", "bfloat16", max_num_seqs=1)
     assert tokens(make_tiny, "dyspec", "bfloat16", max_num_seqs=3, num_kv_blocks=12) == alone

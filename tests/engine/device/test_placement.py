@@ -10,7 +10,7 @@ import torch
 
 from sdengine.core.config import EngineConfig
 from sdengine.errors import BackendUnavailable, CacheFull, ConfigError
-from sdengine.kernels import backends
+from sdengine.kernels import backends, cuda_library
 from sdengine.kernels.device_memory import HostMemory
 from sdengine.runner import device_fit
 from sdengine.runner.device_fit import Needs
@@ -74,6 +74,21 @@ def test_a_gpu_and_the_interpreter_exclude_each_other(
         placed("cuda", None)
     assert placed("auto", "triton") == ("triton", "cpu", True)
     assert isinstance(choose_placement(EngineConfig("m"), None).memory, HostMemory)
+
+
+@pytest.mark.parametrize("device,backend", [("auto", None), ("cpu", "reference")])
+def test_graphs_are_refused_where_there_are_none(device: str, backend: str | None) -> None:
+    config = EngineConfig("m", device=device, backend=backend, conditional_graphs=True)
+    with pytest.raises(ConfigError, match="conditional_graphs=False on a CPU"):
+        choose_placement(config, None)
+
+
+def test_branches_are_made_on_request(gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_library, "load_cuda", object)
+    config = EngineConfig("m", device="cuda")
+    assert choose_placement(config, None).branches is None
+    asked = config.with_changes(conditional_graphs=True)
+    assert choose_placement(asked, None).branches is not None
 
 
 def test_the_environment_s_backend_counts_when_none_was_given(gpus: None) -> None:
