@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
 from time import thread_time
-from typing import NamedTuple
+from typing import TypeAlias
 
 from sdengine.core.outputs import RequestOutput, StepTree
 from sdengine.core.sampling_params import SamplingParams
@@ -20,18 +20,13 @@ from sdengine.errors import RequestTimeout
 
 __all__ = ["Delivery", "Outbox", "RequestStream"]
 
-PAUSE_PER_WORK = 39.0
-"""Deliveries and what their readers do with them may take 1/40 of the loop's time."""
+PAUSE_PER_WORK = 59.0
+"""Deliveries and what their readers do with them may take 1/60 of the loop's time."""
 LONGEST_PAUSE_S = 0.05
 """A text that grows 20 times a second is still seen as flowing."""
 
-
-class Delivery(NamedTuple):
-    """An output on its way to the stream of its request."""
-
-    stream: RequestStream
-    output: RequestOutput
-    tree: StepTree | None
+Delivery: TypeAlias = "tuple[RequestStream, RequestOutput, StepTree | None]"
+"""An output on its way to the stream of its request."""
 
 
 class RequestStream:
@@ -77,6 +72,7 @@ class RequestStream:
         self._is_over = False
         self._reader: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._take: Callable[[RequestOutput], bool] | None = None
 
     def __aiter__(self) -> RequestStream:
         return self
@@ -100,7 +96,12 @@ class RequestStream:
             await self._reader
         output = self._outputs.pop(next(iter(self._outputs)))
         require_finite(output)
-        return output if self._prompt is None else replace(output, prompt=self._prompt)
+        return self._with_prompt(output)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the next output, or the end, comes without being waited for."""
+        return bool(self._outputs) or self._is_over
 
     async def __aenter__(self) -> RequestStream:
         return self
@@ -111,6 +112,17 @@ class RequestStream:
     async def aclose(self) -> None:
         """Cancels the request unless it is finished; its blocks are free after the running step."""
         self.end(None)
+
+    def relay(self, take: Callable[[RequestOutput], bool]) -> None:
+        """Lets outputs pass by the reader, who is then not woken for them.
+
+        Args:
+            take: is called in the event loop with an output as it comes, when none before it waits
+                to be read; says whether it took it. What it did not take is read as usual, and so
+                is every output that ends a completion. What it raises ends the request and is
+                raised to the reader.
+        """
+        self._take = take
 
     def expire_after(self, timeout_s: float) -> None:
         """Ends the request with RequestTimeout unless it is finished within so many seconds."""
@@ -123,10 +135,17 @@ class RequestStream:
         """Takes an output from the engine; called in the stream's event loop."""
         if self._is_over:
             return
-        index = output.outputs[0].index
-        self._outputs.pop(index, None)  # as in the outbox: the last one stays the last
-        self._outputs[index] = output
         self.step_tree = tree
+        completion = output.outputs[0]
+        if self._take is not None and not self._outputs and completion.finish_reason is None:
+            try:
+                if self._take(self._with_prompt(output)):
+                    return
+            except Exception as error:  # this reader's own fault: the others' outputs go on
+                self.end(error)
+                return
+        self._outputs.pop(completion.index, None)  # the last one stays the last
+        self._outputs[completion.index] = output
         if output.finished:
             self._finish()
         self._wake()
@@ -152,6 +171,9 @@ class RequestStream:
             self.admission.set_exception(error)
         self._wake()
 
+    def _with_prompt(self, output: RequestOutput) -> RequestOutput:
+        return output if self._prompt is None else replace(output, prompt=self._prompt)
+
     def _finish(self) -> None:
         self._is_over = True
         if self._timer is not None:
@@ -167,9 +189,9 @@ class Outbox:
 
     After every delivery there is a pause, so long that deliveries take a small share of the loop's
     time: a loop with many streams gets fewer and larger outputs, because what it has not fetched is
-    replaced by what is newer, and a loop with one stream gets every step's. During the pause only
-    first and last outputs of requests wake the loop, which would take the interpreter, and a
-    processor, from the engine.
+    replaced by what is newer, and a loop with one stream gets them almost as they come. During the
+    pause only first and last outputs of requests wake the loop, which would take the interpreter,
+    and a processor, from the engine.
 
     Args:
         loop: where the streams are read.
@@ -178,51 +200,50 @@ class Outbox:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self._lock = threading.Lock()
-        self._waiting: dict[RequestStream, dict[int, Delivery]] = {}
-        self._urgent: dict[RequestStream, dict[int, Delivery]] = {}
+        self._newest: dict[tuple[RequestStream, int], Delivery] = {}
+        self._urgent: set[RequestStream] = set()
         self._is_pausing = False
 
-    def post(self, deliveries: SequenceOf[Delivery]) -> None:
-        """Hands outputs over; called in the engine's thread.
+    def post(self, deliveries: SequenceOf[Delivery], urgent: Iterable[RequestStream] = ()) -> None:
+        """Hands a step's outputs over; called in the engine's thread, between two steps: what it
+        takes is waited for, and finds cold caches.
+
+        Args:
+            deliveries: in the order in which they were made.
+            urgent: streams whose outputs are not to wait for the end of a pause.
 
         Raises:
             RuntimeError: the loop is closed.
         """
         with self._lock:
-            was_calling = bool(self._urgent) or bool(self._waiting and not self._is_pausing)
+            was_calling = bool(self._urgent) or bool(self._newest and not self._is_pausing)
             for delivery in deliveries:
-                self._put(delivery)
+                completion = delivery[0], delivery[1].outputs[0].index
+                self._newest.pop(completion, None)  # to the end: the last output stays the last
+                self._newest[completion] = delivery
+            self._urgent.update(urgent)
             calls = bool(self._urgent) or not self._is_pausing
         if (calls and not was_calling) or self.loop.is_closed():
             try:
                 self.loop.call_soon_threadsafe(self._deliver)
             except RuntimeError:
-                self._waiting, self._urgent = {}, {}  # so that the next one is refused, too
+                self._newest, self._urgent = {}, set()  # so that the next one is refused, too
                 raise
-
-    def _put(self, delivery: Delivery) -> None:
-        stream, output = delivery.stream, delivery.output
-        newest = self._urgent.get(stream) or self._waiting.setdefault(stream, {})
-        index = output.outputs[0].index
-        newest.pop(index, None)  # to the end: a request's last output must stay the last
-        newest[index] = delivery
-        if (output.finished or stream.is_silent) and stream in self._waiting:
-            self._urgent[stream] = self._waiting.pop(stream)
-        stream.is_silent = False
 
     def _deliver(self) -> None:
         """Delivers what is urgent, and the rest unless this is a pause, and begins one."""
         with self._lock:
-            taken, self._urgent = self._urgent, {}
-            begins_pause = not self._is_pausing
-            if begins_pause:
-                taken, self._waiting = {**taken, **self._waiting}, {}
-                self._is_pausing = bool(taken)
+            taken, self._newest = self._newest, {}
+            urgent, self._urgent = self._urgent, set()
+            begins_pause = bool(taken) and not self._is_pausing
+            self._is_pausing |= begins_pause
+            if not begins_pause:
+                self._newest = {key: one for key, one in taken.items() if key[0] not in urgent}
+                taken = {key: one for key, one in taken.items() if key[0] in urgent}
         begin = thread_time()
-        for outputs in taken.values():
-            for stream, output, tree in outputs.values():
-                stream.receive(output, tree)
-        if taken and begins_pause:
+        for stream, output, tree in taken.values():
+            stream.receive(output, tree)
+        if begins_pause:
             self.loop.call_soon(self._pause, begin)  # runs after the readers that were woken
 
     def _pause(self, begin: float) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Any
 
 from sdengine.async_engine.stream import Delivery, Outbox, RequestStream
@@ -121,17 +121,16 @@ class EngineThread:
 
     def _obey(self) -> None:
         """Carries out what was asked; waits for something when the engine is idle."""
-        try:
-            self._commands.get(block=not self.engine.has_unfinished_requests())()
-            while True:
-                self._commands.get_nowait()()
-        except Empty:
-            return
+        if not self.engine.has_unfinished_requests():
+            self._commands.get()()
+        while not self._commands.empty():  # nobody else takes from it
+            self._commands.get()()
 
     def _step(self) -> None:
         outputs = self.engine.step()
         self._count()
         by_outbox: dict[Outbox, list[Delivery]] = {}
+        urgent = []
         for output in outputs:
             stream = self.streams.get(output.request_id)
             if stream is None:
@@ -141,13 +140,19 @@ class EngineThread:
                 tree = self.engine.step_tree(output.request_id, output.outputs[0].index)
             if output.finished:
                 del self.streams[output.request_id]
-            by_outbox.setdefault(stream.outbox, []).append(Delivery(stream, output, tree))
+            if output.finished or stream.is_silent:
+                stream.is_silent = False
+                urgent.append(stream)
+            deliveries = by_outbox.get(stream.outbox)
+            if deliveries is None:
+                deliveries = by_outbox[stream.outbox] = []
+            deliveries.append((stream, output, tree))
         for outbox, deliveries in by_outbox.items():
             try:
-                outbox.post(deliveries)
+                outbox.post(deliveries, [stream for stream in urgent if stream.outbox is outbox])
             except RuntimeError:  # its event loop is closed: nobody can read these any more
-                for delivery in deliveries:
-                    self._remove(delivery.stream)
+                for stream, _, _ in deliveries:
+                    self._remove(stream)
         self._admit_next()
 
     def _count(self) -> None:
@@ -158,6 +163,8 @@ class EngineThread:
         totals.draft_time_s += report.draft_time_s
         totals.verify_time_s += report.verify_time_s
         totals.step_time_s += report.step_s
+        if not report.num_nodes:
+            return
         depths = totals.accepted_by_depth
         for num_accepted in report.num_accepted:
             depths += [0] * (num_accepted - len(depths))

@@ -143,17 +143,17 @@ class Gate:
 
 
 class Answer:
-    """A `send` that remembers the status."""
+    """A `send` that remembers the status, around another."""
 
     def __init__(self, send: Send) -> None:
         self.status: int | None = None
-        self._send = send
+        self.inner = send
 
     async def send(self, message: Message) -> None:
         """Passes a message on."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-        await self._send(message)
+        await self.inner(message)
 
 
 class Replay:

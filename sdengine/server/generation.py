@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import NamedTuple
@@ -125,6 +125,29 @@ class Generation:
                 self._metrics.request_seconds.observe(perf_counter() - self._begun_at)
         finally:
             await self.aclose()
+
+    def is_ready(self) -> bool:
+        """Whether the next delta, or the end, comes without the engine."""
+        return all(stream.is_ready for stream in self._streams)
+
+    def relay(self, can_say: Callable[[], bool], say: Callable[[Delta], None]) -> None:
+        """Says deltas past the reader of `deltas`, who is then not woken for them: all but those
+        that end a choice, and while `can_say`. The outputs of several prompts are merged by their
+        reader, so nothing is said past it there.
+
+        Args:
+            can_say: whether a delta may be said now.
+            say: takes it.
+        """
+
+        def take(output: RequestOutput) -> bool:
+            if not can_say():
+                return False
+            say(self._delta(0, output.outputs[0]))
+            return True
+
+        if len(self._streams) == 1:
+            self._streams[0].relay(take)
 
     async def aclose(self) -> None:
         """Cancels what is unfinished; its deltas end."""

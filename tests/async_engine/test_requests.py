@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from sdengine.async_engine import AsyncEngine, RequestStream
+from sdengine.async_engine import stream as stream_module
 from sdengine.core.config import SpeculationConfig
 from sdengine.core.outputs import RequestOutput
 from sdengine.core.sampling_params import SamplingParams
@@ -188,6 +189,29 @@ def test_a_busy_event_loop_is_woken_once(make_turnstile) -> None:
             assert len(calls) == 1
 
     asyncio.run(main())
+
+
+def test_first_and_last_outputs_do_not_wait(
+    make_turnstile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream_module, "PAUSE_PER_WORK", 1e9)
+    monkeypatch.setattr(stream_module, "LONGEST_PAUSE_S", 600.0)
+    turnstile = make_turnstile()
+
+    async def main() -> None:
+        async with AsyncEngine(turnstile.engine) as engine:
+            early = await engine.submit([4, 5, 6], LONG)
+            turnstile.open(1)
+            await anext(early)  # and a pause begins
+            late = await engine.submit([7, 8], params_for(0))
+            turnstile.open()
+            outputs = [output async for output in late]
+            counts = [len(output.outputs[0].token_ids) for output in outputs]
+            assert (counts[0], counts[-1], len(counts)) == (1, 20, 2)
+            assert not early.is_ready
+            await early.aclose()
+
+    asyncio.run(asyncio.wait_for(main(), 20))
 
 
 def test_a_request_that_takes_too_long_is_ended(make_turnstile) -> None:

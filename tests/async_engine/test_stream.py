@@ -8,12 +8,13 @@ import asyncio
 import pytest
 
 from sdengine.async_engine import stream as stream_module
-from sdengine.async_engine.stream import LONGEST_PAUSE_S, Delivery, Outbox, RequestStream
+from sdengine.async_engine.stream import LONGEST_PAUSE_S, Outbox, RequestStream
 from sdengine.core.outputs import CompletionOutput, RequestMetrics, RequestOutput
 
 
 def output(index: int, num_tokens: int, is_finished: bool = False) -> RequestOutput:
-    completion = CompletionOutput(index, "", [7] * num_tokens)
+    reason = "length" if is_finished else None
+    completion = CompletionOutput(index, "", [7] * num_tokens, finish_reason=reason)
     return RequestOutput("r", None, [1], [completion], is_finished, RequestMetrics(0.0))
 
 
@@ -34,7 +35,7 @@ def test_the_newest_outputs_come_and_the_last_one_comes_last(is_read_late: bool)
         outbox = Outbox(asyncio.get_running_loop())
         stream = make_stream(outbox)
         for step in steps:
-            outbox.post([Delivery(stream, step, None)])
+            outbox.post([(stream, step, None)])
             if is_read_late:  # delivered one by one, read together
                 await asyncio.sleep(2 * LONGEST_PAUSE_S)
         assert await asyncio.wait_for(read(stream), 10) == [(0, 2), (2, 3)]
@@ -51,7 +52,8 @@ def test_only_first_and_last_outputs_interrupt_a_pause(monkeypatch: pytest.Monke
         early, late = make_stream(outbox), make_stream(outbox)
 
         def post(stream: RequestStream, num_tokens: int, is_finished: bool = False) -> None:
-            outbox.post([Delivery(stream, output(0, num_tokens, is_finished), None)])
+            urgent = [stream] if num_tokens == 1 or is_finished else []
+            outbox.post([(stream, output(0, num_tokens, is_finished), None)], urgent)
 
         async def num_tokens(stream: RequestStream) -> int:
             return len((await asyncio.wait_for(anext(stream), 10)).outputs[0].token_ids)
@@ -70,6 +72,67 @@ def test_only_first_and_last_outputs_interrupt_a_pause(monkeypatch: pytest.Monke
     asyncio.run(main())
 
 
+def test_outputs_pass_a_reader_that_does_not_wait_for_them() -> None:
+    taken: list[int] = []
+    takes = True
+
+    def take(item: RequestOutput) -> bool:
+        if takes:
+            taken.append(len(item.outputs[0].token_ids))
+        return takes
+
+    async def main() -> None:
+        nonlocal takes
+        stream = make_stream(Outbox(asyncio.get_running_loop()))
+        stream.relay(take)
+        reader = asyncio.create_task(read(stream))
+        await asyncio.sleep(0)
+        for num_tokens in (1, 2):
+            stream.receive(output(0, num_tokens), None)
+        await asyncio.sleep(0)
+        assert taken == [1, 2] and not stream.is_ready
+        takes = False
+        stream.receive(output(0, 3), None)
+        takes = True
+        stream.receive(output(0, 4), None)  # must not overtake the third
+        stream.receive(output(1, 4), None)
+        stream.receive(output(1, 5, True), None)  # an end is always read
+        assert taken == [1, 2] and stream.is_ready
+        assert await asyncio.wait_for(reader, 10) == [(0, 4), (1, 5)]
+        assert stream.is_ready
+
+    asyncio.run(main())
+
+
+def test_an_end_is_not_taken() -> None:
+    async def main() -> None:
+        stream = make_stream(Outbox(asyncio.get_running_loop()))
+        stream.relay(lambda item: True)
+        stream.receive(output(0, 5, True), None)
+        assert await asyncio.wait_for(read(stream), 10) == [(0, 5)]
+
+    asyncio.run(main())
+
+
+def test_a_reader_whose_take_fails_learns_it_and_the_others_go_on() -> None:
+    def fail(item: RequestOutput) -> bool:
+        raise ZeroDivisionError("of the reader's own")
+
+    async def main() -> None:
+        outbox = Outbox(asyncio.get_running_loop())
+        broken, sound = make_stream(outbox), make_stream(outbox)
+        broken.relay(fail)
+        for num_tokens in (1, 2):
+            step = output(0, num_tokens, is_finished=num_tokens == 2)
+            outbox.post([(broken, step, None), (sound, step, None)])
+            await asyncio.sleep(2 * LONGEST_PAUSE_S)
+        with pytest.raises(ZeroDivisionError, match="own"):
+            await asyncio.wait_for(read(broken), 10)
+        assert await asyncio.wait_for(read(sound), 10) == [(0, 2)]
+
+    asyncio.run(main())
+
+
 def test_a_closed_loop_is_reported_every_time() -> None:
     async def make() -> tuple[Outbox, RequestStream]:
         outbox = Outbox(asyncio.get_running_loop())
@@ -78,4 +141,4 @@ def test_a_closed_loop_is_reported_every_time() -> None:
     outbox, stream = asyncio.run(make())
     for _ in range(2):
         with pytest.raises(RuntimeError, match="closed"):
-            outbox.post([Delivery(stream, output(0, 1), None)])
+            outbox.post([(stream, output(0, 1), None)])
