@@ -26,6 +26,7 @@ struct RowMemory {
   std::vector<float> noise;
   NoiseKey noise_key;  // what `noise` was drawn with
   bool has_noise;
+  const float* common_noise;  // of all rows of the launch; nullptr where keys differ
 };
 
 Row row_of(const DraftTopkArgs& args, int64_t r) {
@@ -44,11 +45,38 @@ RowMemory& row_memory(int64_t vocab_size) {
   return memory;
 }
 
+NoiseKey key_of(const DraftTopkArgs& args, const Row& row) {
+  return {static_cast<uint64_t>(args.seeds[row.seq]), args.positions[row.packed] + 1,
+          Purpose::kTarget, 0};
+}
+
+bool is_same(const NoiseKey& a, const NoiseKey& b) {
+  return a.seed == b.seed && a.position == b.position;
+}
+
+// Below it a barrier costs more than it saves: a token's noise takes 3 ns, a barrier up to 1 us.
+constexpr int64_t kMinSlicedVocab = 1024;
+
+// Whether all rows need the noise of one key, as a layer of one sequence's tree does.
+bool has_common_noise(const DraftTopkArgs& args, int num_workers) {
+  const int64_t num_rows = *args.num_rows;
+  if (args.is_fresh || num_workers == 1 || num_rows == 0) return false;
+  if (args.vocab_size < kMinSlicedVocab) return false;
+  const Row first = row_of(args, 0);
+  if (args.temperature[first.seq] < kGreedyTemperature) return false;
+  const NoiseKey key = key_of(args, first);
+  for (int64_t r = 1; r < num_rows; ++r) {
+    if (!is_same(key_of(args, row_of(args, r)), key)) return false;
+  }
+  return true;
+}
+
 // Noise of a key over the vocabulary. Nodes of equal depth in one sequence share theirs, and
 // drawing it is three quarters of a row's work, so it is kept from row to row.
-const float* shared_noise(RowMemory& memory, const NoiseKey& key, int64_t vocab_size) {
+const float* noise_of(RowMemory& memory, const NoiseKey& key, int64_t vocab_size) {
+  if (memory.common_noise != nullptr) return memory.common_noise;
   const NoiseKey& held = memory.noise_key;
-  if (!memory.has_noise || held.seed != key.seed || held.position != key.position) {
+  if (!memory.has_noise || !is_same(held, key)) {
     vocab_passes().fill_noise(key, 0, vocab_size, memory.noise.data());
     memory.noise_key = key;
     memory.has_noise = true;
@@ -74,11 +102,9 @@ void coupled_candidates(const DraftTopkArgs& args, const Row& row, RowMemory& me
   const bool is_greedy = temperature < kGreedyTemperature;
   const float* scores = row.logits;
   if (!is_greedy) {
-    const NoiseKey key = {static_cast<uint64_t>(args.seeds[row.seq]),
-                          args.positions[row.packed] + 1, Purpose::kTarget, 0};
     vocab_passes().perturb(row.logits, 0, args.vocab_size, row_scale(scan.max, temperature),
-                           shared_noise(memory, key, args.vocab_size), memory.scores.data(),
-                           memory.block_max.data());
+                           noise_of(memory, key_of(args, row), args.vocab_size),
+                           memory.scores.data(), memory.block_max.data());
     scores = memory.scores.data();
   }
   ScoredToken best[kMaxCandidates];
@@ -138,8 +164,17 @@ void draft_row(const DraftTopkArgs& args, int64_t r) {
 }  // namespace
 
 void draft_topk(const DraftTopkArgs& args, Worker& worker) {
+  RowMemory& memory = row_memory(args.vocab_size);
+  memory.has_noise = false;  // another vocabulary may have used it
+  memory.common_noise = nullptr;
+  if (has_common_noise(args, worker.count)) {
+    const Range slice = worker.share(args.vocab_size, kVocabBlock);
+    vocab_passes().fill_noise(key_of(args, row_of(args, 0)), slice.begin, slice.end,
+                              args.noise->data());
+    worker.barrier();
+    memory.common_noise = args.noise->data();
+  }
   const Range rows = worker.share(*args.num_rows);
-  row_memory(args.vocab_size).has_noise = false;  // another vocabulary may have used it
   for (int64_t r = rows.begin; r < rows.end; ++r) draft_row(args, r);
 }
 

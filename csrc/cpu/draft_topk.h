@@ -27,6 +27,7 @@ struct DraftTopkArgs {
   int64_t vocab_size;
   int32_t num_candidates;  // K
   bool is_fresh;
+  std::shared_ptr<std::vector<float>> noise;  // [V], of rows that share theirs; working memory
 };
 
 void draft_topk(const DraftTopkArgs& args, Worker& worker);

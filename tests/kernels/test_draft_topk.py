@@ -63,6 +63,20 @@ def test_candidates_equal_the_reference(
     run_both(draft_args(noise, logits, candidates, temperature), workers=2)
 
 
+@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("rows", [1, 2, 5])
+@pytest.mark.parametrize("vocab", [1023, 1100, 5000])
+def test_workers_share_the_noise_of_a_layer(vocab: int, rows: int, workers: int) -> None:
+    logits = torch.randn(rows, vocab, generator=torch.Generator().manual_seed(vocab)) * 4
+    args = draft_args("target", logits, 8)
+    args["row_seq"].zero_()
+    args["positions"].fill_(40)
+    run_both(args, workers)
+    if rows > 1:
+        args["positions"][-1] += 1  # another layer among them
+        run_both(args, workers)
+
+
 def test_probabilities_are_a_softmax_over_the_row_and_follow_the_noise() -> None:
     logits = torch.randn(1, 300, generator=torch.Generator().manual_seed(1))
     args = draft_args("target", logits, 5)
