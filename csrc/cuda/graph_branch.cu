@@ -20,8 +20,8 @@ struct Capture {
 cudaError_t capture_of(cudaStream_t stream, Capture* capture) {
   cudaStreamCaptureStatus status;
 #if CUDART_VERSION >= 13000
-  const cudaError_t error = cudaStreamGetCaptureInfo(
-      stream, &status, nullptr, &capture->graph, &capture->nodes, nullptr, &capture->num_nodes);
+  const cudaError_t error = cudaStreamGetCaptureInfo(stream, &status, nullptr, &capture->graph,
+                                                     &capture->nodes, nullptr, &capture->num_nodes);
 #else
   const cudaError_t error = cudaStreamGetCaptureInfo_v2(stream, &status, nullptr, &capture->graph,
                                                         &capture->nodes, &capture->num_nodes);
