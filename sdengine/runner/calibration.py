@@ -22,8 +22,13 @@ OFFSET_PRECISION, SLOPE_PRECISION = 0.5, 4.0
 """Of the curve's offset and the logarithm of its slope around 0, where it changes nothing."""
 NEWTON_STEPS, LONGEST_STEP = 3, 0.7
 """Per refresh."""
-CLASS_WEIGHT, LEVEL_WEIGHT = 8.0, 2.0
-"""How many observations count as much as what the class before says of a bin, and of the level."""
+CLASS_SHIFT, SHIFT_PRECISION = -0.5, 3.0
+"""Of what a class's logits lie above those of the class before, where nothing is known."""
+CLASS_WEIGHT = 32.0
+"""How many observations of a class's bin count as much as the shifted curve. Levels that multiply
+the rates of the class before, mixed with a weight of 8, had a log loss of 0.5112, 0.5153, 0.5060 a
+test after 4, 32, 129 steps of trees of 32 nodes (bundled pair, temperature 1), shifts have 0.5045,
+0.5071, 0.5036; rates of 9000 tests a class 0.4995."""
 FORGETTING = 0.96
 """Per refresh; a table remembers some 800 steps."""
 STEPS_PER_REFRESH = 32
@@ -53,17 +58,18 @@ class Calibrator:
         self._by_rank = by_rank
         identity = identity_table().numpy()
         self._seen = np.zeros((2, 2, *identity.shape))
+        self._added = np.zeros((2, 2, *identity.shape), dtype=np.int64)  # since the last refresh
         self._kind_of_slot = np.zeros(len(self._tables), dtype=np.int64)
         self._current = [identity] * 2
         self._curves = [AcceptanceCurve() for _ in range(2)]
         self._steps = 0
 
     def assign(self, slot: int, params: SamplingParams) -> None:
-        """Gives a joining sequence the table of its kind."""
+        """Gives a joining sequence the table of its kind; what was counted in its slot belongs to
+        the kind of the sequence before it."""
+        self._collect(self._kind_of_slot[slot], slice(slot, slot + 1))
         kind = int(params.temperature >= GREEDY_TEMPERATURE)
         self._kind_of_slot[slot] = kind
-        for counted, count in zip(self._counted, self._counts):
-            counted[slot] = count[slot]
         self._tables[slot] = self._current[kind]
 
     def observe(self) -> None:
@@ -71,19 +77,23 @@ class Calibrator:
         self._steps += 1
         if self._steps % STEPS_PER_REFRESH and self._steps not in EARLY_REFRESHES:
             return
-        added = [count - counted for count, counted in zip(self._counts, self._counted)]
         for kind in (0, 1):
-            slots = self._kind_of_slot == kind
-            tried, accepted = (counts[slots].sum(axis=0) for counts in added)
-            if not tried.any():
+            self._collect(kind, self._kind_of_slot == kind)
+            if not self._added[kind].any():
                 continue
             self._seen[kind] *= FORGETTING
-            self._seen[kind] += (tried, accepted)
+            self._seen[kind] += self._added[kind]
+            self._added[kind] = 0
             fit = rates_by_rank if kind == 1 and self._by_rank else pooled_rates
             self._current[kind] = fit(self._curves[kind], *self._seen[kind])
-        self._counted = [count.copy() for count in self._counts]
         for slot, kind in enumerate(self._kind_of_slot):
             self._tables[slot] = self._current[kind]
+
+    def _collect(self, kind: int, slots: slice | np.ndarray) -> None:
+        """Takes what was counted in some slots for a kind's."""
+        for added, count, counted in zip(self._added[kind], self._counts, self._counted):
+            added += (count[slots] - counted[slots]).sum(axis=0)
+            counted[slots] = count[slots]
 
 
 class AcceptanceCurve:
@@ -133,19 +143,29 @@ def pooled_rates(curve: AcceptanceCurve, tried: np.ndarray, accepted: np.ndarray
 def rates_by_rank(curve: AcceptanceCurve, tried: np.ndarray, accepted: np.ndarray) -> np.ndarray:
     """Rates [8, 32] float32 of every class, from counts [8, 32].
 
-    A class is taken to be like the one before it, at a level of its own, until its counts say
+    The logits of a class are taken to be those of the class before, shifted, until its counts say
     otherwise: of later draws there are few, and their rates fall far below what their share of the
-    rest says (0.60, 0.23, 0.14, 0.10, 0.07 of the first five on the bundled pair at temperature 1).
+    rest says (0.63, 0.23, 0.13, 0.09, 0.08 of the first five on the bundled pair at temperature 1).
     """
-    believed = curve.rates_by_bin(tried[0], accepted[0])
-    rates = [believed]
+    rates = [curve.rates_by_bin(tried[0], accepted[0])]
+    logits = np.log(rates[0] / (1.0 - rates[0]))
     for seen, came_true in zip(tried[1:], accepted[1:]):
-        expected = (seen * believed).sum() + LEVEL_WEIGHT
-        believed = np.minimum(believed * ((came_true.sum() + LEVEL_WEIGHT) / expected), 1.0)
-        mixed = (came_true + CLASS_WEIGHT * believed) / (seen + CLASS_WEIGHT)
-        believed = non_decreasing(mixed, seen + 1.0)
-        rates.append(believed)
+        logits = logits + class_shift(logits, seen, came_true)
+        mixed = (came_true + CLASS_WEIGHT * _sigmoid(logits)) / (seen + CLASS_WEIGHT)
+        rates.append(non_decreasing(mixed, seen + 1.0))
     return np.stack(rates).astype(np.float32)
+
+
+def class_shift(logits: np.ndarray, tried: np.ndarray, accepted: np.ndarray) -> float:
+    """What to add to the logits [32] of the class before so that they fit a class's counts [32]:
+    the most probable shift, by Newton's steps."""
+    shift = CLASS_SHIFT
+    for _ in range(NEWTON_STEPS):
+        rates = _sigmoid(logits + shift)
+        slope = float((accepted - tried * rates).sum()) - SHIFT_PRECISION * (shift - CLASS_SHIFT)
+        step = slope / (float((tried * rates * (1.0 - rates)).sum()) + SHIFT_PRECISION)
+        shift += min(max(step, -LONGEST_STEP), LONGEST_STEP)
+    return shift
 
 
 def non_decreasing(values: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -1,5 +1,5 @@
-"""Calibration tables from counts: curves through bins, levels of ranks, monotone rates; and every
-observation counts once, however the counters run on."""
+"""Calibration tables from counts: curves through bins, shifts by rank, monotone rates; and every
+observation counts once, however the counters run on and whoever joins."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.kernels.calibration import CELLS, bin_centers, identity_table
 from sdengine.runner.calibration import (
+    CLASS_SHIFT,
     EARLY_REFRESHES,
     AcceptanceCurve,
     Calibrator,
@@ -50,9 +51,22 @@ def by_bin(tried: np.ndarray, accepted: np.ndarray) -> np.ndarray:
     return fitted(AcceptanceCurve.rates_by_bin, tried, accepted)
 
 
+def shifted(rates: np.ndarray, shift: float) -> np.ndarray:
+    """Rates whose logits lie higher by `shift`."""
+    odds = rates / (1 - rates) * np.exp(shift)
+    return odds / (1 + odds)
+
+
 def test_without_counts_estimates_stay_as_they_are() -> None:
-    for fit in (pooled_rates, rates_by_rank):
-        assert fitted(fit, NOTHING, NOTHING) == pytest.approx(identity_table().numpy(), abs=1e-6)
+    pooled, by_rank = (fitted(fit, NOTHING, NOTHING) for fit in (pooled_rates, rates_by_rank))
+    assert pooled == pytest.approx(identity_table().numpy(), abs=1e-6)
+    assert by_rank[0] == pytest.approx(CENTERS, abs=1e-6)
+
+
+def test_a_later_rank_is_taken_to_be_accepted_less_than_the_one_before() -> None:
+    rates = fitted(rates_by_rank, NOTHING, NOTHING)
+    for rank in range(1, len(rates)):
+        assert rates[rank] == pytest.approx(shifted(CENTERS, CLASS_SHIFT * rank), abs=1e-6)
 
 
 def test_bins_that_were_never_tried_follow_the_curve_of_the_others() -> None:
@@ -78,17 +92,30 @@ def test_a_draft_that_is_sure_and_wrong_is_soon_believed_nowhere() -> None:
     assert by_bin(sure, np.zeros(32))[31] < 0.2
 
 
-def test_later_ranks_have_levels_of_their_own() -> None:
+def test_later_ranks_are_shifts_of_the_first() -> None:
+    """The second draws' odds are a fifth of the first ones', the third's as the second's; only a
+    few of their bins are tried."""
+    first = 0.4 + 0.5 * CENTERS
     tried, accepted = NOTHING.copy(), NOTHING.copy()
-    tried[0], accepted[0] = 100.0, 60.0
-    tried[1, 4:10], accepted[1, 4:10] = 50.0, 10.0  # a third of the first rank's 0.6
+    tried[0] = 2000.0
+    tried[1:3, 4:10] = 60.0
+    for rank, shift in enumerate((0.0, np.log(0.2), np.log(0.2))):
+        accepted[rank] = tried[rank] * shifted(first, shift)
     rates = fitted(rates_by_rank, tried, accepted)
-    assert rates[0] == pytest.approx(np.full(32, 0.6), abs=0.04)
-    assert rates[1, 4:10] == pytest.approx(np.full(6, 0.2), abs=0.02)
-    assert rates[1, 20] == pytest.approx(0.2, abs=0.03)  # never tried
-    assert rates[2] == pytest.approx(rates[1])
+    assert rates[0] == pytest.approx(first, abs=0.01)
+    assert rates[1] == pytest.approx(shifted(first, np.log(0.2)), abs=0.03)
+    assert rates[2] == pytest.approx(shifted(first, np.log(0.2)), abs=0.03)
+    assert rates[3] == pytest.approx(shifted(first, np.log(0.2) + CLASS_SHIFT), abs=0.03)
     pooled = fitted(pooled_rates, tried, accepted)
-    assert (pooled == pooled[0]).all() and 0.3 < pooled[0, 6] < 0.6
+    assert (pooled == pooled[0]).all() and 0.25 < pooled[0, 6] < 0.42
+
+
+def test_many_observations_of_a_rank_overrule_the_shift() -> None:
+    tried, accepted = NOTHING.copy(), NOTHING.copy()
+    tried[:2] = 10_000.0
+    accepted[0], accepted[1] = 6_000.0, np.linspace(1_000.0, 5_000.0, 32)
+    rates = fitted(rates_by_rank, tried, accepted)
+    assert rates[1] == pytest.approx(np.linspace(0.1, 0.5, 32), abs=0.005)
 
 
 def test_rates_never_fall_with_the_estimate() -> None:
@@ -147,12 +174,36 @@ def test_counters_may_wrap_around() -> None:
     assert np.array_equal(counts.tables, wrapping.tables)
 
 
-def test_a_joining_sequence_does_not_inherit_what_was_counted_in_its_slot() -> None:
+def test_what_was_counted_in_a_slot_belongs_to_the_sequence_that_leaves_it() -> None:
+    """Requests are often shorter than the time between two refreshes."""
     counts = Counts()
     counts.calibrator.assign(0, GREEDY)
     counts.calibrator.assign(1, SAMPLED)
-    before = counts.tables.copy()
     counts.tried[0, 0, 0] += 100
     counts.calibrator.assign(0, SAMPLED)
     counts.calibrator.observe()
-    assert np.array_equal(counts.tables, before)
+    assert np.array_equal(counts.tables[0], counts.tables[1])
+    assert np.array_equal(counts.tables[0], identity_table().numpy()), "no sampled child was tried"
+    seen = NOTHING.copy()
+    seen[0, 0] = 100
+    counts.calibrator.assign(0, GREEDY)
+    assert np.array_equal(counts.tables[0], pooled_rates(AcceptanceCurve(), seen, NOTHING))
+
+
+@pytest.mark.parametrize("lengths", [(1, 1, 1, 1), (3, 1), (4,)])
+def test_no_count_is_lost_or_doubled_when_sequences_join(lengths: tuple[int, ...]) -> None:
+    """However the same steps are divided among sequences, the same is learnt."""
+    counts = Counts()
+    for steps in lengths:
+        counts.calibrator.assign(0, SAMPLED)
+        for _ in range(steps):
+            counts.tried[0, :3, 5] += np.int32(40)
+            counts.accepted[0, :3, 5] += np.int32(10)
+            counts.calibrator.observe()
+    whole = Counts()
+    whole.calibrator.assign(0, SAMPLED)
+    for _ in range(4):
+        whole.tried[0, :3, 5] += np.int32(40)
+        whole.accepted[0, :3, 5] += np.int32(10)
+        whole.calibrator.observe()
+    assert np.array_equal(counts.tables[0], whole.tables[0])
