@@ -1,4 +1,4 @@
-"""Calibration tables from counts: curves through bins, shifts by rank, monotone rates; and every
+"""Calibration tables from counts: curves through bins, levels of ranks, monotone rates; and every
 observation counts once, however the counters run on and whoever joins."""
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import pytest
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.kernels.calibration import CELLS, bin_centers, identity_table
 from sdengine.runner.calibration import (
-    CLASS_SHIFT,
     EARLY_REFRESHES,
     AcceptanceCurve,
     Calibrator,
@@ -51,22 +50,9 @@ def by_bin(tried: np.ndarray, accepted: np.ndarray) -> np.ndarray:
     return fitted(AcceptanceCurve.rates_by_bin, tried, accepted)
 
 
-def shifted(rates: np.ndarray, shift: float) -> np.ndarray:
-    """Rates whose logits lie higher by `shift`."""
-    odds = rates / (1 - rates) * np.exp(shift)
-    return odds / (1 + odds)
-
-
 def test_without_counts_estimates_stay_as_they_are() -> None:
-    pooled, by_rank = (fitted(fit, NOTHING, NOTHING) for fit in (pooled_rates, rates_by_rank))
-    assert pooled == pytest.approx(identity_table().numpy(), abs=1e-6)
-    assert by_rank[0] == pytest.approx(CENTERS, abs=1e-6)
-
-
-def test_a_later_rank_is_taken_to_be_accepted_less_than_the_one_before() -> None:
-    rates = fitted(rates_by_rank, NOTHING, NOTHING)
-    for rank in range(1, len(rates)):
-        assert rates[rank] == pytest.approx(shifted(CENTERS, CLASS_SHIFT * rank), abs=1e-6)
+    for fit in (pooled_rates, rates_by_rank):
+        assert fitted(fit, NOTHING, NOTHING) == pytest.approx(identity_table().numpy(), abs=1e-6)
 
 
 def test_bins_that_were_never_tried_follow_the_curve_of_the_others() -> None:
@@ -92,30 +78,17 @@ def test_a_draft_that_is_sure_and_wrong_is_soon_believed_nowhere() -> None:
     assert by_bin(sure, np.zeros(32))[31] < 0.2
 
 
-def test_later_ranks_are_shifts_of_the_first() -> None:
-    """The second draws' odds are a fifth of the first ones', the third's as the second's; only a
-    few of their bins are tried."""
-    first = 0.4 + 0.5 * CENTERS
+def test_later_ranks_have_levels_of_their_own() -> None:
     tried, accepted = NOTHING.copy(), NOTHING.copy()
-    tried[0] = 2000.0
-    tried[1:3, 4:10] = 60.0
-    for rank, shift in enumerate((0.0, np.log(0.2), np.log(0.2))):
-        accepted[rank] = tried[rank] * shifted(first, shift)
+    tried[0], accepted[0] = 100.0, 60.0
+    tried[1, 4:10], accepted[1, 4:10] = 50.0, 10.0  # a third of the first rank's 0.6
     rates = fitted(rates_by_rank, tried, accepted)
-    assert rates[0] == pytest.approx(first, abs=0.01)
-    assert rates[1] == pytest.approx(shifted(first, np.log(0.2)), abs=0.03)
-    assert rates[2] == pytest.approx(shifted(first, np.log(0.2)), abs=0.03)
-    assert rates[3] == pytest.approx(shifted(first, np.log(0.2) + CLASS_SHIFT), abs=0.03)
+    assert rates[0] == pytest.approx(np.full(32, 0.6), abs=0.04)
+    assert rates[1, 4:10] == pytest.approx(np.full(6, 0.2), abs=0.02)
+    assert rates[1, 20] == pytest.approx(0.2, abs=0.03)  # never tried
+    assert rates[2] == pytest.approx(rates[1])
     pooled = fitted(pooled_rates, tried, accepted)
-    assert (pooled == pooled[0]).all() and 0.25 < pooled[0, 6] < 0.42
-
-
-def test_many_observations_of_a_rank_overrule_the_shift() -> None:
-    tried, accepted = NOTHING.copy(), NOTHING.copy()
-    tried[:2] = 10_000.0
-    accepted[0], accepted[1] = 6_000.0, np.linspace(1_000.0, 5_000.0, 32)
-    rates = fitted(rates_by_rank, tried, accepted)
-    assert rates[1] == pytest.approx(np.linspace(0.1, 0.5, 32), abs=0.005)
+    assert (pooled == pooled[0]).all() and 0.3 < pooled[0, 6] < 0.6
 
 
 def test_rates_never_fall_with_the_estimate() -> None:
