@@ -47,6 +47,7 @@ def build_parser() -> LineParser:
     parser.add_argument("--max-depth", type=integer, default=16, help="of a tree (%(default)s)")
     parser.add_argument("--fit-tokens", type=integer, default=64, help="a fitting prompt")
     parser.add_argument("--seed", type=integer, default=1)
+    parser.add_argument("--replays", type=integer, default=1, help="of a text by rejection walks")
     parser.add_argument(
         "--drafts",
         type=Path,
@@ -70,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.prompts < BATCH or args.prompts % BATCH:
         raise ConfigError.from_parts(f"--prompts, a multiple of {BATCH}", str(args.prompts))
+    if args.replays < 1:
+        raise ConfigError.from_parts("--replays of at least 1", str(args.replays))
     torch.set_num_threads(1)
     path = None if args.out is None else args.out / "tree_methods.json"
     document = {"conditions": conditions(args), "cells": []}
@@ -103,7 +106,9 @@ def measure(
     """Adds one pair's cells at one temperature, and writes the table after every budget."""
     params = SamplingParams(max_tokens=args.max_tokens, temperature=temperature, seed=args.seed)
     pair = load_pair(name, args.drafts)
-    comparison = Comparison(pair, prompts, params, args.max_depth, args.fit_tokens)
+    comparison = Comparison(
+        pair, prompts, params, args.max_depth, args.fit_tokens, replays=args.replays
+    )
     for budget in budgets:
         document["cells"] += map(asdict, compare(comparison, args.methods, [budget]))
         print(f"{name}, T {temperature:g}, budget {budget}", file=sys.stderr, flush=True)
@@ -147,6 +152,7 @@ def conditions(args: argparse.Namespace) -> dict[str, object]:
         "new tokens": args.max_tokens,
         "deepest tree": args.max_depth,
         "seed": args.seed,
+        "replays by rejection walks": args.replays,
     }
     return found
 

@@ -53,17 +53,18 @@ class Calibrator:
         self._by_rank = by_rank
         identity = identity_table().numpy()
         self._seen = np.zeros((2, 2, *identity.shape))
+        self._added = np.zeros((2, 2, *identity.shape), dtype=np.int64)  # since the last refresh
         self._kind_of_slot = np.zeros(len(self._tables), dtype=np.int64)
         self._current = [identity] * 2
         self._curves = [AcceptanceCurve() for _ in range(2)]
         self._steps = 0
 
     def assign(self, slot: int, params: SamplingParams) -> None:
-        """Gives a joining sequence the table of its kind."""
+        """Gives a joining sequence the table of its kind; what was counted in its slot belongs to
+        the kind of the sequence before it."""
+        self._collect(self._kind_of_slot[slot], slice(slot, slot + 1))
         kind = int(params.temperature >= GREEDY_TEMPERATURE)
         self._kind_of_slot[slot] = kind
-        for counted, count in zip(self._counted, self._counts):
-            counted[slot] = count[slot]
         self._tables[slot] = self._current[kind]
 
     def observe(self) -> None:
@@ -71,19 +72,23 @@ class Calibrator:
         self._steps += 1
         if self._steps % STEPS_PER_REFRESH and self._steps not in EARLY_REFRESHES:
             return
-        added = [count - counted for count, counted in zip(self._counts, self._counted)]
         for kind in (0, 1):
-            slots = self._kind_of_slot == kind
-            tried, accepted = (counts[slots].sum(axis=0) for counts in added)
-            if not tried.any():
+            self._collect(kind, self._kind_of_slot == kind)
+            if not self._added[kind].any():
                 continue
             self._seen[kind] *= FORGETTING
-            self._seen[kind] += (tried, accepted)
+            self._seen[kind] += self._added[kind]
+            self._added[kind] = 0
             fit = rates_by_rank if kind == 1 and self._by_rank else pooled_rates
             self._current[kind] = fit(self._curves[kind], *self._seen[kind])
-        self._counted = [count.copy() for count in self._counts]
         for slot, kind in enumerate(self._kind_of_slot):
             self._tables[slot] = self._current[kind]
+
+    def _collect(self, kind: int, slots: slice | np.ndarray) -> None:
+        """Takes what was counted in some slots for a kind's."""
+        for added, count, counted in zip(self._added[kind], self._counts, self._counted):
+            added += (count[slots] - counted[slots]).sum(axis=0)
+            counted[slots] = count[slots]
 
 
 class AcceptanceCurve:

@@ -99,6 +99,22 @@ def test_every_method_is_compared(pair: Pair, prompts) -> None:
     assert vector[0] > 0.2 and (vector[:-1] >= vector[1:]).all() and vector.sum() <= 1.0
 
 
+def test_rejection_walks_replay_a_text_with_other_draws_and_coins(pair: Pair, prompts) -> None:
+    """Once more of the same text each time; the coupled walk, which has no coins, only once."""
+    params = replace(PARAMS, max_tokens=8)
+
+    def by_prompt(replays: int, is_rejection: bool) -> list[tuple[int, int]]:
+        sets = Prompts(prompts, prompts[::-1])
+        comparison = Comparison(pair, sets, params, DEPTH, fit_tokens=6, replays=replays)
+        return comparison.cell("chain", NODES, is_rejection).by_prompt
+
+    once, twice = by_prompt(1, True), by_prompt(2, True)
+    again = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(once, twice)]
+    assert all(params.max_tokens <= tokens <= params.max_tokens + DEPTH for tokens, _ in again)
+    assert again != once
+    assert by_prompt(1, False) == by_prompt(2, False)
+
+
 def test_a_static_tree_is_the_dynamic_programmes_best(pair: Pair, prompts) -> None:
     vector = torch.tensor([0.5, 0.25, 0.15, 0.05, 0.02, 0.01, 0.0, 0.0])
     lab = TreeLab(pair, replace(growth("coupled"), positional_acceptance=vector), len(prompts), 100)
@@ -207,3 +223,5 @@ def test_the_command_refuses_prompts_that_fill_no_batch(tmp_path: Path, capsys) 
 
     assert main(["--prompts", "5", "--out", str(tmp_path)]) == 2
     assert "multiple of 6" in capsys.readouterr().err
+    assert main(["--replays", "0", "--out", str(tmp_path)]) == 2
+    assert "--replays" in capsys.readouterr().err

@@ -1,5 +1,5 @@
 """Calibration tables from counts: curves through bins, levels of ranks, monotone rates; and every
-observation counts once, however the counters run on."""
+observation counts once, however the counters run on and whoever joins."""
 
 from __future__ import annotations
 
@@ -147,12 +147,36 @@ def test_counters_may_wrap_around() -> None:
     assert np.array_equal(counts.tables, wrapping.tables)
 
 
-def test_a_joining_sequence_does_not_inherit_what_was_counted_in_its_slot() -> None:
+def test_what_was_counted_in_a_slot_belongs_to_the_sequence_that_leaves_it() -> None:
+    """Requests are often shorter than the time between two refreshes."""
     counts = Counts()
     counts.calibrator.assign(0, GREEDY)
     counts.calibrator.assign(1, SAMPLED)
-    before = counts.tables.copy()
     counts.tried[0, 0, 0] += 100
     counts.calibrator.assign(0, SAMPLED)
     counts.calibrator.observe()
-    assert np.array_equal(counts.tables, before)
+    assert np.array_equal(counts.tables[0], counts.tables[1])
+    assert np.array_equal(counts.tables[0], identity_table().numpy()), "no sampled child was tried"
+    seen = NOTHING.copy()
+    seen[0, 0] = 100
+    counts.calibrator.assign(0, GREEDY)
+    assert np.array_equal(counts.tables[0], pooled_rates(AcceptanceCurve(), seen, NOTHING))
+
+
+@pytest.mark.parametrize("lengths", [(1, 1, 1, 1), (3, 1), (4,)])
+def test_no_count_is_lost_or_doubled_when_sequences_join(lengths: tuple[int, ...]) -> None:
+    """However the same steps are divided among sequences, the same is learnt."""
+    counts = Counts()
+    for steps in lengths:
+        counts.calibrator.assign(0, SAMPLED)
+        for _ in range(steps):
+            counts.tried[0, :3, 5] += np.int32(40)
+            counts.accepted[0, :3, 5] += np.int32(10)
+            counts.calibrator.observe()
+    whole = Counts()
+    whole.calibrator.assign(0, SAMPLED)
+    for _ in range(4):
+        whole.tried[0, :3, 5] += np.int32(40)
+        whole.accepted[0, :3, 5] += np.int32(10)
+        whole.calibrator.observe()
+    assert np.array_equal(counts.tables[0], whole.tables[0])
