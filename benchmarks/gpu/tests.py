@@ -57,7 +57,7 @@ def run_file(file: Path, seconds: float) -> dict[str, Any]:
     """Counts of one file.
 
     Raises:
-        TestsFailed: not all passed or were skipped with a reason.
+        TestsFailed: one failed, or every one was skipped, which proves nothing.
     """
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
@@ -77,6 +77,8 @@ def run_file(file: Path, seconds: float) -> dict[str, Any]:
             f"{values['failed']} failed, {values['passed']} passed: "
             f"{'; '.join(failed[:MAX_NAMES])}{more}"
         )
+    if values["skipped"] and not values["passed"]:
+        raise TestsFailed(f"nothing ran, all was skipped: {values['skipped because']}")
     return values
 
 

@@ -347,6 +347,11 @@ def test_a_file_of_tests_runs_in_a_pytest_of_its_own(tmp_path: Path) -> None:
     file.write_text(text.format("False"))
     with pytest.raises(tests.TestsFailed, match="1 failed, 0 passed: test_a"):
         tests.run_file(file, 60.0)
+    file.write_text(text.format("pytest.skip('no library')"))
+    with pytest.raises(tests.TestsFailed, match="nothing ran, all was skipped: .*no library"):
+        tests.run_file(file, 60.0)
+    file.write_text("def test_b(): assert True\n")
+    assert tests.run_file(file, 60.0)["passed"] == 0
 
 
 def test_the_sanitizer_reports_errors_and_is_skipped_where_it_is_missing(
