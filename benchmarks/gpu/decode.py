@@ -213,9 +213,10 @@ def run(recorder: Recorder, options: argparse.Namespace) -> None:
         recorder.run("plain decoding", partial(plain_steps, model, limits))
         recorder.run("steps by rows", partial(tree_steps, model))
         recorder.run("profile of plain steps", partial(profiled_steps, model))
+        recorder.retry_failed()  # while the checkpoint is there
     finally:
         model.close()
 
 
 if __name__ == "__main__":
-    sys.exit(slice_main(run))
+    sys.exit(slice_main(run, case_limit_s=300.0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from benchmarks.gpu.records import Recorder, slice_main
 
 ROOT = Path(__file__).resolve().parents[2]
 MAX_NAMES = 12  # failed tests that are named in a record
+FILE_LIMIT_S = 300.0  # of one file: a kernel that does not end must not cost the others their time
 PROCESSES = 4  # kernels are compiled on the host, one after the other in each process
 
 
@@ -53,6 +55,25 @@ def command_of(file: Path, report: Path) -> list[str]:
     return [*command, str(file)]
 
 
+def run_group(command: list[str], env: dict[str, str], limit_s: float) -> tuple[int, str]:
+    """Exit code and output of a command whose workers are ended with it.
+
+    Raises:
+        subprocess.TimeoutExpired: it took too long.
+    """
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=env, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        said, _ = process.communicate(timeout=limit_s)
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
+    return process.returncode, said
+
+
 def run_file(file: Path, seconds: float) -> dict[str, Any]:
     """Counts of one file.
 
@@ -62,16 +83,13 @@ def run_file(file: Path, seconds: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         env = {**os.environ, "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(
-            command_of(file, report), cwd=ROOT, env=env, timeout=max(seconds, 30.0),
-            capture_output=True, text=True,
-        )  # fmt: skip
-        said = (done.stdout + done.stderr)[-1500:]
-        print(said, flush=True)
+        limit_s = min(max(seconds, 30.0), FILE_LIMIT_S)
+        code, said = run_group(command_of(file, report), env, limit_s)
+        print(said[-1500:], flush=True)
         if not report.exists():
-            raise TestsFailed(f"pytest ended with {done.returncode}: {said[-400:]}")
+            raise TestsFailed(f"pytest ended with {code}: {said[-400:]}")
         values, failed = parse_report(report.read_text(encoding="utf-8"))
-    if failed or done.returncode not in (0, 5):
+    if failed or code not in (0, 5):
         more = f" and {len(failed) - MAX_NAMES} more" if len(failed) > MAX_NAMES else ""
         raise TestsFailed(
             f"{values['failed']} failed, {values['passed']} passed: "

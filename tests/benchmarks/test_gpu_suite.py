@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ MACHINE: dict[str, Any] = {
     "commit": "abc",
 }
 NAMES = [part.name for part in SLICES]
+CUT_SHORT = "cut short; goes on with what is left"
 
 
 class FakeRunner:
@@ -178,14 +180,14 @@ def fake_process(
             [Record("limits", "a", "done")],
             "",
             UNFINISHED,
-            "out of time; goes on in the next run",
+            CUT_SHORT,
         ),
         (
             None,
             [Record("limits", "a", "skipped")],
             "",
             UNFINISHED,
-            "out of time; goes on in the next run",
+            CUT_SHORT,
         ),
         (None, [], "", FAILED, "no case ended within 90 s"),
         (
@@ -194,6 +196,20 @@ def fake_process(
             "Segmentation",
             FAILED,
             "ended with -11: Segmentation",
+        ),
+        (
+            -11,
+            [Record("limits", "a", "begun")],
+            "",
+            UNFINISHED,
+            CUT_SHORT,
+        ),
+        (
+            1,
+            [Record("limits", "a", "begun")],
+            "",
+            UNFINISHED,
+            CUT_SHORT,
         ),
     ],
 )
@@ -249,6 +265,7 @@ def test_cases_are_run_once_failures_again_and_none_after_the_end(tmp_path: Path
         recorder.run("absent", case("absent", Skip("not installed")))
         recorder.run("bad", case("bad", None if is_mended else ValueError("wrong")))
         recorder.run("late", case("late"))
+        recorder.retry_failed()
         return recorder
 
     assert everything(25.0, False).exit_code() == records.EXIT_UNFINISHED
@@ -258,7 +275,7 @@ def test_cases_are_run_once_failures_again_and_none_after_the_end(tmp_path: Path
     assert found["absent"].status == "skipped" and found["absent"].reason == "not installed"
     assert found["bad"].reason.startswith("ValueError: wrong (test_gpu_suite.py:")
     assert everything(100.0, True).exit_code() == records.EXIT_DONE
-    assert ran[3:] == ["bad", "late"]
+    assert ran[3:] == ["late", "bad"]
     assert {r.case: r.status for r in read_records(path, "x")}["bad"] == "done"
 
 
@@ -269,11 +286,79 @@ def test_a_case_that_ran_out_of_time_gets_another_chance_with_a_whole_slice(tmp_
     path = tmp_path / "x.jsonl"
     late = Recorder(path, "x", 60.0)
     late.run("slow", slow)
-    assert late.exit_code() == records.EXIT_UNFINISHED and read_records(path, "x") == []
+    assert late.exit_code() == records.EXIT_UNFINISHED
     whole = Recorder(path, "x", 480.0)
     whole.run("slow", slow)
+    whole.retry_failed()
     assert whole.exit_code() == records.EXIT_FAILED
     assert read_records(path, "x")[0].reason == "took longer than 30 s"
+
+
+def test_a_case_that_ends_its_process_comes_last_and_costs_no_other(tmp_path: Path) -> None:
+    path, ran = tmp_path / slices.RECORDS, []
+
+    def process(command: list[str], limit_s: float, log: Path) -> int | None:
+        log.write_text("Segmentation")
+        recorder = Recorder(path, "limits", 400.0)
+        try:
+            for name in ("crash", "good"):
+                recorder.run(name, partial(case, name))
+            recorder.retry_failed()
+        except SystemExit:  # as if it had been killed
+            return -11
+        return recorder.exit_code()
+
+    def case(name: str) -> dict[str, Any]:
+        ran.append(name)
+        if name == "crash":
+            raise SystemExit
+        return {}
+
+    endings = [run_slice(SLICES[1], tmp_path, 90.0, process) for _ in range(2)]
+    assert ran == ["crash", "good", "crash"]
+    assert endings[0].status == UNFINISHED and endings[1].status == UNFINISHED
+    last = run_slice(SLICES[1], tmp_path, 90.0, process)
+    assert (last.status, last.reason) == (FAILED, "failed: crash") and len(ran) == 3
+    assert {r.case: r.status for r in read_records(path, "limits")} == {
+        "crash": "failed",
+        "good": "done",
+    }
+
+
+def test_a_lost_device_ends_the_slice_and_the_next_process_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bad() -> dict[str, Any]:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    path, is_lost = tmp_path / "x.jsonl", [True]
+    monkeypatch.setattr(records, "has_lost_device", lambda: is_lost[0])
+    first = Recorder(path, "x", 400.0)
+    first.run("bad", bad)
+    first.run("good", lambda: pytest.fail("it would fail for the other's sake"))
+    assert first.exit_code() == records.EXIT_UNFINISHED
+    second = Recorder(path, "x", 400.0)
+    second.run("bad", bad)
+    second.run("good", dict)
+    assert [r.status for r in read_records(path, "x")] == ["failed", "done"]
+    is_lost[0] = False
+    second.retry_failed()
+    assert second.exit_code() == records.EXIT_FAILED
+
+
+def test_a_case_without_an_end_is_ended_with_a_traceback(tmp_path: Path) -> None:
+    program = """if True:
+        import ctypes, pathlib
+        from benchmarks.gpu.records import Recorder
+        recorder = Recorder(pathlib.Path("RECORDS"), "x", 90.0, case_limit_s=0.2)
+        recorder.run("quick", dict)
+        recorder.run("hangs", lambda: ctypes.CDLL(None).pause())
+    """.replace("RECORDS", str(tmp_path / "x.jsonl"))
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=slices.ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1 and "Timeout" in done.stderr and "_within_limit" in done.stderr
+    assert records.read_unended(tmp_path / "x.jsonl", "x") == ["hangs"]
 
 
 def test_a_failure_shows_in_the_exit_code(tmp_path: Path) -> None:
@@ -348,7 +433,7 @@ def test_a_file_of_tests_runs_in_a_pytest_of_its_own(tmp_path: Path) -> None:
     with pytest.raises(tests.TestsFailed, match="1 failed, 0 passed: test_a"):
         tests.run_file(file, 60.0)
     file.write_text(text.format("pytest.skip('no library')"))
-    with pytest.raises(tests.TestsFailed, match="nothing ran, all was skipped: .*no library"):
+    with pytest.raises(tests.TestsFailed, match=r"nothing ran, all was skipped: .*no library"):
         tests.run_file(file, 60.0)
     file.write_text("def test_b(): assert True\n")
     assert tests.run_file(file, 60.0)["passed"] == 0
