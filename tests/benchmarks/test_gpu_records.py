@@ -53,7 +53,7 @@ def test_cases_are_run_once_failures_again_and_none_after_the_end(tmp_path: Path
     found = {record.case: record for record in read_records(path, "x")}
     assert found["good"].values == {"us": 1.5} and found["good"].seconds == 10
     assert found["absent"].status == "skipped" and found["absent"].reason == "not installed"
-    assert found["bad"].reason.startswith("ValueError: wrong (test_gpu_suite.py:")
+    assert found["bad"].reason.startswith("ValueError: wrong (test_gpu_records.py:")
     assert everything(100.0, True).exit_code() == records.EXIT_DONE
     assert ran[3:] == ["late", "bad"]
     assert {r.case: r.status for r in read_records(path, "x")}["bad"] == "done"
