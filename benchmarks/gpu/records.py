@@ -155,6 +155,7 @@ class Recorder:
             values = self._within_limit(measure)
         except Skip as skip:
             status, reason = SKIPPED, str(skip)
+            self._has_lost_device = has_lost_device()
         except subprocess.TimeoutExpired as error:
             status, reason = FAILED, f"took longer than {error.timeout:.0f} s"
             self.is_cut_short |= had < FULL_S

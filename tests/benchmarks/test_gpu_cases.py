@@ -42,6 +42,21 @@ def test_both_layouts_of_a_tree_are_the_same_attention() -> None:
     assert not torch.allclose(attention.as_rows(other, inputs), attention.as_rows(expected, inputs))
 
 
+def test_what_others_cannot_do_is_skipped_and_what_we_cannot_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuses(_: Any) -> Any:
+        raise NotImplementedError("no such mask")
+
+    for name in ("FlexAttention", "sdengine"):
+        monkeypatch.setitem(attention.CONTESTANTS, name, refuses)
+    inputs = make_inputs(SMALL, "cpu")
+    with pytest.raises(Skip, match=r"FlexAttention does not run here: .*no such mask"):
+        attention.prepared("FlexAttention", inputs)
+    with pytest.raises(NotImplementedError):
+        attention.prepared("sdengine", inputs)
+
+
 def test_trees_hold_the_node_its_parent_and_what_its_parent_sees() -> None:
     seen = ancestors(40, torch.Generator().manual_seed(3))
     assert seen.diagonal().all() and not seen.triu(1).any()
