@@ -18,7 +18,8 @@ from benchmarks.gpu.records import Recorder, slice_main
 ROOT = Path(__file__).resolve().parents[2]
 MAX_NAMES = 12  # failed tests that are named in a record
 FILE_LIMIT_S = 300.0  # of one file: a kernel that does not end must not cost the others their time
-PROCESSES = 4  # kernels are compiled on the host, one after the other in each process
+MOST_PROCESSES = 8  # kernels are compiled on the host, one after the other in each process
+THREADS = "2"  # of torch on the host in each: a team of all cores in each would wait for the others
 
 
 class TestsFailed(Exception):
@@ -47,11 +48,16 @@ def parse_report(report: str) -> tuple[dict[str, Any], list[str]]:
     return values, failed
 
 
+def num_processes() -> int:
+    """Test processes side by side."""
+    return max(1, min(MOST_PROCESSES, (os.cpu_count() or 1) // 2))
+
+
 def command_of(file: Path, report: Path) -> list[str]:
     """Runs the GPU tests of one file."""
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", f"--junit-xml={report}"]
     if importlib.util.find_spec("xdist") is not None:
-        command += ["-n", str(PROCESSES)]
+        command += ["-n", str(num_processes())]
     return [*command, str(file)]
 
 
@@ -82,7 +88,8 @@ def run_file(file: Path, seconds: float) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        env = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": THREADS}
         limit_s = min(max(seconds, 30.0), FILE_LIMIT_S)
         code, said = run_group(command_of(file, report), env, limit_s)
         print(said[-1500:], flush=True)

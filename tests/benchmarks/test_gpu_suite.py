@@ -301,7 +301,9 @@ def test_folders_of_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert names == ["a/test_x.py", "a/test_y.py", "b/test_gpu.py"]
 
 
-def test_a_file_of_tests_runs_in_a_pytest_of_its_own(tmp_path: Path) -> None:
+def test_a_file_of_tests_runs_in_a_pytest_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "test_it.py"
     text = "import pytest\n@pytest.mark.gpu\ndef test_a(): assert {}\ndef test_b(): assert False\n"
     file.write_text(text.format("True"))
@@ -312,6 +314,12 @@ def test_a_file_of_tests_runs_in_a_pytest_of_its_own(tmp_path: Path) -> None:
     file.write_text(text.format("pytest.skip('no library')"))
     with pytest.raises(tests.TestsFailed, match=r"nothing ran, all was skipped: .*no library"):
         tests.run_file(file, 60.0)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "wheels"))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    wanted = "{wheels!r} in sys.path and os.environ['OMP_NUM_THREADS'] == '2'"
+    wanted = wanted.format(wheels=str(tmp_path / "wheels"))
+    file.write_text(text.format(wanted).replace("import", "import os, sys,"))
+    assert tests.run_file(file, 60.0)["passed"] == 1
     file.write_text("def test_b(): assert True\n")
     assert tests.run_file(file, 60.0)["passed"] == 0
 
