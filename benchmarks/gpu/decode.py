@@ -219,4 +219,4 @@ def run(recorder: Recorder, options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(slice_main(run, case_limit_s=300.0))
+    sys.exit(slice_main(run, case_limit_s=400.0))
