@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -44,7 +45,17 @@ from benchmarks.gpu.slices import (
 )
 
 LEAST_S = STOP_BEFORE_S + 20.0  # with less time left no slice is begun
+DEFAULT_TOOLKIT = "/usr/local/cuda"
 EXIT_MISSING, EXIT_OUT_OF_TIME = 2, 3
+
+
+def add_toolkit_to_path() -> None:
+    """Lets this process and its slices find nvcc and compute-sanitizer, which a CUDA toolkit often
+    keeps beside the PATH; what is on it comes first."""
+    homes = (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), DEFAULT_TOOLKIT)
+    folders = [Path(home) / "bin" for home in homes if home]
+    found = [str(folder) for folder in folders if folder.is_dir()]
+    os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), *found])
 
 
 def inspect_machine() -> dict[str, Any]:
@@ -148,6 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown:
         known = ", ".join(part.name for part in SLICES)
         parser.error(f"--slice: expected some of {known}, got {', '.join(unknown)}")
+    add_toolkit_to_path()
     machine = inspect_machine()
     if "missing" in machine:
         print(f"gpu_suite: missing {'; '.join(machine['missing'])}", file=sys.stderr)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from threading import Lock
 from time import perf_counter_ns
 from typing import Any
 
@@ -21,6 +23,8 @@ PREFERENCES = {"triton": ("triton", "cuda"), "cuda": ("cuda", "triton")}
 """Which kernel of an op an engine's program runs: neither GPU backend has every op alone."""
 
 Run = Callable[[], None]
+
+_CAPTURING = Lock()
 
 
 class DeviceProgram:
@@ -202,13 +206,33 @@ def is_captured(device: torch.device) -> bool:
 
 
 def capture_graph(run: Run) -> Run:
-    """Captures what `run` enqueues, every kernel of which is loaded; returns the graph's replay."""
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
+    """Captures what `run` enqueues, every kernel of which is loaded; returns the graph's replay.
+
+    Engines of other threads go on meanwhile, but capture after one another: a capture waits for the
+    whole device first, which no other capture survives, and torch's own stream for captures is one
+    for all threads. The garbage collector rests: to free another engine's graph or page-locked
+    memory halfway through would end the capture.
+    """
+    with _CAPTURING, _uncollected():
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        stream = torch.cuda.Stream()
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            run()
     replay: Run = graph.replay
     return replay
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Nothing is collected inside."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _device_of(memory: StagedMemory) -> Any:

@@ -125,10 +125,29 @@ def as_rows(result: torch.Tensor, inputs: AttentionInputs) -> torch.Tensor:
     return result if result.dim() == 2 else result.transpose(1, 2).reshape(inputs.args["out"].shape)
 
 
+def prepared(name: str, inputs: AttentionInputs) -> Callable[[], torch.Tensor]:
+    """A contestant that has run once; what others' kernels do not do is no failure of ours."""
+    try:
+        run = CONTESTANTS[name](inputs)
+        run()
+        torch.cuda.synchronize()
+    except Skip:
+        raise
+    except Exception as error:
+        if name == "sdengine":
+            raise
+        raise Skip(f"{name} does not run here: {type(error).__name__}: {error}") from None
+    return run
+
+
 def measure(case: AttentionCase, name: str, watch: Stopwatch, limits: Limits) -> dict[str, Any]:
-    """Checks one contestant against SDPA in float32, then times it."""
+    """Checks one contestant against SDPA in float32, then times it.
+
+    Raises:
+        Skip: somebody else's kernel is not there or does not run this case.
+    """
     inputs = make_inputs(case)
-    run = CONTESTANTS[name](inputs)
+    run = prepared(name, inputs)
     if name in ("sdengine", *COMPARED):
         mask = inputs.visible[:, None]
         wide = (t.float() for t in (inputs.query, inputs.keys, inputs.values))
@@ -147,4 +166,4 @@ def run(recorder: Recorder, _: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(slice_main(run))
+    sys.exit(slice_main(run, case_limit_s=120.0))

@@ -17,4 +17,4 @@ def run(recorder: Recorder, _: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(slice_main(run))
+    sys.exit(slice_main(run, case_limit_s=60.0))

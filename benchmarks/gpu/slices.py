@@ -17,7 +17,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.gpu.records import EXIT_DONE, EXIT_FAILED, EXIT_UNFINISHED, read_records
+from benchmarks.gpu.records import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_UNFINISHED,
+    read_records,
+    read_unended,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 520.0  # of one slice; machines lend themselves for ten minutes at a time
@@ -137,26 +143,24 @@ def run_slice(
 ) -> Ending:
     """Runs a slice for at most `limit_s` and says how it ended."""
     records, log = out / RECORDS, out / LOG
-    before = num_settled(records, part)
+    before, died_before = len(read_records(records, part.name)), read_unended(records, part.name)
     start = time.monotonic()
     code = run(command_of(part, records, max(limit_s - STOP_BEFORE_S, 1.0)), limit_s, log)
     seconds = round(time.monotonic() - start, 1)
     if code == EXIT_DONE:
         return Ending(DONE, "", seconds)
-    if code == EXIT_FAILED:
+    died_in = read_unended(records, part.name)
+    if code == EXIT_FAILED and set(died_in) <= set(died_before):
         found = read_records(records, part.name)
         failed = [record.case for record in found if record.status == FAILED]
         return Ending(FAILED, f"failed: {', '.join(failed)}" if failed else tail_of(log), seconds)
-    if code in (None, EXIT_UNFINISHED):
-        if num_settled(records, part) > before:
-            return Ending(UNFINISHED, "out of time; goes on in the next run", seconds)
-        return Ending(FAILED, f"no case ended within {limit_s:.0f} s", seconds)
-    return Ending(FAILED, f"ended with {code}: {tail_of(log)}", seconds)
-
-
-def num_settled(records: Path, part: Slice) -> int:
-    """Cases of a slice that will not be run again."""
-    return sum(record.status != FAILED for record in read_records(records, part.name))
+    if code in (None, EXIT_UNFINISHED) or died_in:
+        if len(read_records(records, part.name)) > before:
+            return Ending(UNFINISHED, "cut short; goes on with what is left", seconds)
+        if code in (None, EXIT_UNFINISHED):
+            return Ending(FAILED, f"no case ended within {limit_s:.0f} s", seconds)
+    place = f" in {', '.join(died_in)}" if died_in else ""
+    return Ending(FAILED, f"ended with {code}{place}: {tail_of(log)}", seconds)
 
 
 def tail_of(log: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -16,7 +17,9 @@ from benchmarks.gpu.records import Recorder, slice_main
 
 ROOT = Path(__file__).resolve().parents[2]
 MAX_NAMES = 12  # failed tests that are named in a record
-PROCESSES = 4  # kernels are compiled on the host, one after the other in each process
+FILE_LIMIT_S = 300.0  # of one file: a kernel that does not end must not cost the others their time
+MOST_PROCESSES = 8  # kernels are compiled on the host, one after the other in each process
+THREADS = "2"  # of torch on the host in each: a team of all cores in each would wait for the others
 
 
 class TestsFailed(Exception):
@@ -45,38 +48,62 @@ def parse_report(report: str) -> tuple[dict[str, Any], list[str]]:
     return values, failed
 
 
+def num_processes() -> int:
+    """Test processes side by side."""
+    return max(1, min(MOST_PROCESSES, (os.cpu_count() or 1) // 2))
+
+
 def command_of(file: Path, report: Path) -> list[str]:
     """Runs the GPU tests of one file."""
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", f"--junit-xml={report}"]
     if importlib.util.find_spec("xdist") is not None:
-        command += ["-n", str(PROCESSES)]
+        command += ["-n", str(num_processes())]
     return [*command, str(file)]
+
+
+def run_group(command: list[str], env: dict[str, str], limit_s: float) -> tuple[int, str]:
+    """Exit code and output of a command whose workers are ended with it.
+
+    Raises:
+        subprocess.TimeoutExpired: it took too long.
+    """
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=env, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        said, _ = process.communicate(timeout=limit_s)
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
+    return process.returncode, said
 
 
 def run_file(file: Path, seconds: float) -> dict[str, Any]:
     """Counts of one file.
 
     Raises:
-        TestsFailed: not all passed or were skipped with a reason.
+        TestsFailed: one failed, or every one was skipped, which proves nothing.
     """
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        env = {**os.environ, "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(
-            command_of(file, report), cwd=ROOT, env=env, timeout=max(seconds, 30.0),
-            capture_output=True, text=True,
-        )  # fmt: skip
-        said = (done.stdout + done.stderr)[-1500:]
-        print(said, flush=True)
+        paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        env = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": THREADS}
+        limit_s = min(max(seconds, 30.0), FILE_LIMIT_S)
+        code, said = run_group(command_of(file, report), env, limit_s)
+        print(said[-1500:], flush=True)
         if not report.exists():
-            raise TestsFailed(f"pytest ended with {done.returncode}: {said[-400:]}")
+            raise TestsFailed(f"pytest ended with {code}: {said[-400:]}")
         values, failed = parse_report(report.read_text(encoding="utf-8"))
-    if failed or done.returncode not in (0, 5):
+    if failed or code not in (0, 5):
         more = f" and {len(failed) - MAX_NAMES} more" if len(failed) > MAX_NAMES else ""
         raise TestsFailed(
             f"{values['failed']} failed, {values['passed']} passed: "
             f"{'; '.join(failed[:MAX_NAMES])}{more}"
         )
+    if values["skipped"] and not values["passed"]:
+        raise TestsFailed(f"nothing ran, all was skipped: {values['skipped because']}")
     return values
 
 

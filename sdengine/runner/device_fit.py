@@ -98,9 +98,11 @@ def weight_bytes(checkpoint: Checkpoint, dtype: torch.dtype, max_model_len: int)
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that the device still has."""
+    """Memory that the device still has. What torch keeps of engines that are gone goes back first:
+    the device counts it as used."""
     if device.type == "cpu":
         return available_bytes()
+    torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(device)
     return int(free)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -19,7 +19,8 @@ from benchmarks.gpu.trees import AttentionCase, ancestors, make_inputs, packed
 from benchmarks.model_shape import write_checkpoint
 from sdengine import SpeculationConfig
 from sdengine.engine import Engine
-from sdengine.kernels import tree_attention
+from sdengine.errors import BackendUnavailable, CacheFull
+from sdengine.kernels import tree_attention, tree_expand
 from sdengine.kernels.registry import get_op
 from sdengine.kernels.spec import Case
 
@@ -39,6 +40,21 @@ def test_both_layouts_of_a_tree_are_the_same_attention() -> None:
     wide = (t.float() for t in (inputs.query, inputs.keys, inputs.values))
     other = F.scaled_dot_product_attention(*wide, wrong[:, None], enable_gqa=True)
     assert not torch.allclose(attention.as_rows(other, inputs), attention.as_rows(expected, inputs))
+
+
+def test_what_others_cannot_do_is_skipped_and_what_we_cannot_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuses(_: Any) -> Any:
+        raise NotImplementedError("no such mask")
+
+    for name in ("FlexAttention", "sdengine"):
+        monkeypatch.setitem(attention.CONTESTANTS, name, refuses)
+    inputs = make_inputs(SMALL, "cpu")
+    with pytest.raises(Skip, match=r"FlexAttention does not run here: .*no such mask"):
+        attention.prepared("FlexAttention", inputs)
+    with pytest.raises(NotImplementedError):
+        attention.prepared("sdengine", inputs)
 
 
 def test_trees_hold_the_node_its_parent_and_what_its_parent_sees() -> None:
@@ -133,15 +149,45 @@ def test_times_stand_beside_their_floor() -> None:
     assert "timed by" in Timing(1.0, 1.0, 1.0, None, "events (ValueError)").values()
 
 
-def test_an_engine_that_does_not_run_here_is_skipped_with_its_reason(
+def test_an_engine_that_does_not_run_here_is_a_failure_before_anything_is_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     model = decode.Model(decode.SHAPES["8b"])
     monkeypatch.setattr(model, "folder", lambda: pytest.fail("a checkpoint would be written"))
-    with pytest.raises(Skip, match="the engine does not run here: "), model.engine(None):
+    with pytest.raises(BackendUnavailable), model.engine(None):
         pass
+
+
+def test_a_model_that_does_not_fit_is_skipped_with_its_sizes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def engine(model: str, **_: Any) -> None:
+        if model != decode.BUNDLED:
+            raise CacheFull("expected 80 GiB, got 90 GiB")
+
+    model = decode.Model(decode.SHAPES["8b"])
+    monkeypatch.setattr(model, "folder", lambda: tmp_path)
+    monkeypatch.setattr(decode, "Engine", engine)
+    with pytest.raises(Skip, match="does not fit here: expected 80 GiB"), model.engine(None):
+        pass
+
+
+def test_rows_that_share_a_root_are_compared_but_for_what_they_note_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wide, narrow = tree_expand.bench_case(1, 64, 8, 8), tree_expand.bench_case(2, 64, 1, 8)
+    op = get_op("tree_expand")
+
+    def kernel(**args: Any) -> None:  # another row of the root comes last
+        op.reference(**args)
+        args["tree"].proposal_rows[:, 0] = 0
+
+    monkeypatch.setitem(cast(dict[str, Any], op.backends), "cuda", kernel)
+    check("tree_expand", "cuda", wide.args, "cpu")
+    with pytest.raises(WrongResult, match="tree_expand tree_proposal_rows: 1 of"):
+        check("tree_expand", "cuda", narrow.args, "cpu")
 
 
 TINY = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from benchmarks import gpu_suite
-from benchmarks.gpu import build, machine, records, sanitizer, slices, tests
+from benchmarks.gpu import build, machine, sanitizer, slices, tests
 from benchmarks.gpu.records import Record, Recorder, Skip, read_records
 from benchmarks.gpu.report import markdown, table, write_report
 from benchmarks.gpu.slices import (
@@ -38,6 +39,7 @@ MACHINE: dict[str, Any] = {
     "commit": "abc",
 }
 NAMES = [part.name for part in SLICES]
+CUT_SHORT = "cut short; goes on with what is left"
 
 
 class FakeRunner:
@@ -140,6 +142,21 @@ def test_the_suite_says_in_one_line_what_is_missing(
     assert not (tmp_path / "new").exists()
 
 
+def test_a_toolkit_beside_the_path_is_found(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for folder in ("first", "toolkit/bin"):
+        (tmp_path / folder).mkdir(parents=True)
+    for file in ("toolkit/bin/nvcc", "toolkit/bin/ours", "first/ours"):
+        (tmp_path / file).touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "first"))
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "absent"))
+    monkeypatch.setenv("CUDA_PATH", str(tmp_path / "toolkit"))
+    gpu_suite.add_toolkit_to_path()
+    assert shutil.which("nvcc") == str(tmp_path / "toolkit/bin/nvcc")
+    assert shutil.which("ours") == str(tmp_path / "first/ours")
+
+
 def test_an_unknown_slice_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         gpu_suite.main(["--slice", "everything"])
@@ -178,14 +195,14 @@ def fake_process(
             [Record("limits", "a", "done")],
             "",
             UNFINISHED,
-            "out of time; goes on in the next run",
+            CUT_SHORT,
         ),
         (
             None,
             [Record("limits", "a", "skipped")],
             "",
             UNFINISHED,
-            "out of time; goes on in the next run",
+            CUT_SHORT,
         ),
         (None, [], "", FAILED, "no case ended within 90 s"),
         (
@@ -194,6 +211,20 @@ def fake_process(
             "Segmentation",
             FAILED,
             "ended with -11: Segmentation",
+        ),
+        (
+            -11,
+            [Record("limits", "a", "begun")],
+            "",
+            UNFINISHED,
+            CUT_SHORT,
+        ),
+        (
+            1,
+            [Record("limits", "a", "begun")],
+            "",
+            UNFINISHED,
+            CUT_SHORT,
         ),
     ],
 )
@@ -218,75 +249,6 @@ def test_a_slice_is_run_as_a_module_of_its_own(tmp_path: Path) -> None:
     for part in SLICES:
         assert (slices.ROOT / "benchmarks" / "gpu" / f"{part.module}.py").is_file()
         assert set(part.needs) <= set(NAMES)
-
-
-class Clock:
-    """A clock that moves when told."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def test_cases_are_run_once_failures_again_and_none_after_the_end(tmp_path: Path) -> None:
-    path, clock, ran = tmp_path / "x.jsonl", Clock(), []
-
-    def case(name: str, error: Exception | None = None) -> Callable[[], dict[str, Any]]:
-        def measure() -> dict[str, Any]:
-            ran.append(name)
-            clock.now += 10
-            if error is not None:
-                raise error
-            return {"us": 1.5}
-
-        return measure
-
-    def everything(seconds: float, is_mended: bool) -> Recorder:
-        recorder = Recorder(path, "x", seconds, clock)
-        recorder.run("good", case("good"))
-        recorder.run("absent", case("absent", Skip("not installed")))
-        recorder.run("bad", case("bad", None if is_mended else ValueError("wrong")))
-        recorder.run("late", case("late"))
-        return recorder
-
-    assert everything(25.0, False).exit_code() == records.EXIT_UNFINISHED
-    assert ran == ["good", "absent", "bad"]
-    found = {record.case: record for record in read_records(path, "x")}
-    assert found["good"].values == {"us": 1.5} and found["good"].seconds == 10
-    assert found["absent"].status == "skipped" and found["absent"].reason == "not installed"
-    assert found["bad"].reason.startswith("ValueError: wrong (test_gpu_suite.py:")
-    assert everything(100.0, True).exit_code() == records.EXIT_DONE
-    assert ran[3:] == ["bad", "late"]
-    assert {r.case: r.status for r in read_records(path, "x")}["bad"] == "done"
-
-
-def test_a_case_that_ran_out_of_time_gets_another_chance_with_a_whole_slice(tmp_path: Path) -> None:
-    def slow() -> dict[str, Any]:
-        raise subprocess.TimeoutExpired("pytest", 30.0)
-
-    path = tmp_path / "x.jsonl"
-    late = Recorder(path, "x", 60.0)
-    late.run("slow", slow)
-    assert late.exit_code() == records.EXIT_UNFINISHED and read_records(path, "x") == []
-    whole = Recorder(path, "x", 480.0)
-    whole.run("slow", slow)
-    assert whole.exit_code() == records.EXIT_FAILED
-    assert read_records(path, "x")[0].reason == "took longer than 30 s"
-
-
-def test_a_failure_shows_in_the_exit_code(tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path / "x.jsonl", "x", 10.0)
-    recorder.run("bad", lambda: {"x": 1 / 0})
-    assert recorder.exit_code() == records.EXIT_FAILED
-
-
-def test_a_line_cut_off_by_a_kill_is_dropped(tmp_path: Path) -> None:
-    path = tmp_path / "x.jsonl"
-    Recorder(path, "x", 1.0).write(Record("x", "whole", "done"))
-    path.write_text(path.read_text() + '{"case": "half", "sta')
-    assert [record.case for record in read_records(path, "x")] == ["whole"]
 
 
 def test_the_report_holds_conditions_endings_and_figures(tmp_path: Path) -> None:
@@ -339,7 +301,9 @@ def test_folders_of_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert names == ["a/test_x.py", "a/test_y.py", "b/test_gpu.py"]
 
 
-def test_a_file_of_tests_runs_in_a_pytest_of_its_own(tmp_path: Path) -> None:
+def test_a_file_of_tests_runs_in_a_pytest_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "test_it.py"
     text = "import pytest\n@pytest.mark.gpu\ndef test_a(): assert {}\ndef test_b(): assert False\n"
     file.write_text(text.format("True"))
@@ -347,6 +311,17 @@ def test_a_file_of_tests_runs_in_a_pytest_of_its_own(tmp_path: Path) -> None:
     file.write_text(text.format("False"))
     with pytest.raises(tests.TestsFailed, match="1 failed, 0 passed: test_a"):
         tests.run_file(file, 60.0)
+    file.write_text(text.format("pytest.skip('no library')"))
+    with pytest.raises(tests.TestsFailed, match=r"nothing ran, all was skipped: .*no library"):
+        tests.run_file(file, 60.0)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "wheels"))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    wanted = "{wheels!r} in sys.path and os.environ['OMP_NUM_THREADS'] == '2'"
+    wanted = wanted.format(wheels=str(tmp_path / "wheels"))
+    file.write_text(text.format(wanted).replace("import", "import os, sys,"))
+    assert tests.run_file(file, 60.0)["passed"] == 1
+    file.write_text("def test_b(): assert True\n")
+    assert tests.run_file(file, 60.0)["passed"] == 0
 
 
 def test_the_sanitizer_reports_errors_and_is_skipped_where_it_is_missing(
@@ -368,6 +343,11 @@ def test_the_sanitizer_reports_errors_and_is_skipped_where_it_is_missing(
     with pytest.raises(sanitizer.SanitizerReport, match="ended with 86: ERROR SUMMARY: 2 errors"):
         sanitizer.watch("memcheck", "tree_verify", 10.0)
     assert sanitizer.watch("memcheck", "tree_verify", 9.0) == {"found": "ERROR SUMMARY: 0 errors"}
+
+
+def test_memcheck_does_not_report_what_torch_asks_the_driver_in_vain() -> None:
+    assert "--report-api-errors no" in " ".join(sanitizer.command_of("memcheck", "tree_verify"))
+    assert "--report-api-errors" not in sanitizer.command_of("racecheck", "tree_verify")
 
 
 def test_versions_are_compared_by_number(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -122,6 +123,35 @@ def test_a_graph_skips_branches_whose_count_is_0(outer: int, inner: int) -> None
         replay()
         ran = (times > 0).tolist()
         assert ran == [True, wanted[0] == 1, wanted == (1, 1), True]
+
+
+def test_a_capture_survives_what_other_threads_do() -> None:
+    """They allocate, launch and wait: a service's own work, or another engine's."""
+    args = to_device(small_args("silu_and_mul"))
+    args["num_rows"].fill_(len(args["out"]))
+    launch("silu_and_mul", "triton", args)
+    expected = args["out"].clone()
+    is_over, rounds, failures = threading.Event(), [0], []
+
+    def work() -> None:
+        try:
+            while not is_over.is_set():
+                torch.randn(1000 + 4096 * (rounds[0] % 64), device="cuda").sum().item()
+                rounds[0] += 1
+        except Exception as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        replays = [capture_graph(lambda: launch("silu_and_mul", "triton", args)) for _ in range(20)]
+    finally:
+        is_over.set()
+        thread.join()
+    assert not failures and rounds[0] > 0
+    args["out"].zero_()
+    replays[-1]()
+    assert torch.equal(args["out"], expected)
 
 
 @pytest.mark.parametrize("op", [op for op in OPERATORS if op not in UNCOMPARABLE_OPS])

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -68,6 +73,35 @@ def test_a_graph_is_captured_once_after_a_run_without_sequences(
         program.replay()
         assert memory.host(packed).tolist() == [6, 8, 0, 0]
     assert captured == [([0], [0, 0, 0, 0])]
+
+
+def test_captures_of_two_threads_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each on a stream of its own, while nothing is collected; other threads may use the device."""
+    threads: list[Thread] = []
+    log: list[str] = []
+
+    @contextmanager
+    def capturing(graph: Any, stream: object, capture_error_mode: str) -> Iterator[None]:
+        assert capture_error_mode == "thread_local" and not gc.isenabled()
+        streams.add(id(stream))
+        log.append("begin")
+        if not threads:
+            threads.append(Thread(target=device_program.capture_graph, args=(lambda: None,)))
+            threads[0].start()
+            threads[0].join(0.1)
+        yield
+        log.append("end")
+
+    kept: list[object] = []
+    streams: set[int] = set()
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: log.append("synchronize"))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: kept.append(object()) or kept[-1])
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
+    monkeypatch.setattr(torch.cuda, "graph", capturing)
+    device_program.capture_graph(lambda: None)
+    threads[0].join(10.0)
+    assert log == ["synchronize", "begin", "end"] * 2 and len(streams) == 2
+    assert gc.isenabled()
 
 
 def test_ops_without_a_kernel_of_the_backend_run_as_the_device_s_other_one(

@@ -171,3 +171,10 @@ def test_needs_count_what_an_engine_really_allocates(
 
 def vars_of(buffers) -> list[torch.Tensor]:
     return [getattr(buffers, name) for name in buffers.__slots__]
+
+
+def test_memory_that_torch_keeps_counts_as_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = [10]
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: free.append(70))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[-1], 80))
+    assert device_fit.free_bytes(torch.device("cuda", 0)) == 70
