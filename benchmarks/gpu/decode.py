@@ -107,7 +107,7 @@ class Model:
         self._stack.close()
 
 
-def begin_decoding(engine: Engine, vocab_size: int, context: int = CONTEXT) -> None:
+def begin_decoding(engine: Engine, vocab_size: int, context: int) -> None:
     """One sequence of so many tokens that has begun to decode."""
     prompt = torch.randint(3, vocab_size, (context,)).tolist()
     params = SamplingParams(max_tokens=STEPS + 20, temperature=0, ignore_eos=True)
@@ -121,7 +121,7 @@ def begin_decoding(engine: Engine, vocab_size: int, context: int = CONTEXT) -> N
 def plain_steps(model: Model, limits: Limits) -> dict[str, Any]:
     """Whole steps of plain decoding, host included, at CONTEXT tokens and after."""
     with model.engine(None) as engine:
-        begin_decoding(engine, model.shape["vocab_size"])
+        begin_decoding(engine, model.shape["vocab_size"], CONTEXT)
         times = []
         for _ in range(STEPS):
             start = time.perf_counter()
@@ -158,7 +158,7 @@ def profiled_steps(model: Model) -> dict[str, Any]:
     from torch.profiler import ProfilerActivity, profile
 
     with model.engine(None) as engine:
-        begin_decoding(engine, model.shape["vocab_size"])
+        begin_decoding(engine, model.shape["vocab_size"], CONTEXT)
         with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
             for _ in range(PROFILED_STEPS):
                 engine.step()
