@@ -230,6 +230,21 @@ def test_steps_of_a_model_are_timed_beside_their_floor(
     }
 
 
+def test_skipped_layers_are_timed_beside_launched_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def engine_on_cpu(model: str, **settings: Any) -> Engine:
+        asked.append((settings.pop("device"), settings.pop("conditional_graphs")))
+        return Engine(model, num_threads=1, **settings)
+
+    monkeypatch.setattr(decode, "Engine", engine_on_cpu)
+    monkeypatch.setattr(decode, "ROUNDS", 2)
+    values = decode.branched_steps()
+    assert asked == [("cuda", False), ("cuda", True)]
+    assert set(values) == {"launched ms", "skipped ms", "skipped / launched"}
+    assert min(values.values()) > 0
+
+
 def test_gaps_of_a_profile() -> None:
     assert decode.busy_share([(0.0, 4.0), (1.0, 3.0), (6.0, 10.0)]) == pytest.approx(0.8)
     assert decode.busy_share([(5.0, 10.0), (0.0, 6.0)]) == 1.0
