@@ -41,7 +41,7 @@ SDE_INLINE void score_chain(const float* queries, int64_t query_stride, PackedKe
   for (int q = 0; q < Q; ++q) {
     for (int v = 0; v < V; ++v) total[q][v] = zeros();
   }
-  for (int64_t d = first; d < last; d += 2) {
+  for (int64_t d = first; d < last; d += 2) {  // which half of a pair: known when compiled
     for (int half = 0; half < 2; ++half) {
       Vec k[V];
       for (int v = 0; v < V; ++v) k[v] = keys.at(d + half, first_key + v * kLanes);

@@ -77,11 +77,11 @@ def choose_placement(config: EngineConfig, preferred: Any) -> Placement:
         raise ConfigError.from_parts(
             f'backend "triton" or "cuda" on device {config.device!r}', repr(wanted)
         )
-    _branches(config, torch.device("cpu"))
     if wanted is None:
         wanted = "cpu" if backends.why_unavailable("cpu") is None else "reference"
     _require(wanted)
-    return Placement(wanted, HostMemory())
+    memory = HostMemory()
+    return Placement(wanted, memory, _branches(config, memory.device))
 
 
 def _branches(config: EngineConfig, device: torch.device) -> GraphBranches | None:

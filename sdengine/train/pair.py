@@ -3,9 +3,9 @@
 Everything lives in a run directory: `run.json` (the recipe), `tokenizer.json`, one checkpoint and
 one log per stage, the target's samples.  The same command continues whatever it finds there.
 
-The defaults train a pair from random weights for as long as the bundled one was trained, which took
-four runs, the others with `--start-from`, the last two of the draft alone (`--steps 0`).  The
-target has seen the corpus less than twice: more steps make a better pair.
+The defaults train a pair from random weights for nearly as long as the bundled one was trained,
+which took five runs, the others with `--start-from`, the last three of the draft alone (`--steps
+0`).  The target has seen the corpus less than twice: more steps make a better pair.
 """
 
 from __future__ import annotations
