@@ -121,7 +121,7 @@ class _Distillation(ABC):
             pool = ThreadPoolExecutor(config.workers, "piece", torch.set_num_threads, (1,))
             self._map = pool.map
 
-    def _own(self, name: str, module: nn.Module, decays: bool) -> None:
+    def _own(self, name: str, module: nn.Module) -> None:
         """Train `module` in this stage."""
         config = self.config
         optimizers = build_optimizers(
@@ -129,7 +129,6 @@ class _Distillation(ABC):
             config.matrix_lr,
             config.embedding_lr,
             config.weight_decay,
-            decays,
             self._map,
         )
         self.modules[name] = module
@@ -166,12 +165,12 @@ class _Distillation(ABC):
 
 
 class JointObjective(_Distillation):
-    """Stage one. The target decays in the cooldown, the draft keeps its learning rate."""
+    """Stage one: both models on the same batches."""
 
     def __init__(self, target: nn.Module, draft: nn.Module, streams: Streams, config: PairConfig):
         super().__init__(target, draft, streams, config)
-        self._own("target", target, decays=True)
-        self._own("draft", draft, decays=False)
+        self._own("target", target)
+        self._own("draft", draft)
 
     def accumulate(self, step: int, remaining: float) -> dict[str, float]:
         """Gradients of both models on one batch; long sequences late in the cooldown."""
@@ -207,7 +206,7 @@ class DraftObjective(_Distillation):
         super().__init__(target, draft, streams, config)
         self.samples = samples
         self.bos_id = streams.train.bos_id
-        self._own("draft", draft, decays=True)
+        self._own("draft", draft)
 
     def _batch(self, step: int) -> Blocks:
         """Corpus on even steps, samples in a seeded order on odd ones. The corpus in long

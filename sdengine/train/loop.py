@@ -96,10 +96,10 @@ def cooldown_remaining(step: int, state: LoopState, config: LoopConfig) -> float
     return state.cooldown_scale * (1.0 - done)
 
 
-def learning_rate_scale(step: int, state: LoopState, config: LoopConfig, decays: bool) -> float:
+def learning_rate_scale(step: int, state: LoopState, config: LoopConfig) -> float:
     """Warm-up, stable, decay: the factor on the peak learning rate at `step`, in (0, 1]."""
     warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
-    return warmup * (cooldown_remaining(step, state, config) if decays else 1.0)
+    return warmup * cooldown_remaining(step, state, config)
 
 
 def last_step(state: LoopState, config: LoopConfig) -> int:
@@ -196,8 +196,7 @@ def _optimiser_step(objective: Objective, state: LoopState, config: LoopConfig) 
         figures[f"{name}_grad_norm"] = float(norm)
     for optimizer in objective.optimizers.values():
         for group in optimizer.param_groups:
-            scale = learning_rate_scale(state.step, state, config, group["decays"])
-            group["lr"] = group["peak_lr"] * scale
+            group["lr"] = group["peak_lr"] * learning_rate_scale(state.step, state, config)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return figures

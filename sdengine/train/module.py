@@ -64,23 +64,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
-class KeyValueCache:
-    """Preallocated keys and values [L][B, H_kv, max_length, D] for sampling; not differentiable."""
-
-    def __init__(self, shape: LlamaShape, num_sequences: int, max_length: int, device: str) -> None:
-        size = (num_sequences, shape.num_key_value_heads, max_length, shape.head_dim)
-        self.keys = [torch.empty(size, device=device) for _ in range(shape.num_hidden_layers)]
-        self.values = [torch.empty(size, device=device) for _ in range(shape.num_hidden_layers)]
-        self.length = 0
-
-    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write [B, H_kv, S, D] after the stored tokens; returns all keys and values so far."""
-        end = self.length + keys.shape[2]
-        self.keys[layer][:, :, self.length : end] = keys
-        self.values[layer][:, :, self.length : end] = values
-        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
-
-
 class Attention(nn.Module):
     """Causal grouped-query self-attention."""
 
@@ -94,23 +77,13 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(width, shape.num_key_value_heads * head_dim, bias=False)
         self.o_proj = nn.Linear(shape.num_attention_heads * head_dim, width, bias=False)
 
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, cache: KeyValueCache | None, layer: int
-    ) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         batch, length, _ = x.shape
         heads = (batch, length, -1, self.head_dim)
         query = rotate(self.q_proj(x).view(heads).transpose(1, 2), cos, sin)  # [B, H, S, D]
         key = rotate(self.k_proj(x).view(heads).transpose(1, 2), cos, sin)  # [B, H_kv, S, D]
         value = self.v_proj(x).view(heads).transpose(1, 2)
-        if cache is not None:
-            key, value = cache.append(layer, key, value)
-        if length == 1:
-            # The query heads of a key head as its rows: a step of sampling copies no cache.
-            query = query.reshape(batch, -1, self.group_size, self.head_dim)
-            mixed = F.scaled_dot_product_attention(query, key, value)
-            return self.o_proj(mixed.reshape(batch, 1, -1))
-        # Repeating the heads keeps torch on its fused CPU kernel (enable_gqa leaves it). A prefill
-        # starts from an empty cache.
+        # Repeating the heads keeps torch on its fused CPU kernel (enable_gqa leaves it).
         key = key.repeat_interleave(self.group_size, dim=1)
         value = value.repeat_interleave(self.group_size, dim=1)
         mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
@@ -140,10 +113,8 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(shape.hidden_size, shape.rms_norm_eps)
         self.mlp = FeedForward(shape)
 
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, cache: KeyValueCache | None, layer: int
-    ) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache, layer)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -185,24 +156,18 @@ class LlamaModule(nn.Module):
             if name.endswith(("o_proj.weight", "down_proj.weight")):
                 parameter.zero_()  # every layer starts as the identity
 
-    def forward(self, token_ids: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+    def forward(self, token_ids: Tensor) -> Tensor:
         """Logits of the next token after each position.
 
         Args:
             token_ids: int64 [B, S].
-            cache: keys and values of earlier tokens; extended in place.  Several tokens at once
-                are accepted only while it is empty.
 
         Returns:
             fp32 logits [B, S, V].
         """
-        start = 0 if cache is None else cache.length
-        assert start == 0 or token_ids.shape[1] == 1, (start, token_ids.shape)
-        end = start + token_ids.shape[1]
-        cos, sin = self.cos[start:end], self.sin[start:end]
+        length = token_ids.shape[1]
+        cos, sin = self.cos[:length], self.sin[:length]
         x = self.model.embed_tokens(token_ids)  # [B, S, E]
-        for index, layer in enumerate(self.model.layers):
-            x = layer(x, cos, sin, cache, index)
-        if cache is not None:
-            cache.length = end
+        for layer in self.model.layers:
+            x = layer(x, cos, sin)
         return F.linear(self.model.norm(x), self.model.embed_tokens.weight)

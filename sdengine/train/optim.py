@@ -97,7 +97,6 @@ def build_optimizers(
     matrix_lr: float,
     embedding_lr: float,
     weight_decay: float,
-    decays: bool,
     map_function: Callable[..., Iterable] = map,
 ) -> list[torch.optim.Optimizer]:
     """Muon for 2-D parameters except embeddings, AdamW for the rest.
@@ -107,7 +106,6 @@ def build_optimizers(
         matrix_lr: Muon's peak step size.
         embedding_lr: AdamW's peak step size for embeddings and norms.
         weight_decay: for matrices and embeddings; norms have none.
-        decays: whether the cooldown of the schedule applies; False keeps the peak to the end.
         map_function: see `Muon`.
     """
     named = dict(module.named_parameters())
@@ -129,5 +127,5 @@ def build_optimizers(
     ]
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["peak_lr"], group["decays"] = group["lr"], decays
+            group["peak_lr"] = group["lr"]
     return optimizers

@@ -32,6 +32,7 @@ from sdengine.train.export import (
     sha256_of,
     write_manifest,
 )
+from sdengine.train.grow import grow
 from sdengine.train.loop import LoopConfig, LoopState, last_step, train
 from sdengine.train.module import LlamaModule, LlamaShape
 from sdengine.train.report import (
@@ -43,12 +44,12 @@ from sdengine.train.report import (
     software_versions,
     tokens_seen,
 )
-from sdengine.train.sampling import target_samples
-from sdengine.train.tokenizer import EOS, train_tokenizer
+from sdengine.train.sampling import open_target, target_samples
+from sdengine.train.tokenizer import train_tokenizer
 
 MODEL_NAMES = ("target", "draft")
 VOCAB_SIZE = 2048
-TARGET_SHAPE = LlamaShape(VOCAB_SIZE, 256, 704, 8, 4, 2)
+TARGET_SHAPE = LlamaShape(VOCAB_SIZE, 256, 1408, 10, 4, 2)
 DRAFT_SHAPE = LlamaShape(VOCAB_SIZE, 128, 352, 2, 2, 1)
 
 
@@ -114,21 +115,19 @@ def prepare_corpus(directory: Path, root: Path | None = None) -> Corpus:
 def build_models(
     config: PairConfig, start_from: Path | None = None
 ) -> tuple[LlamaModule, LlamaModule]:
-    """Target and draft, freshly initialised or those of the exported pair in `start_from`.
+    """Target and draft, freshly initialised or those of the exported pair in `start_from`, which
+    may be smaller than the recipe's.
 
     Raises:
         CheckpointError: if `start_from` is no exported pair.
-        ConfigError: if its models have other shapes than the recipe's.
+        ConfigError: if its models cannot grow to the recipe's shapes.
     """
     if start_from is None:
         target = LlamaModule(TARGET_SHAPE, seed=config.seed).to(config.device)
         draft = LlamaModule(DRAFT_SHAPE, seed=config.seed + 1).to(config.device)
         return target, draft
     target, draft = (load_exported(start_from / name, config.device) for name in MODEL_NAMES)
-    for name, model, shape in zip(MODEL_NAMES, (target, draft), (TARGET_SHAPE, DRAFT_SHAPE)):
-        if model.shape != shape:
-            raise ConfigError.from_parts(f"a {name} of {shape} in {start_from}", str(model.shape))
-    return target, draft
+    return grow(target, TARGET_SHAPE, config.seed), grow(draft, DRAFT_SHAPE, config.seed + 1)
 
 
 def adopt_tokenizer(directory: Path, start_from: Path) -> None:
@@ -145,8 +144,8 @@ def adopt_tokenizer(directory: Path, start_from: Path) -> None:
 
 
 def origin_of(start_from: Path | None) -> dict[str, object] | None:
-    """What a manifest says of the pair a run began with: hashes of its weights, and all the tokens
-    that it had seen; None for a run from random weights.
+    """What a manifest says of the pair a run began with: its sizes, hashes of its weights, and all
+    the tokens that it had seen; None for a run from random weights.
 
     Raises:
         CheckpointError: if `start_from` is no exported pair.
@@ -161,7 +160,11 @@ def origin_of(start_from: Path | None) -> dict[str, object] | None:
         raise CheckpointError.from_parts(
             f"an exported pair in {start_from}", f"no {missing}"
         ) from error
-    return {"weights_sha256": weights, "tokens_seen": tokens_seen(manifest)}
+    return {
+        "weights_sha256": weights,
+        "tokens_seen": tokens_seen(manifest),
+        "parameters": manifest["parameters"],
+    }
 
 
 def pin_recipe(
@@ -203,16 +206,17 @@ def stage_configs(args: argparse.Namespace) -> tuple[LoopConfig, LoopConfig]:
 
 
 def stored_samples(
-    path: Path, target: LlamaModule, corpus: Corpus, config: PairConfig, count: int
+    directory: Path, target: LlamaModule, corpus: Corpus, config: PairConfig, count: int
 ) -> np.ndarray:
-    """The target's texts, uint16 [count, short_length + 1]; sampled once and kept in `path`."""
-    if path.exists():
-        return np.load(path)
-    eos_id = corpus.tokenizer.token_to_id(EOS)
-    length = config.short_length + 1
-    samples = target_samples(target, corpus.streams.train, count, length, config.seed, eos_id)
-    np.save(path, samples)
-    return samples
+    """The target's texts, uint16 [count, short_length + 1]; sampled once and kept in
+    `samples.npy` of `directory`."""
+    path = directory / "samples.npy"
+    if not path.exists():
+        export_checkpoint(target, corpus.tokenizer, directory / "target")
+        llm = open_target(directory / "target", config.device, config.workers)
+        length = config.short_length + 1
+        np.save(path, target_samples(llm, corpus.streams.train, count, length, config.seed))
+    return np.load(path)
 
 
 def train_stages(args: argparse.Namespace, config: PairConfig, corpus: Corpus) -> bool:
@@ -224,8 +228,7 @@ def train_stages(args: argparse.Namespace, config: PairConfig, corpus: Corpus) -
     if state.step < last_step(state, joint_config):
         return False
     target.requires_grad_(False)
-    path = args.run_dir / "samples.npy"
-    samples = stored_samples(path, target, corpus, config, args.samples)
+    samples = stored_samples(args.run_dir, target, corpus, config, args.samples)
     objective = DraftObjective(target, draft, corpus.streams, config, samples)
     state = train("draft", objective, draft_config, args.run_dir)
     return state.step >= last_step(state, draft_config)
@@ -278,7 +281,6 @@ def export_pair(
     target, draft, schedules = restore_models(args.run_dir, config)
     for name, module in zip(MODEL_NAMES, (target, draft)):
         export_checkpoint(module, corpus.tokenizer, args.out / name)
-    target, draft = (load_exported(args.out / name, config.device) for name in MODEL_NAMES)
     logs = {name: read_log(args.run_dir / f"{name}.jsonl") for name in ("pair", "draft")}
     manifest = {
         "name": "python-completion",
@@ -292,7 +294,7 @@ def export_pair(
         "schedules": schedules,
         "versions": software_versions(),
         "corpus": corpus_summary(corpus.files, corpus.streams),
-        "held_out": held_out_figures(target, draft, corpus.streams.held_out, corpus.tokenizer),
+        "held_out": held_out_figures(args.out, corpus.streams.held_out, config),
     }
     plot_losses({name: log for name, log in logs.items() if log}, args.out / "loss_curve.png")
     (args.out / "MODEL_CARD.md").write_text(model_card(manifest), encoding="utf-8")

@@ -10,13 +10,12 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 import torch
-from tokenizers import Tokenizer
 
+from sdengine.llm import LLM
 from sdengine.train.data import SourceFile, TokenStream, corpus_sha256, evaluation_blocks
-from sdengine.train.distill import Streams, evaluate_pair
-from sdengine.train.module import LlamaModule
-from sdengine.train.sampling import generate, repeated_ngram_share, statement_prompts
-from sdengine.train.tokenizer import EOS
+from sdengine.train.distill import PairConfig, Streams, evaluate_pair
+from sdengine.train.export import load_exported
+from sdengine.train.sampling import generate, open_target, repeated_ngram_share, statement_prompts
 
 COMPLETION_PROMPTS, COMPLETION_PROMPT_TOKENS, COMPLETION_TOKENS = 32, 32, 256
 
@@ -46,32 +45,29 @@ def corpus_summary(files: list[SourceFile], streams: Streams) -> dict:
     }
 
 
-def completion_loops(
-    module: LlamaModule, held_out: TokenStream, eos_id: int, temperature: float
-) -> float:
+def completion_loops(llm: LLM, held_out: TokenStream, temperature: float) -> float:
     """Share of 4-grams that a completion repeats, over completions of held-out statements."""
     prompts = statement_prompts(held_out, COMPLETION_PROMPTS, COMPLETION_PROMPT_TOKENS, seed=0)
-    rows = torch.from_numpy(prompts.astype(np.int64)).to(module.cos.device)
-    temperatures = torch.full((len(rows),), temperature, device=rows.device)
-    text = generate(module, rows, COMPLETION_TOKENS, temperatures, 0, eos_id, held_out.bos_id)
-    return repeated_ngram_share(text[:, COMPLETION_PROMPT_TOKENS:].cpu().numpy(), 4)
+    length = COMPLETION_PROMPT_TOKENS + COMPLETION_TOKENS
+    text = generate(llm, prompts, length, [temperature] * len(prompts), 0, held_out.bos_id)
+    return repeated_ngram_share(text[:, COMPLETION_PROMPT_TOKENS:], 4)
 
 
-def held_out_figures(
-    target: LlamaModule, draft: LlamaModule, held_out: TokenStream, tokenizer: Tokenizer
-) -> dict:
-    """Loss, bits per byte, acceptance and loops on the held-out files.
+def held_out_figures(pair: Path, held_out: TokenStream, config: PairConfig) -> dict:
+    """Loss, bits per byte, acceptance and loops of an exported pair on the held-out files.
 
     Losses and acceptance are teacher-forced over blocks of 1024 tokens without overlap.
+
+    Raises:
+        CheckpointError: if `pair` is no exported pair.
     """
-    device = str(target.cos.device)
-    length = target.shape.max_position_embeddings
-    blocks = evaluation_blocks(held_out, length).to(device)
-    figures = evaluate_pair(target, draft, blocks)
+    target, draft = (load_exported(pair / name, config.device) for name in ("target", "draft"))
+    blocks = evaluation_blocks(held_out, target.shape.max_position_embeddings)
+    figures = evaluate_pair(target, draft, blocks.to(config.device))
     bits_per_nat_byte = len(held_out) / held_out.num_bytes / math.log(2.0)
-    eos_id = tokenizer.token_to_id(EOS)
     num_rows = min(COMPLETION_PROMPTS, len(held_out) // COMPLETION_TOKENS)
     truth = held_out.tokens[: num_rows * COMPLETION_TOKENS].reshape(num_rows, -1)
+    llm = open_target(pair / "target", config.device, config.workers)
     return {
         "target_nats_per_token": figures["target_nll"],
         "draft_nats_per_token": figures["draft_nll"],
@@ -79,8 +75,8 @@ def held_out_figures(
         "draft_bits_per_byte": figures["draft_nll"] * bits_per_nat_byte,
         "alpha_t1": figures["alpha"],
         "greedy_agreement": figures["greedy_agreement"],
-        "repeated_4gram_share_greedy": completion_loops(target, held_out, eos_id, 0.0),
-        "repeated_4gram_share_t0.8": completion_loops(target, held_out, eos_id, 0.8),
+        "repeated_4gram_share_greedy": completion_loops(llm, held_out, 0.0),
+        "repeated_4gram_share_t0.8": completion_loops(llm, held_out, 0.8),
         "repeated_4gram_share_text": repeated_ngram_share(truth, 4),
     }
 
@@ -109,6 +105,12 @@ def model_card(manifest: dict) -> str:
     if manifest.get("origin"):
         seen = f"{manifest['origin']['tokens_seen'] / 1e6:.1f}M"
         start = f"It began with an earlier pair of the same recipe, which had seen {seen} tokens."
+        before = manifest["origin"]["parameters"]["target"]
+        if before != sizes["target"]:
+            start += (
+                f"\nThat target had {before / 1e6:.2f}M parameters: layers and feed-forward units"
+                " were added\nwhose outputs were zero at first, and all was trained on."
+            )
         if steps["pair"] == 0:
             start += "\nThe target is still that pair's: this run went on with the draft alone."
     warning = (

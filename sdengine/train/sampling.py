@@ -1,59 +1,69 @@
-"""Text sampled from a model in plain torch: what the draft is distilled on, and a measure of loops.
-
-Slow and simple on purpose: the engine generates for users, this module generates for training,
-where all rows have one length and weights still change.
-"""
+"""Text sampled from an exported model by the engine: what the draft is distilled on, and a measure
+of loops."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
-import torch
-from torch import Tensor
 
+from sdengine.core.sampling_params import SamplingParams
+from sdengine.llm import LLM
 from sdengine.train.data import TokenStream
-from sdengine.train.module import KeyValueCache, LlamaModule
+
+ROWS_AT_ONCE = 64
 
 
-@torch.no_grad()
+def open_target(directory: Path, device: str, num_threads: int) -> LLM:
+    """An engine that decodes many texts of the exported model in `directory` plainly.
+
+    Raises:
+        CheckpointError: if the directory is no exported model.
+    """
+    return LLM(
+        str(directory),
+        speculation=None,
+        device=device,
+        max_num_seqs=ROWS_AT_ONCE,
+        num_threads=num_threads,
+    )
+
+
 def generate(
-    module: LlamaModule,
-    prompts: Tensor,
-    num_tokens: int,
-    temperatures: Tensor,
-    seed: int,
-    eos_id: int,
-    bos_id: int,
-) -> Tensor:
-    """Continue every prompt by `num_tokens` tokens.
+    llm: LLM, prompts: np.ndarray, length: int, temperatures: list[float], seed: int, bos_id: int
+) -> np.ndarray:
+    """Continue every prompt to `length` tokens.
 
     Args:
-        module: on the device of `prompts`.
-        prompts: int64 [B, S], all of one length.
-        num_tokens: new tokens a row; S + num_tokens must fit the position table.
-        temperatures: fp32 [B]; 0 is greedy.
-        seed: of the Gumbel noise.
-        eos_id, bos_id: a row that ends goes on with a new document, as in the training stream.
+        llm: its context must hold `length` tokens.
+        prompts: uint16 [B, S], all of one length.
+        length: tokens of a row in the end, prompt included.
+        temperatures: of each row; 0 is greedy.
+        seed: row b is sampled with `seed + b`.
+        bos_id: a row that ends goes on with a new document, as in the training stream.
 
     Returns:
-        int64 [B, S + num_tokens], prompts included.
+        uint16 [B, length].
+
+    Raises:
+        RequestError: if the texts do not fit the context.
     """
-    batch, prompt_length = prompts.shape
-    total = prompt_length + num_tokens
-    assert total <= module.shape.max_position_embeddings, total
-    device = str(prompts.device)
-    random = torch.Generator(device).manual_seed(seed)
-    cache = KeyValueCache(module.shape, batch, total, device)
-    output = torch.empty((batch, total), dtype=torch.int64, device=device)
-    output[:, :prompt_length] = prompts
-    logits = module(prompts, cache)[:, -1]
-    for position in range(prompt_length, total):
-        noise = torch.empty_like(logits).exponential_(generator=random).log_().neg_()
-        chosen = (logits + temperatures[:, None] * noise).argmax(-1)
-        chosen = torch.where(output[:, position - 1] == eos_id, bos_id, chosen)
-        output[:, position] = chosen
-        if position + 1 < total:
-            logits = module(chosen[:, None], cache)[:, -1]
-    return output
+    texts = prompts.tolist()
+    unfinished = range(len(texts))
+    while unfinished:
+        params = [
+            SamplingParams(
+                max_tokens=length - len(texts[row]), temperature=temperatures[row], seed=seed + row
+            )
+            for row in unfinished
+        ]
+        outputs = llm.generate([texts[row] for row in unfinished], params)
+        for row, output in zip(unfinished, outputs, strict=True):
+            texts[row] += output.outputs[0].token_ids
+            if len(texts[row]) < length:  # it ended with the end-of-sequence token
+                texts[row].append(bos_id)
+        unfinished = [row for row in unfinished if len(texts[row]) < length]
+    return np.array(texts, dtype=np.uint16)
 
 
 def statement_prompts(stream: TokenStream, count: int, length: int, seed: int) -> np.ndarray:
@@ -71,14 +81,7 @@ def statement_prompts(stream: TokenStream, count: int, length: int, seed: int) -
 
 
 def target_samples(
-    module: LlamaModule,
-    stream: TokenStream,
-    count: int,
-    length: int,
-    seed: int,
-    eos_id: int,
-    prompt_length: int = 16,
-    rows_per_pass: int = 64,
+    llm: LLM, stream: TokenStream, count: int, length: int, seed: int, prompt_length: int = 16
 ) -> np.ndarray:
     """Text of the target after prompts from the training stream.
 
@@ -87,24 +90,10 @@ def target_samples(
     Returns:
         uint16 [count, length].
     """
-    device = str(module.cos.device)
-    cycle = torch.tensor([1.0, 1.0, 0.7, 1.0, 1.0, 0.0, 1.0, 0.7], device=device)
+    cycle = [1.0, 1.0, 0.7, 1.0, 1.0, 0.0, 1.0, 0.7]
     prompts = statement_prompts(stream, count, prompt_length, seed)
-    pieces = []
-    for first in range(0, count, rows_per_pass):
-        rows = torch.from_numpy(prompts[first : first + rows_per_pass].astype(np.int64)).to(device)
-        temperatures = cycle.repeat(len(rows) // len(cycle) + 1)[: len(rows)]
-        text = generate(
-            module,
-            rows,
-            length - prompt_length,
-            temperatures,
-            seed + 1 + first,
-            eos_id,
-            stream.bos_id,
-        )
-        pieces.append(text.cpu().numpy().astype(np.uint16))
-    return np.concatenate(pieces)
+    temperatures = (cycle * (count // len(cycle) + 1))[:count]
+    return generate(llm, prompts, length, temperatures, seed + 1, stream.bos_id)
 
 
 def repeated_ngram_share(rows: np.ndarray, n: int) -> float:

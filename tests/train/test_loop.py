@@ -114,9 +114,8 @@ def test_draft_stage_leaves_the_target_alone(streams, tmp_path):
 
 def test_schedule_rises_holds_and_falls():
     state = LoopState(cooldown_start=6)
-    scales = [learning_rate_scale(step, state, CONFIG, True) for step in range(10)]
+    scales = [learning_rate_scale(step, state, CONFIG) for step in range(10)]
     assert scales == pytest.approx([1 / 3, 2 / 3, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25])
-    assert learning_rate_scale(9, state, CONFIG, False) == 1.0
 
 
 def test_a_finished_run_does_nothing_more(streams, tmp_path):
@@ -150,11 +149,11 @@ def test_a_cooldown_may_be_stretched_without_a_jump(tmp_path):
     (tmp_path / "COOLDOWN").write_text("4")
     control.update_cooldown(state, config)
     state.step = 22
-    before = learning_rate_scale(22, state, config, True)
+    before = learning_rate_scale(22, state, config)
     (tmp_path / "COOLDOWN").write_text("10")
     control.update_cooldown(state, config)
-    assert before == learning_rate_scale(22, state, config, True) == 0.5
-    assert learning_rate_scale(31, state, config, True) == pytest.approx(0.05)
+    assert before == learning_rate_scale(22, state, config) == 0.5
+    assert learning_rate_scale(31, state, config) == pytest.approx(0.05)
     assert last_step(state, config) == 32
 
 

@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from sdengine.errors import CheckpointError, ConfigError
+from sdengine.llm import LLM
 from sdengine.train import pair as recipe
 from sdengine.train.distill import PairConfig
-from sdengine.train.export import load_exported
-from sdengine.train.module import LlamaShape
-from sdengine.train.sampling import generate, repeated_ngram_share, target_samples
-from tests.train.conftest import source
+from sdengine.train.export import export_checkpoint, load_exported
+from sdengine.train.module import LlamaModule, LlamaShape
+from sdengine.train.sampling import generate, open_target, repeated_ngram_share, target_samples
+from tests.train.conftest import TINY_TARGET, source
 
 
 def arguments(*words: str) -> argparse.Namespace:
@@ -108,6 +109,17 @@ def test_a_run_may_begin_with_an_exported_pair(small_recipe, tmp_path):
         recipe.run(arguments(*small_recipe, *again, "--seed", "3"))
 
 
+def test_a_smaller_pair_grows_to_the_recipes_shapes(small_recipe, tmp_path, monkeypatch):
+    assert recipe.run(arguments(*small_recipe)) == 0
+    shape = replace(recipe.TARGET_SHAPE, num_hidden_layers=3, intermediate_size=80)
+    monkeypatch.setattr(recipe, "TARGET_SHAPE", shape)
+    words = ["--out", str(tmp_path / "out2"), "--run-dir", str(tmp_path / "run2")]
+    again = [*small_recipe, *words, "--start-from", str(tmp_path / "out")]
+    assert recipe.run(arguments(*again)) == 0
+    assert load_exported(tmp_path / "out2" / "target").shape == shape
+    assert "layers and feed-forward units" in (tmp_path / "out2" / "MODEL_CARD.md").read_text()
+
+
 def test_no_steps_leave_the_target_and_train_the_draft_alone(small_recipe, tmp_path):
     assert recipe.run(arguments(*small_recipe)) == 0
     words = ["--out", str(tmp_path / "out2"), "--run-dir", str(tmp_path / "run2"), "--steps", "0"]
@@ -134,9 +146,10 @@ def test_only_an_exported_pair_of_the_recipes_shapes_is_a_start(
     with pytest.raises(CheckpointError, match="an exported pair in"):
         recipe.run(arguments(*small_recipe, "--start-from", str(tmp_path)))
     assert recipe.run(arguments(*small_recipe)) == 0
-    monkeypatch.setattr(recipe, "DRAFT_SHAPE", recipe.TARGET_SHAPE)
+    narrow = replace(recipe.DRAFT_SHAPE, intermediate_size=24)
+    monkeypatch.setattr(recipe, "DRAFT_SHAPE", narrow)
     again = ["--run-dir", str(tmp_path / "run2"), "--start-from", str(tmp_path / "out")]
-    with pytest.raises(ConfigError, match="a draft of LlamaShape"):
+    with pytest.raises(ConfigError, match="a model that can grow to LlamaShape"):
         recipe.run(arguments(*small_recipe, *again))
 
 
@@ -168,38 +181,49 @@ def test_shapes_of_the_bundled_pair_are_small_enough():
     assert 2 * total < 30e6
 
 
-def test_greedy_rows_follow_the_most_likely_token(tiny_pair):
-    target = tiny_pair[0]
-    prompts = torch.randint(3, 320, (2, 5))
-    text = generate(target, prompts, 12, torch.zeros(2), 0, eos_id=1, bos_id=0)
+@pytest.fixture
+def exported(tmp_path, tokenizer):
+    """Opens an engine on a module, by way of its checkpoint."""
+
+    def open_engine(module: LlamaModule) -> LLM:
+        export_checkpoint(module, tokenizer, tmp_path / "exported")
+        return open_target(tmp_path / "exported", "cpu", 1)
+
+    return open_engine
+
+
+def test_greedy_rows_follow_the_most_likely_token(tiny_pair, exported, tmp_path):
+    llm = exported(tiny_pair[0])
+    prompts = np.random.default_rng(0).integers(3, 320, (2, 5)).astype(np.uint16)
+    text = generate(llm, prompts, 17, [0.0, 0.0], 0, bos_id=0)
     with torch.no_grad():
-        best = target(text).argmax(-1)
-    assert torch.equal(text[:, 5:], best[:, 4:-1])
+        logits = load_exported(tmp_path / "exported")(torch.from_numpy(text.astype(np.int64)))
+    chosen = torch.from_numpy(text[:, 5:].astype(np.int64))
+    behind = logits[:, 4:-1].amax(-1) - logits[:, 4:-1].gather(-1, chosen[..., None])[..., 0]
+    assert np.array_equal(text[:, :5], prompts)
+    assert behind.max() < 1e-2 < logits.std(), behind  # the engine computes in bf16
 
 
-def test_sampled_tokens_follow_the_distribution(tiny_pair):
-    target = tiny_pair[0]
-    target.model.norm.weight.data.mul_(12.0)  # fresh weights are too close to uniform
-    prompts = torch.randint(3, 320, (1, 5)).expand(20000, 5)
-    text = generate(target, prompts, 1, torch.full((20000,), 0.5), 0, eos_id=1, bos_id=0)
+def test_rows_differ_by_seed_and_temperature(tiny_pair, exported):
+    llm = exported(tiny_pair[0])
+    prompts = np.full((4, 3), 7, dtype=np.uint16)
+    greedy, first, second, cold = generate(llm, prompts, 30, [0.0, 1.0, 1.0, 0.0], 0, bos_id=0)
+    assert np.array_equal(greedy, cold)
+    assert not np.array_equal(first, second) and not np.array_equal(first, greedy)
+
+
+def test_a_document_that_ends_is_followed_by_a_new_one(exported):
+    module = LlamaModule(TINY_TARGET)  # fresh: the logits are those of the token's own embedding
     with torch.no_grad():
-        probabilities = (target(prompts[:1])[0, -1] / 0.5).softmax(-1)
-    share = torch.bincount(text[:, 5], minlength=320) / 20000
-    assert 0.5 * (share - probabilities).abs().sum() < 0.06
-    assert probabilities.max() > 0.05
+        module.model.embed_tokens.weight[:, 0] = 1.0
+        module.model.embed_tokens.weight[1, 0] = 2.0
+    text = generate(exported(module), np.array([[0, 5], [0, 6]], np.uint16), 7, [0.0, 0.0], 0, 0)
+    assert text.tolist() == [[0, 5, 1, 0, 1, 0, 1], [0, 6, 1, 0, 1, 0, 1]]
 
 
-def test_a_document_that_ends_is_followed_by_a_new_one(tiny_pair):
-    prompts = torch.tensor([[5, 1], [5, 6]])
-    text = generate(tiny_pair[0], prompts, 1, torch.zeros(2), 0, eos_id=1, bos_id=0)
-    assert text[0, 2] == 0
-
-
-def test_samples_are_reproducible_and_start_at_statements(tiny_pair, streams, tokenizer):
-    first, second = (
-        target_samples(tiny_pair[0], streams.train, 10, 24, 3, eos_id=1, prompt_length=8)
-        for _ in range(2)
-    )
+def test_samples_are_reproducible_and_start_at_statements(tiny_pair, exported, streams, tokenizer):
+    llm = exported(tiny_pair[0])
+    first, second = (target_samples(llm, streams.train, 10, 24, 3, 8) for _ in range(2))
     assert first.shape == (10, 24) and np.array_equal(first, second)
     assert all(tokenizer.decode(row[1:8].tolist()).startswith("def ") for row in first)
 
