@@ -126,6 +126,8 @@ def build_engine_parts(
         verifier,
         placement.branches,
     )
+    # Before the runner, which takes the verifier's counts from where the measurement leaves them.
+    controller = _make_controller(speculation, iteration, environment.cache_dir)
     runner = Runner(iteration, pool)
     scheduler = Scheduler(
         BlockPool(sizes.num_blocks, sizes.block_size, config.enable_prefix_caching),
@@ -133,7 +135,6 @@ def build_engine_parts(
         config.max_num_batched_tokens,
         drafter.tree_room if drafter is not None else 0,
     )
-    controller = _make_controller(speculation, iteration, environment.cache_dir)
     iteration.describe_usual()
     eos = frozenset(load_eos_token_ids(paths.target, target.config))
     limits = RequestLimits(

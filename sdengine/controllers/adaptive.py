@@ -9,15 +9,15 @@ and how many layers to record.
 
 Whether to speculate at all is decided here, by what both ways of decoding were seen to cost: the
 first steps are plain (sixteen, or three long ones that take what was measured), and two of every
-fifty while speculating. (Costs measured before the first request are not good enough: with caches
-and cores warm from decoding, a plain step of the bundled pair took 180 us where the measurement had
-found 240. Between trees plain steps take longer than plain decoding does, so there only faster ones
-are believed.) While speculation does not pay it is tried again after 64, 128, ... 4096 plain steps,
-and not before fifty times what the trial before has lost, the draft's catching up included: on a
-prompt that it has not read that is the larger part. So that a pair that never pays costs little,
-trees begin with two nodes and grow with what is accepted of them, and a trial ends as soon as it
-has lost what a trial may lose or can hardly be won any more. All this is the engine's knowledge,
-not a request's: it outlives them.
+fifty while speculating, of every two hundred where that clearly pays. (Costs measured before the
+first request are not good enough: with caches and cores warm from decoding, a plain step of 6M
+parameters took 180 us where the measurement had found 240. Between trees plain steps take longer
+than plain decoding does, so there only faster ones are believed.) While speculation does not pay it
+is tried again after 64, 128, ... 4096 plain steps, and not before fifty times what the trial before
+has lost, the draft's catching up included: on a prompt that it has not read that is the larger
+part. So that a pair that never pays costs little, trees begin with two nodes and grow with what is
+accepted of them, and a trial ends as soon as it has lost what a trial may lose or can hardly be won
+any more. All this is the engine's knowledge, not a request's: it outlives them.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ TRUST_GAINED, TRUST_LOST = 2.0, 0.8  # factors on the node limit: one step in fo
 # a draft token keeps it where it is
 LOSS_FLOOR, LOSS_SHARE = 1.0, 0.02  # plain steps that a trial may lose, plus so many per step of
 # the pause before it
-PROBE_STEPS, PROBE_EVERY = 2, 48  # plain steps while speculating, to keep the comparison fresh
+PROBE_STEPS, PROBE_EVERY = 2, 48  # plain steps while speculating, to keep the comparison fresh;
+CLEAR, CLEAR_PROBES = 0.75, 4  # so many times rarer while a token costs less than such a share of a
+# plain one: two steps of fifty took 2% from a pair that gains 2.6x
 SETTLED_STEPS = 16  # plain steps after which decoding is as fast as if it had always been plain
 LOOK_EVERY = 8  # plain steps of a pause, once it is settled: looking at each took 2% of a step
 PLAIN = StepPlan(0, 0, 0)
@@ -143,7 +145,8 @@ class AdaptiveController:
         elif self._steps_left == 0:
             self._judge(num_decoding)
         if self._until_probe <= 0 and self._plain_left == 0:
-            self._until_probe = PROBE_EVERY
+            is_clear = self._pays(num_decoding, CLEAR)
+            self._until_probe = PROBE_EVERY * (CLEAR_PROBES if is_clear else 1)
             self._plain_left = PROBE_STEPS
 
     def _rests(self) -> bool:
@@ -251,15 +254,19 @@ class AdaptiveController:
         return spent.seconds > spent.tokens * plain_s * (1.0 + HOPELESS / sqrt(walks))
 
     def _judge(self, num_decoding: int) -> None:
-        spent = self._spent.get(num_decoding)
-        limit = TOLERANCE * self._plain_seconds(num_decoding)
-        if spent is None or (
-            spent.seconds <= spent.tokens * limit
-            and spent.tokens >= LEAST_GAIN * num_decoding * spent.steps
-        ):
+        if self._pays(num_decoding, TOLERANCE):
             self._pause = FIRST_PAUSE
-            return
-        self._stop(num_decoding)
+        else:
+            self._stop(num_decoding)
+
+    def _pays(self, num_decoding: int, share: float) -> bool:
+        """Whether a token has lately cost no more than such a share of a plain one, as far as is
+        known, and drafted tokens were accepted."""
+        spent = self._spent.get(num_decoding)
+        return spent is None or (
+            spent.seconds <= spent.tokens * share * self._plain_seconds(num_decoding)
+            and spent.tokens >= LEAST_GAIN * num_decoding * spent.steps
+        )
 
     def _stop(self, num_decoding: int) -> None:
         """Decodes plainly for a while: each time twice as long as before, and so long that what

@@ -165,6 +165,22 @@ def test_a_pair_that_pays_is_kept(acceptance: float, gain: float) -> None:
     assert world.loss < -gain
 
 
+def test_a_pair_that_clearly_pays_is_seldom_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    def plain_steps() -> int:
+        controller = AdaptiveController(LARGE, 8, 16)
+        world = World(0.8, LARGE, 0.01, 0.05).run(controller, 2000)
+        trees, tokens = world.num_trees, world.tokens
+        steps = 0
+        while world.tokens < tokens + 4000:
+            world.run(controller, 1)
+            steps += 1
+        return steps - (world.num_trees - trees)
+
+    seldom = plain_steps()
+    monkeypatch.setattr(adaptive, "CLEAR", 0.0)
+    assert 2 <= seldom < 0.4 * plain_steps()
+
+
 def test_a_pair_that_comes_to_pay_is_found_within_the_longest_pause() -> None:
     controller = AdaptiveController(LARGE, 8, 16)
     world = World(0.1, LARGE, 0.01, 0.05).run(controller, 20000)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from sdengine.core.config import SpeculationConfig
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.kernels.calibration import CELLS, bin_centers, identity_table
 from sdengine.runner.calibration import (
@@ -16,6 +17,7 @@ from sdengine.runner.calibration import (
     pooled_rates,
     rates_by_rank,
 )
+from tests.engine.conftest import MakeEngine, related_draft
 
 CENTERS = bin_centers().double().numpy()
 NOTHING = np.zeros(CELLS)
@@ -180,3 +182,18 @@ def test_no_count_is_lost_or_doubled_when_sequences_join(lengths: tuple[int, ...
         whole.accepted[0, :3, 5] += np.int32(10)
         whole.calibrator.observe()
     assert np.array_equal(counts.tables[0], whole.tables[0])
+
+
+def test_the_dummy_trees_of_the_cost_measurement_are_not_learnt_from(
+    make_engine: MakeEngine,
+) -> None:
+    """Some eighty of their nodes are tested and none is accepted."""
+    engine = make_engine(draft=related_draft(), speculation=SpeculationConfig(max_nodes=8))
+    params = SamplingParams(temperature=0.0, max_tokens=100, ignore_eos=True)
+    engine.add_request("greedy", [5, 9, 5, 9], params)
+    while engine.last_report.num_nodes == 0:
+        engine.step()
+    engine.step()
+    learnt = engine.iteration.workspace.calibration[0].numpy() - identity_table().numpy()
+    assert 0 < np.abs(learnt).mean() < 0.03
+    engine.abort_request("greedy")
