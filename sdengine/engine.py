@@ -16,7 +16,7 @@ from sdengine.core.request import Request, RequestBook
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.core.sequence import Sequence
 from sdengine.errors import SdengineError
-from sdengine.factory import EngineParts, MakeDrafter, build_engine_parts
+from sdengine.factory.build import EngineParts, MakeDrafter, build_engine_parts
 from sdengine.runner.flight import Commit, Flight
 from sdengine.runner.iteration import Iteration
 from sdengine.scheduler.scheduler import Schedule

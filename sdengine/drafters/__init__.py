@@ -1,1 +1,1 @@
-"""Drafters: where token trees come from. One file per kind; `factory.py` knows them by name."""
+"""Drafters: where token trees come from. One file per kind; `factory/kinds.py` knows them all."""

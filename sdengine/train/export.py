@@ -20,6 +20,7 @@ from sdengine.train.module import LlamaModule, LlamaShape
 from sdengine.train.tokenizer import BOS, EOS, PAD, save_tokenizer
 
 WEIGHTS_FILE = "model.safetensors"
+MODEL_NAMES = ("target", "draft")
 
 
 def _write_json(path: Path, content: dict) -> None:

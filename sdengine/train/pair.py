@@ -11,8 +11,6 @@ which took five runs, the others with `--start-from`, the last three of the draf
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,13 +24,13 @@ from sdengine.errors import CheckpointError, ConfigError
 from sdengine.train.data import SourceFile, build_stream, corpus_sha256, standard_library_files
 from sdengine.train.distill import DraftObjective, JointObjective, PairConfig, Streams
 from sdengine.train.export import (
-    WEIGHTS_FILE,
+    MODEL_NAMES,
     export_checkpoint,
     load_exported,
-    sha256_of,
     write_manifest,
 )
 from sdengine.train.grow import grow
+from sdengine.train.lineage import adopt_tokenizer, origin_of, pin_recipe
 from sdengine.train.loop import LoopConfig, LoopState, last_step, train
 from sdengine.train.module import LlamaModule, LlamaShape
 from sdengine.train.report import (
@@ -42,12 +40,10 @@ from sdengine.train.report import (
     plot_losses,
     read_log,
     software_versions,
-    tokens_seen,
 )
 from sdengine.train.sampling import open_target, target_samples
 from sdengine.train.tokenizer import train_tokenizer
 
-MODEL_NAMES = ("target", "draft")
 VOCAB_SIZE = 2048
 TARGET_SHAPE = LlamaShape(VOCAB_SIZE, 256, 1408, 10, 4, 2)
 DRAFT_SHAPE = LlamaShape(VOCAB_SIZE, 128, 352, 2, 2, 1)
@@ -128,69 +124,6 @@ def build_models(
         return target, draft
     target, draft = (load_exported(start_from / name, config.device) for name in MODEL_NAMES)
     return grow(target, TARGET_SHAPE, config.seed), grow(draft, DRAFT_SHAPE, config.seed + 1)
-
-
-def adopt_tokenizer(directory: Path, start_from: Path) -> None:
-    """Put the tokenizer of an exported pair into a run directory that has none yet.
-
-    Raises:
-        CheckpointError: if `start_from` has no tokenizer.
-    """
-    source = start_from / "target" / "tokenizer.json"
-    if not source.exists():
-        raise CheckpointError.from_parts(f"an exported pair in {start_from}", "no tokenizer.json")
-    if not (directory / "tokenizer.json").exists():
-        shutil.copyfile(source, directory / "tokenizer.json")
-
-
-def origin_of(start_from: Path | None) -> dict[str, object] | None:
-    """What a manifest says of the pair a run began with: its sizes, hashes of its weights, and all
-    the tokens that it had seen; None for a run from random weights.
-
-    Raises:
-        CheckpointError: if `start_from` is no exported pair.
-    """
-    if start_from is None:
-        return None
-    try:
-        manifest = json.loads((start_from / "MANIFEST.json").read_text(encoding="utf-8"))
-        weights = {name: sha256_of(start_from / name / WEIGHTS_FILE) for name in MODEL_NAMES}
-    except FileNotFoundError as error:
-        missing = Path(error.filename or "").name
-        raise CheckpointError.from_parts(
-            f"an exported pair in {start_from}", f"no {missing}"
-        ) from error
-    return {
-        "weights_sha256": weights,
-        "tokens_seen": tokens_seen(manifest),
-        "parameters": manifest["parameters"],
-    }
-
-
-def pin_recipe(
-    directory: Path, config: PairConfig, corpus: Corpus, origin: dict[str, object] | None
-) -> None:
-    """Record the recipe of a new run; refuse to continue a run of another one.
-
-    Raises:
-        ConfigError: if `run.json` differs in a hyper-parameter, in the corpus or in the origin.
-    """
-    recipe = {**asdict(config), "corpus_sha256": corpus_sha256(corpus.files), "origin": origin}
-    for name in ("device", "workers", "tokens_per_pass"):
-        del recipe[name]  # a run may move between machines
-    path = directory / "run.json"
-    if not path.exists():
-        path.write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
-        return
-    recorded = json.loads(path.read_text(encoding="utf-8"))
-    changed = [name for name in recipe if recorded.get(name) != recipe[name]]
-    if changed:
-        name = changed[0]
-        raise ConfigError.from_parts(
-            f"{name}={recorded.get(name)} of the run in {directory}",
-            f"{name}={recipe[name]}",
-            "use another --run-dir for another recipe",
-        )
 
 
 def stage_configs(args: argparse.Namespace) -> tuple[LoopConfig, LoopConfig]:
@@ -361,7 +294,7 @@ def run(args: argparse.Namespace) -> int:
     if args.start_from is not None:
         adopt_tokenizer(args.run_dir, args.start_from)
     corpus = prepare_corpus(args.run_dir)
-    pin_recipe(args.run_dir, config, corpus, origin)
+    pin_recipe(args.run_dir, config, corpus_sha256(corpus.files), origin)
     if not args.export_only and not train_stages(args, config, corpus):
         print("stopped; the same command continues", file=sys.stderr)
         return 1

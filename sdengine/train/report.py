@@ -14,7 +14,8 @@ import torch
 from sdengine.llm import LLM
 from sdengine.train.data import SourceFile, TokenStream, corpus_sha256, evaluation_blocks
 from sdengine.train.distill import PairConfig, Streams, evaluate_pair
-from sdengine.train.export import load_exported
+from sdengine.train.export import MODEL_NAMES, load_exported
+from sdengine.train.lineage import tokens_seen
 from sdengine.train.sampling import generate, open_target, repeated_ngram_share, statement_prompts
 
 COMPLETION_PROMPTS, COMPLETION_PROMPT_TOKENS, COMPLETION_TOKENS = 32, 32, 256
@@ -61,7 +62,7 @@ def held_out_figures(pair: Path, held_out: TokenStream, config: PairConfig) -> d
     Raises:
         CheckpointError: if `pair` is no exported pair.
     """
-    target, draft = (load_exported(pair / name, config.device) for name in ("target", "draft"))
+    target, draft = (load_exported(pair / name, config.device) for name in MODEL_NAMES)
     blocks = evaluation_blocks(held_out, target.shape.max_position_embeddings)
     figures = evaluate_pair(target, draft, blocks.to(config.device))
     bits_per_nat_byte = len(held_out) / held_out.num_bytes / math.log(2.0)
@@ -79,14 +80,6 @@ def held_out_figures(pair: Path, held_out: TokenStream, config: PairConfig) -> d
         "repeated_4gram_share_t0.8": completion_loops(llm, held_out, 0.8),
         "repeated_4gram_share_text": repeated_ngram_share(truth, 4),
     }
-
-
-def tokens_seen(manifest: dict) -> int:
-    """Training tokens behind a pair's target: those of its own run, and of the pair that the run
-    began with."""
-    origin = manifest.get("origin") or {"tokens_seen": 0}
-    steps = manifest["schedules"]["pair"]["step"]
-    return steps * manifest["recipe"]["tokens_per_step"] + origin["tokens_seen"]
 
 
 def model_card(manifest: dict) -> str:
@@ -121,7 +114,7 @@ def model_card(manifest: dict) -> str:
     rows = "\n".join(
         f"| {name} | {figures[f'{name}_nats_per_token']:.3f} "
         f"| {figures[f'{name}_bits_per_byte']:.3f} |"
-        for name in ("target", "draft")
+        for name in MODEL_NAMES
     )
     return f"""# python-completion
 

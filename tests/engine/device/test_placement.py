@@ -132,7 +132,7 @@ def needs(monkeypatch: pytest.MonkeyPatch) -> list[Needs]:
         seen.append(device_fit.device_needs(*args))
         return seen[-1]
 
-    monkeypatch.setattr("sdengine.factory.device_needs", recorded)
+    monkeypatch.setattr("sdengine.factory.sizes.device_needs", recorded)
     return seen
 
 
@@ -148,11 +148,11 @@ def test_an_engine_takes_as_many_blocks_as_the_device_has_room_for(
         taken = needs[0].weights + needs[0].buffers + needs[0].trees
         return int((taken + 3.5 * needs[0].block) / 0.92)
 
-    monkeypatch.setattr("sdengine.factory.free_bytes", free_bytes)
+    monkeypatch.setattr("sdengine.factory.sizes.free_bytes", free_bytes)
     assert make_tiny("triton").num_blocks > 3
     assert make_tiny("triton").num_blocks == 3
     assert {device.type for device in asked} == {"cpu"}
-    monkeypatch.setattr("sdengine.factory.free_bytes", lambda device: 1 << 14)
+    monkeypatch.setattr("sdengine.factory.sizes.free_bytes", lambda device: 1 << 14)
     with pytest.raises(CacheFull, match=r"within 92% of the 0\.00 GiB of device memory"):
         make_tiny("triton")
 

@@ -1,0 +1,202 @@
+"""Builds an engine's parts from its configuration."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sdengine.cache.block_pool import BlockPool
+from sdengine.cache.kv_cache import KVCache
+from sdengine.controllers.base import BudgetController
+from sdengine.core.config import EngineConfig, SpeculationConfig
+from sdengine.core.env import read_environment
+from sdengine.core.request import RequestLimits
+from sdengine.core.sampling_params import SamplingParams
+from sdengine.errors import ConfigError
+from sdengine.factory import kinds
+from sdengine.factory.sizes import (
+    check_windows,
+    choose_dtype,
+    choose_max_model_len,
+    choose_num_blocks,
+    choose_sizes,
+)
+from sdengine.kernels.calibration import identity_table
+from sdengine.kernels.program import make_pool, num_threads
+from sdengine.model.checkpoint import Checkpoint, open_checkpoint
+from sdengine.model.generation_config import default_sampling_params, load_eos_token_ids
+from sdengine.model.registry import resolve_model
+from sdengine.model.tokenizer import Tokenizer, load_tokenizer
+from sdengine.runner.drafter import Drafter
+from sdengine.runner.iteration import Iteration
+from sdengine.runner.penalties import MAX_BIASES, MAX_MASKED
+from sdengine.runner.placement import Placement, choose_placement
+from sdengine.runner.runner import Runner
+from sdengine.runner.weights import load_weights
+from sdengine.runner.workspace import Workspace
+from sdengine.scheduler.scheduler import Scheduler
+
+
+@dataclass(frozen=True, slots=True)
+class EngineParts:
+    """What an `Engine` is made of."""
+
+    runner: Runner
+    scheduler: Scheduler
+    controller: BudgetController
+    tokenizer: Tokenizer | None
+    default_params: SamplingParams
+    limits: RequestLimits
+    target_path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """Opened checkpoints, no weight read yet, and what they have in common.
+
+    Args:
+        max_model_len: tokens that every model and the configuration allow.
+    """
+
+    target_path: Path
+    target: Checkpoint
+    draft: Checkpoint | None
+    tokenizer: Tokenizer | None
+    speculation: SpeculationConfig | None
+    max_model_len: int
+
+    @property
+    def checkpoints(self) -> list[Checkpoint]:
+        return [self.target] if self.draft is None else [self.target, self.draft]
+
+
+MakeDrafter = Callable[[Workspace], Drafter]
+
+
+def build_engine_parts(
+    config: EngineConfig, make_drafter: MakeDrafter | None = None
+) -> EngineParts:
+    """Opens checkpoints, loads weights, allocates caches and buffers.
+
+    Args:
+        config: the settings.
+        make_drafter: makes a drafter of the caller's own, in place of that of method "ngram".
+
+    Raises:
+        ConfigError, CheckpointError, BackendUnavailable, CacheFull: as `Engine`.
+    """
+    environment = read_environment()
+    placement = choose_placement(config, environment.backend)
+    models = _open_models(config, environment.bundled_dir)
+    speculation = models.speculation
+    _check_own_drafter(make_drafter, speculation)
+    threads = config.num_threads or environment.num_threads or _num_cores()
+    iteration = _build_iteration(config, models, placement, threads, make_drafter)
+    # Before the runner, which takes the verifier's counts from where the measurement leaves them.
+    controller = kinds.make_controller(speculation, iteration, environment.cache_dir)
+    runner = Runner(iteration, iteration.pool)
+    iteration.describe_usual()
+    sizes, drafter = iteration.workspace.sizes, iteration.drafter
+    scheduler = Scheduler(
+        BlockPool(sizes.num_blocks, sizes.block_size, config.enable_prefix_caching),
+        config.max_num_seqs,
+        config.max_num_batched_tokens,
+        drafter.tree_room if drafter is not None else 0,
+    )
+    limits = RequestLimits(
+        vocab_size=sizes.vocab_size,
+        max_model_len=models.max_model_len,
+        eos_token_ids=frozenset(load_eos_token_ids(models.target_path, models.target.config)),
+        has_speculation=speculation is not None,
+        max_biases=MAX_BIASES,
+        max_masked=MAX_MASKED,
+    )
+    defaults = default_sampling_params(models.target_path)
+    return EngineParts(
+        runner, scheduler, controller, models.tokenizer, defaults, limits, models.target_path
+    )
+
+
+def _open_models(config: EngineConfig, bundled_dir: Path | None) -> Models:
+    paths = resolve_model(config.model, config.draft, bundled_dir=bundled_dir)
+    speculation = config.speculation_for(paths.draft is not None)
+    target = open_checkpoint(paths.target)
+    uses_draft = speculation is not None and speculation.needs_draft_model
+    draft = open_checkpoint(paths.draft) if uses_draft and paths.draft is not None else None
+    tokenizer = _load_tokenizers(paths.target, paths.draft if draft is not None else None)
+    draft_config = draft.config if draft is not None else None
+    max_model_len = choose_max_model_len(config, target.config, draft_config)
+    check_windows(speculation, target.config, draft_config)
+    return Models(paths.target, target, draft, tokenizer, speculation, max_model_len)
+
+
+def _build_iteration(
+    config: EngineConfig,
+    models: Models,
+    placement: Placement,
+    threads: int,
+    make_drafter: MakeDrafter | None,
+) -> Iteration:
+    """Weights, caches and buffers, and the kinds that the configuration names."""
+    memory, speculation = placement.memory, models.speculation
+    dtype = choose_dtype(config, models.target.config, placement)
+    pool = make_pool(threads) if placement.backend == "cpu" else None
+    layout = placement.layout(dtype, pool)
+    policy = kinds.make_policy(speculation)
+    sizes = choose_sizes(
+        config, speculation, policy, models.target.config.vocab_size, models.max_model_len
+    )
+    blocks = choose_num_blocks(config, sizes, models.checkpoints, dtype, memory)
+    sizes = replace(sizes, num_blocks=blocks)
+    weights = load_weights(models.target, dtype, models.max_model_len, layout)
+    workspace = Workspace.allocate(sizes, identity_table(), memory)
+    if make_drafter is not None:
+        drafter: Drafter | None = make_drafter(workspace)
+    else:
+        draft_weights = None
+        if models.draft is not None:
+            draft_weights = load_weights(
+                models.draft, dtype, models.max_model_len, layout, sizes.vocab_size
+            )
+        drafter = kinds.make_drafter(
+            speculation, policy, workspace, draft_weights, num_threads(pool)
+        )
+    return Iteration(
+        placement.backend,
+        pool,
+        workspace,
+        weights,
+        KVCache(models.target.config, sizes.num_blocks, sizes.block_size, dtype, memory),
+        drafter,
+        kinds.make_verifier(speculation, workspace, drafter),
+        placement.branches,
+    )
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _load_tokenizers(target: Any, draft: Any) -> Tokenizer | None:
+    if not (target / "tokenizer.json").is_file() and not list(target.glob("tokenizer*")):
+        return None
+    tokenizer = load_tokenizer(target)
+    if draft is not None and (draft / "tokenizer.json").is_file():
+        tokenizer.require_same(load_tokenizer(draft))
+    return tokenizer
+
+
+def _check_own_drafter(
+    make_drafter: MakeDrafter | None, speculation: SpeculationConfig | None
+) -> None:
+    """A drafter from outside gets the buffers of the one it replaces."""
+    method = None if speculation is None else speculation.method
+    if make_drafter is not None and method != "ngram":
+        raise ConfigError.from_parts(
+            'speculation method "ngram" together with make_drafter, which takes its place',
+            repr(method),
+            'pass speculation=SpeculationConfig(method="ngram", ...)',
+        )

@@ -1,0 +1,125 @@
+"""How large everything is: number format, context, capacities of buffers, KV blocks that fit."""
+
+from __future__ import annotations
+
+import torch
+
+from sdengine.core.config import EngineConfig, SpeculationConfig
+from sdengine.core.growth import TreePolicy
+from sdengine.drafters.draft_model import tree_room
+from sdengine.errors import ConfigError
+from sdengine.kernels.device_memory import Memory, StagedMemory
+from sdengine.model.checkpoint import Checkpoint
+from sdengine.model.config import ModelConfig
+from sdengine.runner.device_fit import device_needs, free_bytes
+from sdengine.runner.memory import fitting_blocks, require_buffers
+from sdengine.runner.placement import Placement
+from sdengine.runner.workspace import Sizes
+
+DEVICE_STOP_TOKENS = 8
+"""Stop tokens per sequence below which the device drafts nothing; more are only cut by the host."""
+PROPOSAL_SUPPORT = 64
+"""Likeliest tokens that sampled drafts are drawn from (renormalised): the rejection verifier then
+reads 64 probabilities per node instead of a whole vocabulary, and stays exact for any support."""
+
+
+def choose_dtype(config: EngineConfig, model: ModelConfig, placement: Placement) -> torch.dtype:
+    """ "auto": bfloat16, unless the checkpoint itself is float32 or the kernels are interpreted."""
+    name = config.dtype
+    if name == "auto":
+        is_f32 = model.dtype == "float32" or placement.is_interpreted
+        name = "float32" if is_f32 else "bfloat16"
+    if name == "float16":
+        raise ConfigError.from_parts(
+            'dtype "float32" or "bfloat16", which the kernels have',
+            '"float16"',
+            'pass dtype="bfloat16"',
+        )
+    if name == "bfloat16" and placement.is_interpreted:
+        raise ConfigError.from_parts(
+            'dtype "float32" in Triton\'s interpreter, whose arithmetic on bfloat16 is wrong',
+            '"bfloat16"',
+            'pass dtype="float32"',
+        )
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def choose_max_model_len(
+    config: EngineConfig, target: ModelConfig, draft: ModelConfig | None
+) -> int:
+    models = [target] if draft is None else [target, draft]
+    longest = min(model.longest_context for model in models)
+    if config.max_model_len is None:
+        return min(model.default_context for model in models)
+    if config.max_model_len > longest:
+        raise ConfigError.from_parts(
+            f"max_model_len of at most {longest}, which the checkpoints were made for",
+            str(config.max_model_len),
+        )
+    return config.max_model_len
+
+
+def check_windows(
+    speculation: SpeculationConfig | None, target: ModelConfig, draft: ModelConfig | None
+) -> None:
+    """A tree must fit into every sliding window: its ancestors are found by mask, not position."""
+    windows = [w for m in (target, draft) if m is not None for w in m.layer_windows if w]
+    if speculation is not None and windows and speculation.max_depth >= min(windows):
+        raise ConfigError.from_parts(
+            f"max_depth below the sliding window of {min(windows)} tokens",
+            str(speculation.max_depth),
+        )
+
+
+def choose_sizes(
+    config: EngineConfig,
+    speculation: SpeculationConfig | None,
+    policy: TreePolicy | None,
+    vocab_size: int,
+    max_model_len: int,
+) -> Sizes:
+    """Capacities, but for the number of KV blocks, which depends on what all others take."""
+    nodes = speculation.max_nodes if speculation else 0
+    depth = speculation.max_depth if speculation else 0
+    candidates, width = (speculation.max_children if speculation else 0), 0
+    if policy is not None and speculation is not None:
+        if speculation.level_widths:
+            depth = len(speculation.level_widths)
+        candidates = policy.num_candidates
+        if speculation.verifier == "rejection":
+            candidates = min(PROPOSAL_SUPPORT, vocab_size)
+        width = min(max(policy.grow(layer).max_width for layer in range(depth)), nodes)
+    room = tree_room(nodes, depth, width) if speculation else 0
+    max_blocks = -(-(max_model_len + room) // config.block_size)
+    return Sizes(
+        max_num_seqs=config.max_num_seqs,
+        max_batched_tokens=config.max_num_batched_tokens,
+        max_history=max_model_len + depth + 1,
+        block_size=config.block_size,
+        num_blocks=0,
+        max_blocks=max_blocks,
+        vocab_size=vocab_size,
+        max_nodes=nodes,
+        max_depth=depth,
+        num_candidates=candidates,
+        max_width=width,
+        num_stop_tokens=DEVICE_STOP_TOKENS,
+    )
+
+
+def choose_num_blocks(
+    config: EngineConfig,
+    sizes: Sizes,
+    checkpoints: list[Checkpoint],
+    dtype: torch.dtype,
+    memory: Memory,
+) -> int:
+    """KV blocks that fit, or that were asked for."""
+    wanted, asked = config.max_num_seqs * sizes.max_blocks, config.num_kv_blocks
+    if isinstance(memory, StagedMemory):
+        needs = device_needs(sizes, checkpoints, dtype)
+        return needs.fitting_blocks(free_bytes(memory.device), wanted, asked)
+    models = [checkpoint.config for checkpoint in checkpoints]
+    num_blocks = fitting_blocks(models, config.block_size, dtype, wanted, asked)
+    require_buffers(sizes, models)
+    return num_blocks
