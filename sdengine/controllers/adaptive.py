@@ -47,7 +47,8 @@ LEAST_GAIN = 1.1  # tokens per step and sequence below which no verdict is for s
 FIRST_PLAIN_STEPS = 16  # after 4, trees at the machine's present pace met the measurement's
 # fastest plain step: pairs that gained 1.3x failed their first trial
 SURE_STEPS, SURE = 3, 1.1  # fewer do when so many in a row take what was expected, to a factor,
-LONG_STEP_S = 0.01  # and that is so long that weights come from memory, whatever came before
+LONG_STEP_S = 0.001  # and that is so long that weights come from memory, whatever came before (27
+# MB take 1.3 ms on two cores)
 PROMPT_STEPS = 8  # plain steps after a prompt that are slow: its weights have left the caches
 FIRST_NODES = 2  # of a sequence's first tree, before anything is known of the draft
 TRUST_GAINED, TRUST_LOST = 2.0, 0.8  # factors on the node limit: one step in four that accepts
