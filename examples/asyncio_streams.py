@@ -4,7 +4,7 @@ import asyncio
 
 from sdengine import AsyncEngine, Engine, SamplingParams
 
-PROMPTS = ("class Queue:\n", "def read_lines(path):\n", "import os\n\n\ndef main():\n")
+PROMPTS = ("class Queue:", "def read_lines(path):", "import os\n\n\ndef main():")
 
 
 async def complete(engine: AsyncEngine, prompt: str, seed: int) -> str:

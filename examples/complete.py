@@ -3,7 +3,7 @@
 from sdengine import LLM, SamplingParams
 
 llm = LLM("python-completion")
-prompts = ["class Stack:\n    def __init__(self):\n", "import os\n\n\ndef read_lines(path):\n"]
+prompts = ["class Stack:\n    def __init__(self):", "import os\n\n\ndef read_lines(path):"]
 params = SamplingParams(max_tokens=64, temperature=0.6, top_p=0.95, seed=1)
 
 for prompt, output in zip(prompts, llm.generate(prompts, params)):

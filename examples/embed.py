@@ -4,8 +4,8 @@ from sdengine import Engine, SamplingParams
 
 engine = Engine("python-completion", max_num_seqs=4)
 params = SamplingParams(max_tokens=48, temperature=0.8, seed=7)
-engine.add_request("a", "class Node:\n", params)
-engine.add_request("b", "def open_file(path):\n", params)
+engine.add_request("a", "class Node:", params)
+engine.add_request("b", "def open_file(path):", params)
 
 num_steps = 0
 while engine.has_unfinished_requests():

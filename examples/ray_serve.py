@@ -153,7 +153,7 @@ def local_ray(num_cpus: int) -> Iterator[str]:
 def ask(url: str, seed: int) -> tuple[int, str, str]:
     """Seed, replica and text."""
     sampling = {"max_tokens": 32, "temperature": 0.8, "seed": seed}
-    body = {"model": "python-completion", "prompt": "class Node:\n", **sampling}
+    body = {"model": "python-completion", "prompt": "class Node:", **sampling}
     headers = {"Content-Type": "application/json"}
     request = Request(f"{url}/v1/completions", json.dumps(body).encode(), headers)
     with urlopen(request, timeout=60) as response:
@@ -170,7 +170,7 @@ def demonstrate() -> None:
     print(f"{len(replicas)} replicas answered")
     for seed, found in texts.items():
         print(f"--- seed {seed}: {'same text' if len(found) == 1 else 'DIFFERENT TEXTS'}")
-        print("class Node:\n" + found.pop())
+        print("class Node:" + found.pop())
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sdengine import LLM, SamplingParams, SpeculationConfig
 
-prompt = "class Queue:\n    def __init__(self, maxsize=0):\n"
+prompt = "class Queue:\n    def __init__(self, maxsize=0):"
 params = SamplingParams(max_tokens=64, temperature=0.8, seed=3)
 
 

@@ -11,7 +11,7 @@ engines = {
     "chain": Engine("python-completion", speculation=chain, num_threads=1),
 }
 for engine in engines.values():
-    engine.add_request("same", "class Graph:\n    def __init__(self):\n", params)
+    engine.add_request("same", "class Graph:\n    def __init__(self):", params)
 
 texts: dict[str, str] = {}
 while len(texts) < len(engines):

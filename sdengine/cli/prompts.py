@@ -1,7 +1,8 @@
 """Beginnings of ordinary Python that the demo and the end-to-end benchmark complete.
 
 Written for this purpose in the style of everyday code; none is taken from the corpus that the
-bundled pair was trained on.
+bundled pair was trained on. They end within a line: where lines are indented, the end of one and
+the indent of the next are one token, so a newline at the end of a prompt says that none follows.
 """
 
 from __future__ import annotations
@@ -34,8 +35,7 @@ PROMPTS = (
     """
     result = {}
     with open(path, encoding=encoding) as file:
-        for line in file:
-''',
+        for line in file:''',
     ),
     Prompt(
         "a cache class",
@@ -46,8 +46,7 @@ PROMPTS = (
         self.maxsize = maxsize
         self.data = {}
 
-    def get(self, key, default=None):
-''',
+    def get(self, key, default=None):''',
     ),
     Prompt(
         "argparse main",
@@ -58,8 +57,7 @@ import sys
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Count the words of a file.")
     parser.add_argument("filename", help="name of the file")
-    parser.add_argument("-v", "--verbose", action="store_true",
-""",
+    parser.add_argument("-v", "--verbose", action="store_true",""",
     ),
     Prompt(
         "a subclass of Exception",
@@ -67,8 +65,7 @@ def main(argv=None):
     """Raised when the input is not valid."""
 
     def __init__(self, message, filename=None, lineno=None):
-        super().__init__(message)
-''',
+        super().__init__(message)''',
     ),
     Prompt(
         "a retry loop",
@@ -80,8 +77,7 @@ def connect(host, port, timeout=10.0, retries=3):
     """Open a connection to (host, port) and return the socket."""
     for attempt in range(retries):
         try:
-            sock = socket.create_connection((host, port), timeout)
-''',
+            sock = socket.create_connection((host, port), timeout)''',
     ),
     Prompt(
         "vector arithmetic",
@@ -95,8 +91,7 @@ def connect(host, port, timeout=10.0, retries=3):
             return NotImplemented
         return Vector(self.x + other.x, self.y + other.y)
 
-    def __sub__(self, other):
-""",
+    def __sub__(self, other):""",
     ),
     Prompt(
         "walk a directory",
@@ -105,8 +100,7 @@ def connect(host, port, timeout=10.0, retries=3):
 
 def find_files(root, suffix, followlinks=False):
     """Yield the path of every file below root whose name ends with suffix."""
-    for dirpath, dirnames, filenames in os.walk(root, followlinks=followlinks):
-''',
+    for dirpath, dirnames, filenames in os.walk(root, followlinks=followlinks):''',
     ),
     Prompt(
         "binary search",
@@ -114,7 +108,6 @@ def find_files(root, suffix, followlinks=False):
     """Return the index of value in the sorted list items, or -1."""
     if lo < 0:
         raise ValueError('lo must be non-negative')
-    if hi is None:
-''',
+    if hi is None:''',
     ),
 )
