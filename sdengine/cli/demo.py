@@ -121,12 +121,15 @@ def measure(plain: LLM, speculative: LLM, budget_s: float) -> list[Result]:
     ]
     for llm in (plain, speculative):
         run_request(llm, PROMPTS[0].text, short(settings[0]))
-    share = budget_s / (len(settings) * len(PROMPTS))
+    end, left = perf_counter() + budget_s, len(settings) * len(PROMPTS)
     results = []
     for params in settings:
         comparisons = []
         for prompt in PROMPTS:
-            deadline = perf_counter() + share
+            # A share of what is left: the last pair of runs of every prompt takes longer than that.
+            now = perf_counter()
+            deadline = now + (end - now) / left
+            left -= 1
             comparisons.append(
                 alternate(
                     partial(run_request, plain, prompt.text, params),
