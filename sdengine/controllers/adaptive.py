@@ -128,10 +128,13 @@ class AdaptiveController:
         num_decoding = len(report.num_accepted)
         if num_decoding == 0 or (plan.depth == 0 and self._rests()):
             return
-        if report.is_steady and self._seen_costs.add(report.num_rows, report.verify_time_s):
+        is_plain = plan.depth == 0
+        if report.is_steady and self._seen_costs.add(
+            report.num_rows, report.verify_time_s, is_plain=is_plain
+        ):
             self._costs = self._seen_costs.model()
             self._are_costs_new = True
-        if plan.depth == 0:
+        if is_plain:
             self._learn_plain(num_decoding, report)
             return
         self._plain_run = 0

@@ -95,7 +95,6 @@ def build_engine_parts(
     _check_own_drafter(make_drafter, speculation)
     threads = config.num_threads or environment.num_threads or _num_cores()
     iteration = _build_iteration(config, models, placement, threads, make_drafter)
-    # Before the runner, which takes the verifier's counts from where the measurement leaves them.
     controller = kinds.make_controller(speculation, iteration, environment.cache_dir)
     runner = Runner(iteration, iteration.pool)
     iteration.describe_usual()

@@ -12,7 +12,8 @@ import json
 import os
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from copy import copy
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from math import inf
 from pathlib import Path
@@ -102,6 +103,7 @@ def verify_trials(iteration: Iteration, row_counts: Sequence[int]) -> list[Trial
 
 def _verify_trial(iteration: Iteration, host: HostView, num_rows: int) -> Trial:
     """From the trees to the commit, over a chain of `num_rows` rows."""
+    iteration = _uncounted(iteration)
 
     def reset() -> None:
         _reset(iteration, host, wants_logits=ROOT_AND_NODES if num_rows > 1 else ROOT_ONLY)
@@ -109,6 +111,18 @@ def _verify_trial(iteration: Iteration, host: HostView, num_rows: int) -> Trial:
 
     describe = partial(iteration.describe_verify, has_trees=num_rows > 1)
     return _trial(iteration, describe, reset, num_rows)
+
+
+def _uncounted(iteration: Iteration) -> Iteration:
+    """The same, with counters of its own for the children that are tested: of those of dummy trees
+    none is accepted, which would teach an engine to draft nothing."""
+    trial, verdict, memory = copy(iteration), iteration.verdict, iteration.workspace.memory
+    trial.verdict = replace(
+        verdict,
+        tried=memory.zeros(*verdict.tried.shape, dtype=torch.int32),
+        accepted=memory.zeros(*verdict.accepted.shape, dtype=torch.int32),
+    )
+    return trial
 
 
 def _draft_trial(iteration: Iteration, host: HostView, layers: int) -> Trial:

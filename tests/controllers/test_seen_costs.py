@@ -17,7 +17,7 @@ def test_it_begins_with_the_measurement_and_follows_the_machine() -> None:
     seen = SeenCosts(MEASURED)
     assert seen.model() == MEASURED
     for _ in range(200):
-        seen.add(1, 2.0)  # the only count that is used: the whole machine is slower
+        seen.add(1, 2.0, is_plain=False)  # the only count that is used: the whole machine is slower
     model = seen.model()
     assert model.verify_s == pytest.approx([2 * t for t in MEASURED.verify_s], rel=0.05)
     assert model.draft_layer_s == pytest.approx(0.1, rel=0.05)
@@ -28,26 +28,39 @@ def test_row_counts_are_told_apart() -> None:
     seen = SeenCosts(MEASURED)
     for step in range(400):
         rows = 8 if step % 4 else 1
-        seen.add(rows, (1.5 if rows == 8 else 1.0) * MEASURED.verify_time(rows))
+        seen.add(rows, (1.5 if rows == 8 else 1.0) * MEASURED.verify_time(rows), is_plain=False)
     model = seen.model()
     assert model.verify_s[0] == pytest.approx(1.0, rel=0.06)
     assert model.verify_s[3] == pytest.approx(2.1, rel=0.03)
     assert list(model.verify_s) == sorted(model.verify_s)
 
 
+def test_plain_steps_only_say_how_fast_the_machine_is() -> None:
+    """One after the other they find their weights in the caches; among trees they do not."""
+    seen = SeenCosts(MEASURED)
+    for _ in range(200):
+        seen.add(1, 0.5, is_plain=True)
+        for rows in (1, 2, 8):
+            seen.add(rows, MEASURED.verify_time(rows), is_plain=False)
+    model = seen.model()
+    assert model.verify_s[:2] == pytest.approx((1.0, 1.1), rel=0.05)
+    assert 0.8 < seen.pace < 0.95
+    assert model.verify_s[4] == pytest.approx(2.4 * seen.pace, rel=0.01), "never seen"
+
+
 def test_hiccups_pass_and_old_sights_fade() -> None:
     seen = SeenCosts(MEASURED)
     for step in range(300):
-        seen.add(2, 100.0 if step % 50 == 25 else 1.1)
+        seen.add(2, 100.0 if step % 50 == 25 else 1.1, is_plain=False)
     assert seen.model().verify_s[1] == pytest.approx(1.1, rel=0.1)
     for _ in range(20_000):  # twice as slow since, and two rows are never used again
-        seen.add(8, 2.8)
+        seen.add(8, 2.8, is_plain=False)
     assert seen.model().verify_s[1] > 1.4
 
 
 def test_a_model_is_due_now_and_then() -> None:
     seen = SeenCosts(MEASURED)
-    due = [seen.add(2, 1.1) for _ in range(3 * REFRESH_EVERY)]
+    due = [seen.add(2, 1.1, is_plain=False) for _ in range(3 * REFRESH_EVERY)]
     assert sum(due) == 3 and due[REFRESH_EVERY - 1]
 
 

@@ -199,7 +199,9 @@ def test_most_plain_steps_of_a_long_pause_are_only_counted(monkeypatch: pytest.M
     seen = []
     add = controller._seen_costs.add
     monkeypatch.setattr(
-        controller._seen_costs, "add", lambda rows, s: seen.append(rows) or add(rows, s)
+        controller._seen_costs,
+        "add",
+        lambda rows, s, is_plain: seen.append(rows) or add(rows, s, is_plain=is_plain),
     )
     world.run(controller, 100)
     assert 10 <= len(seen) <= 16
