@@ -34,6 +34,8 @@ FIRST_PAUSE = 64  # plain steps between the first two trials, at least
 LONGEST_PAUSE = 4096
 TRIAL_SHARE = 0.02  # of the steps of a pause, that speculation may have lost before it,
 MOST_PAUSES = 4  # unless the pause came to so many of the longest
+LONGEST_CATCH_UP = 8.0  # steps that a draft may take to read a prompt; more is the machine's: one
+# that stood still for 0.4 s meanwhile had an engine decode 16384 steps plainly
 MOST_CREDIT = 30.0  # plain steps that it gained earlier and may lose again without a longer pause
 HOPELESS_STEPS, HOPELESS_WALKS, HOPELESS = 2, 3, 1.0  # steps of a trial, and walks through trees,
 # after which it ends when a token costs 1 + HOPELESS / sqrt(walks) of a plain one: two standard
@@ -218,12 +220,13 @@ class AdaptiveController:
         self._trusted_nodes = min(max(trusted, 1.0), float(self._max_nodes))
         tokens = num_decoding + sum(report.num_accepted)
         plain_s = tokens * self._plain_seconds(num_decoding)
-        if not report.is_steady:
-            if report.num_rows == num_decoding + report.num_nodes:  # no prompt beside it
-                self._earn(plain_s - report.step_s, num_decoding)
-            return
         draft_s = self._costs.draft_time(plan.depth)
         expected = draft_s + self._costs.verify_time(report.num_rows)
+        if not report.is_steady:
+            if report.num_rows == num_decoding + report.num_nodes:  # no prompt beside it
+                seconds = min(report.step_s, LONGEST_CATCH_UP * expected)
+                self._earn(plain_s - seconds, num_decoding)
+            return
         overhead = report.step_s - report.draft_time_s - report.verify_time_s
         work = report.draft_time_s + report.verify_time_s
         seconds = min(work, HICCUP * expected) + min(overhead, expected)

@@ -165,6 +165,23 @@ def test_a_pair_that_pays_is_kept(acceptance: float, gain: float) -> None:
     assert world.loss < -gain
 
 
+def test_a_machine_that_stands_still_while_the_draft_catches_up_is_not_held_against_it() -> None:
+    """One step of the first trial takes 400 plain ones, and the trial is lost: that would be owed
+    for 16384 steps."""
+    controller = AdaptiveController(LARGE, 8, 16)
+    world = World(0.8, LARGE, 0.01, 0.05)
+    while world.num_trees == 0:
+        world.token_s = 400.0 / PROMPT if controller.plan(1).depth else 0.01
+        world.run(controller, 1)
+    assert world.seconds > 400.0
+    world.token_s, world.acceptance = 0.01, 0.0
+    while controller.plan(1).depth:
+        world.run(controller, 1)
+    world.acceptance = 0.8
+    world.run(controller, 3000)
+    assert world.num_trees > 300
+
+
 def test_a_pair_that_clearly_pays_is_seldom_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     def plain_steps() -> int:
         controller = AdaptiveController(LARGE, 8, 16)
