@@ -42,7 +42,7 @@ class ModelShape:
 
 SHAPES = {
     "1.1b": ModelShape(2048, 5632, 2560, 32000, 6),  # 6 of 22 layers: 0.66 GB, far beyond any cache
-    "pair-target": ModelShape(256, 704, 512, 2048, 8),
+    "pair-target": ModelShape(256, 1408, 512, 2048, 10),
     "pair-draft": ModelShape(128, 352, 256, 2048, 2),
 }
 

@@ -33,7 +33,7 @@ CONTEXTS = (512, 2048)
 
 
 NAMED = {
-    "pair-target": Shape(256, 704, 8, 4, 2, 64, 2048),
+    "pair-target": Shape(256, 1408, 10, 4, 2, 64, 2048),
     "pair-draft": Shape(128, 352, 2, 2, 1, 64, 2048),
     "68m": SHAPES["68m"],
     "1.1b": SHAPES["1.1b"],

@@ -15,7 +15,7 @@ from sdengine.core.sampling_params import SamplingParams
 from sdengine.llm import LLM
 from sdengine.model.registry import ModelPaths, resolve_model
 
-TARGET = Shape(320, 720, 9, 6, 3, 128, 2111)  # small: 256, 704, 8, 4, 2, 64, 2048
+TARGET = Shape(320, 1424, 11, 6, 3, 128, 2111)  # small: 256, 1408, 10, 4, 2, 64, 2048
 DRAFT = Shape(144, 360, 3, 3, 3, 64, 2111)  # small: 128, 352, 2, 2, 1, 64, 2048
 TEXTS = [prompt.text for prompt in PROMPTS[:4]]
 TOKENS = 48

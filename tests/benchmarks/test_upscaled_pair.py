@@ -13,7 +13,7 @@ from benchmarks.upscale import Shape
 from benchmarks.upscale.agreement import LogitAgreement, TextAgreement
 from sdengine.model.registry import resolve_model
 
-TARGET = Shape(272, 720, 8, 4, 2, 64, 2050)
+TARGET = Shape(272, 1424, 10, 4, 2, 64, 2050)
 DRAFT = Shape(136, 360, 2, 2, 1, 64, 2050)
 
 
