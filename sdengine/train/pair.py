@@ -147,7 +147,7 @@ def stored_samples(
     path = directory / "samples.npy"
     if not path.exists():
         export_checkpoint(target, corpus.tokenizer, directory / "target")
-        llm = open_target(directory / "target", config.device, config.workers)
+        llm = open_target(directory / "target", config.workers)
         length = config.short_length + 1
         np.save(path, target_samples(llm, corpus.streams.train, count, length, config.seed))
     return np.load(path)

@@ -68,7 +68,7 @@ def held_out_figures(pair: Path, held_out: TokenStream, config: PairConfig) -> d
     bits_per_nat_byte = len(held_out) / held_out.num_bytes / math.log(2.0)
     num_rows = min(COMPLETION_PROMPTS, len(held_out) // COMPLETION_TOKENS)
     truth = held_out.tokens[: num_rows * COMPLETION_TOKENS].reshape(num_rows, -1)
-    llm = open_target(pair / "target", config.device, config.workers)
+    llm = open_target(pair / "target", config.workers)
     return {
         "target_nats_per_token": figures["target_nll"],
         "draft_nats_per_token": figures["draft_nll"],

@@ -14,8 +14,9 @@ from sdengine.train.data import TokenStream
 ROWS_AT_ONCE = 64
 
 
-def open_target(directory: Path, device: str, num_threads: int) -> LLM:
-    """An engine that decodes many texts of the exported model in `directory` plainly.
+def open_target(directory: Path, num_threads: int) -> LLM:
+    """An engine that decodes many texts of the exported model in `directory` plainly, on the
+    device that the engine chooses, wherever the model was trained.
 
     Raises:
         CheckpointError: if the directory is no exported model.
@@ -23,7 +24,6 @@ def open_target(directory: Path, device: str, num_threads: int) -> LLM:
     return LLM(
         str(directory),
         speculation=None,
-        device=device,
         max_num_seqs=ROWS_AT_ONCE,
         num_threads=num_threads,
     )

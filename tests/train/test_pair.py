@@ -187,7 +187,7 @@ def exported(tmp_path, tokenizer):
 
     def open_engine(module: LlamaModule) -> LLM:
         export_checkpoint(module, tokenizer, tmp_path / "exported")
-        return open_target(tmp_path / "exported", "cpu", 1)
+        return open_target(tmp_path / "exported", 1)
 
     return open_engine
 
