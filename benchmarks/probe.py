@@ -28,6 +28,7 @@ from sdengine.cli.main import run_alone
 from sdengine.cli.measure import WARM_UP_TOKENS, run_batch, short
 from sdengine.cli.options import BUNDLED_MODEL, LineParser, add_debug, integer, number
 from sdengine.controllers.adaptive import AdaptiveController
+from sdengine.controllers.tree_size import GrowingSize
 from sdengine.core.config import DTYPES, SpeculationConfig
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.errors import ConfigError
@@ -193,7 +194,8 @@ def predict_adaptive(
         step_cost(samplers, costs, rungs, batch_size),
     )
     controllers = [
-        AdaptiveController(costs, config.max_depth, config.max_nodes) for _ in range(REPLAYS)
+        AdaptiveController(costs, GrowingSize(config.max_depth, config.max_nodes))
+        for _ in range(REPLAYS)
     ]
     warm_up = min(args.max_tokens, WARM_UP_TOKENS)
     return replay_speedup(

@@ -25,7 +25,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import sqrt
 
-from sdengine.controllers.seen_costs import HICCUP, SMOOTHING, SeenCosts
+from sdengine.controllers.seen_costs import HICCUP, SeenCosts
+from sdengine.controllers.tree_size import TreeSize
 from sdengine.core.cost_model import CostModel
 from sdengine.core.plan import StepPlan, StepReport
 
@@ -52,9 +53,6 @@ SURE_STEPS, SURE = 3, 1.1  # fewer do when so many in a row take what was expect
 LONG_STEP_S = 0.001  # and that is so long that weights come from memory, whatever came before (27
 # MB take 1.3 ms on two cores)
 PROMPT_STEPS = 8  # plain steps after a prompt that are slow: its weights have left the caches
-FIRST_NODES = 2  # of a sequence's first tree, before anything is known of the draft
-TRUST_GAINED, TRUST_LOST = 2.0, 0.8  # factors on the node limit: one step in four that accepts
-# a draft token keeps it where it is
 LOSS_FLOOR, LOSS_SHARE = 1.0, 0.02  # plain steps that a trial may lose, plus so many per step of
 # the pause before it
 PROBE_STEPS, PROBE_EVERY = 2, 48  # plain steps while speculating, to keep the comparison fresh;
@@ -63,7 +61,6 @@ CLEAR, CLEAR_PROBES = 0.75, 4  # so many times rarer while a token costs less th
 SETTLED_STEPS = 16  # plain steps after which decoding is as fast as if it had always been plain
 LOOK_EVERY = 8  # plain steps of a pause, once it is settled: looking at each took 2% of a step
 PLAIN = StepPlan(0, 0, 0)
-SPARE_LAYERS = 2  # recorded beyond the depth that was of use lately
 
 
 class AdaptiveController:
@@ -71,8 +68,7 @@ class AdaptiveController:
 
     Args:
         costs: measured on this machine for this pair.
-        max_depth: deepest tree.
-        max_nodes: tree nodes per sequence.
+        size: chooses how large trees may be.
         max_batch_nodes: tree nodes per step, None for no further limit.
         prices_nodes: whether trees may leave out nodes that are not worth their row; static ones
             may not.
@@ -81,8 +77,7 @@ class AdaptiveController:
     def __init__(
         self,
         costs: CostModel,
-        max_depth: int,
-        max_nodes: int,
+        size: TreeSize,
         max_batch_nodes: int | None = None,
         prices_nodes: bool = True,
     ) -> None:
@@ -90,11 +85,9 @@ class AdaptiveController:
         self._seen_costs = SeenCosts(costs)
         self._are_costs_new = True
         self._prices_nodes = prices_nodes
-        self._max_depth = max_depth
-        self._max_nodes = max_nodes
+        self._size = size
         self._max_batch_nodes = max_batch_nodes
         self._spent: dict[int, _Spent] = {}  # by decoding sequences, while speculating
-        self._depth_used = float(max_depth)
         self._plain_s: dict[int, float] = {}  # of a plain step, by decoding sequences
         self._steps_left = PATIENCE
         self._until_probe = PROBE_EVERY
@@ -102,7 +95,6 @@ class AdaptiveController:
         self._plain_left = FIRST_PLAIN_STEPS
         self._is_beginning = True
         self._num_sure = 0  # of the first plain steps, as expected and in a row
-        self._trusted_nodes = float(min(FIRST_NODES, max_nodes))
         self._is_paused = False
         self._trial = _Trial()
         self._credit = 0.0  # plain steps that speculation has gained, less what trials lost
@@ -112,9 +104,10 @@ class AdaptiveController:
         """Plain decoding during a pause, otherwise a tree priced at the current speed."""
         if num_decoding == 0 or self._plain_left > 0:
             return PLAIN
-        nodes = int(self._trusted_nodes)
-        limit = min(self._max_batch_nodes or self._max_nodes * num_decoding, nodes * num_decoding)
-        depth = min(self._max_depth, int(self._depth_used + 0.5) + SPARE_LAYERS, nodes)
+        depth, nodes = self._size.choose(num_decoding, self._costs)
+        limit = nodes * num_decoding
+        if self._max_batch_nodes is not None:
+            limit = min(limit, self._max_batch_nodes)
         if not self._prices_nodes:
             return StepPlan(depth, nodes, limit)
         costs = self._costs if self._are_costs_new else None
@@ -211,13 +204,7 @@ class AdaptiveController:
         return plain if spent is None else min(spent.seconds / spent.tokens, plain)
 
     def _learn(self, num_decoding: int, plan: StepPlan, report: StepReport) -> None:
-        deepest = max(report.num_accepted)
-        # Grows at once and shrinks slowly: a layer too many costs little, one too few a token.
-        rate = 0.5 if deepest > self._depth_used else SMOOTHING
-        self._depth_used += rate * (deepest - self._depth_used)
-        share = sum(accepted > 0 for accepted in report.num_accepted) / num_decoding
-        trusted = self._trusted_nodes * TRUST_GAINED**share * TRUST_LOST ** (1.0 - share)
-        self._trusted_nodes = min(max(trusted, 1.0), float(self._max_nodes))
+        self._size.learn(plan.depth, report)
         tokens = num_decoding + sum(report.num_accepted)
         plain_s = tokens * self._plain_seconds(num_decoding)
         draft_s = self._costs.draft_time(plan.depth)

@@ -10,6 +10,7 @@ from sdengine.cache.kv_cache import KVCache
 from sdengine.controllers.adaptive import AdaptiveController
 from sdengine.controllers.base import BudgetController
 from sdengine.controllers.fixed import FixedController
+from sdengine.controllers.tree_size import GrowingSize, StaticSize
 from sdengine.core.config import SpeculationConfig
 from sdengine.core.growth import TreePolicy
 from sdengine.drafters.draft_model import DraftModelDrafter
@@ -85,5 +86,6 @@ def make_controller(
     if not speculation.adaptive:
         return FixedController(drafter.max_depth, nodes, limit)
     costs = measure_costs(iteration, cache_dir)
-    is_dynamic = speculation.method in ("dyspec", "ngram")
-    return AdaptiveController(costs, drafter.max_depth, nodes, limit, prices_nodes=is_dynamic)
+    widths = speculation.level_widths
+    size = StaticSize(widths, limit) if widths else GrowingSize(drafter.max_depth, nodes)
+    return AdaptiveController(costs, size, limit, prices_nodes=not widths)

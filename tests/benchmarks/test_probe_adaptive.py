@@ -8,6 +8,7 @@ import pytest
 from benchmarks.probe_adaptive import Replay, StepTimes, replay_speedup
 from sdengine.controllers.adaptive import FIRST_PLAIN_STEPS, AdaptiveController
 from sdengine.controllers.fixed import FixedController
+from sdengine.controllers.tree_size import GrowingSize
 from sdengine.core.cost_model import CostModel
 from sdengine.core.plan import StepPlan
 
@@ -41,7 +42,7 @@ def times(missed_token_s: float = 0.0) -> StepTimes:
 
 
 def speedup(sampler: Sampled, *, batch: int = 1, missed: float = 0.0, repeats: int = 3) -> float:
-    controllers = [AdaptiveController(COSTS, 8, 64)]
+    controllers = [AdaptiveController(COSTS, GrowingSize(8, 64))]
     return replay_speedup(controllers, [sampler] * 4, times(missed), batch, 64, 32, repeats)
 
 
@@ -61,7 +62,7 @@ def test_trees_that_pay_are_predicted_to_pay(batch: int) -> None:
 def test_a_useless_draft_is_predicted_to_cost_its_trials() -> None:
     assert 0.93 < speedup(USELESS, repeats=1) <= 1.0
     first, dear = (
-        Replay(AdaptiveController(COSTS, 8, 64), times(missed), 0).run(USELESS, 1, 64)
+        Replay(AdaptiveController(COSTS, GrowingSize(8, 64)), times(missed), 0).run(USELESS, 1, 64)
         for missed in (0.0, 1.0)
     )
     assert 1.0 < first < 1.1
@@ -77,7 +78,7 @@ def test_the_first_steps_are_plain_and_late_catching_up_is_no_steady_step() -> N
             seen.append((plan.depth, report.is_steady, report.draft_time_s))
             super().observe(plan, report)
 
-    Replay(Watched(COSTS, 8, 64), times(0.01), 0).run(GOOD, 1, 64)
+    Replay(Watched(COSTS, GrowingSize(8, 64)), times(0.01), 0).run(GOOD, 1, 64)
     first = next(i for i, (depth, _, _) in enumerate(seen) if depth)
     assert first == FIRST_PLAIN_STEPS, "the prompt's own step is the first of them"
     missing = GOOD.prompt_tokens + FIRST_PLAIN_STEPS - 1

@@ -13,6 +13,7 @@ from sdengine.controllers.adaptive import (
     AdaptiveController,
 )
 from sdengine.controllers.fixed import FixedController
+from sdengine.controllers.tree_size import GrowingSize
 from sdengine.core.cost_model import CostModel
 from sdengine.core.plan import StepPlan, StepReport
 
@@ -67,16 +68,16 @@ def pauses(depths: list[int]) -> list[int]:
 
 def test_late_reports_lengthen_a_pause_by_one_step_and_nothing_else() -> None:
     """A verdict is passed once, although one more report of the speculation comes after it."""
-    depths = simulate_late(AdaptiveController(COSTS, 8, 16), 0, 0.49, 1200)
+    depths = simulate_late(AdaptiveController(COSTS, GrowingSize(8, 16)), 0, 0.49, 1200)
     # five steps lose 2.45: a pause of fifty times as many at least, however short its turn
     assert pauses(depths)[:4] == [17, 123, 245, 489]
-    useful = simulate_late(AdaptiveController(COSTS, 8, 16), 3, 0.4, 500)
+    useful = simulate_late(AdaptiveController(COSTS, GrowingSize(8, 16)), 3, 0.4, 500)
     assert set(pauses(useful)[1:-1]) == {3} and sum(depth > 0 for depth in useful) > 450
 
 
 @pytest.mark.parametrize("slowdown", [1.0, 2.5])
 def test_keeps_speculating_while_it_pays(slowdown: float) -> None:
-    controller = AdaptiveController(COSTS, 8, 16)
+    controller = AdaptiveController(COSTS, GrowingSize(8, 16))
     _, _, speculated = simulate(controller, 3, 0.4 * slowdown, 500, slowdown)
     assert speculated >= 500 * 0.96 - FIRST_PLAIN_STEPS, (
         "but for the plain steps it compares itself with"
@@ -84,7 +85,7 @@ def test_keeps_speculating_while_it_pays(slowdown: float) -> None:
 
 
 def test_a_useless_draft_costs_under_three_percent() -> None:
-    controller = AdaptiveController(COSTS, 8, 16)
+    controller = AdaptiveController(COSTS, GrowingSize(8, 16))
     seconds, tokens, speculated = simulate(controller, 0, 0.5, 3000)
     assert tokens == 3000
     assert seconds < 1.03 * 3000 * COSTS.verify_time(1)
@@ -108,14 +109,14 @@ def test_long_steps_that_take_what_was_measured_need_no_others(
 ) -> None:
     """A model of 1.1B would spend a second and a half on them."""
     monkeypatch.setattr(adaptive, "LONG_STEP_S", long_step_s)
-    controller = AdaptiveController(COSTS, 8, 16)
+    controller = AdaptiveController(COSTS, GrowingSize(8, 16))
     assert simulate(controller, 3, 0.4, first, slowdown)[2] == 0
     assert simulate(controller, 3, 0.4, 1, slowdown)[2] == 1
 
 
 def test_slow_steps_after_a_prompt_are_not_believed() -> None:
     """The weights have left the caches, and trees that lose would seem to pay."""
-    controller = AdaptiveController(COSTS, 8, 16)
+    controller = AdaptiveController(COSTS, GrowingSize(8, 16))
     plain_and_slow(controller, PROMPT_STEPS)
     for _ in range(FIRST_PLAIN_STEPS - PROMPT_STEPS):
         controller.observe(controller.plan(1), StepReport([0], 0, 1, 0.0, 1.0, 1.0, True))
@@ -130,7 +131,7 @@ def test_slow_steps_after_a_prompt_are_not_believed() -> None:
 
 def test_a_slower_machine_than_the_measured_one_is_known_before_the_first_trial() -> None:
     """Otherwise trees, which are slower too, would be held against the measurement."""
-    controller = AdaptiveController(COSTS, 8, 16)
+    controller = AdaptiveController(COSTS, GrowingSize(8, 16))
     plain_and_slow(controller, FIRST_PLAIN_STEPS)
     assert 1.0 / controller.plan(1).tokens_per_s > 1.6
     _, _, speculated = simulate(controller, 3, 0.4 * 1.8, 40, 1.8)
@@ -138,7 +139,7 @@ def test_a_slower_machine_than_the_measured_one_is_known_before_the_first_trial(
 
 
 def test_slow_steps_are_believed_when_they_go_on() -> None:
-    controller = AdaptiveController(COSTS, 8, 16)
+    controller = AdaptiveController(COSTS, GrowingSize(8, 16))
     simulate(controller, 0, 0.5, 20)
     assert controller.plan(1).depth == 0, "a useless draft is paused"
     plain_and_slow(controller, 400)
@@ -149,7 +150,7 @@ def test_slow_steps_are_believed_when_they_go_on() -> None:
 def test_a_useless_draft_costs_little_from_the_first_token_on(tokens: int) -> None:
     """Trees that are as dear as on a processor without spare arithmetic: a row costs a third."""
     costs = CostModel((1, 4, 64), (1.0, 2.0, 22.0), 0.2, 0.15)
-    controller = AdaptiveController(costs, 8, 64)
+    controller = AdaptiveController(costs, GrowingSize(8, 64))
     seconds = 0.0
     for _ in range(tokens):
         plan = controller.plan(1)
@@ -166,7 +167,7 @@ def test_no_course_of_events_confuses_it() -> None:
     """Batches that grow and shrink, steps that cannot be timed, times out of all proportion."""
     random = np.random.default_rng(0)
     for _ in range(400):
-        controller = AdaptiveController(COSTS, 8, 16, 24)
+        controller = AdaptiveController(COSTS, GrowingSize(8, 16), 24)
         for _ in range(40):
             size = int(random.integers(0, 9))
             plan = controller.plan(size)
@@ -183,7 +184,7 @@ def test_no_course_of_events_confuses_it() -> None:
 
 
 def test_trust_follows_what_is_accepted() -> None:
-    controller = AdaptiveController(COSTS, 8, 16)
+    controller = AdaptiveController(COSTS, GrowingSize(8, 16))
     simulate(controller, 3, 0.1, FIRST_PLAIN_STEPS)  # the plain steps at the beginning
     limits = []
     for _ in range(8):
@@ -195,14 +196,14 @@ def test_trust_follows_what_is_accepted() -> None:
 
 
 def test_comes_back_when_the_draft_becomes_useful() -> None:
-    controller = AdaptiveController(COSTS, 8, 16)
+    controller = AdaptiveController(COSTS, GrowingSize(8, 16))
     simulate(controller, 0, 0.5, 500)
     _, _, speculated = simulate(controller, 4, 0.5, 2 * LONGEST_PAUSE)
     assert speculated > LONGEST_PAUSE // 2
 
 
 def test_depth_follows_what_is_accepted() -> None:
-    controller = AdaptiveController(COSTS, 8, 16)
+    controller = AdaptiveController(COSTS, GrowingSize(8, 16))
     simulate(controller, 1, 0.05, 200)
     assert controller.plan(1).depth == 3
     simulate(controller, 8, 0.05, 40)
@@ -210,14 +211,17 @@ def test_depth_follows_what_is_accepted() -> None:
 
 
 def test_a_faster_engine_asks_more_of_a_row() -> None:
-    slow, fast = AdaptiveController(COSTS, 8, 16), AdaptiveController(COSTS, 8, 16)
+    slow, fast = (
+        AdaptiveController(COSTS, GrowingSize(8, 16)),
+        AdaptiveController(COSTS, GrowingSize(8, 16)),
+    )
     simulate(slow, 1, 0.5, 100)
     simulate(fast, 6, 0.5, 100)
     assert fast.plan(1).tokens_per_s > slow.plan(1).tokens_per_s > 0
 
 
 def test_nothing_is_drafted_without_decoding_sequences() -> None:
-    assert AdaptiveController(COSTS, 8, 16).plan(0).depth == 0
+    assert AdaptiveController(COSTS, GrowingSize(8, 16)).plan(0).depth == 0
     assert FixedController(8, 16).plan(0).depth == 0
 
 
@@ -277,7 +281,7 @@ def test_the_choice_is_nearly_the_best_one() -> None:
 
 def test_believes_what_it_sees_over_what_was_measured() -> None:
     """Plain steps that are twice as fast as measured make a modest tree a loss."""
-    controller = AdaptiveController(COSTS, 8, 16)
+    controller = AdaptiveController(COSTS, GrowingSize(8, 16))
     speculated = 0
     for _ in range(600):
         plan = controller.plan(1)
@@ -292,5 +296,5 @@ def test_believes_what_it_sees_over_what_was_measured() -> None:
 
 
 def test_a_draft_that_gives_nothing_is_dropped_however_cheap() -> None:
-    _, _, speculated = simulate(AdaptiveController(COSTS, 8, 16), 0, 0.001, 3000)
+    _, _, speculated = simulate(AdaptiveController(COSTS, GrowingSize(8, 16)), 0, 0.001, 3000)
     assert speculated < 300

@@ -7,6 +7,7 @@ import pytest
 
 from sdengine.controllers.adaptive import AdaptiveController
 from sdengine.controllers.seen_costs import REFRESH_EVERY, SeenCosts
+from sdengine.controllers.tree_size import GrowingSize
 from sdengine.core.cost_model import CostModel
 from sdengine.core.plan import StepReport
 
@@ -71,7 +72,7 @@ def best_of_world(costs: CostModel, world: CostModel, steps: int) -> tuple[float
     rates = [
         (1 + reach[:n].sum()) / (world.verify_time(1 + n) + world.draft_time(n)) for n in range(17)
     ]
-    controller, rng = AdaptiveController(costs, 16, 16), np.random.default_rng(0)
+    controller, rng = AdaptiveController(costs, GrowingSize(16, 16)), np.random.default_rng(0)
     thresholds, seconds, tokens = np.zeros(16), 0.0, 0
     for step in range(2 * steps):
         plan = controller.plan(1)

@@ -10,6 +10,7 @@ import pytest
 
 from sdengine.controllers import adaptive
 from sdengine.controllers.adaptive import LONGEST_PAUSE, AdaptiveController
+from sdengine.controllers.tree_size import GrowingSize
 from sdengine.core.cost_model import CostModel
 from sdengine.core.plan import StepPlan, StepReport
 
@@ -109,7 +110,7 @@ class World:
 
 def pair(acceptance: float, tokens: int, **settings: object) -> World:
     world = World(acceptance, **settings)  # type: ignore[arg-type]
-    return world.run(AdaptiveController(world.costs, 8, 16), tokens)
+    return world.run(AdaptiveController(world.costs, GrowingSize(8, 16)), tokens)
 
 
 @pytest.mark.parametrize("token_s", [0.01, 0.1])
@@ -134,7 +135,7 @@ def test_trials_that_earn_nothing_but_their_length_would_cost_far_more(
 
 def test_a_trial_ends_when_it_can_hardly_be_won_any_more() -> None:
     """Steps that take 3 and yield 1: no need for the 16 that a late trial may take."""
-    controller = AdaptiveController(SMALL, 8, 16)
+    controller = AdaptiveController(SMALL, GrowingSize(8, 16))
     world = World(0.0, overhead_s=1.5).run(controller, 20000)
     trees = world.num_trees
     while world.num_trees == trees:
@@ -168,7 +169,7 @@ def test_a_pair_that_pays_is_kept(acceptance: float, gain: float) -> None:
 def test_a_machine_that_stands_still_while_the_draft_catches_up_is_not_held_against_it() -> None:
     """One step of the first trial takes 400 plain ones, and the trial is lost: that would be owed
     for 16384 steps."""
-    controller = AdaptiveController(LARGE, 8, 16)
+    controller = AdaptiveController(LARGE, GrowingSize(8, 16))
     world = World(0.8, LARGE, 0.01, 0.05)
     while world.num_trees == 0:
         world.token_s = 400.0 / PROMPT if controller.plan(1).depth else 0.01
@@ -184,7 +185,7 @@ def test_a_machine_that_stands_still_while_the_draft_catches_up_is_not_held_agai
 
 def test_a_pair_that_clearly_pays_is_seldom_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     def plain_steps() -> int:
-        controller = AdaptiveController(LARGE, 8, 16)
+        controller = AdaptiveController(LARGE, GrowingSize(8, 16))
         world = World(0.8, LARGE, 0.01, 0.05).run(controller, 2000)
         trees, tokens = world.num_trees, world.tokens
         steps = 0
@@ -199,7 +200,7 @@ def test_a_pair_that_clearly_pays_is_seldom_compared(monkeypatch: pytest.MonkeyP
 
 
 def test_a_pair_that_comes_to_pay_is_found_within_the_longest_pause() -> None:
-    controller = AdaptiveController(LARGE, 8, 16)
+    controller = AdaptiveController(LARGE, GrowingSize(8, 16))
     world = World(0.1, LARGE, 0.01, 0.05).run(controller, 20000)
     world.acceptance = 0.8
     world.run(controller, LONGEST_PAUSE + 200)
@@ -210,7 +211,7 @@ def test_a_pair_that_comes_to_pay_is_found_within_the_longest_pause() -> None:
 
 def test_most_plain_steps_of_a_long_pause_are_only_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Learning from each took 2% of a step of 0.3 ms."""
-    controller = AdaptiveController(SMALL, 8, 16)
+    controller = AdaptiveController(SMALL, GrowingSize(8, 16))
     world = World(0.0).run(controller, 200)
     assert controller.plan(1).depth == 0
     seen = []

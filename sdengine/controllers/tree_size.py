@@ -1,0 +1,121 @@
+"""How large a tree may be: depth and nodes of a sequence, from what was accepted of those before.
+
+Best-first trees are cut node by node on the device, so that a limit only has to keep a draft of
+which nothing is known from costing much. A static tree has nothing to be cut by but its depth: of
+every depth it is known what it costs, and how often a walk gets there is counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Protocol
+
+from sdengine.controllers.seen_costs import SMOOTHING
+from sdengine.core.cost_model import CostModel
+from sdengine.core.plan import StepReport
+
+FIRST_NODES = 2  # of a sequence's first tree, before anything is known of the draft
+TRUST_GAINED, TRUST_LOST = 2.0, 0.8  # factors on the node limit: one step in four that accepts
+# a draft token keeps it where it is
+SPARE_LAYERS = 2  # recorded beyond the depth that was of use lately
+FORGETTING = 0.03  # per walk, of what is known of a depth
+FIRST_GUESS = 0.5  # of the first draft token, that it is accepted
+GUESS_WALKS = 3.0  # that the guess counts for; a depth never tried is guessed as the one above it
+CHOOSE_EVERY = 4  # steps between two choices of a depth, 1.3 us for each that there is
+
+
+class TreeSize(Protocol):
+    """Chooses the size of the next step's trees."""
+
+    def choose(self, num_decoding: int, costs: CostModel) -> tuple[int, int]:
+        """Depth and most nodes of a sequence, both at least 1."""
+        ...
+
+    def learn(self, depth: int, report: StepReport) -> None:
+        """Takes note of a step whose trees were grown to `depth`."""
+        ...
+
+
+class GrowingSize:
+    """For best-first trees: few nodes at first, more with every step that accepts some.
+
+    Args:
+        max_depth: deepest tree.
+        max_nodes: of a sequence's tree.
+    """
+
+    def __init__(self, max_depth: int, max_nodes: int) -> None:
+        self._max_depth = max_depth
+        self._max_nodes = max_nodes
+        self._depth_used = float(max_depth)
+        self._trusted_nodes = float(min(FIRST_NODES, max_nodes))
+
+    def choose(self, num_decoding: int, costs: CostModel) -> tuple[int, int]:
+        nodes = int(self._trusted_nodes)
+        return min(self._max_depth, int(self._depth_used + 0.5) + SPARE_LAYERS, nodes), nodes
+
+    def learn(self, depth: int, report: StepReport) -> None:
+        deepest = max(report.num_accepted)
+        # Grows at once and shrinks slowly: a layer too many costs little, one too few a token.
+        rate = 0.5 if deepest > self._depth_used else SMOOTHING
+        self._depth_used += rate * (deepest - self._depth_used)
+        share = sum(n > 0 for n in report.num_accepted) / len(report.num_accepted)
+        trusted = self._trusted_nodes * TRUST_GAINED**share * TRUST_LOST ** (1.0 - share)
+        self._trusted_nodes = min(max(trusted, 1.0), float(self._max_nodes))
+
+
+class StaticSize:
+    """For static trees: the depth at which a token is expected to cost least.
+
+    Args:
+        level_widths: children of every node at depth 1, 2, ...
+        max_batch_nodes: of a step; deeper trees than fit are not chosen, unless none fits.
+    """
+
+    def __init__(self, level_widths: Sequence[int], max_batch_nodes: int | None = None) -> None:
+        level_nodes = accumulate(level_widths, lambda nodes, width: nodes * width)
+        self._nodes = tuple(accumulate(level_nodes))  # of a tree of depth 1, 2, ...
+        self._max_batch_nodes = max_batch_nodes
+        self._tried = [0.0] * len(self._nodes)  # walks that came to the depth before
+        self._passed = [0.0] * len(self._nodes)  # and went on
+        self._chosen: dict[int, int] = {}  # depth, by decoding sequences
+        self._until_choice = CHOOSE_EVERY
+
+    def choose(self, num_decoding: int, costs: CostModel) -> tuple[int, int]:
+        depth = self._chosen.get(num_decoding)
+        if depth is None:
+            depth = self._chosen[num_decoding] = self._cheapest(num_decoding, costs)
+        return depth, self._nodes[depth - 1]
+
+    def learn(self, depth: int, report: StepReport) -> None:
+        walks = len(report.num_accepted)
+        if report.num_nodes == 0:
+            return  # no room for a tree, or its sequence's last token
+        ends = [0] * (depth + 1)
+        for accepted in report.num_accepted:
+            ends[accepted] += 1
+        kept, tried = (1.0 - FORGETTING) ** walks, walks
+        for level in range(depth):
+            passed = tried - ends[level]
+            self._tried[level] = kept * self._tried[level] + tried
+            self._passed[level] = kept * self._passed[level] + passed
+            tried = passed
+        self._until_choice -= 1
+        if self._until_choice == 0:
+            self._until_choice = CHOOSE_EVERY
+            self._chosen.clear()
+
+    def _cheapest(self, num_decoding: int, costs: CostModel) -> int:
+        tokens, reach, rate = 1.0, 1.0, FIRST_GUESS
+        best, least = 1, float("inf")
+        for level, nodes in enumerate(self._nodes):
+            if level > 0 and num_decoding * nodes > (self._max_batch_nodes or num_decoding * nodes):
+                break
+            rate = (self._passed[level] + GUESS_WALKS * rate) / (self._tried[level] + GUESS_WALKS)
+            reach *= rate
+            tokens += reach
+            seconds = costs.draft_time(level + 1) + costs.verify_time(num_decoding * (1 + nodes))
+            if seconds < least * tokens:
+                best, least = level + 1, seconds / tokens
+        return best
