@@ -1,9 +1,10 @@
 """Whole requests, plain against speculative; also `sdengine bench generate`.
 
-Every method and budget is measured against plain decoding in alternation, in one process: runs take
-turns, ratios are within a batch of prompts, figures are medians over these of medians over repeats.
-One more run of every batch is not timed: it notes how reliable the drafter's estimates are. Prints
-a Markdown table with its conditions, or JSON; --out writes both and draws plots.
+Plain decoding and all budgets of a method take turns in one process, each with an engine of its
+own (--apart: one budget at a time, where so many engines do not fit); ratios are within a batch of
+prompts, figures are medians over these of medians over repeats. One more run of every batch is not
+timed: it notes how reliable the drafter's estimates are. Prints a Markdown table with its
+conditions, or JSON; --out writes both and draws plots.
 """
 
 from __future__ import annotations
@@ -12,40 +13,26 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.conditions import MemoryMeter, describe_machine
-from benchmarks.generate_report import Row, plain_row, summary, to_markdown
+from benchmarks.conditions import describe_machine
+from benchmarks.generate_report import to_markdown
+from benchmarks.generate_runs import Figures, measure
 from benchmarks.held_out import held_out_prompts
 from benchmarks.plotting import require_matplotlib
-from benchmarks.reliability import TreeObserver
 from sdengine.cli.main import run_alone
-from sdengine.cli.measure import Comparison, alternate, run_batch, short
 from sdengine.cli.options import BUNDLED_MODEL, LineParser, add_debug, integer, number
 from sdengine.cli.prompts import PROMPTS, Prompt
-from sdengine.cli.terminal import is_terminal
 from sdengine.core.config import DTYPES, METHODS, VERIFIERS, SpeculationConfig
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.errors import ConfigError, RequestError
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
-    from sdengine.core.cost_model import CostModel
-    from sdengine.engine import Engine
+    pass
 
 ADAPTIVE = "adaptive"
-
-
-@dataclass(slots=True)
-class Figures:
-    """What a run of the benchmark found."""
-
-    rows: list[Row] = field(default_factory=list)
-    costs: CostModel | None = None
 
 
 def build_parser() -> LineParser:
@@ -85,6 +72,12 @@ def build_parser() -> LineParser:
     parser.add_argument("--dtype", choices=DTYPES, default="auto")
     parser.add_argument("--num-threads", type=integer, metavar="N")
     parser.add_argument("--seed", type=integer, default=1)
+    parser.add_argument(
+        "--apart",
+        action="store_true",
+        help="one budget at a time takes turns with plain decoding: less memory, but budgets are "
+        "then compared over different minutes",
+    )
     parser.add_argument(
         "--no-limits", action="store_true", help="do not measure the machine's limits"
     )
@@ -185,114 +178,6 @@ def read_prompts(args: argparse.Namespace) -> list[Prompt]:
         except (OSError, UnicodeDecodeError) as error:
             raise RequestError.from_parts(f"a readable prompt in {file}", str(error)) from None
     return prompts
-
-
-def batches(prompts: list[str], batch_size: int) -> list[list[str]]:
-    """Prompts in groups of one size; the beginning of the list fills the last group up."""
-    count = -(-len(prompts) // batch_size)
-    cycled = [prompts[i % len(prompts)] for i in range(count * batch_size)]
-    return [cycled[i * batch_size : (i + 1) * batch_size] for i in range(count)]
-
-
-def take_turns(
-    plain: Engine, engine: Engine, prompts: list[str], params: SamplingParams, repeats: int
-) -> Comparison:
-    """Runs a batch on both engines in turn."""
-    return alternate(
-        partial(run_batch, plain, prompts, params),
-        partial(run_batch, engine, prompts, params),
-        repeats,
-    )
-
-
-def measure(
-    args: argparse.Namespace,
-    jobs: list[tuple[str, str, SpeculationConfig]],
-    settings: list[SamplingParams],
-    prompts: list[str],
-) -> Figures:
-    """Measures every job at every batch size and temperature against one plain engine a size."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    figures = Figures()
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not is_terminal(sys.stderr), transient=True) as bar:
-        for size in args.batch_sizes:
-            groups = batches(prompts, size)
-            total = len(jobs) * len(settings) * len(groups)
-            task = bar.add_task(f"batch size {size}", total=total)
-            measure_batch_size(args, jobs, settings, groups, figures, lambda t=task: bar.advance(t))
-    figures.rows.sort(key=lambda row: (row.batch_size, row.temperature))
-    return figures
-
-
-def measure_batch_size(
-    args: argparse.Namespace,
-    jobs: list[tuple[str, str, SpeculationConfig]],
-    settings: list[SamplingParams],
-    groups: list[list[str]],
-    figures: Figures,
-    advance: Progress | object,
-) -> None:
-    """Adds the rows of one batch size: plain decoding over all its runs, then every job."""
-    size = len(groups[0])
-    memory = MemoryMeter()
-    plain = open_engine(args, None, size)
-    run_batch(plain, groups[0], short(settings[0]))
-    plain_mb = memory.peak_mb
-    seen: dict[float, list[Comparison]] = {params.temperature: [] for params in settings}
-    rows: list[Row] = []
-    for method, budget_name, config in jobs:
-        memory = MemoryMeter()
-        engine = open_engine(args, config, size)
-        if figures.costs is None and config.adaptive and config.needs_draft_model:
-            figures.costs = measured_costs(engine)
-        for params in settings:
-            observer = TreeObserver(engine)
-            pairs = []
-            for group in groups:
-                run_batch(engine, group, params, observer)  # untimed, and the warm-up of the next
-                pairs.append(take_turns(plain, engine, group, params, args.repeats))
-                advance()  # type: ignore[operator]
-            seen[params.temperature] += pairs
-            rows.append(
-                summary(
-                    method,
-                    budget_name,
-                    params,
-                    pairs,
-                    args.verifier,
-                    peak_memory_mb=memory.peak_mb,
-                    reliability=observer.bins(),
-                )
-            )
-        del engine
-    figures.rows += [plain_row(params, seen[params.temperature], plain_mb) for params in settings]
-    figures.rows += rows
-
-
-def open_engine(
-    args: argparse.Namespace, config: SpeculationConfig | None, batch_size: int
-) -> Engine:
-    """One engine with room for a batch."""
-    from sdengine.engine import Engine
-
-    return Engine(
-        args.model,
-        draft=args.draft,
-        speculation=config,
-        dtype=args.dtype,
-        num_threads=args.num_threads,
-        max_num_seqs=batch_size,
-    )
-
-
-def measured_costs(engine: Engine) -> CostModel:
-    """T(M) and the draft's layers, as the adaptive budget takes them."""
-    from sdengine.runner.costs import measure_costs
-
-    return measure_costs(engine.iteration)
 
 
 def to_document(

@@ -15,17 +15,19 @@ import argparse
 import json
 import sys
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.conditions import describe_machine
-from benchmarks.generate import batches, open_engine, read_prompts, request_params, take_turns
+from benchmarks.generate import read_prompts, request_params
+from benchmarks.generate_runs import batches, open_engine
 from benchmarks.probe_adaptive import StepTimes, replay_speedup
 from benchmarks.probe_model import Prediction, Rung, TreeSampler, predict, step_cost
 from sdengine.cli.main import run_alone
-from sdengine.cli.measure import WARM_UP_TOKENS, run_batch, short
+from sdengine.cli.measure import WARM_UP_TOKENS, alternate, run_batch, short
 from sdengine.cli.options import BUNDLED_MODEL, LineParser, add_debug, integer, number
 from sdengine.controllers.adaptive import AdaptiveController
 from sdengine.controllers.tree_size import GrowingSize
@@ -272,7 +274,14 @@ def run_beside(
     plain: Any, engine: Any, groups: list[list[str]], params: SamplingParams, repeats: int
 ) -> float:
     """Speed over plain decoding: median over the batches."""
-    return median(take_turns(plain, engine, group, params, repeats).ratio for group in groups)
+    return median(
+        alternate(
+            partial(run_batch, plain, group, params),
+            partial(run_batch, engine, group, params),
+            repeats,
+        ).ratio
+        for group in groups
+    )
 
 
 def config_of(args: argparse.Namespace, budget: int | str) -> SpeculationConfig:

@@ -214,10 +214,24 @@ def alternate(
         repeats: pairs of runs.
         is_time_over: asked after every pair; True ends the measurement early.
     """
-    runs: dict[bool, list[Run]] = {False: [], True: []}
+    return Comparison(*take_turns([plain, speculative], repeats, is_time_over))
+
+
+def take_turns(
+    contenders: Sequence[Callable[[], Run]],
+    repeats: int,
+    is_time_over: Callable[[], bool] = lambda: False,
+) -> list[list[Run]]:
+    """Every contender runs once a round, in every other round the last one first.
+
+    Returns:
+        The runs of each contender, in the order of the arguments.
+    """
+    runs: list[list[Run]] = [[] for _ in contenders]
     for repeat in range(repeats):
-        for is_speculative in (False, True) if repeat % 2 == 0 else (True, False):
-            runs[is_speculative].append(speculative() if is_speculative else plain())
+        turns = list(zip(contenders, runs))
+        for contender, mine in turns if repeat % 2 == 0 else reversed(turns):
+            mine.append(contender())
         if is_time_over():
             break
-    return Comparison(runs[False], runs[True])
+    return runs

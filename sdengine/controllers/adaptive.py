@@ -46,7 +46,9 @@ MOST_DEBT = 12.0  # plain steps that speculation may lose since it last stood ev
 # judged by the mean of the last 30 steps a pair that gained 1.27x was stopped a third of the time
 TOLERANCE = 1.03  # a verdict against speculation needs more than the noise of the comparison
 FADING = 0.03  # per step, of what the verdict looks at
-LEAST_GAIN = 1.1  # tokens per step and sequence below which no verdict is for speculation
+LEAST_GAIN = 0.1  # accepted tokens per step and sequence below which no verdict is for speculation;
+LAYERS_EARNED = 2.0  # or as many as so many first draft layers cost: looking an n-gram up is free,
+# and asking for a tenth of a token kept it off for most of a text that repeats itself at times
 FIRST_PLAIN_STEPS = 16  # after 4, trees at the machine's present pace met the measurement's
 # fastest plain step: pairs that gained 1.3x failed their first trial
 SURE_STEPS, SURE = 3, 1.1  # fewer do when so many in a row take what was expected, to a factor,
@@ -87,6 +89,8 @@ class AdaptiveController:
         self._prices_nodes = prices_nodes
         self._size = size
         self._max_batch_nodes = max_batch_nodes
+        layer = costs.draft_time(1) / costs.verify_time(1)
+        self._least_tokens = 1.0 + min(LEAST_GAIN, LAYERS_EARNED * layer)
         self._spent: dict[int, _Spent] = {}  # by decoding sequences, while speculating
         self._plain_s: dict[int, float] = {}  # of a plain step, by decoding sequences
         self._steps_left = PATIENCE
@@ -231,7 +235,7 @@ class AdaptiveController:
     def _is_in_debt(self, num_decoding: int) -> bool:
         """Whether speculation that won its trial has lost too much since it last stood even."""
         spent = self._spent.get(num_decoding)
-        if spent is not None and spent.tokens < LEAST_GAIN * num_decoding * spent.steps:
+        if spent is not None and spent.tokens < self._least_tokens * num_decoding * spent.steps:
             return True
         return self._trial.debt_s > MOST_DEBT * num_decoding * self._plain_seconds(num_decoding)
 
@@ -259,7 +263,7 @@ class AdaptiveController:
         spent = self._spent.get(num_decoding)
         return spent is None or (
             spent.seconds <= spent.tokens * share * self._plain_seconds(num_decoding)
-            and spent.tokens >= LEAST_GAIN * num_decoding * spent.steps
+            and spent.tokens >= self._least_tokens * num_decoding * spent.steps
         )
 
     def _stop(self, num_decoding: int) -> None:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks.generate import batches, take_turns
+from benchmarks.generate_runs import Contender, batches, compare
 from benchmarks.reliability import ReliabilityBin, TreeObserver, expected_error
 from sdengine.cli.measure import Run, run_batch
 from sdengine.core.sampling_params import SamplingParams
@@ -40,17 +40,20 @@ def test_speed_counts_from_the_last_first_token_and_gaps_are_shared() -> None:
     assert list(run.gaps_s) == pytest.approx([1 / 3] * 3 + [1.0] * 2 + [0.5] * 2)
 
 
-def test_turns_alternate() -> None:
+def test_everybody_takes_turns_and_is_held_against_the_same_plain_runs() -> None:
     log: list[str] = []
     engines = []
-    for name in ("plain", "speculative"):
+    for name in ("plain", "a", "b"):
         engine = FakeEngine(is_speculative=name != "plain")
         add = engine.add_request
         engine.add_request = lambda *a, n=name, add=add: (log.append(n), add(*a))  # type: ignore
-        engines.append(engine)
-    pair = take_turns(*engines, ["p"], PARAMS, 3)
-    assert log == ["plain", "speculative", "speculative", "plain", "plain", "speculative"]
-    assert pair.is_identical and len(pair.plain) == len(pair.speculative) == 3
+        engines.append(Contender("dyspec", name, engine, None))  # type: ignore[arg-type]
+    plain, *others = engines
+    pairs = compare(plain, others, ["p"], PARAMS, 3)
+    assert "".join(name[0] for name in log) == "pabbappab"
+    assert len(pairs) == 2 and pairs[0].plain is pairs[1].plain
+    assert all(pair.is_identical and len(pair.speculative) == 3 for pair in pairs)
+    assert not any(run.speculation for run in pairs[0].plain)
 
 
 def observed(num_accepted: int, path: list[int], num_nodes: int = 4) -> list[ReliabilityBin]:

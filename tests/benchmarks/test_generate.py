@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import generate, plotting
+from benchmarks import generate, generate_runs, plotting
 from benchmarks.generate_report import acceptance_by_depth, adaptive_lines
 from sdengine.cli.prompts import PROMPTS
 from sdengine.core.config import SpeculationConfig
@@ -30,8 +30,8 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[SpeculationConfig | No
         configs.append((config, batch_size))
         return FakeEngine(steps=("ab",) * 8, is_speculative=config is not None)
 
-    monkeypatch.setattr(generate, "open_engine", open_engine)
-    monkeypatch.setattr(generate, "measured_costs", lambda engine: COSTS)
+    monkeypatch.setattr(generate_runs, "open_engine", open_engine)
+    monkeypatch.setattr(generate_runs, "measured_costs", lambda engine: COSTS)
     return configs
 
 
@@ -94,11 +94,11 @@ def test_without_matplotlib_nothing_is_measured_for_plots(opened, tmp_path, monk
 
 def test_different_tokens_fail_where_identity_is_promised(monkeypatch, capsys) -> None:
     monkeypatch.setattr(
-        generate,
+        generate_runs,
         "open_engine",
         lambda args, config, size: FakeEngine(("abcdef",) if config is None else ("abcdeg",)),
     )
-    monkeypatch.setattr(generate, "measured_costs", lambda engine: COSTS)
+    monkeypatch.setattr(generate_runs, "measured_costs", lambda engine: COSTS)
     few = ["--repeats", "1", "--methods", "chain", "--budgets", "adaptive", "--no-limits"]
     assert generate.main([*few, "--temperatures", "0.8"]) == 1
     assert " no |" in capsys.readouterr().out

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import generate, results
+from benchmarks import generate, generate_runs, results
 from sdengine.core.cost_model import CostModel
 from sdengine.errors import ConfigError
 from tests.benchmarks.fakes import FakeEngine
@@ -19,12 +19,12 @@ pytest.importorskip("matplotlib")
 def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A page of two methods, measured on fakes."""
     monkeypatch.setattr(
-        generate,
+        generate_runs,
         "open_engine",
         lambda args, config, size: FakeEngine(("ab",) * 8, is_speculative=config is not None),
     )
     costs = CostModel((1, 2), (1e-3, 2e-3), 1e-4, 1e-4)
-    monkeypatch.setattr(generate, "measured_costs", lambda engine: costs)
+    monkeypatch.setattr(generate_runs, "measured_costs", lambda engine: costs)
     monkeypatch.setattr(results, "COMMON", ["--held-out", "2", "--repeats", "1"])
     monkeypatch.setattr(generate, "describe_machine", machine)
     directory = tmp_path / "results" / "some-machine"

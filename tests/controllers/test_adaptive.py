@@ -298,3 +298,20 @@ def test_believes_what_it_sees_over_what_was_measured() -> None:
 def test_a_draft_that_gives_nothing_is_dropped_however_cheap() -> None:
     _, _, speculated = simulate(AdaptiveController(COSTS, GrowingSize(8, 16)), 0, 0.001, 3000)
     assert speculated < 300
+
+
+def test_a_lookup_that_costs_nothing_may_gain_little() -> None:
+    """One token in twelve steps is worth a lookup, but no layer of a model."""
+    speculated = {}
+    for draft_s in (0.005, 0.1):
+        costs = CostModel(COSTS.rows, COSTS.verify_s, draft_s, 0.0)
+        controller = AdaptiveController(costs, GrowingSize(8, 16))
+        depths = []
+        for step in range(1000):
+            plan = controller.plan(1)
+            found = int(plan.depth > 0 and step % 12 == 0)
+            report = StepReport([found], found, 1 + found, 0.0, 1.0, 1.0, True)
+            controller.observe(plan, report)
+            depths.append(plan.depth)
+        speculated[draft_s] = sum(depth > 0 for depth in depths)
+    assert speculated[0.005] > 900 and speculated[0.1] < 200

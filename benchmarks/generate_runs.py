@@ -1,0 +1,195 @@
+"""Runs of the end-to-end benchmark: engines that take turns, and what they were seen to do."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from benchmarks.conditions import MemoryMeter
+from benchmarks.generate_report import PLAIN, Row, plain_row, summary
+from benchmarks.reliability import TreeObserver
+from sdengine.cli.measure import Comparison, Run, run_batch, short, take_turns
+from sdengine.cli.terminal import is_terminal
+from sdengine.core.config import SpeculationConfig
+from sdengine.core.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from sdengine.core.cost_model import CostModel
+    from sdengine.engine import Engine
+
+Job = tuple[str, str, SpeculationConfig]
+"""Method, budget and the configuration that they make."""
+
+
+@dataclass(slots=True)
+class Figures:
+    """What a run of the benchmark found."""
+
+    rows: list[Row] = field(default_factory=list)
+    costs: CostModel | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """An engine that takes turns with the others.
+
+    Args:
+        method, budget: how it speculates; PLAIN and "0" where it does not.
+        engine: with room for a batch.
+        peak_memory_mb: that opening and a first batch took; None: not measured.
+    """
+
+    method: str
+    budget: str
+    engine: Engine
+    peak_memory_mb: float | None
+
+    def run(self, prompts: list[str], params: SamplingParams) -> Run:
+        """A timed batch."""
+        return run_batch(self.engine, prompts, params)
+
+
+def measure(
+    args: argparse.Namespace,
+    jobs: list[Job],
+    settings: list[SamplingParams],
+    prompts: list[str],
+) -> Figures:
+    """Measures every job at every batch size and temperature against one plain engine a size."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    figures = Figures()
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not is_terminal(sys.stderr), transient=True) as bar:
+        for size in args.batch_sizes:
+            groups = batches(prompts, size)
+            total = len(rounds(args, jobs)) * len(settings) * len(groups)
+            task = bar.add_task(f"batch size {size}", total=total)
+            measure_batch_size(args, jobs, settings, groups, figures, lambda t=task: bar.advance(t))
+    figures.rows.sort(key=lambda row: (row.batch_size, row.temperature))
+    return figures
+
+
+def measure_batch_size(
+    args: argparse.Namespace,
+    jobs: list[Job],
+    settings: list[SamplingParams],
+    groups: list[list[str]],
+    figures: Figures,
+    advance: Callable[[], None],
+) -> None:
+    """Adds the rows of one batch size: plain decoding over all its runs, then every job."""
+    plain = enter(args, PLAIN, "0", None, groups[0], settings[0])
+    seen: dict[float, list[Comparison]] = {params.temperature: [] for params in settings}
+    rows: list[Row] = []
+    for together in rounds(args, jobs):
+        contenders = [enter(args, *job, groups[0], settings[0]) for job in together]
+        for contender, (_, _, config) in zip(contenders, together):
+            if figures.costs is None and config.adaptive and config.needs_draft_model:
+                figures.costs = measured_costs(contender.engine)
+        for params in settings:
+            observers = [TreeObserver(contender.engine) for contender in contenders]
+            pairs: list[list[Comparison]] = []
+            for group in groups:
+                for contender, observer in zip(contenders, observers):
+                    run_batch(contender.engine, group, params, observer)  # untimed
+                pairs.append(compare(plain, contenders, group, params, args.repeats))
+                advance()
+            seen[params.temperature] += [pair[0] for pair in pairs]
+            for contender, observer, mine in zip(contenders, observers, zip(*pairs)):
+                rows.append(row_of(contender, observer, params, list(mine), args.verifier))
+        del contenders
+    figures.rows += [
+        plain_row(params, seen[params.temperature], plain.peak_memory_mb) for params in settings
+    ]
+    figures.rows += rows
+
+
+def rounds(args: argparse.Namespace, jobs: list[Job]) -> list[list[Job]]:
+    """Jobs whose engines are open at the same time."""
+    if args.apart:
+        return [[job] for job in jobs]
+    return [list(same) for _, same in groupby(jobs, key=lambda job: job[0])]
+
+
+def enter(
+    args: argparse.Namespace,
+    method: str,
+    budget_name: str,
+    config: SpeculationConfig | None,
+    prompts: list[str],
+    params: SamplingParams,
+) -> Contender:
+    """Opens an engine and wakes it."""
+    memory = MemoryMeter()
+    engine = open_engine(args, config, len(prompts))
+    run_batch(engine, prompts, short(params))
+    return Contender(method, budget_name, engine, memory.peak_mb)
+
+
+def compare(
+    plain: Contender,
+    contenders: list[Contender],
+    prompts: list[str],
+    params: SamplingParams,
+    repeats: int,
+) -> list[Comparison]:
+    """Every contender against the same plain runs, all of them in turn."""
+    everybody = [partial(c.run, prompts, params) for c in (plain, *contenders)]
+    plain_runs, *others = take_turns(everybody, repeats)
+    return [Comparison(plain_runs, runs) for runs in others]
+
+
+def row_of(
+    contender: Contender,
+    observer: TreeObserver,
+    params: SamplingParams,
+    pairs: list[Comparison],
+    verifier: str,
+) -> Row:
+    """A contender's line of the table."""
+    return summary(
+        contender.method,
+        contender.budget,
+        params,
+        pairs,
+        verifier,
+        peak_memory_mb=contender.peak_memory_mb,
+        reliability=observer.bins(),
+    )
+
+
+def open_engine(
+    args: argparse.Namespace, config: SpeculationConfig | None, batch_size: int
+) -> Engine:
+    """One engine with room for a batch."""
+    from sdengine.engine import Engine
+
+    return Engine(
+        args.model,
+        draft=args.draft,
+        speculation=config,
+        dtype=args.dtype,
+        num_threads=args.num_threads,
+        max_num_seqs=batch_size,
+    )
+
+
+def measured_costs(engine: Engine) -> CostModel:
+    """T(M) and the draft's layers, as the adaptive budget takes them."""
+    from sdengine.runner.costs import measure_costs
+
+    return measure_costs(engine.iteration)
+
+
+def batches(prompts: list[str], batch_size: int) -> list[list[str]]:
+    """Prompts in groups of one size; the beginning of the list fills the last group up."""
+    count = -(-len(prompts) // batch_size)
+    cycled = [prompts[i % len(prompts)] for i in range(count * batch_size)]
+    return [cycled[i * batch_size : (i + 1) * batch_size] for i in range(count)]
