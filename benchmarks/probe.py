@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -26,6 +26,7 @@ from benchmarks.generate import read_prompts, request_params
 from benchmarks.generate_runs import batches, open_engine
 from benchmarks.probe_adaptive import StepTimes, replay_speedup
 from benchmarks.probe_model import Prediction, Rung, TreeSampler, predict, step_cost
+from benchmarks.probe_report import ADAPTIVE, Check, Verdict, to_document, to_text
 from sdengine.cli.main import run_alone
 from sdengine.cli.measure import WARM_UP_TOKENS, alternate, run_batch, short
 from sdengine.cli.options import BUNDLED_MODEL, LineParser, add_debug, integer, number
@@ -39,51 +40,11 @@ if TYPE_CHECKING:
     from sdengine.core.cost_model import CostModel
 
 BUDGETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-ADAPTIVE = "adaptive"
 REPLAYS = 5
 """Engines whose adaptive budget is simulated: what its trials find is partly chance."""
 RUNG_BUDGET_S = 20.0
 """A budget's steps are timed over all prompts again and again for so long, --repeats times at
 most."""
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """A prediction held against a real run.
-
-    Args:
-        budget: nodes, or "adaptive".
-        predicted, measured: speed over plain decoding.
-    """
-
-    budget: str
-    predicted: float
-    measured: float
-
-    @property
-    def error(self) -> float:
-        """Of the prediction, relative to what was measured."""
-        return self.predicted / self.measured - 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """One batch size and temperature.
-
-    Args:
-        batch_size, temperature: of the requests.
-        predictions: by budget.
-        best: the budget recommended; 0 is plain decoding.
-        adaptive: speed over plain decoding predicted for the adaptive budget.
-        checks: the recommended budget, or the best above 0 where none pays; or those asked for.
-    """
-
-    batch_size: int
-    temperature: float
-    predictions: list[Prediction]
-    best: int
-    adaptive: float
-    checks: list[Check]
 
 
 def build_parser() -> LineParser:
@@ -136,9 +97,9 @@ def run(args: argparse.Namespace) -> int:
     for size in args.batch_sizes:
         verdicts += probe_batch_size(args, batches(prompts, size))
     conditions = describe_machine("sdengine bench probe", args.num_threads, with_limits=True)
-    found = [to_document(args, verdict) for verdict in verdicts]
+    found = [to_document(verdict) for verdict in verdicts]
     document = {"conditions": conditions, "verdicts": found}
-    print(json.dumps(document, indent=2) if args.json else to_text(args, conditions, verdicts))
+    print(json.dumps(document, indent=2) if args.json else to_text(conditions, verdicts))
     return 0
 
 
@@ -267,7 +228,9 @@ def settle(
             measured[budget] = run_beside(plain, engine, groups, params, args.repeats)
         checks.append(Check(budget, expected[budget], measured[budget]))
     best = top.budget if top.speedup > 1.0 else 0
-    return Verdict(len(groups[0]), params.temperature, predictions, best, adaptive, checks)
+    return Verdict(
+        len(groups[0]), params.temperature, predictions, best, adaptive, setting(args, best), checks
+    )
 
 
 def run_beside(
@@ -301,35 +264,6 @@ def setting(args: argparse.Namespace, best: int) -> str:
     return (
         f'speculation=SpeculationConfig(method="{config.method}", adaptive=False, max_nodes={best})'
     )
-
-
-def to_document(args: argparse.Namespace, verdict: Verdict) -> dict[str, Any]:
-    """A verdict as JSON."""
-    document = {**asdict(verdict), "use": setting(args, verdict.best)}
-    document["checks"] = [{**asdict(check), "error": check.error} for check in verdict.checks]
-    return document
-
-
-def to_text(args: argparse.Namespace, conditions: dict, verdicts: list[Verdict]) -> str:
-    """What a person reads."""
-    lines = [f"{name}: {value}" for name, value in conditions.items()]
-    for v in verdicts:
-        lines += ["", f"batch {v.batch_size}, temperature {v.temperature:g}", ""]
-        lines.append("budget  tokens/step  draft layers  cost in plain steps  predicted speed-up")
-        for p in v.predictions:
-            mark = " <" if p.budget == v.best else ""
-            lines.append(
-                f"{p.budget:6}  {p.tokens_per_step:11.2f}  {p.draft_layers:12.1f}"
-                f"  {p.plain_steps:19.2f}  {p.speedup:17.2f}x{mark}"
-            )
-        lines.append(f"{ADAPTIVE:>8}{v.adaptive:60.2f}x")
-        lines += ["", f"use: {setting(args, v.best)}"]
-        lines += [
-            f"budget {check.budget}: predicted {check.predicted:.2f}x, measured "
-            f"{check.measured:.2f}x, error {check.error:+.0%}"
-            for check in v.checks
-        ]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -22,9 +22,9 @@ any more. All this is the engine's knowledge, not a request's: it outlives them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import sqrt
 
+from sdengine.controllers.accounts import Spent, Trial
 from sdengine.controllers.seen_costs import HICCUP, SeenCosts
 from sdengine.controllers.tree_size import TreeSize
 from sdengine.core.cost_model import CostModel
@@ -45,7 +45,6 @@ PATIENCE = 16  # speculative steps before the first verdict
 MOST_DEBT = 12.0  # plain steps that speculation may lose since it last stood even, before it ends:
 # judged by the mean of the last 30 steps a pair that gained 1.27x was stopped a third of the time
 TOLERANCE = 1.03  # a verdict against speculation needs more than the noise of the comparison
-FADING = 0.03  # per step, of what the verdict looks at
 LEAST_GAIN = 0.1  # accepted tokens per step and sequence below which no verdict is for speculation;
 LAYERS_EARNED = 2.0  # or as many as so many first draft layers cost: looking an n-gram up is free,
 # and asking for a tenth of a token kept it off for most of a text that repeats itself at times
@@ -91,7 +90,7 @@ class AdaptiveController:
         self._max_batch_nodes = max_batch_nodes
         layer = costs.draft_time(1) / costs.verify_time(1)
         self._least_tokens = 1.0 + min(LEAST_GAIN, LAYERS_EARNED * layer)
-        self._spent: dict[int, _Spent] = {}  # by decoding sequences, while speculating
+        self._spent: dict[int, Spent] = {}  # by decoding sequences, while speculating
         self._plain_s: dict[int, float] = {}  # of a plain step, by decoding sequences
         self._steps_left = PATIENCE
         self._until_probe = PROBE_EVERY
@@ -100,7 +99,7 @@ class AdaptiveController:
         self._is_beginning = True
         self._num_sure = 0  # of the first plain steps, as expected and in a row
         self._is_paused = False
-        self._trial = _Trial()
+        self._trial = Trial()
         self._credit = 0.0  # plain steps that speculation has gained, less what trials lost
         self._plain_run = SETTLED_STEPS - PROMPT_STEPS  # plain steps since the last tree
 
@@ -176,7 +175,7 @@ class AdaptiveController:
         if self._plain_left == 1 and self._is_paused:
             self._is_paused = False
             self._steps_left = TRIAL_STEPS
-            self._trial = _Trial()
+            self._trial = Trial()
         self._plain_left = max(self._plain_left - 1, 0)
         self._plain_run += 1
         if not report.is_steady:
@@ -225,7 +224,7 @@ class AdaptiveController:
         self._trial.loss_s += seconds - plain_s
         self._trial.debt_s = max(self._trial.debt_s + seconds - plain_s, 0.0)
         self._earn(plain_s - seconds, num_decoding)
-        spent = self._spent.setdefault(num_decoding, _Spent())
+        spent = self._spent.setdefault(num_decoding, Spent())
         spent.add(seconds, tokens)
 
     def _earn(self, gain_s: float, num_decoding: int) -> None:
@@ -276,33 +275,3 @@ class AdaptiveController:
         self._is_paused = True
         # The next trial starts from what is known then, not from the trial that failed.
         self._spent.pop(num_decoding, None)
-
-
-@dataclass(slots=True)
-class _Trial:
-    """What the present trial lost against plain decoding.
-
-    Args:
-        steps: that could be timed.
-        loss_s: of these, seconds.
-        debt_s: the same, but what is won cannot be lost later.
-    """
-
-    steps: int = 0
-    loss_s: float = 0.0
-    debt_s: float = 0.0
-
-
-class _Spent:
-    """Recent seconds and the tokens they gave; older steps fade."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self.tokens = 0.0
-        self.steps = 0.0
-
-    def add(self, seconds: float, tokens: int) -> None:
-        """Counts one step."""
-        self.seconds += seconds - FADING * self.seconds
-        self.tokens += tokens - FADING * self.tokens
-        self.steps += 1 - FADING * self.steps
