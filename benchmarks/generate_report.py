@@ -233,7 +233,7 @@ def adaptive_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         best = max(ratios, key=lambda budget: ratios[budget])
         lines.append(
             f"- batch {size}, T {temperature:g}, {method}: adaptive {adaptive:.2f}x, best fixed "
-            f"budget {best} {ratios[best]:.2f}x"
+            f"budget {best} {ratios[best]:.2f}x: {adaptive / ratios[best]:.2f} of it"
         )
     return ["Adaptive against the best fixed budget of this run:", "", *lines] if lines else []
 

@@ -33,8 +33,9 @@ from sdengine.cli.options import LineParser, add_debug
 from sdengine.errors import ConfigError
 
 METHODS = ("dyspec", "chain", "kary", "ngram")
-COMMON = ["--held-out", "6", "--max-tokens", "64", "--repeats", "3"]
-BUDGETS = ["--budgets", "adaptive", "2", "4", "8", "16"]
+COMMON = ["--held-out", "6", "--max-tokens", "64", "--repeats", "5"]
+BUDGETS = ["--budgets", "adaptive", "1", "2", "4", "5", "8", "16"]
+BATCH_BUDGETS = ["--budgets", "adaptive", "1", "2", "4", "8"]
 HEADLINE = re.compile(r"(<!-- headline -->\n).*?(<!-- end of headline -->)", re.S)
 
 
@@ -50,7 +51,7 @@ def generate_slice(method: str) -> Callable[[Path], None]:
 
 def batch_slice(directory: Path) -> None:
     """DySpec at larger batch sizes."""
-    argv = ["--methods", "dyspec", "--batch-sizes", "2", "4", "8", "--budgets", "adaptive", "4"]
+    argv = ["--methods", "dyspec", "--batch-sizes", "2", "4", "8", *BATCH_BUDGETS]
     keep(generate.main, [*argv, *COMMON, "--json"], directory / "generate-batches.json")
 
 

@@ -157,7 +157,7 @@ def test_the_adaptive_budget_is_held_against_the_best_fixed_one() -> None:
     setting = {"batch_size": 1, "temperature": 0.0, "method": "dyspec"}
     ratios = {"adaptive": 1.1, "4": 1.3, "8": 1.2}
     lines = adaptive_lines([{**setting, "budget": b, "ratio": r} for b, r in ratios.items()])
-    assert lines[-1].endswith("adaptive 1.10x, best fixed budget 4 1.30x")
+    assert lines[-1].endswith("adaptive 1.10x, best fixed budget 4 1.30x: 0.85 of it")
 
 
 def test_the_bundled_pair_is_measured_from_end_to_end(capsys) -> None:
