@@ -85,14 +85,11 @@ def measure_batch_size(
     advance: Callable[[], None],
 ) -> None:
     """Adds the rows of one batch size: plain decoding over all its runs, then every job."""
-    plain = enter(args, PLAIN, "0", None, groups[0], settings[0])
+    plain = enter(args, (PLAIN, "0", None), groups[0], settings[0], figures)
     seen: dict[float, list[Comparison]] = {params.temperature: [] for params in settings}
     rows: list[Row] = []
     for together in rounds(args, jobs):
-        contenders = [enter(args, *job, groups[0], settings[0]) for job in together]
-        for contender, (_, _, config) in zip(contenders, together):
-            if figures.costs is None and config.adaptive and config.needs_draft_model:
-                figures.costs = measured_costs(contender.engine)
+        contenders = [enter(args, job, groups[0], settings[0], figures) for job in together]
         for params in settings:
             observers = [TreeObserver(contender.engine) for contender in contenders]
             pairs: list[list[Comparison]] = []
@@ -120,17 +117,20 @@ def rounds(args: argparse.Namespace, jobs: list[Job]) -> list[list[Job]]:
 
 def enter(
     args: argparse.Namespace,
-    method: str,
-    budget_name: str,
-    config: SpeculationConfig | None,
+    job: Job | tuple[str, str, None],
     prompts: list[str],
     params: SamplingParams,
+    figures: Figures,
 ) -> Contender:
-    """Opens an engine and wakes it."""
+    """Opens an engine, wakes it, and notes its costs if none are known yet."""
+    method, budget, config = job
     memory = MemoryMeter()
     engine = open_engine(args, config, len(prompts))
+    if config is not None and config.adaptive and config.needs_draft_model:
+        # Before the first request: the measurement writes into KV blocks that later ones share.
+        figures.costs = figures.costs or measured_costs(engine)
     run_batch(engine, prompts, short(params))
-    return Contender(method, budget_name, engine, memory.peak_mb)
+    return Contender(method, budget, engine, memory.peak_mb)
 
 
 def compare(

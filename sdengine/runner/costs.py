@@ -61,7 +61,8 @@ def measure_costs(iteration: Iteration, cache_dir: Path | None = None) -> CostMo
     """Measured cost model of an engine; from the cache file when it was measured before.
 
     Args:
-        iteration: programs and buffers; no sequence may be running.
+        iteration: programs and buffers; no sequence may have run yet, since the keys and values of
+            a dummy one overwrite those of prompts that later requests would share.
         cache_dir: directory of the cache file; None takes the user's cache directory.
     """
     path = (cache_dir or _cache_dir()) / "costs.json"

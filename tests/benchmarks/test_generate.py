@@ -161,11 +161,14 @@ def test_the_adaptive_budget_is_held_against_the_best_fixed_one() -> None:
 
 
 def test_the_bundled_pair_is_measured_from_end_to_end(capsys) -> None:
-    argv = ["--methods", "dyspec", "--budgets", "4", "--temperatures", "0.6", "--repeats", "1"]
+    argv = ["--methods", "dyspec", "--budgets", "4", "adaptive", "--temperatures", "0.6"]
+    argv += ["--repeats", "1"]
     argv += ["--max-tokens", "12", "--batch-sizes", "2", "--num-threads", "1", "--json"]
     assert generate.main([*argv, "--held-out", "2", "--no-limits"]) == 0
-    plain, row = json.loads(capsys.readouterr().out)["rows"]
+    document = json.loads(capsys.readouterr().out)
+    plain, row, adaptive = document["rows"]
     assert plain["method"] == "plain" and plain["tokens_per_s"] > 0
+    assert adaptive["identical_tokens"] is True and document["costs"]["rows"][0] == 1
     assert row["identical_tokens"] is True and row["batch_size"] == 2
     assert 1.0 <= row["mean_acceptance_length"] <= 5.0 and row["draft_tokens_per_step"] > 0
     assert sum(b["count"] for b in row["reliability"]) > 0
