@@ -104,8 +104,9 @@ def check(
             depth, sequence, creation order ascending.
         depth_limits: [B] int32; nodes at this depth are not expanded, 0: no tree.
         stop_tokens: [B, S] int32, tokens below which nothing is drafted; -1 where unused.
-        min_layer_gain: [1] float32; no next rows when the sum over them of (reach - smallest kept
-            value) is below it. That sum bounds what the layer can add to the expected acceptance.
+        min_layer_gain: [1] float32; no next rows when the sum over them of (reach - the larger of
+            smallest kept value and what a newcomer costs by `row_prices`) is below it. That sum
+            bounds what the layer can add to the expected acceptance beyond what it costs.
         block_tables: [B, P_max] int32; must cover logical slots up to tree_starts + forwarded
             nodes. Nodes that would need a slot past P_max * block_size are not forwarded.
         num_seqs: [1] int32, live sequences.
@@ -118,9 +119,9 @@ def check(
         calibration: [B, 8, 32] float32, acceptance by class of rank at the bin centers
             (sdengine/calibration.h); None takes the estimate as it is.
         row_prices: [N] float32, the thresholds of tree_select, or None. A node is forwarded only if
-            a
-            child of it could still be selected: the child's value is at most the node's reach, and
-            the row it takes is at best the one after all nodes worth more. Static trees ignore it.
+            a child of it could still be selected: worth at most the node's reach, it has to take
+            the place of the last node that would be selected of this sequence alone, or to pay
+            for one more row. Exact where prices rise. Static trees ignore it.
         cu_pending: [B + 1] int32, rows that come before the trees, as for tree_select; required
             with row_prices.
         proposal_offset: static; row of the proposal store that candidate row 0 is.

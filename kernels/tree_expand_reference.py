@@ -207,9 +207,9 @@ def _next_rows(trees: list[list[Node]], pool_floor: np.float32, args: dict[str, 
         own = _smallest(nodes[1:]) if len(nodes) - 1 >= budget else F32(0)
         floor = max(own, pool_floor)
         frontier = _frontier(b, nodes, floor, sum(map(len, chosen)), args)
-        own_gain = F32(0)
+        own_gain, cost = F32(0), max(floor, _selection_floor(nodes, args))
         for node in frontier:
-            own_gain = F32(own_gain + F32(node.reach - floor))
+            own_gain = F32(own_gain + F32(node.reach - cost))
         gain = F32(gain + own_gain)
         chosen.append(frontier)
     if gain < args["min_layer_gain"].numpy()[0]:
@@ -243,6 +243,7 @@ def _frontier(
     if room <= 0 or depth >= int(args["depth_limits"][b]):
         return []
     stops = set(args["stop_tokens"][b].tolist())
+    cost = _selection_floor(nodes, args)
     uniform = args["rule"].startswith("uniform")
     worthy = [
         n
@@ -250,19 +251,27 @@ def _frontier(
         if n.depths == depth
         and (floor < 1 if uniform else n.reach > floor)
         and n.tokens not in stops
-        and (uniform or _can_pay(n, nodes, args))
+        and n.reach >= cost
     ]
     widest = sorted(worthy, key=lambda n: (-n.reach, n.index))[:room]
     return sorted(widest, key=lambda n: n.index)
 
 
-def _can_pay(node: Node, nodes: list[Node], args: dict[str, Any]) -> bool:
-    prices = args.get("row_prices")
-    if prices is None:
-        return True
-    row = int(args["cu_pending"][int(args["num_seqs"])])
-    row += sum(n.values >= node.reach for n in nodes[1:])
-    return row < len(prices) and bool(node.reach >= prices.numpy()[row])
+def _selection_floor(nodes: list[Node], args: dict[str, Any]) -> np.float32:
+    """What a newcomer has to be worth: the last node's place, or one more row."""
+    if args.get("row_prices") is None or args["rule"].startswith("uniform"):
+        return F32(0)
+    prices = args["row_prices"].numpy()[int(args["cu_pending"][int(args["num_seqs"])]) :]
+    ranked = sorted(nodes[1:], key=lambda n: (-n.values, n.index))
+    kept = 0
+    while kept < len(ranked) and ranked[kept].values >= _price(prices, kept):
+        kept += 1
+    price = _price(prices, kept)
+    return ranked[kept - 1].values if kept and ranked[kept - 1].values < price else price
+
+
+def _price(prices: np.ndarray, row: int) -> np.float32:
+    return F32(prices[row]) if row < len(prices) else F32(2)
 
 
 def _write_row(rows: RowBatch, row: int, b: int, node: Node, args: dict[str, Any]) -> None:

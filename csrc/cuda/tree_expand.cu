@@ -207,6 +207,24 @@ __device__ Pool find_pool(const TreeExpandArgs& args, const Block& block, const 
   return {cut, key_value(cut)};
 }
 
+// expand::selection_floor, by a block.
+__device__ float selection_floor(const TreeExpandArgs& args, const Block& block,
+                                 const DraftTreeView& tree) {
+  if (!expand::has_prices(args)) return 0.0f;
+  const int32_t num_nodes = *tree.num_nodes;
+  int32_t kept = num_nodes;
+  for (int32_t i = 1 + block.rank(); i <= num_nodes; i += block.size()) {
+    const int32_t rank = expand::value_rank(tree, i);
+    if (!expand::pays_at(args, tree, i, rank)) kept = expand::min_of(kept, rank);
+  }
+  kept = static_cast<int32_t>(block.least(static_cast<uint32_t>(kept)));
+  float last = 2.0f;
+  for (int32_t i = 1 + block.rank(); i <= num_nodes; i += block.size()) {
+    if (expand::value_rank(tree, i) < kept) last = expand::min_of(last, tree.values[i]);
+  }
+  return expand::newcomer_cost(args, kept, block.least_positive(last));
+}
+
 // Chooses the nodes to forward next (expand::choose_frontier, by a block); returns how many.
 __device__ int32_t choose_frontier(const TreeExpandArgs& args, const Block& block, int64_t b,
                                    const DraftTreeView& tree, float pool_floor,
@@ -217,10 +235,11 @@ __device__ int32_t choose_frontier(const TreeExpandArgs& args, const Block& bloc
   if (room <= 0 || depth >= args.depth_limits[b]) return 0;
   const float own_floor = entry_floor(block, tree, num_nodes, expand::node_budget(args, b));
   const float floor = own_floor > pool_floor ? own_floor : pool_floor;
+  const float cost = selection_floor(args, block, tree);
   int32_t eligible = 0;
   for (int32_t i = 1 + block.rank(); i <= num_nodes; i += block.size()) {
     const bool is_eligible =
-        tree.depths[i] == depth && expand::is_worth_forwarding(args, b, tree, i, floor);
+        tree.depths[i] == depth && expand::is_worth_forwarding(args, tree, b, i, floor, cost);
     space.reach_keys[i - 1] = is_eligible ? rank_key(tree.reach[i], static_cast<uint32_t>(i)) : 0;
     eligible += is_eligible ? 1 : 0;
   }
@@ -238,7 +257,7 @@ __device__ int32_t choose_frontier(const TreeExpandArgs& args, const Block& bloc
     const RunningSum sum = block.count_flags(is_chosen);
     if (is_chosen) {
       chosen[count + sum.before] = i;
-      space.terms[count + sum.before] = tree.reach[i] - floor;
+      space.terms[count + sum.before] = tree.reach[i] - (cost > floor ? cost : floor);
     }
     count += sum.total;
   }

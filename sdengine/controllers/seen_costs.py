@@ -15,8 +15,9 @@ from bisect import bisect_left
 from sdengine.core.cost_model import CostModel
 
 STEPS_KEPT = 30.0  # that a ratio is the mean of
-FADING_STEPS = 1000.0  # without a look at a ratio, after which it counts half
-MEASURED_AS = 1.0  # steps that the measurement, at the machine's present pace, counts for
+FADING_STEPS = 200.0  # without a look at a ratio, after which it counts half; with 1000, rows that
+# some other process had slowed once looked dear long after
+MEASURED_AS = 0.2  # steps that the measurement, at the machine's present pace, counts for
 SMOOTHING = 0.08  # of the machine's pace: some 12 steps
 HICCUP = 2.0  # a time so many times what is expected is the machine's, not the step's
 REFRESH_EVERY = 64  # steps between two models; one costs some 100 us where a device prices rows

@@ -23,6 +23,11 @@ FORGETTING = 0.03  # per walk, of what is known of a depth
 FIRST_GUESS = 0.5  # of the first draft token, that it is accepted
 GUESS_WALKS = 3.0  # that the guess counts for; a depth never tried is guessed as the one above it
 CHOOSE_EVERY = 4  # steps between two choices of a depth, 1.3 us for each that there is
+EXPLORE_EVERY = (
+    8  # steps between two at a depth beside the one that was chosen: what the others cost
+)
+# and accept changes with machine and text, and is known of no depth that is not used,
+WORTH_A_LOOK = 1.15  # unless a token there is expected to cost so many times as much
 
 
 class TreeSize(Protocol):
@@ -79,13 +84,18 @@ class StaticSize:
         self._max_batch_nodes = max_batch_nodes
         self._tried = [0.0] * len(self._nodes)  # walks that came to the depth before
         self._passed = [0.0] * len(self._nodes)  # and went on
-        self._chosen: dict[int, int] = {}  # depth, by decoding sequences
-        self._until_choice = CHOOSE_EVERY
+        self._chosen: dict[int, tuple[int, int, int]] = {}  # by decoding sequences
+        self._num_steps = 0
 
     def choose(self, num_decoding: int, costs: CostModel) -> tuple[int, int]:
-        depth = self._chosen.get(num_decoding)
-        if depth is None:
-            depth = self._chosen[num_decoding] = self._cheapest(num_decoding, costs)
+        self._num_steps += 1
+        if self._num_steps % CHOOSE_EVERY == 0:
+            self._chosen.clear()
+        chosen = self._chosen.get(num_decoding)
+        if chosen is None:
+            chosen = self._chosen[num_decoding] = self._rank(num_decoding, costs)
+        turn = self._num_steps % (2 * EXPLORE_EVERY)
+        depth = chosen[0 if turn % EXPLORE_EVERY else 1 if turn else 2]
         return depth, self._nodes[depth - 1]
 
     def learn(self, depth: int, report: StepReport) -> None:
@@ -95,27 +105,30 @@ class StaticSize:
         ends = [0] * (depth + 1)
         for accepted in report.num_accepted:
             ends[accepted] += 1
+        # Depths that were not tried are forgotten, too, so that one is tried again some day.
         kept, tried = (1.0 - FORGETTING) ** walks, walks
-        for level in range(depth):
-            passed = tried - ends[level]
-            self._tried[level] = kept * self._tried[level] + tried
+        for level in range(len(self._nodes)):
+            passed = tried - ends[level] if level < depth else 0
+            self._tried[level] = kept * self._tried[level] + (tried if level < depth else 0)
             self._passed[level] = kept * self._passed[level] + passed
             tried = passed
-        self._until_choice -= 1
-        if self._until_choice == 0:
-            self._until_choice = CHOOSE_EVERY
-            self._chosen.clear()
 
-    def _cheapest(self, num_decoding: int, costs: CostModel) -> int:
+    def _rank(self, num_decoding: int, costs: CostModel) -> tuple[int, int, int]:
+        """The depth at which a token costs least, the one above it and the one below, each itself
+        where it is not worth a look."""
         tokens, reach, rate = 1.0, 1.0, FIRST_GUESS
-        best, least = 1, float("inf")
+        token_s: list[float] = []
         for level, nodes in enumerate(self._nodes):
-            if level > 0 and num_decoding * nodes > (self._max_batch_nodes or num_decoding * nodes):
+            rows = num_decoding * nodes
+            if level > 0 and self._max_batch_nodes is not None and rows > self._max_batch_nodes:
                 break
             rate = (self._passed[level] + GUESS_WALKS * rate) / (self._tried[level] + GUESS_WALKS)
             reach *= rate
             tokens += reach
-            seconds = costs.draft_time(level + 1) + costs.verify_time(num_decoding * (1 + nodes))
-            if seconds < least * tokens:
-                best, least = level + 1, seconds / tokens
-        return best
+            seconds = costs.draft_time(level + 1) + costs.verify_time(num_decoding + rows)
+            token_s.append(seconds / tokens)
+        best = token_s.index(min(token_s))
+        most = WORTH_A_LOOK * token_s[best]
+        above = best > 0 and token_s[best - 1] < most
+        below = best + 1 < len(token_s) and token_s[best + 1] < most
+        return best + 1, best + 1 - above, best + 1 + below

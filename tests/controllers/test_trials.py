@@ -222,4 +222,4 @@ def test_most_plain_steps_of_a_long_pause_are_only_counted(monkeypatch: pytest.M
         lambda rows, s, is_plain: seen.append(rows) or add(rows, s, is_plain=is_plain),
     )
     world.run(controller, 100)
-    assert 10 <= len(seen) <= 16
+    assert 20 <= len(seen) <= 30

@@ -342,20 +342,69 @@ SDE_HD inline int32_t frontier_room(const TreeExpandArgs& args, int64_t b, int32
                 args.tables.max_blocks * args.tables.block_size - args.tree_starts[b] - forwarded);
 }
 
-// Whether a child of the node could still be selected: at best it comes right after the nodes that
-// are worth more than its parent's reach, and has to pay for the row it takes there.
-SDE_HD inline bool can_pay(const TreeExpandArgs& args, DraftTreeView tree, int32_t node) {
-  if (args.row_prices == nullptr || is_uniform_rule(args.rule)) return true;
-  int32_t row = args.cu_pending[*args.num_seqs];
-  for (int32_t i = 1; i <= *tree.num_nodes; ++i) row += tree.values[i] >= tree.reach[node] ? 1 : 0;
-  return row < args.num_prices && tree.reach[node] >= args.row_prices[row];
+// More than any value beyond the last row.
+SDE_HD inline float price_of(const TreeExpandArgs& args, int32_t row) {
+  return row < args.num_prices ? args.row_prices[row] : 2.0f;
 }
 
-// Whether a child of the node could still enter the kept set.
-SDE_HD inline bool is_worth_forwarding(const TreeExpandArgs& args, int64_t b, DraftTreeView tree,
-                                       int32_t node, float floor) {
+SDE_HD inline int32_t first_tree_row(const TreeExpandArgs& args) {
+  return args.cu_pending[*args.num_seqs];
+}
+
+SDE_HD inline bool has_prices(const TreeExpandArgs& args) {
+  return args.row_prices != nullptr && !is_uniform_rule(args.rule);
+}
+
+// How many nodes of the sequence are selected before node i: those worth more, of equals the older.
+SDE_HD inline int32_t value_rank(DraftTreeView tree, int32_t i) {
+  const float value = tree.values[i];
+  int32_t before = 0;
+  for (int32_t j = 1; j < i; ++j) before += tree.values[j] >= value ? 1 : 0;
+  for (int32_t j = i + 1; j <= *tree.num_nodes; ++j) before += tree.values[j] > value ? 1 : 0;
+  return before;
+}
+
+SDE_HD inline bool pays_at(const TreeExpandArgs& args, DraftTreeView tree, int32_t i,
+                           int32_t rank) {
+  return tree.values[i] >= price_of(args, first_tree_row(args) + rank);
+}
+
+// What a newcomer has to be worth beside `kept` selected nodes, the last of which is worth `last`:
+// it takes that one's place, or one more row.
+SDE_HD inline float newcomer_cost(const TreeExpandArgs& args, int32_t kept, float last) {
+  const float price = price_of(args, first_tree_row(args) + kept);
+  return kept > 0 && last < price ? last : price;
+}
+
+// The same, from the nodes that would be selected of this sequence if it were alone.
+SDE_HD inline float selection_floor(const TreeExpandArgs& args, DraftTreeView tree) {
+  if (!has_prices(args)) return 0.0f;
+  const int32_t count = *tree.num_nodes, first = first_tree_row(args);
+  float last = 2.0f, dearest = 0.0f;
+  for (int32_t i = 1; i <= count; ++i) last = min_of(last, tree.values[i]);
+  for (int32_t i = 0; i < count; ++i) {
+    const float price = price_of(args, first + i);
+    if (!(price <= dearest)) dearest = price;  // a NaN lets nothing pass
+  }
+  if (last >= dearest) return newcomer_cost(args, count, last);
+  int32_t kept = count;
+  for (int32_t i = 1; i <= count; ++i) {
+    const int32_t rank = value_rank(tree, i);
+    if (!pays_at(args, tree, i, rank)) kept = min_of(kept, rank);
+  }
+  if (kept > 0) {
+    for (int32_t i = 1; i <= count; ++i) args.keys[i - 1] = rank_key(tree.values[i], i);
+    last = key_value(nth_largest(args.keys, count, kept));
+  }
+  return newcomer_cost(args, kept, last);
+}
+
+// Whether a child of the node could still enter the kept set, and be selected. A child is worth no
+// more than the node's reach.
+SDE_HD inline bool is_worth_forwarding(const TreeExpandArgs& args, DraftTreeView tree, int64_t b,
+                                       int32_t node, float floor, float cost) {
   const bool can_enter = is_uniform_rule(args.rule) ? floor < 1.0f : tree.reach[node] > floor;
-  return can_enter && !is_stop_token(args, b, tree.tokens[node]) && can_pay(args, tree, node);
+  return can_enter && tree.reach[node] >= cost && !is_stop_token(args, b, tree.tokens[node]);
 }
 
 // Writes the nodes to forward next at rows.row_node[first...] in creation order; returns how many.
@@ -367,19 +416,21 @@ SDE_HD inline int32_t choose_frontier(const TreeExpandArgs& args, int64_t b, flo
   if (room <= 0 || depth >= args.depth_limits[b]) return 0;
   const float own_floor = entry_floor(tree, node_budget(args, b));
   const float floor = own_floor > pool_floor ? own_floor : pool_floor;
+  const float cost = selection_floor(args, tree);
   int32_t begin = *tree.num_nodes + 1;
   while (tree.depths[begin - 1] == depth) --begin;
   int32_t eligible = 0;
   for (int32_t i = begin; i <= *tree.num_nodes; ++i) {
-    if (is_worth_forwarding(args, b, tree, i, floor))
+    if (is_worth_forwarding(args, tree, b, i, floor, cost))
       args.keys[eligible++] = rank_key(tree.reach[i], i);
   }
   const uint64_t cut = eligible > room ? nth_largest(args.keys, eligible, room) : 0;
   int32_t count = 0;
   for (int32_t i = begin; i <= *tree.num_nodes && count < min_of(eligible, room); ++i) {
-    if (rank_key(tree.reach[i], i) < cut || !is_worth_forwarding(args, b, tree, i, floor)) continue;
+    if (rank_key(tree.reach[i], i) < cut) continue;
+    if (!is_worth_forwarding(args, tree, b, i, floor, cost)) continue;
     args.rows.row_node[first + count++] = i;
-    *gain += tree.reach[i] - floor;
+    *gain += tree.reach[i] - (cost > floor ? cost : floor);
   }
   return count;
 }
