@@ -59,3 +59,28 @@ def test_equals_the_reference(seed: int) -> None:
 def test_static_trees_ignore_prices() -> None:
     world = World(seed=1, nodes=12, layers=3, k=2, rule="uniform", prices=[9.0] * 16)
     assert forwarded(world) == forwarded(replace(world, prices=None)) > 0
+
+
+def test_a_layer_promises_what_is_left_after_its_rows() -> None:
+    """Every row costs 0.05: the sum over the next rows of (reach - 0.05) decides."""
+    world = World(seed=4, nodes=16, layers=4, prices=[0.05] * 64)
+    rows = grow(world).layers[0]
+    tree = grow(replace(world, layers=1)).tree
+    count = int(rows.num_rows)
+    gain = float((tree.reach[0, rows.row_node[:count].long()] - 0.05).sum())
+    assert count > 1
+    assert int(grow(replace(world, min_gain=gain - 1e-3)).layers[0].num_rows) > 0
+    assert int(grow(replace(world, min_gain=gain + 1e-3)).layers[0].num_rows) == 0
+
+
+def test_beside_a_dear_row_only_nodes_that_may_displace_another_are_forwarded() -> None:
+    """Four rows are free and the fifth is out of reach: of the first layer's children only those
+    worth more than the fourth-best node are asked for children of their own."""
+    free = World(seed=3, nodes=32, layers=1, k=8, max_children=8)
+    tree = grow(free).tree
+    values = sorted(tree.values[0, 1 : int(tree.num_nodes[0]) + 1].tolist(), reverse=True)
+    stair = replace(free, layers=2, prices=[0.0] * 5 + [0.9] * 60)
+    rows = grow(stair).layers[0]
+    reaches = tree.reach[0, rows.row_node[: int(rows.num_rows)].long()].tolist()
+    assert len(values) == 8 and min(reaches) >= values[3] > values[4]
+    assert len(reaches) == 4

@@ -13,7 +13,7 @@
 #include "sdengine/hd.h"
 #include "sdengine/rank_keys.h"
 #include "sdengine/token_tree.h"
-#include "sdengine/tree_expand.h"
+#include "sdengine/tree_growth.h"
 
 namespace sdengine {
 
