@@ -58,7 +58,8 @@ class Row:
         inter_token_p50_s, inter_token_p99_s: between tokens of a request; tokens that were
             committed together share their time.
         time_shares: draft, verify and other time of the runs; they sum to 1. None: not measured.
-        peak_memory_mb: 10^6 bytes that engine and runs added to the process; None: not measured.
+        peak_memory_mb: 10^6 bytes that opening the engine and a first short batch added to the
+            process; None: not measured.
         repeated_ngrams: share of the 4-grams of a completion that it contained before: loops are
             easy to draft and flatter speculation.
         identical_tokens: whether plain and speculative runs gave the same tokens; None where that

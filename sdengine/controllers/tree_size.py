@@ -23,10 +23,8 @@ FORGETTING = 0.03  # per walk, of what is known of a depth
 FIRST_GUESS = 0.5  # of the first draft token, that it is accepted
 GUESS_WALKS = 3.0  # that the guess counts for; a depth never tried is guessed as the one above it
 CHOOSE_EVERY = 4  # steps between two choices of a depth, 1.3 us for each that there is
-EXPLORE_EVERY = (
-    8  # steps between two at a depth beside the one that was chosen: what the others cost
-)
-# and accept changes with machine and text, and is known of no depth that is not used,
+EXPLORE_EVERY = 8  # steps between two at a depth beside the chosen one: what others cost and
+# accept changes with machine and text, and is known of no depth that is not used,
 WORTH_A_LOOK = 1.15  # unless a token there is expected to cost so many times as much
 
 
