@@ -15,7 +15,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from benchmarks.conditions import describe_machine
 from benchmarks.generate_report import to_markdown
@@ -28,9 +27,6 @@ from sdengine.cli.prompts import PROMPTS, Prompt
 from sdengine.core.config import DTYPES, METHODS, VERIFIERS, SpeculationConfig
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.errors import ConfigError, RequestError
-
-if TYPE_CHECKING:
-    pass
 
 ADAPTIVE = "adaptive"
 

@@ -22,11 +22,11 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.conditions import describe_machine
-from benchmarks.generate import read_prompts, request_params
+from benchmarks.generate import ADAPTIVE, read_prompts, request_params
 from benchmarks.generate_runs import batches, open_engine
 from benchmarks.probe_adaptive import StepTimes, replay_speedup
 from benchmarks.probe_model import Prediction, Rung, TreeSampler, predict, step_cost
-from benchmarks.probe_report import ADAPTIVE, Check, Verdict, to_document, to_text
+from benchmarks.probe_report import Check, Verdict, to_document, to_text
 from sdengine.cli.main import run_alone
 from sdengine.cli.measure import WARM_UP_TOKENS, alternate, run_batch, short
 from sdengine.cli.options import BUNDLED_MODEL, LineParser, add_debug, integer, number

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from benchmarks.generate import ADAPTIVE
 from benchmarks.probe_model import Prediction
-
-ADAPTIVE = "adaptive"
 
 
 @dataclass(frozen=True, slots=True)

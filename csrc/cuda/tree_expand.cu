@@ -211,7 +211,12 @@ __device__ Pool find_pool(const TreeExpandArgs& args, const Block& block, const 
 __device__ float selection_floor(const TreeExpandArgs& args, const Block& block,
                                  const DraftTreeView& tree) {
   if (!expand::has_prices(args)) return 0.0f;
-  const int32_t num_nodes = *tree.num_nodes;
+  const int32_t num_nodes = *tree.num_nodes, first = expand::first_tree_row(args);
+  const float least = entry_floor(block, tree, num_nodes, num_nodes);
+  int32_t too_dear = 0;
+  for (int32_t i = block.rank(); i < num_nodes; i += block.size())
+    too_dear += least >= expand::price_of(args, first + i) ? 0 : 1;
+  if (block.sum(too_dear) == 0) return expand::newcomer_cost(args, num_nodes, least);
   int32_t kept = num_nodes;
   for (int32_t i = 1 + block.rank(); i <= num_nodes; i += block.size()) {
     const int32_t rank = expand::value_rank(tree, i);
@@ -239,7 +244,7 @@ __device__ int32_t choose_frontier(const TreeExpandArgs& args, const Block& bloc
   int32_t eligible = 0;
   for (int32_t i = 1 + block.rank(); i <= num_nodes; i += block.size()) {
     const bool is_eligible =
-        tree.depths[i] == depth && expand::is_worth_forwarding(args, tree, b, i, floor, cost);
+        tree.depths[i] == depth && expand::is_worth_forwarding(args, b, tree, i, floor, cost);
     space.reach_keys[i - 1] = is_eligible ? rank_key(tree.reach[i], static_cast<uint32_t>(i)) : 0;
     eligible += is_eligible ? 1 : 0;
   }

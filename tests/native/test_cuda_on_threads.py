@@ -184,6 +184,19 @@ def test_growing_and_selecting_with_every_option(
     assert_same_trees(trees[0], trees[1], world.live)
 
 
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("rule", ["node", "slot"])
+def test_growing_beside_rows_that_are_dear(rule: str, seed: int, library: CudaLibrary) -> None:
+    """Rows 3 to 6 are free and the next one costs 0.3: newcomers take the place of other nodes."""
+    prices = [0.0] * 7 + [0.3] * 33
+    world = World(seed, 3, 12, 3, rule=rule, prices=prices, min_gain=0.05 * (seed % 2), num_seqs=2)
+    cpu = grow(world)
+    mine = grow(world, run=lambda op, _, **args: library.launch(op, 0, **args))
+    assert_same_trees(cpu.tree, mine.tree, world.live)
+    for left, right in zip(cpu.layers, mine.layers):
+        assert_same_rows(left, right, world.live)
+
+
 def assert_same_walks(args: dict[str, Any], library: CudaLibrary) -> None:
     """CPU and device walk alike."""
     mine = {**args, **{name: args[name].clone() for name in WALK_OUTPUTS}}

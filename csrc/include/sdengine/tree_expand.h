@@ -74,26 +74,22 @@ SDE_HD inline float newcomer_cost(const TreeExpandArgs& args, int32_t kept, floa
 SDE_HD inline float selection_floor(const TreeExpandArgs& args, DraftTreeView tree) {
   if (!has_prices(args)) return 0.0f;
   const int32_t count = *tree.num_nodes, first = first_tree_row(args);
-  float last = 2.0f;
-  for (int32_t i = 1; i <= count; ++i) last = min_of(last, tree.values[i]);
+  const float least = entry_floor(tree, count);
   bool is_whole = true;  // usual: every node would pay for every row
-  for (int32_t i = 0; i < count; ++i) is_whole = is_whole && last >= price_of(args, first + i);
-  if (is_whole) return newcomer_cost(args, count, last);
+  for (int32_t i = 0; i < count; ++i) is_whole = is_whole && least >= price_of(args, first + i);
+  if (is_whole) return newcomer_cost(args, count, least);
   int32_t kept = count;
   for (int32_t i = 1; i <= count; ++i) {
     const int32_t rank = value_rank(tree, i);
     if (!pays_at(args, tree, i, rank)) kept = min_of(kept, rank);
   }
-  if (kept > 0) {
-    for (int32_t i = 1; i <= count; ++i) args.keys[i - 1] = rank_key(tree.values[i], i);
-    last = key_value(nth_largest(args.keys, count, kept));
-  }
+  const float last = kept > 0 ? key_value(merge_cut(args, tree, 0, kept)) : 2.0f;
   return newcomer_cost(args, kept, last);
 }
 
 // Whether a child of the node could still enter the kept set, and be selected. A child is worth no
 // more than the node's reach.
-SDE_HD inline bool is_worth_forwarding(const TreeExpandArgs& args, DraftTreeView tree, int64_t b,
+SDE_HD inline bool is_worth_forwarding(const TreeExpandArgs& args, int64_t b, DraftTreeView tree,
                                        int32_t node, float floor, float cost) {
   const bool can_enter = is_uniform_rule(args.rule) ? floor < 1.0f : tree.reach[node] > floor;
   return can_enter && tree.reach[node] >= cost && !is_stop_token(args, b, tree.tokens[node]);
@@ -113,14 +109,14 @@ SDE_HD inline int32_t choose_frontier(const TreeExpandArgs& args, int64_t b, flo
   while (tree.depths[begin - 1] == depth) --begin;
   int32_t eligible = 0;
   for (int32_t i = begin; i <= *tree.num_nodes; ++i) {
-    if (is_worth_forwarding(args, tree, b, i, floor, cost))
+    if (is_worth_forwarding(args, b, tree, i, floor, cost))
       args.keys[eligible++] = rank_key(tree.reach[i], i);
   }
   const uint64_t cut = eligible > room ? nth_largest(args.keys, eligible, room) : 0;
   int32_t count = 0;
   for (int32_t i = begin; i <= *tree.num_nodes && count < min_of(eligible, room); ++i) {
     if (rank_key(tree.reach[i], i) < cut) continue;
-    if (!is_worth_forwarding(args, tree, b, i, floor, cost)) continue;
+    if (!is_worth_forwarding(args, b, tree, i, floor, cost)) continue;
     args.rows.row_node[first + count++] = i;
     *gain += tree.reach[i] - (cost > floor ? cost : floor);
   }
