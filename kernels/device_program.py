@@ -16,6 +16,7 @@ from sdengine.errors import BackendUnavailable
 from sdengine.kernels import backends, cuda_library
 from sdengine.kernels.device_memory import StagedMemory
 from sdengine.kernels.graph_branches import GraphBranches
+from sdengine.kernels.launch_chain import chained
 from sdengine.kernels.registry import get_op
 from sdengine.kernels.spec import Op, expect_tensor
 
@@ -73,7 +74,7 @@ class DeviceProgram:
         self._launches.append((None, self._branches.end))
 
     def replay(self) -> None:
-        with self._session():
+        with self._session(), chained():
             for _, run in self._launches:
                 run()
 

@@ -15,7 +15,15 @@ import torch
 from sdengine.kernels.backends import load_cpu, triton_kernel
 from sdengine.kernels.dense_weight import DenseWeight
 from sdengine.kernels.packed_weight import PackedWeight, pack_weight
-from sdengine.kernels.spec import Case, Op, address, expect, expect_tensor
+from sdengine.kernels.spec import (
+    ACTIVATION_DTYPES,
+    Case,
+    Op,
+    address,
+    expect,
+    expect_float32,
+    expect_tensor,
+)
 
 ACTIVATIONS = (None, "silu_gate")
 
@@ -31,14 +39,15 @@ def check(
     rows: torch.Tensor | None = None,
     activation: str | None = None,
     scratch: torch.Tensor | None = None,
+    counters: torch.Tensor | None = None,
 ) -> None:
     """Contract.
 
     Args:
-        x: [N, K] float32 ([any, K] with `rows`).
+        x: [N, K] float32, or bfloat16 on a GPU ([any, K] with `rows`).
         weight: W [M, K]: a PackedWeight for the CPU's kernel, a DenseWeight (row-major, as in a
             checkpoint) for a GPU's; the reference takes both.
-        out: [N, M] float32, written; [N, M / 2] with activation "silu_gate".
+        out: [N, M] float32, or bfloat16 on a GPU, written; [N, M / 2] with activation "silu_gate".
         num_rows: [1] int32, rows to compute; at most N.
         bias: [M] float32, gate first, then up, with "silu_gate".
         accumulate: Add to `out` (the residual) instead of overwriting it.
@@ -47,6 +56,8 @@ def check(
             `is_gate_up`), and out = silu(x gate^T) * (x up^T).
         scratch: [any] float32, working memory of a GPU's kernel, which computes parts of K side by
             side where it has room for them; the result is the same without. Others need none.
+        counters: [any] int32, zeros, and zeros again afterwards: with `scratch`, which programs of
+            such a kernel have ended. Launches that may overlap need counters of their own.
     """
     expect(
         "linear",
@@ -67,17 +78,19 @@ def check(
         not (gated and accumulate),
         "accumulate: not available with activation 'silu_gate'",
     )
-    expect_tensor("linear", "x", x, torch.float32, (None, weight.num_inputs))
+    expect_tensor("linear", "x", x, ACTIVATION_DTYPES, (None, weight.num_inputs))
     capacity = x.shape[0]
     if rows is not None:
         capacity = expect_tensor("linear", "rows", rows, torch.int32, (None,)).shape[0]
     width = weight.num_outputs // 2 if gated else weight.num_outputs
-    expect_tensor("linear", "out", out, torch.float32, (capacity, width))
+    expect_tensor("linear", "out", out, ACTIVATION_DTYPES, (capacity, width))
     expect_tensor("linear", "num_rows", num_rows, torch.int32, (1,))
     if bias is not None:
         expect_tensor("linear", "bias", bias, torch.float32, (weight.num_outputs,))
     if scratch is not None:
         expect_tensor("linear", "scratch", scratch, torch.float32, (None,))
+    if counters is not None:
+        expect_tensor("linear", "counters", counters, torch.int32, (None,))
 
 
 def _kind(weight: PackedWeight | DenseWeight) -> str:
@@ -101,11 +114,12 @@ def reference(
     rows: torch.Tensor | None = None,
     activation: str | None = None,
     scratch: torch.Tensor | None = None,
+    counters: torch.Tensor | None = None,
 ) -> None:
     """out[i] (+)= x[rows[i]] W^T + bias, or silu(gate) * up of it, for i < num_rows."""
     n = int(num_rows)
     chosen = x[:n] if rows is None else x[rows[:n].long()]
-    y = torch.nn.functional.linear(chosen, weight.unpack().float(), bias)
+    y = torch.nn.functional.linear(chosen.float(), weight.unpack().float(), bias)
     if activation == "silu_gate":
         gate, up = y.chunk(2, dim=-1)
         y = torch.nn.functional.silu(gate) * up
@@ -124,6 +138,7 @@ def cpu(
     rows: torch.Tensor | None = None,
     activation: str | None = None,
     scratch: torch.Tensor | None = None,
+    counters: torch.Tensor | None = None,
 ) -> None:
     """Appends the native launch."""
     expect(
@@ -132,6 +147,7 @@ def cpu(
         f"weight: expected a PackedWeight for backend 'cpu', got {type(weight).__name__}",
     )
     assert isinstance(weight, PackedWeight)
+    expect_float32("linear", x=x, out=out)
     load_cpu().linear(
         native,
         address(x),

@@ -1,4 +1,4 @@
-"""rms_norm: root-mean-square normalisation of rows, float32."""
+"""rms_norm: root-mean-square normalisation of rows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ from typing import Any
 import torch
 
 from sdengine.kernels.backends import load_cpu, triton_kernel
-from sdengine.kernels.spec import Case, Op, address, expect_tensor
+from sdengine.kernels.spec import (
+    ACTIVATION_DTYPES,
+    Case,
+    Op,
+    address,
+    expect_float32,
+    expect_tensor,
+)
 
 
 def check(
@@ -19,13 +26,13 @@ def check(
     Args:
         x: [N, E] float32.
         weight: [E] float32.
-        out: [N, E] float32, written; may be `x` itself.
+        out: [N, E] float32, or bfloat16 on a GPU, written; may be `x` itself.
         num_rows: [1] int32.
         eps: Added to the mean square.
     """
     expect_tensor("rms_norm", "x", x, torch.float32, (None, None))
     expect_tensor("rms_norm", "weight", weight, torch.float32, (x.shape[1],))
-    expect_tensor("rms_norm", "out", out, torch.float32, tuple(x.shape))
+    expect_tensor("rms_norm", "out", out, ACTIVATION_DTYPES, tuple(x.shape))
     expect_tensor("rms_norm", "num_rows", num_rows, torch.int32, (1,))
 
 
@@ -48,6 +55,7 @@ def cpu(
     eps: float,
 ) -> None:
     """Appends the native launch."""
+    expect_float32("rms_norm", out=out)
     load_cpu().rms_norm(
         native, address(x), address(weight), address(out), address(num_rows), x.shape[1], eps
     )

@@ -64,6 +64,11 @@ def expect(op: str, condition: bool, message: str) -> None:
         raise ValueError(f"{op}: {message}")
 
 
+ACTIVATION_DTYPES = (torch.float32, torch.bfloat16)
+"""Of what one layer hands to the product of the next; a product with bfloat16 weights rounds them
+on a GPU anyway."""
+
+
 def expect_tensor(
     op: str,
     name: str,
@@ -102,6 +107,20 @@ def expect_tensor(
     expect(op, fits, f"{name}: expected shape {wanted}, got {list(tensor.shape)}")
     expect(op, tensor.is_contiguous(), f"{name}: expected a contiguous tensor")
     return tensor
+
+
+def expect_float32(op: str, **tensors: torch.Tensor) -> None:
+    """Checks activations of a CPU's launch, which a GPU's may round to bfloat16.
+
+    Raises:
+        ValueError: One is not float32; the message names it.
+    """
+    for name, tensor in tensors.items():
+        expect(
+            op,
+            tensor.dtype == torch.float32,
+            f"{name}: expected torch.float32 for backend 'cpu', got {tensor.dtype}",
+        )
 
 
 def address(tensor: torch.Tensor | None) -> int:

@@ -3,8 +3,9 @@
 For callers that trace: torch.compile, torch.export, fake tensors. The operators write into their
 arguments, say so in their schemas, and return nothing. Pass arguments by keyword; a struct of
 tensors is passed field by field (`batch` of tree_attention as `batch_tokens`, `batch_positions`,
-...), a weight as its row-major matrix, whose `activation` says whether it stacks gate and up. No
-two tensors may overlap.
+...), a weight as its row-major matrix, whose `activation` says whether it stacks gate and up. What
+an operator writes must be given, None where the op may go without (`scratch`). No two tensors may
+overlap.
 
 On CUDA tensors an operator launches the kernel of the backend that `device_backend` names, on the
 current stream. On CPU tensors it runs the reference: the CPU's own kernels are launched by programs
@@ -34,7 +35,7 @@ NAMESPACE = "sdengine"
 PREFERENCE = ("cuda", "triton")
 STRUCTS = (RowBatch, DraftTree, TokenTree)
 SCHEMA_TYPES = {torch.Tensor: "Tensor", int: "int", float: "float", bool: "bool", str: "str"}
-SCRATCH = "scratch"  # written by kernels although no output
+WORKING_MEMORY = ("scratch", "counters")  # written by kernels although no output
 
 
 def device_backend(op: Op) -> str | None:
@@ -70,7 +71,7 @@ class Parameter:
 def parameters_of(op: Op) -> list[Parameter]:
     """The arguments of an op, read off its contract."""
     hints = get_type_hints(op.check)
-    written = {*op.outputs, SCRATCH}
+    written = {*op.outputs, *WORKING_MEMORY}
     return [
         parameter_of(name, hints[name], name in written, given.default)
         for name, given in inspect.signature(op.check).parameters.items()
@@ -85,9 +86,11 @@ def parameter_of(name: str, hint: Any, is_mutated: bool, default: Any) -> Parame
     is_tensor = struct is not None or DenseWeight in kinds
     kind = "Tensor" if is_tensor else SCHEMA_TYPES[kinds[0]]
     optional = "?" if may_be_none else ""
-    # An argument that may be None has to be given to an op; an operator may leave it out.
+    # An argument that may be None has to be given to an op; an operator may leave it out, but for
+    # those that it writes: torch 2.11 does not find them among arguments that were left out.
     given = None if default is inspect.Parameter.empty and not may_be_none else default
-    text = None if given is None and not may_be_none else schema_value(given)
+    must_give = is_mutated or (given is None and not may_be_none)
+    text = None if must_give else schema_value(given)
     return Parameter(name, struct, kind + optional, is_mutated, text)
 
 
@@ -121,9 +124,9 @@ def flatten(op: str, args: Args) -> Args:
     """Arguments of an operator from those of its op."""
     flat: Args = {}
     for parameter in parameters_of(get_op(op)):
-        if parameter.name not in args:
+        if parameter.name not in args and not parameter.is_mutated:
             continue
-        value = args[parameter.name]
+        value = args.get(parameter.name)
         if isinstance(value, DenseWeight):
             flat[parameter.name] = value.matrix
         elif parameter.struct is None or value is None:

@@ -21,14 +21,26 @@ import torch
 
 from sdengine.kernels.backends import load_cpu, triton_kernel
 from sdengine.kernels.row_batch import RowBatch, expect_row_batch
-from sdengine.kernels.spec import Case, Op, address, expect, expect_tensor
+from sdengine.kernels.spec import (
+    ACTIVATION_DTYPES,
+    Case,
+    Op,
+    address,
+    expect,
+    expect_float32,
+    expect_tensor,
+)
 
 NAME = "tree_attention"
 CACHE_DTYPES = (torch.float32, torch.bfloat16)
 MAX_MASK_WORDS = 16
 MAX_HEAD_DIM = 256
+MAX_PLACES = 1 << 30
 SPLIT = 128  # positions of one partial result (kSplit)
-DEVICE_SPLIT = 512  # the same on a device
+# The same on a device: places of a split, up to so many places. Fixed, as sums must not depend on
+# the batch; short at first, so that a short context has programs enough, then longer, so that a
+# long one has few partial results.
+DEVICE_SPLITS = ((128, 2048), (512, 16384), (1024, MAX_PLACES))
 DEVICE_SCRATCH_BYTES = 256 << 20
 QUERIES_PER_TILE = 128  # (row, head) pairs that share a pass over the keys (kMaxQueries)
 
@@ -57,9 +69,18 @@ def attention_scratch(
     return torch.empty((threads - 1) * splits * queries * ((head_dim + 15) // 16 * 16 + 16))
 
 
+def device_splits(max_context: int) -> int:
+    """Splits of a path of `max_context` keys on a device."""
+    splits = begin = 0
+    for size, end in DEVICE_SPLITS:
+        splits += max(0, -(-(min(max_context, end) - begin) // size))
+        begin = end
+    return splits
+
+
 def split_scratch_floats(num_rows: int, num_heads: int, head_dim: int, max_context: int) -> int:
     """Elements of `scratch` with which a device does `num_rows` rows in one pass."""
-    splits = -(-max_context // DEVICE_SPLIT)
+    splits = device_splits(max_context)
     return num_rows * num_heads * splits * (head_dim + 2)
 
 
@@ -92,7 +113,7 @@ def check(
         block_tables: [B, P_max] int32.
         batch: The rows. The prefix of a row is logical indices [0, visible_lens); the set bits of
             its ancestor_mask, W <= 16, are its path below the root in order, itself included.
-        out: [N, H D] float32, written; a row that sees no key gets zeros.
+        out: [N, H D] float32, or bfloat16 on a GPU, written; a row that sees no key gets zeros.
         scratch: [any] float32, see `attention_scratch`; with less, fewer threads share the work and
             the result is the same. On a GPU see `split_scratch_floats` of the Triton kernel: with
             less, rows are done in more passes; less than one row's part is refused.
@@ -123,7 +144,7 @@ def check(
     expect_tensor(NAME, "batch.tokens", batch.tokens, torch.int32, (rows,))
     words = batch.mask_words
     expect(NAME, words <= MAX_MASK_WORDS, f"ancestor_mask: expected W <= 16, got {words}")
-    expect_tensor(NAME, "out", out, torch.float32, (rows, num_heads * head_dim))
+    expect_tensor(NAME, "out", out, ACTIVATION_DTYPES, (rows, num_heads * head_dim))
     expect_tensor(NAME, "scratch", scratch, torch.float32, (None,))
     expect(NAME, window >= 0, f"window: expected 0 or more, got {window}")
 
@@ -180,6 +201,7 @@ def cpu(
     window: int = 0,
 ) -> None:
     """Appends the native launch."""
+    expect_float32(NAME, out=out)
     load_cpu().tree_attention(
         native,
         address(qkv),

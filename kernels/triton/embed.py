@@ -10,12 +10,14 @@ import triton
 import triton.language as tl
 
 from sdengine.kernels.triton.launch import Launch
+from sdengine.kernels.triton.overlap import begin_in_turn, can_overlap
 
 BLOCK = 1024
 
 
 @triton.jit
-def embed_kernel(tokens, weight, out, num_rows, width, BLOCK: tl.constexpr):
+def embed_kernel(tokens, weight, out, num_rows, width, BLOCK: tl.constexpr, OVERLAPS: tl.constexpr):
+    begin_in_turn(OVERLAPS)
     row = tl.program_id(0)
     if row >= tl.load(num_rows):
         return
@@ -43,4 +45,6 @@ def launches(
         "width": width,
     }
     grid = (rows, triton.cdiv(width, BLOCK))
-    return [Launch(embed_kernel, grid, arguments, {"BLOCK": BLOCK})]
+    overlaps = can_overlap(arch)
+    constants = {"BLOCK": BLOCK, "OVERLAPS": overlaps}
+    return [Launch(embed_kernel, grid, arguments, constants, overlaps=overlaps)]

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 
 from sdengine.kernels.cuda_library import expect_one_device
+from sdengine.kernels.triton.assembler import use_sound_assembler
 
 INTERPRETER = 0  # the `arch` of kernels that run in Triton's interpreter
 T = TypeVar("T")
@@ -33,6 +34,7 @@ class Launch:
         constants: `tl.constexpr` arguments by name.
         num_warps, num_stages: Of a program.
         fp_fusion: Whether a * b + c may be contracted. Off where bits must equal the reference's.
+        overlaps: Whether it begins before the launch before it has ended; see `overlap.py`.
     """
 
     kernel: Any
@@ -42,6 +44,7 @@ class Launch:
     num_warps: int = 4
     num_stages: int = 2
     fp_fusion: bool = True
+    overlaps: bool = False
 
     def run(self) -> None:
         """Enqueues the kernel on the current stream, or interprets it."""
@@ -53,6 +56,7 @@ class Launch:
             num_warps=self.num_warps,
             num_stages=self.num_stages,
             enable_fp_fusion=self.fp_fusion,
+            **({"launch_pdl": True} if self.overlaps else {}),
         )
 
 
@@ -65,6 +69,7 @@ def arch_of_device() -> int:
     """Compute capability of the current device as one number (90 for 9.0), or INTERPRETER."""
     if is_interpreted():
         return INTERPRETER
+    use_sound_assembler()
     major, minor = torch.cuda.get_device_capability()
     return 10 * major + minor
 

@@ -1,14 +1,15 @@
 """linear in Triton; contract: `kernels/linear.py`. The weight is a `DenseWeight`.
 
 Grid (tiles of features, tiles of rows): a program computes features x rows, W being the M axis of
-the product and rows its N axis. So a weight is read once for up to max_rows rows, few rows waste
-little of a tensor core (N is 16 then), and the instruction, the order over K and hence the bits of
-an element are the same for every number of rows.
+the product and rows its N axis. So a weight is read once for up to max_rows rows and a tail, few
+rows waste little of a tensor core (N is 16 then), and the instruction, the order over K and hence
+the bits of an element are the same for every number of rows. The tail is a second product with the
+same tile of W: 65 rows are 64 and 16, not twice 64.
 
 A weight with few tiles leaves multiprocessors without work. K is cut into a fixed number of parts
 for those shapes (`SPLITS`), by shape alone: each part is summed up for itself, and the parts are
-added in order. Few rows have a program per part, whose sums `merge_parts_kernel` adds; many rows
-have tiles enough, and a program adds up its own parts. The bits are the same.
+added in order. Few rows have a program per part, of which the one that ends last adds up all; many
+rows have tiles enough, and a program adds up its own parts. The bits are the same.
 """
 
 from __future__ import annotations
@@ -22,29 +23,43 @@ import triton.language as tl
 from sdengine.kernels.dense_weight import DenseWeight
 from sdengine.kernels.spec import expect
 from sdengine.kernels.triton.launch import Launch, compute_dtype, nearest
+from sdengine.kernels.triton.overlap import begin_early, can_overlap
 
 MIN_ROWS = 16  # the narrowest that Triton 3.6 gives the warp-group instruction of wider tiles
+MAX_TAIL = 32  # rows that a tail saves another pass over W for; with more the gated kernel spills
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Tile of a program (features, inputs of one step, most rows), warps and pipeline stages."""
+    """Tile of a program (most rows, features, inputs of one step), warps and pipeline stages; for
+    products that at least so many programs compute side by side."""
 
+    max_rows: int
+    min_programs: int
     features: int
     inputs: int
-    max_rows: int
     num_warps: int
     num_stages: int
 
 
-# bfloat16 by architecture; float32 has no tensor cores here and is for exactness, not for speed.
+# bfloat16 by architecture, the first that has rows and programs enough; float32 has no tensor cores
+# here and is for exactness, not for speed. Those of 90 were chosen from 2100 measurements on an
+# H200 (docs/log.md, "A first GPU"); a wide tile reads x less often, a narrow one keeps more
+# multiprocessors at work. The others were chosen by counting.
 BF16_CONFIGS = {
-    80: Config(64, 64, 64, 4, 3),
-    90: Config(64, 64, 64, 4, 4),
-    100: Config(64, 64, 64, 4, 4),
-    120: Config(64, 64, 64, 4, 3),
+    80: (Config(16, 0, 64, 128, 4, 3), Config(64, 0, 64, 64, 4, 3)),
+    90: (
+        Config(32, 0, 64, 128, 4, 5),
+        Config(64, 96, 128, 64, 4, 5),
+        Config(64, 0, 64, 64, 4, 6),
+        Config(128, 112, 128, 64, 8, 4),
+        Config(128, 0, 64, 64, 4, 4),
+    ),
+    100: (Config(16, 0, 64, 128, 4, 4), Config(64, 0, 64, 64, 4, 4)),
+    120: (Config(16, 0, 64, 128, 4, 3), Config(64, 0, 64, 64, 4, 3)),
 }
-F32_CONFIG = Config(64, 32, 16, 4, 2)
+F32_CONFIGS = (Config(16, 0, 64, 32, 4, 2),)
+SHARED_BYTES = {80: 160 << 10, 90: 224 << 10, 100: 224 << 10, 120: 96 << 10}  # of a program
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +72,89 @@ class Split:
     parts: int
 
 
-# By architecture, the first that fits; a weight that none fits, or with a gate, is not cut. Chosen
-# by counting so far (tiles of 64 features and parts against 108, 132 and 170 multiprocessors
-# with two programs each), not by measuring: the slice "linear" of the GPU suite times both.
+# By architecture, the first that fits; a weight that none fits, or with a gate, is not cut.
 SPLITS = {
     80: (Split(2048, 2048, 4), Split(6144, 4096, 2)),
-    90: (Split(2048, 2048, 4), Split(4096, 8192, 4), Split(6144, 4096, 2)),
+    90: (Split(2048, 2048, 4), Split(4096, 4096, 4), Split(6144, 4096, 2)),
     100: (),  # the kernel of a part spills a word there
     120: (Split(2048, 2048, 4), Split(6144, 4096, 2)),
 }
-MAX_PART_ROWS = 64  # rows up to which a part has a program of its own
-MERGED_FEATURES = 256  # of a program that adds up parts
+MAX_PART_ROWS = 144  # rows up to which a part has a program of its own
+PART_STEP = 128  # a part is a multiple of this, of the inputs of every config's step
+
+
+@triton.jit
+def _sources(rows, row, is_live):
+    """Rows of x that a tile reads."""
+    if rows is None:
+        return row.to(tl.int64)
+    else:
+        return tl.load(rows + row, mask=is_live, other=0).to(tl.int64)
+
+
+@triton.jit
+def _finish(
+    acc,
+    up,
+    out,
+    bias,
+    row,
+    is_live,
+    feature,
+    num_features,
+    GATED: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
+):
+    """Stores a tile [features, rows] with bias, gate and residual."""
+    is_feature = feature < num_features
+    mask = is_feature[:, None] & is_live[None, :]
+    if bias is not None:
+        acc += tl.load(bias + feature, mask=is_feature, other=0.0)[:, None]
+    if GATED:
+        if bias is not None:
+            up += tl.load(bias + num_features + feature, mask=is_feature, other=0.0)[:, None]
+        acc = acc / (1.0 + tl.exp(-acc)) * up
+    at_out = out + (row.to(tl.int64) * num_features)[None, :] + feature[:, None]
+    if ACCUMULATE:
+        acc += tl.load(at_out, mask=mask, other=0.0)
+    tl.store(at_out, acc, mask=mask)
+
+
+@triton.jit
+def _at_part(parts, part, row, feature, num_features, part_stride):
+    """Where a tile [features, rows] of a part lies."""
+    place = (row.to(tl.int64) * num_features)[None, :] + feature[:, None]
+    return parts + tl.cast(part, tl.int64) * part_stride + place
+
+
+@triton.jit
+def _sum_of_parts(parts, row, is_live, feature, num_features, part_stride, shape: tl.constexpr):
+    """All parts of a tile, added in order. Others wrote them: not what a nearer cache may hold."""
+    mask = (feature < num_features)[:, None] & is_live[None, :]
+    acc = tl.zeros(shape, tl.float32)
+    for part in range(0, tl.num_programs(2)):
+        at = _at_part(parts, part, row, feature, num_features, part_stride)
+        acc += tl.load(at, mask=mask, other=0.0, cache_modifier=".cg")
+    return acc
+
+
+@triton.jit
+def _load_step(at, start, step, is_live, num_inputs, WHOLE_STEPS: tl.constexpr):
+    """One step of x, [inputs, rows], zero where there is none."""
+    if WHOLE_STEPS:
+        return tl.load(at + start, mask=is_live[None, :], other=0.0)
+    else:
+        in_step = start + step < num_inputs
+        return tl.load(at + start, mask=in_step[:, None] & is_live[None, :], other=0.0)
+
+
+@triton.jit
+def _load_weight(at, start, step, num_inputs, WHOLE_STEPS: tl.constexpr):
+    """One step of W, [features, inputs]."""
+    if WHOLE_STEPS:
+        return tl.load(at + start)
+    else:
+        return tl.load(at + start, mask=(start + step < num_inputs)[None, :], other=0.0)
 
 
 @triton.jit
@@ -79,9 +166,11 @@ def linear_kernel(
     bias,
     rows,
     parts,
+    counters,
     num_inputs,
     num_features,
     part_inputs,
+    part_stride,
     GATED: tl.constexpr,
     ACCUMULATE: tl.constexpr,
     WHOLE_STEPS: tl.constexpr,
@@ -89,93 +178,83 @@ def linear_kernel(
     FEATURES: tl.constexpr,
     INPUTS: tl.constexpr,
     ROWS: tl.constexpr,
+    TAIL: tl.constexpr,
     CD: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
-    first = tl.program_id(1) * ROWS
-    live_rows = tl.load(num_rows)
-    if first >= live_rows:
-        return
-    row = first + tl.arange(0, ROWS)
-    is_live = row < live_rows
-    if rows is None:
-        source = row.to(tl.int64)
-    else:
-        source = tl.load(rows + row, mask=is_live, other=0).to(tl.int64)
     feature = tl.program_id(0) * FEATURES + tl.arange(0, FEATURES)
     step = tl.arange(0, INPUTS)
     # Features past the last read the last one again, which needs no mask, and are not stored.
     line = tl.minimum(feature, num_features - 1).to(tl.int64)
     at_weight = weight + (line * num_inputs)[:, None] + step[None, :]
     at_up = weight + ((line + num_features) * num_inputs)[:, None] + step[None, :]
-    at_x = x + (source * num_inputs)[None, :] + step[:, None]
+    first_input = tl.program_id(2) * part_inputs
+    # What a pass is was written before it began: that need not be waited for.
+    first = tl.program_id(1) * (ROWS + TAIL)
+    live_rows = tl.load(num_rows)
+    row = first + tl.arange(0, ROWS)
+    is_live = row < live_rows
+    at_x = x + (_sources(rows, row, is_live) * num_inputs)[None, :] + step[:, None]
+    if TAIL > 0:
+        tail_row = first + ROWS + tl.arange(0, TAIL)
+        is_tail = tail_row < live_rows
+        at_tail = x + (_sources(rows, tail_row, is_tail) * num_inputs)[None, :] + step[:, None]
+    begin_early(OVERLAPS)
+    if first >= live_rows:
+        return
 
     acc = tl.zeros([FEATURES, ROWS], tl.float32)
     up = tl.zeros([FEATURES, ROWS], tl.float32)
+    if TAIL > 0:
+        tail_acc = tl.zeros([FEATURES, TAIL], tl.float32)
+        tail_up = tl.zeros([FEATURES, TAIL], tl.float32)
     for own in range(0, NUM_PARTS):
         part = tl.zeros([FEATURES, ROWS], tl.float32)
-        begin = (tl.program_id(2) + own) * part_inputs
+        if TAIL > 0:
+            tail_part = tl.zeros([FEATURES, TAIL], tl.float32)
+        begin = first_input + own * part_inputs
         for start in tl.range(begin, tl.minimum(begin + part_inputs, num_inputs), INPUTS):
-            if WHOLE_STEPS:
-                w = tl.load(at_weight + start)
-                xs = tl.load(at_x + start, mask=is_live[None, :], other=0.0)
-            else:
-                in_step = start + step < num_inputs
-                w = tl.load(at_weight + start, mask=in_step[None, :], other=0.0)
-                xs = tl.load(at_x + start, mask=in_step[:, None] & is_live[None, :], other=0.0)
-            part = tl.dot(w.to(CD), xs.to(CD), part, input_precision="ieee")
+            w = _load_weight(at_weight, start, step, num_inputs, WHOLE_STEPS).to(CD)
+            xs = _load_step(at_x, start, step, is_live, num_inputs, WHOLE_STEPS).to(CD)
+            part = tl.dot(w, xs, part, input_precision="ieee")
+            if TAIL > 0:
+                ts = _load_step(at_tail, start, step, is_tail, num_inputs, WHOLE_STEPS).to(CD)
+                tail_part = tl.dot(w, ts, tail_part, input_precision="ieee")
             if GATED:
-                if WHOLE_STEPS:
-                    w_up = tl.load(at_up + start)
-                else:
-                    w_up = tl.load(at_up + start, mask=in_step[None, :], other=0.0)
-                up = tl.dot(w_up.to(CD), xs.to(CD), up, input_precision="ieee")
+                w_up = _load_weight(at_up, start, step, num_inputs, WHOLE_STEPS).to(CD)
+                up = tl.dot(w_up, xs, up, input_precision="ieee")
+                if TAIL > 0:
+                    tail_up = tl.dot(w_up, ts, tail_up, input_precision="ieee")
         acc += part
+        if TAIL > 0:
+            tail_acc += tail_part
 
-    is_feature = feature < num_features
-    mask = is_feature[:, None] & is_live[None, :]
-    place = (row.to(tl.int64) * num_features)[None, :] + feature[:, None]
     if parts is not None:
-        capacity = tl.num_programs(1).to(tl.int64) * ROWS
-        tl.store(parts + tl.program_id(2) * capacity * num_features + place, acc, mask=mask)
-        return
-    if bias is not None:
-        acc += tl.load(bias + feature, mask=is_feature, other=0.0)[:, None]
-    if GATED:
-        if bias is not None:
-            up += tl.load(bias + num_features + feature, mask=is_feature, other=0.0)[:, None]
-        acc = acc / (1.0 + tl.exp(-acc)) * up
-    at_out = out + place
-    if ACCUMULATE:
-        acc += tl.load(at_out, mask=mask, other=0.0)
-    tl.store(at_out, acc, mask=mask)
-
-
-@triton.jit
-def merge_parts_kernel(
-    parts,
-    out,
-    num_rows,
-    bias,
-    num_features,
-    part_stride,
-    ACCUMULATE: tl.constexpr,
-    NUM_PARTS: tl.constexpr,
-    FEATURES: tl.constexpr,
-):
-    row = tl.program_id(1)
-    if row >= tl.load(num_rows):
-        return
-    feature = tl.program_id(0) * FEATURES + tl.arange(0, FEATURES)
-    mask = feature < num_features
-    place = row.to(tl.int64) * num_features + feature
-    acc = tl.zeros([FEATURES], tl.float32)
-    for part in tl.static_range(NUM_PARTS):
-        acc += tl.load(parts + part * part_stride.to(tl.int64) + place, mask=mask, other=0.0)
-    if bias is not None:
-        acc += tl.load(bias + feature, mask=mask, other=0.0)
-    if ACCUMULATE:
-        acc += tl.load(out + place, mask=mask, other=0.0)
-    tl.store(out + place, acc, mask=mask)
+        own = tl.program_id(2)
+        is_feature = (feature < num_features)[:, None]
+        at = _at_part(parts, own, row, feature, num_features, part_stride)
+        tl.store(at, acc, mask=is_feature & is_live[None, :])
+        if TAIL > 0:
+            at = _at_part(parts, own, tail_row, feature, num_features, part_stride)
+            tl.store(at, tail_acc, mask=is_feature & is_tail[None, :])
+        tl.debug_barrier()  # the count says that all threads have written
+        counter = counters + tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+        if tl.atomic_add(counter, 1, sem="acq_rel") < tl.num_programs(2) - 1:
+            return
+        tl.store(counter, 0)
+        acc = _sum_of_parts(
+            parts, row, is_live, feature, num_features, part_stride, [FEATURES, ROWS]
+        )
+        if TAIL > 0:
+            tail_acc = _sum_of_parts(
+                parts, tail_row, is_tail, feature, num_features, part_stride, [FEATURES, TAIL]
+            )
+    _finish(acc, up, out, bias, row, is_live, feature, num_features, GATED, ACCUMULATE)
+    if TAIL > 0:
+        _finish(
+            tail_acc, tail_up, out, bias, tail_row, is_tail, feature, num_features,
+            GATED, ACCUMULATE,
+        )  # fmt: skip
 
 
 def num_parts(arch: int, num_features: int, num_inputs: int) -> int:
@@ -184,6 +263,33 @@ def num_parts(arch: int, num_features: int, num_inputs: int) -> int:
         if num_features <= split.max_features and num_inputs >= split.min_inputs:
             return split.parts
     return 1
+
+
+def tiling(capacity: int, widest: int) -> tuple[int, int]:
+    """Rows of a tile and of its tail, for a product of `capacity` rows."""
+    if capacity > widest:
+        rest = triton.next_power_of_2(max(MIN_ROWS, capacity - widest))
+        return widest, rest if widest >= 64 and rest <= min(MAX_TAIL, widest // 2) else 0
+    rows = max(MIN_ROWS, triton.next_power_of_2(capacity))
+    half = rows // 2
+    rest = triton.next_power_of_2(max(MIN_ROWS, capacity - half))
+    return (half, rest) if half >= 64 and rest < half else (rows, 0)
+
+
+def config_of(configs: tuple[Config, ...], rows: int, num_features: int, parts: int) -> Config:
+    """The config of a tile of so many rows."""
+    return next(
+        config
+        for config in configs
+        if rows <= config.max_rows
+        and triton.cdiv(num_features, config.features) * parts >= config.min_programs
+    )
+
+
+def num_stages(config: Config, rows: int, num_weights: int, arch: int) -> int:
+    """As many pipeline stages as are wanted and fit, for tiles of x with so many rows in all."""
+    stage = 2 * config.inputs * (num_weights * config.features + rows)
+    return max(2, min(config.num_stages, nearest(SHARED_BYTES, arch) // stage))
 
 
 def launches(
@@ -198,8 +304,9 @@ def launches(
     rows: torch.Tensor | None = None,
     activation: str | None = None,
     scratch: torch.Tensor | None = None,
+    counters: torch.Tensor | None = None,
 ) -> list[Launch]:
-    """One launch, or two: parts of K side by side, and their sum.
+    """One launch.
 
     Raises:
         ValueError: The weight is packed for the CPU.
@@ -210,19 +317,23 @@ def launches(
         f"weight: expected a DenseWeight for backend 'triton', got {type(weight).__name__}",
     )
     is_f32 = weight.dtype == torch.float32
-    config = F32_CONFIG if is_f32 else nearest(BF16_CONFIGS, arch)
     capacity, num_features = out.shape
-    tile_rows = min(config.max_rows, max(MIN_ROWS, triton.next_power_of_2(capacity)))
-    row_tiles = triton.cdiv(capacity, tile_rows)
+    configs = F32_CONFIGS if is_f32 else nearest(BF16_CONFIGS, arch)
     is_gated = activation == "silu_gate"
     parts = 1 if is_gated else num_parts(arch, num_features, weight.num_inputs)
-    part_stride = row_tiles * tile_rows * num_features
+    tile_rows, tail = tiling(capacity, configs[-1].max_rows)
+    config = config_of(configs, tile_rows, num_features, parts)
+    row_tiles = triton.cdiv(capacity, tile_rows + tail)
+    part_stride = row_tiles * (tile_rows + tail) * num_features
     are_apart = (
         parts > 1
         and capacity <= MAX_PART_ROWS
         and scratch is not None
         and scratch.numel() >= parts * part_stride
+        and counters is not None
+        and counters.numel() >= row_tiles * triton.cdiv(num_features, config.features)
     )
+    overlaps = can_overlap(arch)
     arguments = {
         "x": x,
         "weight": weight.matrix,
@@ -231,10 +342,11 @@ def launches(
         "bias": bias,
         "rows": rows,
         "parts": scratch if are_apart else None,
+        "counters": counters if are_apart else None,
         "num_inputs": weight.num_inputs,
         "num_features": num_features,
-        "part_inputs": triton.cdiv(triton.cdiv(weight.num_inputs, config.inputs), parts)
-        * config.inputs,
+        "part_inputs": triton.cdiv(triton.cdiv(weight.num_inputs, PART_STEP), parts) * PART_STEP,
+        "part_stride": part_stride,
     }
     constants = {
         "GATED": is_gated,
@@ -244,20 +356,18 @@ def launches(
         "FEATURES": config.features,
         "INPUTS": config.inputs,
         "ROWS": tile_rows,
+        "TAIL": tail,
         "CD": compute_dtype(weight.dtype, arch),
+        "OVERLAPS": overlaps,
     }
     grid = (triton.cdiv(num_features, config.features), row_tiles, parts if are_apart else 1)
-    product = Launch(linear_kernel, grid, arguments, constants, config.num_warps, config.num_stages)
-    if not are_apart:
-        return [product]
-    merge = {
-        "parts": scratch,
-        "out": out,
-        "num_rows": num_rows,
-        "bias": bias,
-        "num_features": num_features,
-        "part_stride": part_stride,
-    }
-    widths = {"ACCUMULATE": accumulate, "NUM_PARTS": parts, "FEATURES": MERGED_FEATURES}
-    tiles = (triton.cdiv(num_features, MERGED_FEATURES), capacity)
-    return [product, Launch(merge_parts_kernel, tiles, merge, widths)]
+    product = Launch(
+        linear_kernel,
+        grid,
+        arguments,
+        constants,
+        config.num_warps,
+        num_stages(config, tile_rows + tail, 1 + is_gated, arch),
+        overlaps=overlaps,
+    )
+    return [product]

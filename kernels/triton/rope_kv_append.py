@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from sdengine.kernels.triton.launch import Launch
+from sdengine.kernels.triton.overlap import begin_early, can_overlap
 
 HEADS = 8
 
@@ -46,10 +47,9 @@ def rope_kv_append_kernel(
     HEADS: tl.constexpr,
     HALF_LANES: tl.constexpr,
     REST_LANES: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
     row = tl.program_id(0)
-    if row >= tl.load(num_rows):
-        return
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     is_head = head < NUM_HEADS + 2 * NUM_KV_HEADS
     is_q = head < NUM_HEADS
@@ -62,6 +62,17 @@ def rope_kv_append_kernel(
     source = base + head[:, None] * HEAD_DIM
     turn_mask = is_head[:, None] & turns[None, :]
     keep_mask = is_head[:, None] & keeps[None, :]
+    # What a pass is was written before it began: that need not be waited for.
+    live_rows = tl.load(num_rows)
+    position = tl.load(positions + row, mask=row < live_rows, other=0)
+    angle = cos_sin + position.to(tl.int64) * (2 * HALF)
+    cosine = tl.load(angle + turn, mask=turns, other=0.0)[None, :]
+    sine = tl.load(angle + HALF + turn, mask=turns, other=0.0)[None, :]
+    slot = tl.load(slots + row, mask=row < live_rows, other=0)
+    begin_early(OVERLAPS)
+    if row >= live_rows:
+        return
+
     first = tl.load(source + turn[None, :], mask=turn_mask, other=0.0)
     second = tl.load(source + HALF + turn[None, :], mask=turn_mask, other=0.0)
     rest = tl.load(source + keep[None, :], mask=keep_mask, other=0.0)
@@ -78,9 +89,6 @@ def rope_kv_append_kernel(
         second = tl.where(is_k[:, None], second * scale * _gain(k_norm, HALF + turn, turns), second)
         rest = tl.where(is_k[:, None], rest * scale * _gain(k_norm, keep, keeps), rest)
 
-    angle = cos_sin + tl.load(positions + row).to(tl.int64) * (2 * HALF)
-    cosine = tl.load(angle + turn, mask=turns, other=0.0)[None, :]
-    sine = tl.load(angle + HALF + turn, mask=turns, other=0.0)[None, :]
     turned_first = tl.where(is_v[:, None], first, first * cosine - second * sine)
     turned_second = tl.where(is_v[:, None], second, second * cosine + first * sine)
 
@@ -89,7 +97,6 @@ def rope_kv_append_kernel(
     tl.store(source + keep[None, :], rest, mask=keep_mask & is_q[:, None])
 
     # Head NUM_HEADS + i of a row is plane i of a block: keys first, then values.
-    slot = tl.load(slots + row)
     block = (slot // BLOCK_SIZE).to(tl.int64) * (2 * NUM_KV_HEADS)
     line = (block + head - NUM_HEADS) * BLOCK_SIZE + slot % BLOCK_SIZE
     target = kv_cache + line[:, None] * HEAD_DIM
@@ -130,7 +137,9 @@ def launches(
         "k_norm": k_norm,
         "eps": eps,
     }
+    overlaps = can_overlap(arch)
     constants = {
+        "OVERLAPS": overlaps,
         "NUM_HEADS": num_heads,
         "NUM_KV_HEADS": num_kv_heads,
         "HEAD_DIM": head_dim,
@@ -141,4 +150,5 @@ def launches(
         "REST_LANES": triton.next_power_of_2(max(1, head_dim - 2 * half)),
     }
     groups = triton.cdiv(num_heads + 2 * num_kv_heads, HEADS)
-    return [Launch(rope_kv_append_kernel, (qkv.shape[0], groups), arguments, constants, 2)]
+    grid = (qkv.shape[0], groups)
+    return [Launch(rope_kv_append_kernel, grid, arguments, constants, 2, overlaps=overlaps)]

@@ -10,12 +10,14 @@ import triton
 import triton.language as tl
 
 from sdengine.kernels.triton.launch import Launch
+from sdengine.kernels.triton.overlap import begin_early, can_overlap
 
 BLOCK = 1024
 
 
 @triton.jit
-def silu_and_mul_kernel(x, out, num_rows, width, BLOCK: tl.constexpr):
+def silu_and_mul_kernel(x, out, num_rows, width, BLOCK: tl.constexpr, OVERLAPS: tl.constexpr):
+    begin_early(OVERLAPS)
     row = tl.program_id(0)
     if row >= tl.load(num_rows):
         return
@@ -33,4 +35,6 @@ def launches(
     rows, width = out.shape
     arguments = {"x": x, "out": out, "num_rows": num_rows, "width": width}
     grid = (rows, triton.cdiv(width, BLOCK))
-    return [Launch(silu_and_mul_kernel, grid, arguments, {"BLOCK": BLOCK})]
+    overlaps = can_overlap(arch)
+    constants = {"BLOCK": BLOCK, "OVERLAPS": overlaps}
+    return [Launch(silu_and_mul_kernel, grid, arguments, constants, overlaps=overlaps)]

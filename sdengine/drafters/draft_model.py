@@ -79,7 +79,7 @@ class DraftModelDrafter:
 
         self._rows = RowBatch.allocate(batch, sizes.max_draft_rows, words, memory.device)
         self._buffers = Activations.allocate(
-            weights.config, sizes.max_draft_rows, sizes.max_context, num_threads, memory
+            weights, sizes.max_draft_rows, sizes.max_context, num_threads, memory
         )
         self._spans = Spans(self._rows, workspace.state.block_tables)
         self._pending_tokens = ints(sizes.max_batched_tokens)

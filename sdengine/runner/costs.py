@@ -97,18 +97,18 @@ def _measure(iteration: Iteration) -> CostModel:
 
 
 def verify_trials(iteration: Iteration, row_counts: Sequence[int]) -> list[Trial]:
-    """Target passes over chains of so many rows, ready to be timed (benchmarks)."""
+    """Target passes over trees of so many rows, ready to be timed (benchmarks)."""
     host = HostView(iteration.workspace.state, iteration.workspace.memory)
     return [_verify_trial(iteration, host, m) for m in row_counts]
 
 
 def _verify_trial(iteration: Iteration, host: HostView, num_rows: int) -> Trial:
-    """From the trees to the commit, over a chain of `num_rows` rows."""
+    """From the trees to the commit, over a tree of `num_rows` rows."""
     iteration = _uncounted(iteration)
 
     def reset() -> None:
         _reset(iteration, host, wants_logits=ROOT_AND_NODES if num_rows > 1 else ROOT_ONLY)
-        _set_chain(iteration, num_rows - 1)
+        _set_tree(iteration, num_rows - 1)
 
     describe = partial(iteration.describe_verify, has_trees=num_rows > 1)
     return _trial(iteration, describe, reset, num_rows)
@@ -205,14 +205,17 @@ def _reset(iteration: Iteration, host: HostView, wants_logits: int) -> None:
     host.set_blocks(0, [0] * host.block_tables.shape[1])
 
 
-def _set_chain(iteration: Iteration, num_nodes: int) -> None:
-    """Puts a chain of dummy tokens into slot 0's draft tree."""
+def _set_tree(iteration: Iteration, num_nodes: int) -> None:
+    """Puts a binary tree of dummy tokens into slot 0's draft tree: about as deep as trees of so
+    many nodes are, because a row costs by the keys of its path that it shares with no other."""
     tree = iteration.workspace.draft_tree
     tree.clear()
-    index = torch.arange(1, num_nodes + 1, dtype=torch.int32, device=tree.tokens.device)
-    tree.tokens[0, 1 : num_nodes + 1] = 0
-    tree.parents[0, 1 : num_nodes + 1] = index - 1
-    tree.depths[0, 1 : num_nodes + 1] = index
+    index = torch.arange(1, num_nodes + 1, dtype=torch.int32)
+    depth = (index + 1).float().log2().int()  # node i is i of a heap that begins with the root at 0
+    device = tree.tokens.device
+    tree.tokens[0, 1 : num_nodes + 1] = (index % 2).to(device)
+    tree.parents[0, 1 : num_nodes + 1] = ((index - 1) // 2).to(device)
+    tree.depths[0, 1 : num_nodes + 1] = depth.to(device)
     tree.ranks[0, 1 : num_nodes + 1] = 0
     tree.values[0, 1 : num_nodes + 1] = 1.0
     tree.draft_slots[0, 1 : num_nodes + 1] = -1

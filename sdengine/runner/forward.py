@@ -14,37 +14,54 @@ from sdengine.kernels.tree_attention import attention_scratch, device_scratch_fl
 from sdengine.model.config import ModelConfig
 from sdengine.runner.weights import LayerWeights, ModelWeights
 
+NUM_COUNTERS = 1 << 14
+"""Tiles of a product whose parts a device may compute side by side."""
+
 
 @dataclass(frozen=True, slots=True)
 class Activations:
-    """Scratch of one model's forward pass over at most N rows; float32.
+    """Scratch of one model's forward pass over at most N rows.
 
-    Shared by all layers and by all passes of the model, because they run one after another.
+    Shared by all layers and by all passes of the model, because they run one after another. What
+    only a product reads is stored as the product would round it.
     """
 
-    hidden: torch.Tensor  # [N, E]
-    normed: torch.Tensor  # [N, E]
-    qkv: torch.Tensor  # [N, (H + 2 H_kv) D]
-    attended: torch.Tensor  # [N, H D]
-    ffn: torch.Tensor  # [N, F]
-    scratch: torch.Tensor  # of attention, and of the products between two of them
+    hidden: torch.Tensor  # [N, E] float32
+    normed: torch.Tensor  # [N, E] float32, or bfloat16
+    qkv: torch.Tensor  # [N, (H + 2 H_kv) D] float32
+    attended: torch.Tensor  # [N, H D] as `normed`
+    ffn: torch.Tensor  # [N, F] as `normed`
+    scratch: torch.Tensor  # float32, of attention, and of the products between two of them
+    counters: torch.Tensor  # int32, zeros: of those products
 
     @classmethod
     def allocate(
-        cls, config: ModelConfig, num_rows: int, max_context: int, num_threads: int, memory: Memory
+        cls,
+        weights: ModelWeights,
+        num_rows: int,
+        max_context: int,
+        num_threads: int,
+        memory: Memory,
     ) -> Activations:
         """Buffers for `num_rows` rows attending to at most `max_context` keys."""
-        heads = config.num_heads * config.head_dim
+        config = weights.config
         shape = (num_rows, config.num_heads, config.head_dim, max_context)
+        is_staged = isinstance(memory, StagedMemory)
+
+        def operand(width: int) -> torch.Tensor:
+            dtype = weights.lm_head.dtype if is_staged else torch.float32
+            return memory.empty(num_rows, width, dtype=dtype)
+
         return cls(
             hidden=memory.empty(num_rows, config.hidden_size),
-            normed=memory.empty(num_rows, config.hidden_size),
+            normed=operand(config.hidden_size),
             qkv=memory.empty(num_rows, config.qkv_rows),
-            attended=memory.empty(num_rows, heads),
-            ffn=memory.empty(num_rows, config.intermediate_size),
+            attended=operand(config.num_heads * config.head_dim),
+            ffn=operand(config.intermediate_size),
             scratch=memory.empty(device_scratch_floats(*shape))
-            if isinstance(memory, StagedMemory)
+            if is_staged
             else attention_scratch(*shape, num_threads),
+            counters=memory.zeros(NUM_COUNTERS if is_staged else 0, dtype=torch.int32),
         )
 
     def first(self, num_rows: int) -> Activations:
@@ -56,6 +73,7 @@ class Activations:
             self.attended[:num_rows],
             self.ffn[:num_rows],
             self.scratch,
+            self.counters,
         )
 
 
@@ -180,6 +198,7 @@ def _describe_attention(
         num_rows=batch.num_rows,
         bias=layer.qkv_bias,
         scratch=buffers.scratch,
+        counters=buffers.counters,
     )
     program.launch(
         "rope_kv_append",
@@ -215,6 +234,7 @@ def _describe_attention(
         bias=layer.o_bias,
         accumulate=True,
         scratch=buffers.scratch,
+        counters=buffers.counters,
     )
 
 
@@ -244,4 +264,5 @@ def _describe_mlp(
         bias=layer.down_bias,
         accumulate=True,
         scratch=buffers.scratch,
+        counters=buffers.counters,
     )

@@ -30,7 +30,17 @@ from sdengine.runner.weights import ModelWeights
 from sdengine.runner.workspace import Workspace
 
 MIN_ROW_LIMIT = 8
-"""Rows of the smallest program of a device; the others have a power of two."""
+"""Rows of the smallest program of a device."""
+
+
+def row_bucket(num_rows: int) -> int:
+    """Rows of the program of a device that passes `num_rows`: a power of two; from 64 on also one
+    and a half, and 16 more, so that the root of a tree of 64 or 128 nodes does not double what is
+    multiplied."""
+    power = 1 << max(num_rows - 1, 0).bit_length()
+    half = power // 2
+    between = [half + 16, half + half // 2] if half >= 64 else []
+    return min(size for size in (*between, power) if size >= num_rows)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,7 +115,7 @@ class Iteration:
         self.verifier = verifier
         self._branches = branches
         self._buffers = Activations.allocate(
-            weights.config, sizes.max_target_rows, sizes.max_context, num_threads(pool), memory
+            weights, sizes.max_target_rows, sizes.max_context, num_threads(pool), memory
         )
         self._spans = Spans(workspace.target_rows, workspace.state.block_tables)
         self._num_emitted = memory.zeros(sizes.max_num_seqs, dtype=torch.int32)
@@ -144,7 +154,7 @@ class Iteration:
         if not self.has_row_limits:
             return None
         sizes = self.workspace.sizes
-        limit = max(MIN_ROW_LIMIT, 1 << max(num_rows - 1, 0).bit_length())
+        limit = max(MIN_ROW_LIMIT, row_bucket(num_rows))
         return min(limit, max(sizes.max_target_rows, sizes.max_draft_rows))
 
     def program(self, variant: Variant) -> Program:

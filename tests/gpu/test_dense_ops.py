@@ -19,8 +19,7 @@ from tests.kernels.test_tree_attention import CHAIN_IN_TREE, Span, as_chain, pat
 from tests.kernels.triton.test_linear import make_args as linear_args
 from tests.kernels.triton.test_tree_attention import SMALL, with_scratch
 
-SPLIT = 512
-LONG = 2 * SPLIT + 77 if not IS_DRY_RUN else 70
+LONG = 1101 if not IS_DRY_RUN else 70
 
 
 def linear_of(dtype: torch.dtype, rows: int, inputs: int, outputs: int, gated: bool) -> Any:

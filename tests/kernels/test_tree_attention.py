@@ -105,6 +105,7 @@ def make_batch(
     batch.visible_lens[:] = torch.tensor(visible)
     batch.ancestor_mask[:] = torch.tensor(masks, dtype=torch.int64)
     batch.cu_rows[:] = torch.tensor(cu_rows)
+    batch.row_seq[:] = torch.arange(len(tree_starts)).repeat_interleave(batch.cu_rows.diff())
     batch.tree_starts[:] = torch.tensor(tree_starts)
     batch.num_rows[0] = len(positions)
     return batch

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -21,10 +21,13 @@ from triton.compiler import ASTSource
 
 from sdengine.kernels import tree_attention
 from sdengine.kernels.dense_weight import DenseWeight
+from sdengine.kernels.launch_chain import chained
 from sdengine.kernels.registry import get_op
 from sdengine.kernels.spec import Args
 from sdengine.kernels.token_tree import TokenTree
+from sdengine.kernels.triton.assembler import use_sound_assembler
 from sdengine.kernels.triton.launch import Launch, plan_op
+from tests.kernels.triton.sass import unset_registers
 
 POINTERS = {
     torch.float32: "*fp32",
@@ -129,6 +132,7 @@ class Compiled:
         instructions: SASS instructions of interest -> count.
         key_layouts: Layouts of the float32 tiles that are reduced along axis 0, as lanes of that
             axis alone: the order in which attention adds up its keys.
+        unset: Instructions that read a uniform register which nothing has set.
         fuses: Whether the PTX holds a fused multiply-add (divisions are expanded later).
     """
 
@@ -141,6 +145,7 @@ class Compiled:
     instructions: dict[str, int]
     key_layouts: list[str]
     fuses: bool
+    unset: list[str] = field(default_factory=list)
 
 
 def signature_of(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[Any, Any]]:
@@ -168,6 +173,7 @@ def compile_launch(case: str, launch: Launch, arch: int) -> Compiled:
         "num_warps": launch.num_warps,
         "num_stages": launch.num_stages,
         "enable_fp_fusion": launch.fp_fusion,
+        "launch_pdl": launch.overlaps,
     }
     kernel = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     usage, sass = (cuobjdump(kernel.asm["cubin"], flag) for flag in ("-res-usage", "-sass"))
@@ -184,6 +190,7 @@ def compile_launch(case: str, launch: Launch, arch: int) -> Compiled:
         {name: names.count(name) for name in sorted(set(names))},
         sorted(set(key_layouts(kernel.asm["ttgir"]))),
         "fma." in kernel.asm["ptx"],
+        unset_registers(sass),
     )
 
 
@@ -227,10 +234,12 @@ def layout_part(layout: str, kind: str) -> str:
 
 
 def main() -> None:
+    use_sound_assembler()
     for wanted in sys.argv[1:]:
         case, arch = wanted.split(":")
         op, make_args = CASES[case]
-        launches = plan_op(op, int(arch), make_args())
+        with chained():
+            launches = plan_op(op, int(arch), make_args())
         # Passes repeat the same two kernels; of several, the last has a first row other than 0.
         for launch in launches[-2:]:
             print(json.dumps(asdict(compile_launch(case, launch, int(arch)))), flush=True)

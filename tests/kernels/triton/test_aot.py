@@ -13,11 +13,15 @@ import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from sdengine.errors import BackendUnavailable
 from sdengine.kernels.registry import OP_NAMES, get_op
+from sdengine.kernels.triton import assembler
 from tests.kernels.triton.compile_launches import CASES, Compiled
+from tests.kernels.triton.sass import unset_registers
 
 ROOT = Path(__file__).resolve().parents[3]
 SHARED_LIMIT = {80: 166912, 90: 232448, 100: 232448, 120: 101376}
@@ -56,6 +60,7 @@ def assert_gates(kernel: Compiled) -> None:
     """What every tuned kernel must keep."""
     counts = kernel.instructions
     assert kernel.stack == 0 and "LDL" not in counts and "STL" not in counts, f"spills: {kernel}"
+    assert not kernel.unset, f"miscompiled, see assembler.py: {kernel}"
     assert kernel.shared <= SHARED_LIMIT[kernel.arch], f"too much shared memory: {kernel}"
     classes = {name for name in counts if name.endswith("MMA") and name != "FFMA"}
     multiplies = kernel.kernel in ("linear_kernel", "shared_splits_kernel", "finish_rows_kernel")
@@ -66,6 +71,43 @@ def assert_gates(kernel: Compiled) -> None:
         assert counts["FFMA"] > 100, f"products are not in float32: {kernel}"
     rounds_each_step = kernel.kernel.split("_kernel")[0] in ("sample", "draft_topk", "penalize")
     assert not (rounds_each_step and kernel.fuses), f"bits would differ from the CPU's: {kernel}"
+
+
+MISCOMPILED = """
+        /*0b40*/                   UIADD3 UR10, UP0, UR10, 0x20, URZ ;
+        /*0bc0*/                   UIADD3.X UR11, UR11, -0x3ffffff0, URZ, UP0, !UPT ;
+        /*0c10*/                   R2UR UR7, R120.reuse ;
+        /*0cf0*/                   USHF.R.U32.HI UR12, URZ, 0x4, UR7 ;
+"""
+RIGHT = """
+        /*0300*/              @!P1 R2UR.OR P0, UR11, R13 ;
+        /*0310*/                   ULDC.64 UR8, c[0x0][0x220] ;
+        /*0330*/                   UIADD3.X UR9, UR11, UR8, URZ, UP0, !UPT ;
+        /*0340*/                   HGMMA.64x16x16.F32.BF16 R24, gdesc[UR8], R24, gsb0 ;
+"""
+
+
+def test_registers_that_nothing_has_set_are_noticed() -> None:
+    """The first lines are of ptxas 12.8; see assembler.py."""
+    assert len(unset_registers(MISCOMPILED)) == 2
+    assert unset_registers(RIGHT) == []
+
+
+def test_an_assembler_is_chosen_by_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    knobs = SimpleNamespace(
+        ptxas=SimpleNamespace(path="old", version="12.8"),
+        ptxas_blackwell=SimpleNamespace(path="new", version="12.9"),
+    )
+    monkeypatch.setattr(assembler.triton, "knobs", SimpleNamespace(nvidia=knobs))
+    choose = assembler.use_sound_assembler.__wrapped__
+    choose()
+    assert knobs.ptxas == "new"
+    knobs.ptxas = SimpleNamespace(path="own", version="13.0")
+    choose()
+    assert knobs.ptxas.path == "own"
+    knobs.ptxas = knobs.ptxas_blackwell = SimpleNamespace(path="old", version="12.8")
+    with pytest.raises(BackendUnavailable, match=r"expected a ptxas of CUDA 12.9 .* got 12.8"):
+        choose()
 
 
 def test_every_op_has_a_case() -> None:

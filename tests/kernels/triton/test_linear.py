@@ -87,10 +87,17 @@ def test_a_row_has_the_same_bits_in_any_company(gated: bool) -> None:
 def in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """K of every weight is cut into three parts, the last of which is the shortest."""
     monkeypatch.setattr(linear, "SPLITS", {80: (linear.Split(1 << 20, 1, 3),)})
+    monkeypatch.setattr(linear, "PART_STEP", 32)
 
 
-def num_launches(args: dict[str, Any]) -> int:
-    return len(linear.launches(INTERPRETER, **args))
+def counters() -> torch.Tensor:
+    return torch.zeros(64, dtype=torch.int32)
+
+
+def is_apart(args: dict[str, Any]) -> bool:
+    """Whether parts have programs of their own."""
+    (launch,) = linear.launches(INTERPRETER, **args)
+    return launch.arguments["parts"] is not None
 
 
 @pytest.mark.parametrize("inputs", [31, 161])
@@ -100,8 +107,8 @@ def test_parts_of_k_are_within_the_error_side_by_side_and_one_after_another(
 ) -> None:
     args = make_args(17, inputs, 70, live=live, bias=torch.randn(70), accumulate=True)
     args["rows"] = torch.randint(0, 17, (17,), dtype=torch.int32)
-    apart = {**args, "scratch": torch.full((3 * 32 * 70,), float("nan"))}
-    assert (num_launches(args), num_launches(apart)) == (1, 2)
+    apart = {**args, "scratch": torch.full((3 * 32 * 70,), float("nan")), "counters": counters()}
+    assert (is_apart(args), is_apart(apart)) == (False, True)
     for each in (args, apart):
         assert_close(each)
     assert torch.equal(run(args), run(apart)), "the bits depend on the scratch"
@@ -113,13 +120,13 @@ def test_a_row_has_the_same_bits_in_any_company_in_parts(
     """Up to 16 rows have a program per part here, more have one for all."""
     monkeypatch.setattr(linear, "MAX_PART_ROWS", 16)
     args = make_args(33, 100, 70)
-    args["scratch"] = torch.empty(3 * 48 * 70)
-    assert num_launches(args) == 1
+    args |= {"scratch": torch.empty(3 * 48 * 70), "counters": counters()}
+    assert not is_apart(args)
     together = run(args)
     for rows in ([0], [31], [5, 32, 1], list(range(32, 16, -1))):
         chosen = {**args, "x": args["x"][rows], "out": args["out"][rows]}
         chosen["num_rows"] = torch.tensor([len(rows)], dtype=torch.int32)
-        assert num_launches(chosen) == 2
+        assert is_apart(chosen)
         assert torch.equal(run(chosen), together[rows])
 
 
@@ -130,22 +137,26 @@ def test_parts_are_added_in_order(in_parts: None) -> None:
     args["x"][0, [0, 32, 64]] = torch.tensor([2.0**24, 1.0, -(2.0**24)])
     args["weight"].matrix.fill_(1.0)
     for scratch in (None, torch.empty(3 * 16)):
-        assert run({**args, "scratch": scratch}).tolist() == [[0.0]]
+        assert run({**args, "scratch": scratch, "counters": counters()}).tolist() == [[0.0]]
     args["x"][0, [32, 64]] = torch.tensor([-(2.0**24), 1.0])
     assert run(args).tolist() == [[1.0]]
 
 
 def test_the_table_goes_by_shape_and_gates_are_not_cut(in_parts: None) -> None:
-    gated = {**make_args(3, 96, 140, gated=True), "scratch": torch.empty(10_000)}
-    assert num_launches(gated) == 1
-    short = {**make_args(3, 96, 70), "scratch": torch.empty(3 * 16 * 70 - 1)}
-    assert num_launches(short) == 1, "there is no room for the parts"
+    room = {"scratch": torch.empty(3 * 16 * 70), "counters": counters()}
+    assert is_apart({**make_args(3, 96, 70), **room})
+    assert not is_apart({**make_args(3, 96, 140, gated=True), **room})
+    short = {**room, "scratch": torch.empty(3 * 16 * 70 - 1)}
+    assert not is_apart({**make_args(3, 96, 70), **short}), "there is no room for the parts"
+    few = {**room, "counters": torch.zeros(1, dtype=torch.int32)}
+    assert not is_apart({**make_args(3, 96, 70), **few}), "there are two tiles"
 
 
 @pytest.mark.parametrize(
     "arch,features,inputs,parts",
     [
-        (90, 4096, 4096, 2),
+        (90, 4096, 4096, 4),
+        (90, 3072, 2048, 1),
         (90, 4096, 14336, 4),
         (90, 6144, 4096, 2),
         (90, 128256, 4096, 1),

@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 import torch
 
+from sdengine.kernels.tree_attention import DEVICE_SPLITS
 from sdengine.kernels.triton import tree_attention
-from sdengine.kernels.triton.tree_attention import SPLIT, Config, split_scratch_floats
+from sdengine.kernels.triton.tree_attention import Config, split_scratch_floats
 from tests.kernels import test_tree_attention as cpu_test
 from tests.kernels.test_tree_attention import CHAIN_IN_TREE, Span, path_to
 from tests.kernels.triton.guarded import assert_within_twice_plain, run_guarded
+
+SPLIT = DEVICE_SPLITS[0][0]
 
 
 def make_args(spans: list[Span], heads: int = 4, kv_heads: int = 2, **kw: Any) -> dict[str, Any]:

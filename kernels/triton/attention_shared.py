@@ -1,0 +1,117 @@
+"""First kernel of tree_attention: the tiles that every row of a row tile sees whole."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from sdengine.kernels.triton.attention_parts import (
+    COARSE,
+    EMPTY,
+    accumulate,
+    load_queries,
+    load_tile,
+    shared_keys,
+    split_begin,
+    tile_rows,
+)
+from sdengine.kernels.triton.overlap import begin_in_turn, prefetch
+
+MAX_FETCHED_ROWS = tl.constexpr(
+    16
+)  # of a tile that waits for its keys; a wide one has no registers
+
+
+@triton.jit
+def shared_splits_kernel(
+    qkv,
+    kv_cache,
+    block_tables,
+    positions,
+    visible_lens,
+    cu_rows,
+    num_rows,
+    partial,
+    stats,
+    first_row,
+    pass_rows,
+    num_seqs,
+    max_blocks,
+    num_splits,
+    scale,
+    NUM_KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    DIM_LANES: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    TILE: tl.constexpr,
+    ROWS: tl.constexpr,
+    TOKEN_LANES: tl.constexpr,
+    SEQS: tl.constexpr,
+    CD: tl.constexpr,
+    OVERLAPS: tl.constexpr,
+):
+    TOKENS: tl.constexpr = ROWS // GROUP
+    MOST_TILES: tl.constexpr = COARSE // TILE
+    last_row = tl.minimum(tl.load(num_rows), first_row + pass_rows)
+    sequence, row, end = tile_rows(cu_rows, first_row, last_row, num_seqs, TOKENS, SEQS)
+    low, high = shared_keys(positions, visible_lens, row, end, WINDOW, TOKEN_LANES, TILE)
+    kv_head = tl.program_id(1)
+    split = tl.num_programs(2) - 1 - tl.program_id(2)  # the longest first
+    begin = split_begin(split)
+    stop = tl.minimum(split_begin(split + 1), high)
+    stop = tl.where((sequence == SEQS) | (begin < low), begin, stop)
+    table = block_tables + tl.minimum(sequence, num_seqs - 1) * max_blocks
+    if BLOCK_SIZE % TILE == 0:  # one block holds a tile: all of them are looked up at once
+        tile = tl.arange(0, MOST_TILES)
+        starts = begin + tile * TILE
+        blocks = tl.load(table + starts // BLOCK_SIZE, mask=starts < stop, other=0)
+        if OVERLAPS and ROWS <= MAX_FETCHED_ROWS and begin < stop:
+            # Lines of keys, then of values; past the end, the first tile's again.
+            plane: tl.constexpr = BLOCK_SIZE * HEAD_DIM
+            line = tl.load(table + begin // BLOCK_SIZE)
+            line = tl.where(starts < stop, blocks, line).to(tl.int64) * (2 * NUM_KV_HEADS * plane)
+            inside = tl.where(starts < stop, starts, begin) % BLOCK_SIZE * HEAD_DIM
+            at = kv_cache + kv_head * plane + line + inside
+            num_bytes: tl.constexpr = (
+                TILE * HEAD_DIM * kv_cache.dtype.element_ty.primitive_bitwidth // 8
+            )
+            prefetch(at, num_bytes)
+            prefetch(at + NUM_KV_HEADS * plane, num_bytes)
+    begin_in_turn(OVERLAPS)
+    if begin >= stop:
+        return
+
+    lane = tl.arange(0, ROWS)
+    dim = tl.arange(0, DIM_LANES)
+    rows = row + lane // GROUP
+    is_live = (lane < TOKENS * GROUP) & (rows < end)
+    head = kv_head * GROUP + lane % GROUP
+    width = (NUM_KV_HEADS * (GROUP + 2)) * HEAD_DIM
+    q = load_queries(qkv, rows, head, dim, is_live, width, HEAD_DIM, CD)
+
+    state_max = tl.full([ROWS], EMPTY, tl.float32)
+    state_sum = tl.zeros([ROWS], tl.float32)
+    acc = tl.zeros([DIM_LANES, ROWS], tl.float32)
+    cache = kv_cache + kv_head * (BLOCK_SIZE * HEAD_DIM)
+    for start in tl.range(begin, stop, TILE):
+        key = start + tl.arange(0, TILE)
+        if BLOCK_SIZE % TILE == 0:
+            block = tl.sum(tl.where(tile == (start - begin) // TILE, blocks, 0), 0)
+            block = block + tl.zeros_like(key)
+        else:
+            block = tl.load(table + key // BLOCK_SIZE)
+        keys, values = load_tile(
+            cache, block, key, dim, None, NUM_KV_HEADS, HEAD_DIM, DIM_LANES, BLOCK_SIZE
+        )
+        scores = tl.dot(keys.to(CD), q, input_precision="ieee")
+        state_max, state_sum, acc = accumulate(
+            scores, values.to(CD), state_max, state_sum, acc, scale, CD
+        )
+
+    part = ((rows - first_row).to(tl.int64) * (NUM_KV_HEADS * GROUP) + head) * num_splits + split
+    mask = is_live[None, :] & (dim < HEAD_DIM)[:, None]
+    tl.store(partial + part[None, :] * HEAD_DIM + dim[:, None], acc, mask=mask)
+    tl.store(stats + 2 * part, state_max, mask=is_live)
+    tl.store(stats + 2 * part + 1, state_sum, mask=is_live)
