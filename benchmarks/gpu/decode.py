@@ -1,5 +1,6 @@
 """Slices decode-*: a whole model of a shape on random weights, batch 1. Plain decoding at a context
-of 1024 tokens against the memory floor, and steps of the target with 1, 64 and 128 nodes beside it.
+of 1024 tokens against the memory floor, steps of the target with 1, 64 and 128 nodes beside it, and
+a prompt against the floor of its products.
 
 The engine itself runs. A checkpoint is written to a temporary directory and removed.
 """
@@ -13,7 +14,6 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -32,9 +32,12 @@ from sdengine.runner.costs import verify_trials
 
 SHAPES = {"8b": shapes.SHAPES["8b"].as_config(), "1b": shapes.SHAPES["llama-3.2-1b"].as_config()}
 CONTEXT = 1024
+REQUEST = "only"
 STEPS = 100
 PROFILED_STEPS = 20
 NODES = (1, 64, 128)  # beside the root's row
+PROMPT = 2048
+CHUNK = 512  # rows of a pass of a prompt
 BUNDLED = "python-completion"
 BUNDLED_CONTEXT = 256
 ROUNDS = 5
@@ -61,7 +64,7 @@ def roomiest(needed: int) -> Path:
 
 
 class Model:
-    """The checkpoint of a shape, and one engine at a time.
+    """The checkpoint of a shape, and one engine at a time; that without speculation is kept.
 
     Args:
         shape: of SHAPES.
@@ -71,6 +74,7 @@ class Model:
         self.shape = shape
         self._stack = contextlib.ExitStack()
         self._folder: Path | None = None
+        self._plain: Engine | None = None
 
     def folder(self) -> Path:
         """The checkpoint's directory, written when it is first asked for."""
@@ -81,26 +85,37 @@ class Model:
             self._folder = Path(made)
         return self._folder
 
-    @contextlib.contextmanager
-    def engine(self, speculation: SpeculationConfig | None) -> Iterator[Engine]:
+    def plain(self) -> Engine:
+        """The engine without speculation, with nothing to do.
+
+        Raises:
+            Skip: as for `make`.
+        """
+        if self._plain is None:
+            self._plain = self.make(None)
+        if self._plain.has_unfinished_requests():
+            self._plain.abort_request(REQUEST)
+        return self._plain
+
+    def make(self, speculation: SpeculationConfig | None) -> Engine:
         """An engine on the device.
 
         Raises:
             Skip: the model does not fit here. Whatever else is wrong is a failure.
         """
+        self._plain = None
         Engine(BUNDLED, device="cuda")  # before gigabytes are written
         try:
-            engine = Engine(
+            return Engine(
                 str(self.folder()),
                 device="cuda",
                 dtype="bfloat16",
                 max_num_seqs=1,
-                max_num_batched_tokens=512,
+                max_num_batched_tokens=CHUNK,
                 speculation=speculation,
             )
         except CacheFull as error:
             raise Skip(f"the model does not fit here: {error}") from None
-        yield engine
 
     def close(self) -> None:
         """Removes the checkpoint."""
@@ -111,7 +126,7 @@ def begin_decoding(engine: Engine, vocab_size: int, context: int) -> None:
     """One sequence of so many tokens that has begun to decode."""
     prompt = torch.randint(3, vocab_size, (context,)).tolist()
     params = SamplingParams(max_tokens=STEPS + 20, temperature=0, ignore_eos=True)
-    engine.add_request("only", prompt, params)
+    engine.add_request(REQUEST, prompt, params)
     while engine.has_unfinished_requests():
         outputs = engine.step()
         if outputs and len(outputs[0].outputs[0].token_ids) >= 10:
@@ -120,14 +135,14 @@ def begin_decoding(engine: Engine, vocab_size: int, context: int) -> None:
 
 def plain_steps(model: Model, limits: Limits) -> dict[str, Any]:
     """Whole steps of plain decoding, host included, at CONTEXT tokens and after."""
-    with model.engine(None) as engine:
-        begin_decoding(engine, model.shape["vocab_size"], CONTEXT)
-        times = []
-        for _ in range(STEPS):
-            start = time.perf_counter()
-            engine.step()
-            times.append(1e3 * (time.perf_counter() - start))
-        weights = engine.iteration.weights.nbytes
+    engine = model.plain()
+    begin_decoding(engine, model.shape["vocab_size"], CONTEXT)
+    times = []
+    for _ in range(STEPS):
+        start = time.perf_counter()
+        engine.step()
+        times.append(1e3 * (time.perf_counter() - start))
+    weights = engine.iteration.weights.nbytes
     layers, heads = model.shape["num_hidden_layers"], model.shape["num_key_value_heads"]
     head_dim = model.shape["hidden_size"] // model.shape["num_attention_heads"]
     cache = CONTEXT * layers * heads * head_dim * 4
@@ -140,6 +155,32 @@ def plain_steps(model: Model, limits: Limits) -> dict[str, Any]:
         "cache MB": round(cache / 1e6, 1),
         "floor ms": round(floor_ms, 4),
         "% of floor": round(100 * floor_ms / step_ms, 1),
+    }
+
+
+def prompts(model: Model, limits: Limits) -> dict[str, Any]:
+    """Prompts until their first token, in chunks, beside their products at the measured peak."""
+    engine = model.plain()
+    params = SamplingParams(max_tokens=1, temperature=0, ignore_eos=True)
+    times = []
+    for _ in range(ROUNDS):
+        prompt = torch.randint(3, model.shape["vocab_size"], (PROMPT,)).tolist()
+        start = time.perf_counter()
+        engine.add_request(REQUEST, prompt, params)
+        while engine.has_unfinished_requests():
+            engine.step()
+        times.append(1e3 * (time.perf_counter() - start))
+    head = model.shape["vocab_size"] * model.shape["hidden_size"]  # for one row alone
+    operations = 2 * PROMPT * (engine.iteration.weights.nbytes // 2 - head)
+    floor_ms = operations / limits.bf16_tflops / 1e9
+    took = median(times[1:])
+    return {
+        "tokens": PROMPT,
+        "rows of a pass": CHUNK,
+        "prompt ms": round(took, 2),
+        "tokens/s": round(1e3 * PROMPT / took),
+        "products ms": round(floor_ms, 2),
+        "% of peak": round(100 * floor_ms / took, 1),
     }
 
 
@@ -157,12 +198,12 @@ def profiled_steps(model: Model) -> dict[str, Any]:
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
-    with model.engine(None) as engine:
-        begin_decoding(engine, model.shape["vocab_size"], CONTEXT)
-        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
-            for _ in range(PROFILED_STEPS):
-                engine.step()
-            torch.cuda.synchronize()
+    engine = model.plain()
+    begin_decoding(engine, model.shape["vocab_size"], CONTEXT)
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        for _ in range(PROFILED_STEPS):
+            engine.step()
+        torch.cuda.synchronize()
     events = profiler.events()
     assert events is not None
     on_device = [e.time_range for e in events if e.device_type == DeviceType.CUDA]
@@ -184,12 +225,12 @@ def tree_steps(model: Model) -> dict[str, Any]:
     """Programs of the target over binary trees, in turns with the plain one, by the device's own
     clock; short context."""
     config = SpeculationConfig(method="ngram", max_nodes=max(NODES), adaptive=False)
-    with model.engine(config) as engine:
-        trials = verify_trials(engine.iteration, [1, *(nodes + 1 for nodes in NODES)])
-        times: list[list[float]] = [[] for _ in trials]
-        for _ in range(30):
-            for trial, own in zip(trials, times):
-                own.append(1e3 * trial.run())
+    engine = model.make(config)
+    trials = verify_trials(engine.iteration, [1, *(nodes + 1 for nodes in NODES)])
+    times: list[list[float]] = [[] for _ in trials]
+    for _ in range(30):
+        for trial, own in zip(trials, times):
+            own.append(1e3 * trial.run())
     plain, *others = (median(own[5:]) for own in times)
     values = {"plain ms": round(plain, 4)}
     for nodes, took in zip(NODES, others):
@@ -219,7 +260,7 @@ def branched_steps() -> dict[str, Any]:
                 start = time.perf_counter()
                 engine.step()
                 times[name].append(1e3 * (time.perf_counter() - start))
-            engine.abort_request("only")
+            engine.abort_request(REQUEST)
     launched, skipped = (median(times[name]) for name in ("launched", "skipped"))
     return {
         "launched ms": round(launched, 4),
@@ -234,8 +275,9 @@ def run(recorder: Recorder, options: argparse.Namespace) -> None:
     try:
         limits = measure_limits()
         recorder.run("plain decoding", partial(plain_steps, model, limits))
-        recorder.run("steps by rows", partial(tree_steps, model))
         recorder.run("profile of plain steps", partial(profiled_steps, model))
+        recorder.run("prompts", partial(prompts, model, limits))
+        recorder.run("steps by rows", partial(tree_steps, model))
         recorder.run("draft layers without rows", branched_steps)
         recorder.retry_failed()  # while the checkpoint is there
     finally:

@@ -1,4 +1,4 @@
-"""Slices of tests: `pytest -m gpu` over folders, file by file, so that a run can be cut short."""
+"""Slices of tests: `pytest -m gpu`, folder by folder, so that a run can be cut short."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from benchmarks.gpu.records import Recorder, slice_main
 
 ROOT = Path(__file__).resolve().parents[2]
 MAX_NAMES = 12  # failed tests that are named in a record
-FILE_LIMIT_S = 300.0  # of one file: a kernel that does not end must not cost the others their time
-MOST_PROCESSES = 8  # kernels are compiled on the host, one after the other in each process
+FOLDER_LIMIT_S = 300.0  # a kernel that does not end must not cost all others their time
+MOST_PROCESSES = 14  # kernels are compiled on the host, one after the other in each process
 THREADS = "2"  # of torch on the host in each: a team of all cores in each would wait for the others
 
 
@@ -50,15 +51,15 @@ def parse_report(report: str) -> tuple[dict[str, Any], list[str]]:
 
 def num_processes() -> int:
     """Test processes side by side."""
-    return max(1, min(MOST_PROCESSES, (os.cpu_count() or 1) // 2))
+    return max(1, min(MOST_PROCESSES, (os.cpu_count() or 1) - 2))
 
 
-def command_of(file: Path, report: Path) -> list[str]:
-    """Runs the GPU tests of one file."""
+def command_of(files: Sequence[Path], report: Path) -> list[str]:
+    """Runs the GPU tests of some files."""
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", f"--junit-xml={report}"]
     if importlib.util.find_spec("xdist") is not None:
         command += ["-n", str(num_processes())]
-    return [*command, str(file)]
+    return [*command, *map(str, files)]
 
 
 def run_group(command: list[str], env: dict[str, str], limit_s: float) -> tuple[int, str]:
@@ -80,8 +81,8 @@ def run_group(command: list[str], env: dict[str, str], limit_s: float) -> tuple[
     return process.returncode, said
 
 
-def run_file(file: Path, seconds: float) -> dict[str, Any]:
-    """Counts of one file.
+def run_files(files: Sequence[Path], seconds: float) -> dict[str, Any]:
+    """Counts of some files together.
 
     Raises:
         TestsFailed: one failed, or every one was skipped, which proves nothing.
@@ -90,8 +91,8 @@ def run_file(file: Path, seconds: float) -> dict[str, Any]:
         report = Path(folder) / "report.xml"
         paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         env = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": THREADS}
-        limit_s = min(max(seconds, 30.0), FILE_LIMIT_S)
-        code, said = run_group(command_of(file, report), env, limit_s)
+        limit_s = min(max(seconds, 30.0), FOLDER_LIMIT_S)
+        code, said = run_group(command_of(files, report), env, limit_s)
         print(said[-1500:], flush=True)
         if not report.exists():
             raise TestsFailed(f"pytest ended with {code}: {said[-400:]}")
@@ -107,22 +108,18 @@ def run_file(file: Path, seconds: float) -> dict[str, Any]:
     return values
 
 
-def files_of(variant: str) -> list[Path]:
-    """Test files of the folders that a variant names, separated by commas; those that hold GPU
-    tests alone stand in folders of their own, or are called test_gpu.py."""
-    found = []
-    for name in variant.split(","):
-        folder = ROOT / name
-        own = folder / "test_gpu.py"
-        found += [own] if own.exists() else sorted(folder.glob("test_*.py"))
-    return found
+def files_of(name: str) -> list[Path]:
+    """Test files of a folder; those that hold GPU tests alone stand in folders of their own, or are
+    called test_gpu.py."""
+    folder = ROOT / name
+    own = folder / "test_gpu.py"
+    return [own] if own.exists() else sorted(folder.glob("test_*.py"))
 
 
 def run(recorder: Recorder, options: argparse.Namespace) -> None:
-    """One case a file."""
-    for file in files_of(options.variant):
-        name = str(file.relative_to(ROOT))
-        recorder.run(name, lambda file=file: run_file(file, recorder.seconds_left()))
+    """One case a folder that the variant names."""
+    for name in options.variant.split(","):
+        recorder.run(name, lambda name=name: run_files(files_of(name), recorder.seconds_left()))
 
 
 if __name__ == "__main__":

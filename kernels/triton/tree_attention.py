@@ -55,7 +55,7 @@ BF16_CONFIGS = {
     80: Config(64, 4, 2),
     90: Config(64, 4, 3),
     100: Config(64, 8, 3),  # 4 warps spill: a thread then holds half a row of tensor memory
-    120: Config(64, 4, 2),
+    120: Config(32, 4, 2),  # 64 rows spill
 }
 F32_CONFIG = Config(16, 8, 1)
 

@@ -170,9 +170,10 @@ class Iteration:
         return program
 
     def _describe(self, program: Program, variant: Variant) -> None:
-        # Twice: the barrier after the first launch waits for workers to wake, which is no drafting.
-        program.launch("timestamp", out_ns=self.times_ns[0:1])
-        program.launch("timestamp", out_ns=self.times_ns[0:1])
+        # Twice where there are workers: the barrier after the first launch waits for them to wake,
+        # which is no drafting.
+        for _ in range(1 if self.has_row_limits else 2):
+            program.launch("timestamp", out_ns=self.times_ns[0:1])
         self._describe_begin(program, variant)
         self.describe_pending(program)
         self._describe_propose(program, variant)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -156,8 +154,8 @@ def test_an_engine_that_does_not_run_here_is_a_failure_before_anything_is_writte
         pytest.skip("there is a GPU")
     model = decode.Model(decode.SHAPES["8b"])
     monkeypatch.setattr(model, "folder", lambda: pytest.fail("a checkpoint would be written"))
-    with pytest.raises(BackendUnavailable), model.engine(None):
-        pass
+    with pytest.raises(BackendUnavailable):
+        model.plain()
 
 
 def test_a_model_that_does_not_fit_is_skipped_with_its_sizes(
@@ -170,8 +168,8 @@ def test_a_model_that_does_not_fit_is_skipped_with_its_sizes(
     model = decode.Model(decode.SHAPES["8b"])
     monkeypatch.setattr(model, "folder", lambda: tmp_path)
     monkeypatch.setattr(decode, "Engine", engine)
-    with pytest.raises(Skip, match="does not fit here: expected 80 GiB"), model.engine(None):
-        pass
+    with pytest.raises(Skip, match="does not fit here: expected 80 GiB"):
+        model.plain()
 
 
 def test_rows_that_share_a_root_are_compared_but_for_what_they_note_there(
@@ -208,22 +206,25 @@ class ModelOnCpu(decode.Model):
         write_checkpoint(folder, TINY, 256)
         self._folder = folder
 
-    @contextlib.contextmanager
-    def engine(self, speculation: SpeculationConfig | None) -> Iterator[Engine]:
-        yield Engine(str(self._folder), max_num_seqs=1, speculation=speculation, num_threads=1)
+    def make(self, speculation: SpeculationConfig | None) -> Engine:
+        return Engine(str(self._folder), max_num_seqs=1, speculation=speculation, num_threads=1)
 
 
 def test_steps_of_a_model_are_timed_beside_their_floor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in {"CONTEXT": 40, "STEPS": 5, "NODES": (1, 7)}.items():
+    for name, value in {"CONTEXT": 40, "STEPS": 5, "NODES": (1, 7), "PROMPT": 30}.items():
         monkeypatch.setattr(decode, name, value)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     model = ModelOnCpu(tmp_path)
-    values = decode.plain_steps(model, Limits(100.0, 100.0, 1.0, 1.0))
+    limits = Limits(100.0, 100.0, 1.0, 1.0)
+    values = decode.plain_steps(model, limits)
     layer = 64 * (64 + 2 * 32) + 64 * 64 + 3 * 64 * 96
     assert values["weights GB"] == round(2 * (2 * layer + 128 * 64) / 1e9, 3)
     assert values["step ms"] > 0 and 0 < values["% of floor"] < 100
+    prompts = decode.prompts(model, limits)
+    assert prompts["products ms"] == round(2e-9 * 30 * 2 * layer, 2)
+    assert prompts["tokens/s"] > 0 and prompts["% of peak"] >= 0
     steps = decode.tree_steps(model)
     assert set(steps) == {"plain ms"} | {
         f"{nodes} nodes {unit}" for nodes in (1, 7) for unit in ("ms", "/ plain")

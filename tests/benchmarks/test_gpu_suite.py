@@ -297,31 +297,32 @@ def test_folders_of_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     for name in ("a/test_y.py", "a/test_x.py", "a/other.py", "b/test_gpu.py", "b/test_cpu.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    names = [str(path.relative_to(tmp_path)) for path in tests.files_of("a,b,absent")]
+    found = [path for name in ("a", "b", "absent") for path in tests.files_of(name)]
+    names = [str(path.relative_to(tmp_path)) for path in found]
     assert names == ["a/test_x.py", "a/test_y.py", "b/test_gpu.py"]
 
 
-def test_a_file_of_tests_runs_in_a_pytest_of_its_own(
+def test_files_of_tests_run_in_a_pytest_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "test_it.py"
     text = "import pytest\n@pytest.mark.gpu\ndef test_a(): assert {}\ndef test_b(): assert False\n"
     file.write_text(text.format("True"))
-    assert tests.run_file(file, 60.0) == {"passed": 1, "failed": 0, "skipped": 0}
+    assert tests.run_files([file], 60.0) == {"passed": 1, "failed": 0, "skipped": 0}
     file.write_text(text.format("False"))
     with pytest.raises(tests.TestsFailed, match="1 failed, 0 passed: test_a"):
-        tests.run_file(file, 60.0)
+        tests.run_files([file], 60.0)
     file.write_text(text.format("pytest.skip('no library')"))
     with pytest.raises(tests.TestsFailed, match=r"nothing ran, all was skipped: .*no library"):
-        tests.run_file(file, 60.0)
+        tests.run_files([file], 60.0)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "wheels"))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     wanted = "{wheels!r} in sys.path and os.environ['OMP_NUM_THREADS'] == '2'"
     wanted = wanted.format(wheels=str(tmp_path / "wheels"))
     file.write_text(text.format(wanted).replace("import", "import os, sys,"))
-    assert tests.run_file(file, 60.0)["passed"] == 1
+    assert tests.run_files([file], 60.0)["passed"] == 1
     file.write_text("def test_b(): assert True\n")
-    assert tests.run_file(file, 60.0)["passed"] == 0
+    assert tests.run_files([file], 60.0)["passed"] == 0
 
 
 def test_the_sanitizer_reports_errors_and_is_skipped_where_it_is_missing(

@@ -6,7 +6,7 @@ import re
 
 LINE = re.compile(r"\s+/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\w+ +)?([A-Z0-9_.]+)\s*(.*?);")
 PREDICATE = re.compile(r"!?U?P(?:T|\d)")
-WRITERS = ("U", "R2UR", "S2UR", "VOTEU", "REDUX", "CREDUX")
+WRITERS = ("U", "R2UR", "S2UR", "CS2UR", "LDCU", "VOTEU", "REDUX", "CREDUX")
 WIDTHS = {".128": 4, ".64": 2, ".WIDE": 2}
 
 
