@@ -47,7 +47,7 @@ class Config:
 # H200 (docs/log.md, "A first GPU"); a wide tile reads x less often, a narrow one keeps more
 # multiprocessors at work. The others were chosen by counting.
 BF16_CONFIGS = {
-    80: (Config(16, 0, 64, 128, 4, 3), Config(64, 0, 64, 64, 4, 3)),
+    80: (Config(64, 0, 64, 64, 4, 3),),
     90: (
         Config(32, 0, 64, 128, 4, 5),
         Config(64, 96, 128, 64, 4, 5),
@@ -55,8 +55,8 @@ BF16_CONFIGS = {
         Config(128, 112, 128, 64, 8, 4),
         Config(128, 0, 64, 64, 4, 4),
     ),
-    100: (Config(16, 0, 64, 128, 4, 4), Config(64, 0, 64, 64, 4, 4)),
-    120: (Config(16, 0, 64, 128, 4, 3), Config(64, 0, 64, 64, 4, 3)),
+    100: (Config(64, 0, 64, 64, 4, 4),),
+    120: (Config(64, 0, 64, 64, 4, 3),),
 }
 F32_CONFIGS = (Config(16, 0, 64, 32, 4, 2),)
 SHARED_BYTES = {80: 160 << 10, 90: 224 << 10, 100: 224 << 10, 120: 96 << 10}  # of a program
@@ -286,9 +286,10 @@ def config_of(configs: tuple[Config, ...], rows: int, num_features: int, parts: 
     )
 
 
-def num_stages(config: Config, rows: int, num_weights: int, arch: int) -> int:
-    """As many pipeline stages as are wanted and fit, for tiles of x with so many rows in all."""
-    stage = 2 * config.inputs * (num_weights * config.features + rows)
+def num_stages(config: Config, rows: int, x_bytes: int, num_weights: int, arch: int) -> int:
+    """As many pipeline stages as are wanted and fit, for tiles of x with so many rows in all and so
+    many bytes an element."""
+    stage = config.inputs * (2 * num_weights * config.features + x_bytes * rows)
     return max(2, min(config.num_stages, nearest(SHARED_BYTES, arch) // stage))
 
 
@@ -367,7 +368,7 @@ def launches(
         arguments,
         constants,
         config.num_warps,
-        num_stages(config, tile_rows + tail, 1 + is_gated, arch),
+        num_stages(config, tile_rows + tail, x.element_size(), 1 + is_gated, arch),
         overlaps=overlaps,
     )
     return [product]

@@ -16,6 +16,7 @@ from sdengine.errors import BackendUnavailable
 from sdengine.kernels import backends, device_program
 from sdengine.kernels.device_memory import StagedMemory
 from sdengine.kernels.device_program import StagedProgram, usable_kernels
+from sdengine.kernels.launch_chain import chained, is_chained
 from sdengine.kernels.program import make_program
 
 pytest.importorskip("triton")
@@ -131,3 +132,23 @@ def test_a_gpu_needs_both_backends_and_says_which_is_missing(
     assert usable_kernels("triton", CPU) == ("triton", "cpu")
     reasons["cuda"] = None
     assert usable_kernels("cuda", torch.device("cuda", 0)) == ("cuda", "triton")
+
+
+def test_launches_of_a_program_may_overlap_and_others_may_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a kernel reads before it waits is written in time in a program alone."""
+    seen = []
+    kernel = SimpleNamespace(check=lambda **_: None, backends={})
+    monkeypatch.setattr(device_program, "get_op", lambda _: kernel)
+    monkeypatch.setattr(
+        device_program.DeviceProgram, "_kernel", lambda *_: lambda **_: seen.append(is_chained())
+    )
+    monkeypatch.setattr(backends, "why_unavailable", lambda _: None)
+    program = device_program.DeviceProgram("triton")
+    program.launch("any")
+    program.replay()
+    assert seen == [True] and not is_chained()
+    with pytest.raises(ZeroDivisionError), chained():
+        raise ZeroDivisionError
+    assert not is_chained()

@@ -322,3 +322,16 @@ def test_lower_instruction_sets_pass_the_same_tests() -> None:
         env = {**os.environ, "SDENGINE_ISA": isa}
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout[-3000:]
+
+
+@pytest.mark.parametrize("name", ["x", "out"])
+def test_bfloat16_activations_are_for_a_gpu(name: str) -> None:
+    args = good_args()
+    args[name] = args[name].bfloat16()
+    with pytest.raises(ValueError, match=f"{name}: expected torch.float32 for backend 'cpu'"):
+        run_op("linear", **args)
+    exact = {**good_args(), "x": args["x"].float(), "out": torch.empty(3, 6)}
+    exact["weight"] = args["weight"]
+    run_op("linear", "reference", **args)
+    run_op("linear", "reference", **exact)
+    assert torch.equal(args["out"].float(), exact["out"].to(args["out"].dtype).float())

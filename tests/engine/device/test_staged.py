@@ -20,6 +20,7 @@ from sdengine.kernels.device_memory import StagedMemory
 from sdengine.kernels.device_program import StagedProgram
 from sdengine.kernels.registry import OP_NAMES
 from sdengine.runner import iteration
+from sdengine.runner.iteration import row_bucket
 from sdengine.runner.runner import Runner
 from tests.engine.conftest import run_outputs
 from tests.engine.device.conftest import MakePair
@@ -179,8 +180,13 @@ def test_a_step_tree_is_read_from_the_device(make_tiny: MakePair, on_host: None)
 
 
 def test_programs_are_as_large_as_their_steps(make_tiny: MakePair, on_host: None) -> None:
-    """Rows are a power of two from eight on, and no step has more rows than its program."""
+    """No step has more rows than its program."""
     engine = make_tiny("triton", speculation=spec_of("dyspec"), max_num_seqs=3)
     run(engine)
     limits = {variant.row_limit for variant in engine.iteration._programs}
-    assert limits <= {8, 16, 32, 64, 128} and len(limits) > 1
+    assert limits <= {8, 16, 32, 64, 80, 96, 128} and len(limits) > 1
+
+
+def test_a_tree_and_its_root_do_not_double_a_program() -> None:
+    sizes = {rows: row_bucket(rows) for rows in (1, 8, 9, 33, 64, 65, 80, 81, 97, 129, 145, 193)}
+    assert list(sizes.values()) == [1, 8, 16, 64, 64, 80, 80, 96, 128, 144, 192, 256]

@@ -170,6 +170,54 @@ def test_shapes_of_models(arch: int, features: int, inputs: int, parts: int) -> 
     assert linear.num_parts(arch, features, inputs) == parts
 
 
+@pytest.mark.parametrize("arch", linear.BF16_CONFIGS)
+@pytest.mark.parametrize("x_bytes", [2, 4])
+def test_tiles_fit_into_shared_memory(arch: int, x_bytes: int) -> None:
+    """Whatever the rows are; an operand that is not as wide as its product takes twice as much."""
+    configs, limit = linear.BF16_CONFIGS[arch], linear.SHARED_BYTES[arch]
+    for capacity in (1, 17, 32, 33, 64, 65, 96, 129, 160, 192, 512):
+        rows, tail = linear.tiling(capacity, configs[-1].max_rows)
+        for weights in (1, 2):
+            config = linear.config_of(configs, rows, 28672, 1)
+            stages = linear.num_stages(config, rows + tail, x_bytes, weights, arch)
+            operands = 2 * weights * config.features + x_bytes * (rows + tail)
+            assert stages >= 2 and stages * config.inputs * operands <= limit
+        assert rows + tail >= min(capacity, configs[-1].max_rows)
+
+
+@pytest.mark.parametrize(
+    "capacity,rows,tail",
+    [
+        (1, 16, 0),
+        (64, 64, 0),
+        (80, 64, 16),
+        (96, 64, 32),
+        (112, 128, 0),
+        (144, 128, 16),
+        (192, 128, 0),
+        (512, 128, 0),
+    ],
+)
+def test_the_root_of_a_tree_does_not_double_its_product(
+    capacity: int, rows: int, tail: int
+) -> None:
+    assert linear.tiling(capacity, 128) == (rows, tail)
+
+
+def test_a_tail_has_the_bits_of_other_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "F32_CONFIGS", (linear.Config(128, 0, 64, 32, 4, 2),))
+    args = make_args(80, 40, 70, bias=torch.randn(70), accumulate=True, live=70)
+    (launch,) = linear.launches(INTERPRETER, **args)
+    assert launch.constants["TAIL"] == 16
+    assert_close(args)
+    together = run(args)
+    few = {**args, "x": args["x"][64:70], "out": args["out"][64:70]}
+    few["num_rows"] = torch.tensor([6], dtype=torch.int32)
+    assert torch.equal(run(few), together[64:70])
+    gated = make_args(80, 40, 140, gated=True, live=75)
+    assert_close(gated)
+
+
 def test_a_row_of_nan_stays_alone() -> None:
     args = make_args(9, 40, 70)
     args["x"][4] = float("nan")

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from sdengine.kernels.tree_attention import DEVICE_SPLITS
+from sdengine.kernels.tree_attention import DEVICE_SPLITS, device_splits
+from sdengine.kernels.triton import attention_parts as tree_attention_parts
 from sdengine.kernels.triton import tree_attention
 from sdengine.kernels.triton.tree_attention import Config, split_scratch_floats
 from tests.kernels import test_tree_attention as cpu_test
@@ -66,6 +67,32 @@ def test_block_sizes(block_size: int) -> None:
 @pytest.mark.parametrize("context", [1, 2, 63, 64, 65, SPLIT - 1, SPLIT, SPLIT + 1])
 def test_borders_of_tiles_and_splits(context: int) -> None:
     assert_close(make_args([Span(min(context, 2), context, (0, 0, 1))], 2, 1, dim=16))
+
+
+@pytest.mark.parametrize("context", [2047, 2048, 2048 + 511, 2048 + 513, 16384, 16384 + 1025])
+def test_borders_between_sizes_of_splits(context: int) -> None:
+    assert_close(make_args([Span(1, context, (0,))], 1, 1, dim=16))
+
+
+def test_splits_cover_every_place_once() -> None:
+    """The kernels' arithmetic against the table."""
+    sizes, begins = [], [0]
+    for size, end in DEVICE_SPLITS:
+        while begins[-1] < min(end, 40_000):
+            sizes.append(size)
+            begins.append(begins[-1] + size)
+    split = torch.arange(len(sizes))
+    fine, middle, coarse = (size for size, _ in DEVICE_SPLITS)
+    fine_end, middle_end = (end for _, end in DEVICE_SPLITS[:2])
+    parts = tree_attention_parts
+    assert (parts.FINE.value, parts.MIDDLE.value, parts.COARSE.value) == (fine, middle, coarse)
+    assert (parts.FINE_END.value, parts.MIDDLE_END.value) == (fine_end, middle_end)
+    first_middle, first_coarse = parts.FINE_SPLITS.value, parts.FEWER_SPLITS.value
+    assert begins[first_middle] == fine_end and begins[first_coarse] == middle_end
+    assert all(b - a == size for a, b, size in zip(begins, begins[1:], sizes)) and len(split)
+    for context in (1, 128, 129, 2048, 2049, 16384, 16385, 30_000):
+        expected = sum(begin < context for begin in begins[:-1])
+        assert device_splits(context) == expected
 
 
 @pytest.mark.parametrize("window,context", [(1, 7), (5, 7), (5, 140), (64, 140), (70, SPLIT + 20)])
