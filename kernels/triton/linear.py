@@ -43,7 +43,7 @@ class Config:
 
 
 # bfloat16 by architecture, the first that has rows and programs enough; float32 has no tensor cores
-# here and is for exactness, not for speed. Those of 90 were chosen from 2100 measurements on an
+# here and is for exactness, not for speed. Those of 90 were chosen from 1250 measurements on an
 # H200 (docs/log.md, "A first GPU"); a wide tile reads x less often, a narrow one keeps more
 # multiprocessors at work. The others were chosen by counting.
 BF16_CONFIGS = {

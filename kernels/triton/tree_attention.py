@@ -1,15 +1,16 @@
 """tree_attention in Triton; contract: `kernels/tree_attention.py`.
 
 A row sees a path of keys; the key at place i of the path is multiplied in tile i / TILE, column
-i % TILE, and tiles are added up in order within a split of SPLIT places, splits in order after one
-another. Where the keys lie, and whether they are prefix or tree, does not enter: a tree row gets
-the bits of plain decoding. Two launches do the work:
+i % TILE, and tiles are added up in order within a split (`DEVICE_SPLITS`), splits in order after
+one another. Where the keys lie, and whether they are prefix or tree, does not enter: a tree row
+gets the bits of plain decoding. Two launches do the work:
 
-1. `shared_splits`, grid (row tiles, H_kv, splits): the tiles that *every* row of a row tile sees
-   whole, read once for all of them. No mask code, and no row multiplies a key it does not see.
-2. `finish_rows`, grid (N, H_kv): per row, continues each split with the tiles that are the row's
-   own (the end of its prefix, its ancestors, the start of its window), gathered in the order of
-   its path; adds up the splits; writes the result.
+1. `shared_splits` (`attention_shared.py`), grid (row tiles, H_kv, splits): the tiles that *every*
+   row of a row tile sees whole, read once for all of them. No mask code, and no row multiplies a
+   key it does not see.
+2. `finish_rows` (`attention_rows.py`), grid (N, H_kv): per row, adds up those splits, and continues
+   with the tiles that are the row's own (the end of its prefix, its ancestors, the start of its
+   window), gathered in the order of its path; writes the result.
 
 Both hold the H / H_kv query heads of a kv head as rows of one product, and rows are its N axis
 (keys x rows, then dims x rows). So the instruction that computes an element is the same for every
