@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
+import re
 import shutil
 import sys
 import tempfile
@@ -35,6 +36,7 @@ CONTEXT = 1024
 REQUEST = "only"
 STEPS = 100
 PROFILED_STEPS = 20
+LARGEST = 8  # kernels that a profile names
 NODES = (1, 64, 128)  # beside the root's row
 PROMPT = 2048
 CHUNK = 512  # rows of a pass of a prompt
@@ -193,6 +195,27 @@ def busy_share(intervals: list[tuple[float, float]]) -> float:
     return busy / (reached - min(start for start, _ in intervals))
 
 
+def kernel_name(name: str) -> str:
+    """What a kernel is called in the source; copies keep their name."""
+    found = re.search(r"(\w+)_kernel\b", name)
+    return found[1] if found else name[:40]
+
+
+def exposed_us(spans: list[tuple[str, float, float]]) -> dict[str, float]:
+    """What each kernel adds to the time at which everything has ended, the largest first. Kernels
+    that begin early wait for others: how long they run says little.
+
+    Args:
+        spans: name, start and end in microseconds.
+    """
+    added: dict[str, float] = {}
+    reached = min(start for _, start, _ in spans)
+    for name, _, end in sorted(spans, key=lambda span: span[1]):
+        added[name] = added.get(name, 0.0) + max(end - reached, 0.0)
+        reached = max(reached, end)
+    return dict(sorted(added.items(), key=lambda item: -item[1]))
+
+
 def profiled_steps(model: Model) -> dict[str, Any]:
     """Gaps on the device and waits of the host in plain steps, as a profile shows them."""
     from torch.autograd import DeviceType
@@ -206,18 +229,24 @@ def profiled_steps(model: Model) -> dict[str, Any]:
         torch.cuda.synchronize()
     events = profiler.events()
     assert events is not None
-    on_device = [e.time_range for e in events if e.device_type == DeviceType.CUDA]
+    on_device = [
+        (kernel_name(event.name), event.time_range.start, event.time_range.end)
+        for event in events
+        if event.device_type == DeviceType.CUDA
+    ]
     if not on_device:
         raise Skip("the profiler saw nothing on the device; it may need other permissions")
     # For the results of the step before the one that runs; any other lets the device run dry.
     for_results = sum("EventSynchronize" in e.name for e in events)
     others = sum("Synchronize" in e.name for e in events) - for_results - 1  # ours, at the end
-    share = busy_share([(span.start, span.end) for span in on_device])
+    share = busy_share([(start, end) for _, start, end in on_device])
+    largest = list(exposed_us(on_device).items())[:LARGEST]
     return {
         "device busy %": round(100 * share, 2),
         "launches / step": round(len(on_device) / PROFILED_STEPS, 1),
         "waits for results / step": round(for_results / PROFILED_STEPS, 2),
         "other waits / step": round(others / PROFILED_STEPS, 2),
+        "us / step": "; ".join(f"{name} {us / PROFILED_STEPS:.1f}" for name, us in largest),
     }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.gpu import attention, decode, ops
+from benchmarks.gpu import attention, decode, ops, tiles
 from benchmarks.gpu.cases import WrongResult, check, device_args, expect_close
 from benchmarks.gpu.records import Skip
 from benchmarks.gpu.timing import Limits, Timing
@@ -21,6 +23,7 @@ from sdengine.errors import BackendUnavailable, CacheFull
 from sdengine.kernels import tree_attention, tree_expand
 from sdengine.kernels.registry import get_op
 from sdengine.kernels.spec import Case
+from sdengine.kernels.triton import linear
 
 SMALL = AttentionCase(2, 70, 90, heads=4, kv_heads=2, dim=16)
 
@@ -256,3 +259,50 @@ def test_a_checkpoint_goes_where_there_is_room(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(Skip, match="no room for a checkpoint of 1000000000 GB"):
         decode.roomiest(10**18)
     assert decode.roomiest(1).is_dir()
+
+
+def test_tiles_are_tried_beside_the_table_and_leave_it_as_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing is launched here: the time of a plan is made up from its tile."""
+    monkeypatch.setattr(tiles, "SHAPES", {"o": (256, 512), "gate_up": (256, 512)})
+    monkeypatch.setattr(tiles, "CACHE_BYTES", 1 << 18)
+    configs, splits = linear.BF16_CONFIGS, linear.SPLITS
+
+    def timer(launches: Sequence[Any]) -> float:
+        if isinstance(launches[0], partial):
+            return 7.0
+        constants = launches[0].__self__.constants
+        if constants["INPUTS"] == 256:
+            raise RuntimeError("out of resource: shared memory")
+        return constants["FEATURES"] / 64 + 1 / constants["INPUTS"] + launches[0].__self__.grid[2]
+
+    found = tiles.measure("o", 1, 90, timer, "cpu")
+    assert found["best"] in ("64 x 128 x 4 x 4 in 1", "64 x 128 x 4 x 5 in 1")
+    assert (found["cuBLAS us"], found["left out"]) == (7.0, len(tiles.PARTS))
+    assert found["best us"] <= found["table us"]
+    assert "in 1" in tiles.measure("gate_up", 65, 90, timer, "cpu")["best"]
+    assert (configs, splits) == (linear.BF16_CONFIGS, linear.SPLITS)
+
+    def broken(_: Sequence[Any]) -> float:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    with pytest.raises(RuntimeError, match="illegal"):
+        tiles.measure("o", 1, 90, broken, "cpu")
+
+
+def test_many_rows_and_gates_are_not_tried_in_parts() -> None:
+    def parts(rows: int, is_gated: bool, features: int) -> set[int | None]:
+        return {choice.parts for choice in tiles.choices(rows, is_gated, features)}
+
+    assert parts(1, False, 4096) == parts(129, False, 4096) == set(tiles.PARTS)
+    assert parts(1, True, 4096) == parts(1, False, 128256) == parts(512, False, 4096) == {1}
+
+
+def test_a_kernel_that_waits_for_another_adds_what_comes_after_it() -> None:
+    spans = [("a", 0.0, 4.0), ("b", 1.0, 6.0), ("c", 2.0, 5.0), ("a", 8.0, 9.0)]
+    assert decode.exposed_us(spans) == {"a": 7.0, "b": 2.0, "c": 0.0}
+    assert list(decode.exposed_us(spans)) == ["a", "b", "c"]
+    mangled = "sdengine::(anonymous namespace)::walk_logits_kernel(sdengine::TreeVerifyArgs)"
+    assert decode.kernel_name(mangled) == "walk_logits"
+    assert decode.kernel_name("Memcpy DtoH (Device -> Pinned)") == "Memcpy DtoH (Device -> Pinned)"
