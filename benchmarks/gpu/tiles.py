@@ -1,5 +1,5 @@
 """Slice tiles: products with every tile and number of parts that may be worth it, beside those of
-the table (`kernels/triton/linear.py`) and cuBLAS. What the table is made from.
+the table (`kernels/triton/linear_tiles.py`) and cuBLAS. What the table is made from.
 
 A product is timed as a decode step does it: in a graph of many, each over a copy of W of its own,
 so that no copy is in the cache, with inputs that are bfloat16 already.
@@ -23,7 +23,7 @@ from benchmarks.gpu.linear import SHAPES
 from benchmarks.gpu.records import Recorder, slice_main
 from benchmarks.gpu.timing import Run, graph_of, median_us
 from sdengine.kernels.dense_weight import DenseWeight
-from sdengine.kernels.triton import linear
+from sdengine.kernels.triton import linear, linear_tiles
 from sdengine.kernels.triton.launch import arch_of_device
 
 CACHE_BYTES = 400 << 20  # of copies of W: several times an L2 cache
@@ -96,18 +96,20 @@ class Product:
 
     def launches(self, arch: int, choice: Choice) -> list[Run]:
         """One launch a copy of W."""
-        configs, splits = linear.BF16_CONFIGS, linear.SPLITS
+        configs, splits = linear_tiles.BF16_CONFIGS, linear_tiles.SPLITS
         try:
             if choice.tile is not None:
                 features, inputs, warps, stages = choice.tile
-                config = partial(linear.Config, min_programs=0, features=features, inputs=inputs)
+                config = partial(
+                    linear_tiles.Config, min_programs=0, features=features, inputs=inputs
+                )
                 wide = (config(rows, num_warps=warps, num_stages=stages) for rows in (16, 64, 128))
-                linear.BF16_CONFIGS = {arch: tuple(wide)}
+                linear_tiles.BF16_CONFIGS = {arch: tuple(wide)}
             if choice.parts is not None:
-                linear.SPLITS = {arch: (linear.Split(1 << 30, 1, choice.parts),)}
+                linear_tiles.SPLITS = {arch: (linear_tiles.Split(1 << 30, 1, choice.parts),)}
             plans = [linear.launches(arch, weight=w, **self.args) for w in self.weights]
         finally:
-            linear.BF16_CONFIGS, linear.SPLITS = configs, splits
+            linear_tiles.BF16_CONFIGS, linear_tiles.SPLITS = configs, splits
         return [launch.run for plan in plans for launch in plan]
 
     def library(self) -> list[Run]:
@@ -119,7 +121,7 @@ class Product:
 
 def is_cut(features: int, rows: int, is_gated: bool) -> bool:
     """Whether a product is tried in parts of K."""
-    return not is_gated and features <= MOST_CUT and rows <= linear.MAX_PART_ROWS
+    return not is_gated and features <= MOST_CUT and rows <= linear_tiles.MAX_PART_ROWS
 
 
 def time_us(launches: Sequence[Run]) -> float:

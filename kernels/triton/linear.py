@@ -7,14 +7,12 @@ the bits of an element are the same for every number of rows. The tail is a seco
 same tile of W: 65 rows are 64 and 16, not twice 64.
 
 A weight with few tiles leaves multiprocessors without work. K is cut into a fixed number of parts
-for those shapes (`SPLITS`), by shape alone: each part is summed up for itself, and the parts are
-added in order. Few rows have a program per part, of which the one that ends last adds up all; many
-rows have tiles enough, and a program adds up its own parts. The bits are the same.
+for those shapes (`linear_tiles.SPLITS`), by shape alone: each part is summed up for itself, and the
+parts are added in order. Few rows have a program per part, of which the one that ends last adds up
+all; many rows have tiles enough, and a program adds up its own parts. The bits are the same.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 import triton
@@ -22,65 +20,9 @@ import triton.language as tl
 
 from sdengine.kernels.dense_weight import DenseWeight
 from sdengine.kernels.spec import expect
+from sdengine.kernels.triton import linear_tiles as tiles
 from sdengine.kernels.triton.launch import Launch, compute_dtype, nearest
 from sdengine.kernels.triton.overlap import begin_early, can_overlap
-
-MIN_ROWS = 16  # the narrowest that Triton 3.6 gives the warp-group instruction of wider tiles
-MAX_TAIL = 32  # rows that a tail saves another pass over W for; with more the gated kernel spills
-
-
-@dataclass(frozen=True, slots=True)
-class Config:
-    """Tile of a program (most rows, features, inputs of one step), warps and pipeline stages; for
-    products that at least so many programs compute side by side."""
-
-    max_rows: int
-    min_programs: int
-    features: int
-    inputs: int
-    num_warps: int
-    num_stages: int
-
-
-# bfloat16 by architecture, the first that has rows and programs enough; float32 has no tensor cores
-# here and is for exactness, not for speed. Those of 90 were chosen from 1250 measurements on an
-# H200 (docs/log.md, "A first GPU"); a wide tile reads x less often, a narrow one keeps more
-# multiprocessors at work. The others were chosen by counting.
-BF16_CONFIGS = {
-    80: (Config(64, 0, 64, 64, 4, 3),),
-    90: (
-        Config(32, 0, 64, 128, 4, 5),
-        Config(64, 96, 128, 64, 4, 5),
-        Config(64, 0, 64, 64, 4, 6),
-        Config(128, 112, 128, 64, 8, 4),
-        Config(128, 0, 64, 64, 4, 4),
-    ),
-    100: (Config(64, 0, 64, 64, 4, 4),),
-    120: (Config(64, 0, 64, 64, 4, 3),),
-}
-F32_CONFIGS = (Config(16, 0, 64, 32, 4, 2),)
-SHARED_BYTES = {80: 160 << 10, 90: 224 << 10, 100: 224 << 10, 120: 96 << 10}  # of a program
-
-
-@dataclass(frozen=True, slots=True)
-class Split:
-    """Parts that K is cut into, for weights of at most so many features and at least so many
-    inputs."""
-
-    max_features: int
-    min_inputs: int
-    parts: int
-
-
-# By architecture, the first that fits; a weight that none fits, or with a gate, is not cut.
-SPLITS = {
-    80: (Split(2048, 2048, 4), Split(6144, 4096, 2)),
-    90: (Split(2048, 2048, 4), Split(4096, 4096, 4), Split(6144, 4096, 2)),
-    100: (),  # the kernel of a part spills a word there
-    120: (Split(2048, 2048, 4), Split(6144, 4096, 2)),
-}
-MAX_PART_ROWS = 144  # rows up to which a part has a program of its own
-PART_STEP = 128  # a part is a multiple of this, of the inputs of every config's step
 
 
 @triton.jit
@@ -257,42 +199,6 @@ def linear_kernel(
         )  # fmt: skip
 
 
-def num_parts(arch: int, num_features: int, num_inputs: int) -> int:
-    """Parts that K is cut into: a matter of the weight's shape alone."""
-    for split in nearest(SPLITS, arch):
-        if num_features <= split.max_features and num_inputs >= split.min_inputs:
-            return split.parts
-    return 1
-
-
-def tiling(capacity: int, widest: int) -> tuple[int, int]:
-    """Rows of a tile and of its tail, for a product of `capacity` rows."""
-    if capacity > widest:
-        rest = triton.next_power_of_2(max(MIN_ROWS, capacity - widest))
-        return widest, rest if widest >= 64 and rest <= min(MAX_TAIL, widest // 2) else 0
-    rows = max(MIN_ROWS, triton.next_power_of_2(capacity))
-    half = rows // 2
-    rest = triton.next_power_of_2(max(MIN_ROWS, capacity - half))
-    return (half, rest) if half >= 64 and rest < half else (rows, 0)
-
-
-def config_of(configs: tuple[Config, ...], rows: int, num_features: int, parts: int) -> Config:
-    """The config of a tile of so many rows."""
-    return next(
-        config
-        for config in configs
-        if rows <= config.max_rows
-        and triton.cdiv(num_features, config.features) * parts >= config.min_programs
-    )
-
-
-def num_stages(config: Config, rows: int, x_bytes: int, num_weights: int, arch: int) -> int:
-    """As many pipeline stages as are wanted and fit, for tiles of x with so many rows in all and so
-    many bytes an element."""
-    stage = config.inputs * (2 * num_weights * config.features + x_bytes * rows)
-    return max(2, min(config.num_stages, nearest(SHARED_BYTES, arch) // stage))
-
-
 def launches(
     arch: int,
     *,
@@ -319,16 +225,16 @@ def launches(
     )
     is_f32 = weight.dtype == torch.float32
     capacity, num_features = out.shape
-    configs = F32_CONFIGS if is_f32 else nearest(BF16_CONFIGS, arch)
+    configs = tiles.F32_CONFIGS if is_f32 else nearest(tiles.BF16_CONFIGS, arch)
     is_gated = activation == "silu_gate"
-    parts = 1 if is_gated else num_parts(arch, num_features, weight.num_inputs)
-    tile_rows, tail = tiling(capacity, configs[-1].max_rows)
-    config = config_of(configs, tile_rows, num_features, parts)
+    parts = 1 if is_gated else tiles.num_parts(arch, num_features, weight.num_inputs)
+    tile_rows, tail = tiles.tiling(capacity, configs[-1].max_rows)
+    config = tiles.config_of(configs, tile_rows, num_features, parts)
     row_tiles = triton.cdiv(capacity, tile_rows + tail)
     part_stride = row_tiles * (tile_rows + tail) * num_features
     are_apart = (
         parts > 1
-        and capacity <= MAX_PART_ROWS
+        and capacity <= tiles.MAX_PART_ROWS
         and scratch is not None
         and scratch.numel() >= parts * part_stride
         and counters is not None
@@ -346,7 +252,7 @@ def launches(
         "counters": counters if are_apart else None,
         "num_inputs": weight.num_inputs,
         "num_features": num_features,
-        "part_inputs": triton.cdiv(triton.cdiv(weight.num_inputs, PART_STEP), parts) * PART_STEP,
+        "part_inputs": tiles.part_inputs(weight.num_inputs, parts),
         "part_stride": part_stride,
     }
     constants = {
@@ -368,7 +274,7 @@ def launches(
         arguments,
         constants,
         config.num_warps,
-        num_stages(config, tile_rows + tail, x.element_size(), 1 + is_gated, arch),
+        tiles.num_stages(config, tile_rows + tail, x.element_size(), 1 + is_gated, arch),
         overlaps=overlaps,
     )
     return [product]

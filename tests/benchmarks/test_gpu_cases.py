@@ -23,7 +23,7 @@ from sdengine.errors import BackendUnavailable, CacheFull
 from sdengine.kernels import tree_attention, tree_expand
 from sdengine.kernels.registry import get_op
 from sdengine.kernels.spec import Case
-from sdengine.kernels.triton import linear
+from sdengine.kernels.triton import linear_tiles
 
 SMALL = AttentionCase(2, 70, 90, heads=4, kv_heads=2, dim=16)
 
@@ -267,7 +267,7 @@ def test_tiles_are_tried_beside_the_table_and_leave_it_as_it_is(
     """Nothing is launched here: the time of a plan is made up from its tile."""
     monkeypatch.setattr(tiles, "SHAPES", {"o": (256, 512), "gate_up": (256, 512)})
     monkeypatch.setattr(tiles, "CACHE_BYTES", 1 << 18)
-    configs, splits = linear.BF16_CONFIGS, linear.SPLITS
+    configs, splits = linear_tiles.BF16_CONFIGS, linear_tiles.SPLITS
 
     def timer(launches: Sequence[Any]) -> float:
         if isinstance(launches[0], partial):
@@ -282,7 +282,7 @@ def test_tiles_are_tried_beside_the_table_and_leave_it_as_it_is(
     assert (found["cuBLAS us"], found["left out"]) == (7.0, len(tiles.PARTS))
     assert found["best us"] <= found["table us"]
     assert "in 1" in tiles.measure("gate_up", 65, 90, timer, "cpu")["best"]
-    assert (configs, splits) == (linear.BF16_CONFIGS, linear.SPLITS)
+    assert (configs, splits) == (linear_tiles.BF16_CONFIGS, linear_tiles.SPLITS)
 
     def broken(_: Sequence[Any]) -> float:
         raise RuntimeError("an illegal memory access was encountered")

@@ -11,7 +11,7 @@ from sdengine.kernels.dense_weight import DenseWeight
 from sdengine.kernels.linear import reference
 from sdengine.kernels.packed_weight import pack_weight
 from sdengine.kernels.program import run_op
-from sdengine.kernels.triton import linear
+from sdengine.kernels.triton import linear, linear_tiles
 from sdengine.kernels.triton.launch import INTERPRETER
 from tests.kernels.triton.guarded import as_dtype, run_guarded
 
@@ -86,8 +86,8 @@ def test_a_row_has_the_same_bits_in_any_company(gated: bool) -> None:
 @pytest.fixture
 def in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """K of every weight is cut into three parts, the last of which is the shortest."""
-    monkeypatch.setattr(linear, "SPLITS", {80: (linear.Split(1 << 20, 1, 3),)})
-    monkeypatch.setattr(linear, "PART_STEP", 32)
+    monkeypatch.setattr(linear_tiles, "SPLITS", {80: (linear_tiles.Split(1 << 20, 1, 3),)})
+    monkeypatch.setattr(linear_tiles, "PART_STEP", 32)
 
 
 def counters() -> torch.Tensor:
@@ -118,7 +118,7 @@ def test_a_row_has_the_same_bits_in_any_company_in_parts(
     in_parts: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Up to 16 rows have a program per part here, more have one for all."""
-    monkeypatch.setattr(linear, "MAX_PART_ROWS", 16)
+    monkeypatch.setattr(linear_tiles, "MAX_PART_ROWS", 16)
     args = make_args(33, 100, 70)
     args |= {"scratch": torch.empty(3 * 48 * 70), "counters": counters()}
     assert not is_apart(args)
@@ -167,19 +167,19 @@ def test_the_table_goes_by_shape_and_gates_are_not_cut(in_parts: None) -> None:
     ],
 )
 def test_shapes_of_models(arch: int, features: int, inputs: int, parts: int) -> None:
-    assert linear.num_parts(arch, features, inputs) == parts
+    assert linear_tiles.num_parts(arch, features, inputs) == parts
 
 
-@pytest.mark.parametrize("arch", linear.BF16_CONFIGS)
+@pytest.mark.parametrize("arch", linear_tiles.BF16_CONFIGS)
 @pytest.mark.parametrize("x_bytes", [2, 4])
 def test_tiles_fit_into_shared_memory(arch: int, x_bytes: int) -> None:
     """Whatever the rows are; an operand that is not as wide as its product takes twice as much."""
-    configs, limit = linear.BF16_CONFIGS[arch], linear.SHARED_BYTES[arch]
+    configs, limit = linear_tiles.BF16_CONFIGS[arch], linear_tiles.SHARED_BYTES[arch]
     for capacity in (1, 17, 32, 33, 64, 65, 96, 129, 160, 192, 512):
-        rows, tail = linear.tiling(capacity, configs[-1].max_rows)
+        rows, tail = linear_tiles.tiling(capacity, configs[-1].max_rows)
         for weights in (1, 2):
-            config = linear.config_of(configs, rows, 28672, 1)
-            stages = linear.num_stages(config, rows + tail, x_bytes, weights, arch)
+            config = linear_tiles.config_of(configs, rows, 28672, 1)
+            stages = linear_tiles.num_stages(config, rows + tail, x_bytes, weights, arch)
             operands = 2 * weights * config.features + x_bytes * (rows + tail)
             assert stages >= 2 and stages * config.inputs * operands <= limit
         assert rows + tail >= min(capacity, configs[-1].max_rows)
@@ -201,11 +201,11 @@ def test_tiles_fit_into_shared_memory(arch: int, x_bytes: int) -> None:
 def test_the_root_of_a_tree_does_not_double_its_product(
     capacity: int, rows: int, tail: int
 ) -> None:
-    assert linear.tiling(capacity, 128) == (rows, tail)
+    assert linear_tiles.tiling(capacity, 128) == (rows, tail)
 
 
 def test_a_tail_has_the_bits_of_other_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "F32_CONFIGS", (linear.Config(128, 0, 64, 32, 4, 2),))
+    monkeypatch.setattr(linear_tiles, "F32_CONFIGS", (linear_tiles.Config(128, 0, 64, 32, 4, 2),))
     args = make_args(80, 40, 70, bias=torch.randn(70), accumulate=True, live=70)
     (launch,) = linear.launches(INTERPRETER, **args)
     assert launch.constants["TAIL"] == 16
