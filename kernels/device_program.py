@@ -213,6 +213,9 @@ def capture_graph(run: Run) -> Run:
     whole device first, which no other capture survives, and torch's own stream for captures is one
     for all threads. The garbage collector rests: to free another engine's graph or page-locked
     memory halfway through would end the capture.
+
+    torch lends its default generator of the device to a capture: what draws random numbers from it
+    in another thread meanwhile raises there.
     """
     with _CAPTURING, _uncollected():
         torch.cuda.synchronize()
