@@ -32,7 +32,7 @@ from sdengine.kernels.spec import expect
 from sdengine.kernels.tree_attention import device_splits, split_scratch_floats
 from sdengine.kernels.triton.attention_rows import finish_rows_kernel
 from sdengine.kernels.triton.attention_shared import shared_splits_kernel
-from sdengine.kernels.triton.launch import Launch, compute_dtype, nearest
+from sdengine.kernels.triton.launch import INTERPRETER, Launch, compute_dtype, nearest
 from sdengine.kernels.triton.overlap import can_overlap
 
 NAME = "tree_attention"
@@ -66,6 +66,12 @@ def row_tile(config: Config, max_rows: int, num_seqs: int, group: int) -> int:
     tokens = triton.cdiv(max_rows, num_seqs)
     wanted = triton.next_power_of_2(tokens * group)
     return max(MIN_ROWS, min(config.max_rows, wanted), triton.next_power_of_2(group))
+
+
+def loads_early(arch: int, num_rows: int) -> bool:
+    """Whether rows load their first own tile before the shared ones are done; where nothing waits
+    that gains nothing, and the interpreter does it to be tested."""
+    return num_rows <= MAX_EARLY_ROWS and (can_overlap(arch) or arch == INTERPRETER)
 
 
 def launches(
@@ -141,7 +147,7 @@ def launches(
         "WORDS": batch.mask_words,
         "ROWS": own_rows,
         "TOKENS": tokens,
-        "LOADS_EARLY": can_overlap(arch) and qkv.shape[0] <= MAX_EARLY_ROWS,
+        "LOADS_EARLY": loads_early(arch, qkv.shape[0]),
     }
     plan = []
     for first in range(0, qkv.shape[0], fitting):

@@ -13,6 +13,7 @@ import torch
 from sdengine.kernels.tree_attention import DEVICE_SPLITS, device_splits
 from sdengine.kernels.triton import attention_parts as tree_attention_parts
 from sdengine.kernels.triton import tree_attention
+from sdengine.kernels.triton.launch import INTERPRETER
 from sdengine.kernels.triton.tree_attention import Config, split_scratch_floats
 from tests.kernels import test_tree_attention as cpu_test
 from tests.kernels.test_tree_attention import CHAIN_IN_TREE, Span, path_to
@@ -72,6 +73,21 @@ def test_borders_of_tiles_and_splits(context: int) -> None:
 @pytest.mark.parametrize("context", [2047, 2048, 2048 + 511, 2048 + 513, 16384, 16384 + 1025])
 def test_borders_between_sizes_of_splits(context: int) -> None:
     assert_close(make_args([Span(1, context, (0,))], 1, 1, dim=16))
+
+
+@pytest.mark.parametrize("window", [0, 70])
+@pytest.mark.parametrize("context", [1, 64, 127, 128, 300])
+def test_when_the_first_tile_is_loaded_changes_no_bit(
+    monkeypatch: pytest.MonkeyPatch, context: int, window: int
+) -> None:
+    args = make_args([Span(1, context, SMALL), Span(1, 63)], 2, 1, dim=16, window=window)
+    results = []
+    for most in (0, 64):
+        monkeypatch.setattr(tree_attention, "MAX_EARLY_ROWS", most)
+        assert tree_attention.loads_early(INTERPRETER, 6) == (most > 0)
+        assert_close(args)
+        results.append(run(args))
+    assert torch.equal(*results)
 
 
 def test_splits_cover_every_place_once() -> None:
