@@ -40,7 +40,8 @@ def require_triton() -> None:
     """Makes sure that Triton kernels can run here.
 
     Raises:
-        BackendUnavailable: No triton package, or neither a CUDA device nor the interpreter.
+        BackendUnavailable: No triton package, neither a CUDA device nor the interpreter, or an
+            assembler that miscompiles.
     """
     if importlib.util.find_spec("triton") is None:
         raise BackendUnavailable(
@@ -49,11 +50,16 @@ def require_triton() -> None:
         )
     import torch
 
-    if not is_interpreted() and not torch.cuda.is_available():
+    if is_interpreted():
+        return
+    if not torch.cuda.is_available():
         raise BackendUnavailable(
             "backend 'triton': torch finds no CUDA device, and TRITON_INTERPRET=1 (slow, for "
             "tests) is not set; choose backend 'cpu' or 'reference'"
         )
+    from sdengine.kernels.triton.assembler import use_sound_assembler
+
+    use_sound_assembler()
 
 
 def is_interpreted() -> bool:

@@ -32,6 +32,20 @@ def test_without_a_device_or_the_interpreter_triton_is_refused(
     assert backends.available()["triton"] is None
 
 
+def test_without_a_sound_assembler_triton_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is compiled."""
+    pytest.importorskip("triton")
+    from sdengine.kernels.triton import assembler
+
+    def refuse() -> None:
+        raise BackendUnavailable("backend 'triton': expected a ptxas of CUDA 12.9 or newer")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(assembler, "use_sound_assembler", refuse)
+    assert "expected a ptxas" in str(backends.why_unavailable("triton"))
+
+
 def test_triton_is_imported_at_the_first_launch_only() -> None:
     code = (
         "import sys; from sdengine.kernels.registry import OP_NAMES, get_op;"
