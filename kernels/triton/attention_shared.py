@@ -17,9 +17,35 @@ from sdengine.kernels.triton.attention_parts import (
 )
 from sdengine.kernels.triton.overlap import begin_in_turn, prefetch
 
-MAX_FETCHED_ROWS = tl.constexpr(
-    16
-)  # of a tile that waits for its keys; a wide one has no registers
+# Tiles that are asked for before they are needed, by row tiles of so many rows: a wide one has no
+# registers to spare.
+FETCHED_TILES = tl.constexpr(2)
+MAX_FETCHED_ROWS = tl.constexpr(16)
+
+
+@triton.jit
+def _fetch_first_tiles(
+    kv_cache,
+    table,
+    kv_head,
+    begin,
+    stop,
+    NUM_KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Asks for keys and values of the first tiles, which of a short split are all. A tile is one
+    piece of memory, and its address the same in all lanes: one instruction a warp."""
+    plane: tl.constexpr = BLOCK_SIZE * HEAD_DIM
+    num_bytes: tl.constexpr = TILE * HEAD_DIM * kv_cache.dtype.element_ty.primitive_bitwidth // 8
+    for tile in tl.static_range(FETCHED_TILES):
+        start = tl.minimum(begin + tile * TILE, stop - TILE)
+        block = tl.load(table + start // BLOCK_SIZE).to(tl.int64)
+        at = kv_cache + (block * (2 * NUM_KV_HEADS) + kv_head) * plane
+        at += start % BLOCK_SIZE * HEAD_DIM
+        prefetch(at, num_bytes)
+        prefetch(at + NUM_KV_HEADS * plane, num_bytes)
 
 
 @triton.jit
@@ -68,17 +94,9 @@ def shared_splits_kernel(
         starts = begin + tile * TILE
         blocks = tl.load(table + starts // BLOCK_SIZE, mask=starts < stop, other=0)
         if OVERLAPS and ROWS <= MAX_FETCHED_ROWS and begin < stop:
-            # Lines of keys, then of values; past the end, the first tile's again.
-            plane: tl.constexpr = BLOCK_SIZE * HEAD_DIM
-            line = tl.load(table + begin // BLOCK_SIZE)
-            line = tl.where(starts < stop, blocks, line).to(tl.int64) * (2 * NUM_KV_HEADS * plane)
-            inside = tl.where(starts < stop, starts, begin) % BLOCK_SIZE * HEAD_DIM
-            at = kv_cache + kv_head * plane + line + inside
-            num_bytes: tl.constexpr = (
-                TILE * HEAD_DIM * kv_cache.dtype.element_ty.primitive_bitwidth // 8
+            _fetch_first_tiles(
+                kv_cache, table, kv_head, begin, stop, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE, TILE
             )
-            prefetch(at, num_bytes)
-            prefetch(at + NUM_KV_HEADS * plane, num_bytes)
     begin_in_turn(OVERLAPS)
     if begin >= stop:
         return

@@ -44,17 +44,17 @@ def begin_in_turn(OVERLAPS: tl.constexpr):
 
 
 @triton.jit
-def prefetch(places, num_bytes):
-    """Asks for the bytes at every place to be brought into the L2 cache, by the copy engine.
+def prefetch(place, num_bytes):
+    """Asks for the bytes at a place to be brought into the L2 cache, by the copy engine.
 
     Args:
-        places: [R] pointers, 16 bytes aligned.
+        place: a pointer, 16 bytes aligned; the same in all lanes, or each has its own instruction.
         num_bytes: int32, a multiple of 16, above 0.
     """
     tl.inline_asm_elementwise(
         "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;",
         "=r,l,r",
-        [places, num_bytes],
+        [place, num_bytes],
         dtype=tl.int32,
         is_pure=False,
         pack=1,
