@@ -9,6 +9,7 @@ from tests.gpu.on_device import needs_a_device
 
 pytestmark = needs_a_device
 NEAR_TIE = 1e-3  # of log probabilities
+NUM_REQUESTS = 10_000
 PROMPTS = ["class Stack:\n", "def main(argv=None):\n", "import os\n\n\ndef read_lines(path):\n"]
 
 
@@ -47,7 +48,7 @@ def test_tokens_are_those_of_the_cpu_but_for_near_ties() -> None:
 def test_many_requests_leave_no_block_behind() -> None:
     llm = on_device(max_num_seqs=16, enable_prefix_caching=False)
     params = SamplingParams(max_tokens=6, temperature=0.8, seed=1)
-    prompts = [f"def function_{i}(x):\n" for i in range(500)]
-    assert len(llm.generate(prompts, params)) == 500
+    prompts = [f"def function_{i}(x):\n" for i in range(NUM_REQUESTS)]
+    assert len(llm.generate(prompts, params)) == NUM_REQUESTS
     assert not llm.engine.has_unfinished_requests()
     assert llm.engine.num_free_blocks == llm.engine.num_blocks
