@@ -14,6 +14,7 @@ from benchmarks.gpu.records import Recorder, slice_main
 from benchmarks.gpu.timing import Limits, Stopwatch, measure_limits
 from sdengine.kernels.dense_weight import DenseWeight
 from sdengine.kernels.registry import get_op
+from sdengine.runner.forward import NUM_COUNTERS
 
 # Features and inputs of every layer.
 SHAPES = {
@@ -36,7 +37,7 @@ def measure(shape: str, rows: int, watch: Stopwatch, limits: Limits) -> dict[str
     """Ours, checked against cuBLAS, and cuBLAS, which leaves the activation of a gate out."""
     features, inputs = SHAPES[shape]
     weight = (torch.randn(features, inputs, device="cuda") / inputs**0.5).bfloat16()
-    x = torch.randn(rows, inputs, device="cuda")
+    x = torch.randn(rows, inputs, device="cuda").bfloat16()
     is_gated = shape.endswith("gate_up")
     args = {
         "x": x,
@@ -45,22 +46,22 @@ def measure(shape: str, rows: int, watch: Stopwatch, limits: Limits) -> dict[str
         "num_rows": torch.tensor([rows], dtype=torch.int32, device="cuda"),
         "activation": "silu_gate" if is_gated else None,
         "scratch": torch.empty(SCRATCH_ROWS * features, device="cuda"),
+        "counters": torch.zeros(NUM_COUNTERS, dtype=torch.int32, device="cuda"),
     }
-    x_low = x.bfloat16()
     product = torch.empty(rows, features, dtype=torch.bfloat16, device="cuda")
     launch = get_op("linear").backends["triton"]
     launch(**args)
-    torch.matmul(x_low, weight.T, out=product)
+    torch.matmul(x, weight.T, out=product)
     expected = product.float()
     if is_gated:
         gate, up = expected.chunk(2, dim=-1)
         expected = torch.nn.functional.silu(gate) * up
     expect_close("linear", args["out"], expected)
     mine = watch.time(lambda: launch(**args))
-    theirs = watch.time(lambda: torch.matmul(x_low, weight.T, out=product))
+    theirs = watch.time(lambda: torch.matmul(x, weight.T, out=product))
     # What a program per part of K gains over one that adds up all of its parts; else the same.
     together = watch.time(lambda: launch(**{**args, "scratch": None}))
-    moved = 2 * features * inputs + 4 * rows * (inputs + features)
+    moved = 2 * features * inputs + rows * (2 * inputs + 4 * features)
     return {
         **mine.values(),
         **limits.beside(mine, moved, 2 * rows * features * inputs),

@@ -25,6 +25,7 @@ from benchmarks.gpu.timing import Run, graph_of, median_us
 from sdengine.kernels.dense_weight import DenseWeight
 from sdengine.kernels.triton import linear, linear_tiles
 from sdengine.kernels.triton.launch import arch_of_device
+from sdengine.runner.forward import NUM_COUNTERS
 
 CACHE_BYTES = 400 << 20  # of copies of W: several times an L2 cache
 MOST_COPIES = 12
@@ -90,7 +91,7 @@ class Product:
             "num_rows": torch.tensor([rows], dtype=torch.int32, device=device),
             "activation": "silu_gate" if is_gated else None,
             "scratch": torch.empty(apart, device=device),
-            "counters": torch.zeros(1 << 16, dtype=torch.int32, device=device),
+            "counters": torch.zeros(NUM_COUNTERS, dtype=torch.int32, device=device),
         }
         return cls(args, [DenseWeight(normal(features, inputs), is_gated) for _ in range(copies)])
 

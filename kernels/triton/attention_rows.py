@@ -185,8 +185,8 @@ def finish_rows_kernel(
     LOADS_EARLY: tl.constexpr,
 ):
     last_row = tl.minimum(tl.load(num_rows), first_row + pass_rows)
-    is_row = first_row + tl.program_id(0) < last_row
-    row = tl.maximum(tl.minimum(first_row + tl.program_id(0), last_row - 1), 0)
+    asked = first_row + tl.program_id(0)
+    row = tl.maximum(tl.minimum(asked, last_row - 1), 0)  # of one too many nothing is stored
     sequence = tl.load(row_seq + row)
 
     # The row tile that this row was in, and what its rows share.
@@ -208,7 +208,7 @@ def finish_rows_kernel(
         first = tl.maximum(position - WINDOW + 1, 0)
         tree_at = tl.maximum(prefix, position + 1 - num_ancestors)
     length = tl.where(num_ancestors > 0, tree_at + num_ancestors, prefix)
-    length = tl.where(is_row, length, 0)
+    length = tl.where(asked < last_row, length, 0)
 
     # Splits [shared_from, shared_to) are the first kernel's; own tiles begin at `own`. Of a window,
     # the splits before `shared_from` are the row's own too.
@@ -239,7 +239,7 @@ def finish_rows_kernel(
             WORDS, NUM_KV_HEADS, HEAD_DIM, DIM_LANES, BLOCK_SIZE, TILE,
         )  # fmt: skip
     begin_early(OVERLAPS)
-    if first_row + tl.program_id(0) >= last_row:
+    if asked >= last_row:
         return
 
     part = ((row - first_row).to(tl.int64) * (NUM_KV_HEADS * GROUP) + head) * num_splits

@@ -45,6 +45,5 @@ def launches(
         "width": width,
     }
     grid = (rows, triton.cdiv(width, BLOCK))
-    overlaps = can_overlap(arch)
-    constants = {"BLOCK": BLOCK, "OVERLAPS": overlaps}
-    return [Launch(embed_kernel, grid, arguments, constants, overlaps=overlaps)]
+    constants = {"BLOCK": BLOCK, "OVERLAPS": can_overlap(arch)}
+    return [Launch(embed_kernel, grid, arguments, constants)]

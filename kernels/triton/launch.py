@@ -19,6 +19,7 @@ import triton.language as tl
 from sdengine.kernels.cuda_library import expect_one_device
 from sdengine.kernels.triton.assembler import use_sound_assembler
 
+MIN_ROWS = 16  # the narrowest product to which Triton 3.6 gives the instruction of wider ones
 INTERPRETER = 0  # the `arch` of kernels that run in Triton's interpreter
 T = TypeVar("T")
 
@@ -34,7 +35,6 @@ class Launch:
         constants: `tl.constexpr` arguments by name.
         num_warps, num_stages: Of a program.
         fp_fusion: Whether a * b + c may be contracted. Off where bits must equal the reference's.
-        overlaps: Whether it begins before the launch before it has ended; see `overlap.py`.
     """
 
     kernel: Any
@@ -44,7 +44,11 @@ class Launch:
     num_warps: int = 4
     num_stages: int = 2
     fp_fusion: bool = True
-    overlaps: bool = False
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether it begins before the launch in front of it has ended; see `overlap.py`."""
+        return bool(self.constants.get("OVERLAPS", False))
 
     def run(self) -> None:
         """Enqueues the kernel on the current stream, or interprets it."""

@@ -240,7 +240,6 @@ def launches(
         and counters is not None
         and counters.numel() >= row_tiles * triton.cdiv(num_features, config.features)
     )
-    overlaps = can_overlap(arch)
     arguments = {
         "x": x,
         "weight": weight.matrix,
@@ -265,7 +264,7 @@ def launches(
         "ROWS": tile_rows,
         "TAIL": tail,
         "CD": compute_dtype(weight.dtype, arch),
-        "OVERLAPS": overlaps,
+        "OVERLAPS": can_overlap(arch),
     }
     grid = (triton.cdiv(num_features, config.features), row_tiles, parts if are_apart else 1)
     product = Launch(
@@ -275,6 +274,5 @@ def launches(
         constants,
         config.num_warps,
         tiles.num_stages(config, tile_rows + tail, x.element_size(), 1 + is_gated, arch),
-        overlaps=overlaps,
     )
     return [product]

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 import triton
 
-from sdengine.kernels.triton.launch import nearest
+from sdengine.kernels.triton.launch import MIN_ROWS, nearest
 
-MIN_ROWS = 16  # the narrowest that Triton 3.6 gives the warp-group instruction of wider tiles
 MAX_TAIL = 32  # rows that a tail saves another pass over W for; with more the gated kernel spills
 
 

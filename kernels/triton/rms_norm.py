@@ -64,6 +64,5 @@ def launches(
         "eps": eps,
     }
     warps = max(1, min(8, block // 512))
-    overlaps = can_overlap(arch)
-    constants = {"BLOCK": block, "OVERLAPS": overlaps}
-    return [Launch(rms_norm_kernel, (rows,), arguments, constants, warps, overlaps=overlaps)]
+    constants = {"BLOCK": block, "OVERLAPS": can_overlap(arch)}
+    return [Launch(rms_norm_kernel, (rows,), arguments, constants, warps)]

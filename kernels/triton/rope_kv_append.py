@@ -137,9 +137,8 @@ def launches(
         "k_norm": k_norm,
         "eps": eps,
     }
-    overlaps = can_overlap(arch)
     constants = {
-        "OVERLAPS": overlaps,
+        "OVERLAPS": can_overlap(arch),
         "NUM_HEADS": num_heads,
         "NUM_KV_HEADS": num_kv_heads,
         "HEAD_DIM": head_dim,
@@ -151,4 +150,4 @@ def launches(
     }
     groups = triton.cdiv(num_heads + 2 * num_kv_heads, HEADS)
     grid = (qkv.shape[0], groups)
-    return [Launch(rope_kv_append_kernel, grid, arguments, constants, 2, overlaps=overlaps)]
+    return [Launch(rope_kv_append_kernel, grid, arguments, constants, 2)]

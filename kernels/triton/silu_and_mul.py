@@ -35,6 +35,5 @@ def launches(
     rows, width = out.shape
     arguments = {"x": x, "out": out, "num_rows": num_rows, "width": width}
     grid = (rows, triton.cdiv(width, BLOCK))
-    overlaps = can_overlap(arch)
-    constants = {"BLOCK": BLOCK, "OVERLAPS": overlaps}
-    return [Launch(silu_and_mul_kernel, grid, arguments, constants, overlaps=overlaps)]
+    constants = {"BLOCK": BLOCK, "OVERLAPS": can_overlap(arch)}
+    return [Launch(silu_and_mul_kernel, grid, arguments, constants)]

@@ -32,14 +32,13 @@ from sdengine.kernels.spec import expect
 from sdengine.kernels.tree_attention import device_splits, split_scratch_floats
 from sdengine.kernels.triton.attention_rows import finish_rows_kernel
 from sdengine.kernels.triton.attention_shared import shared_splits_kernel
-from sdengine.kernels.triton.launch import INTERPRETER, Launch, compute_dtype, nearest
+from sdengine.kernels.triton.launch import INTERPRETER, MIN_ROWS, Launch, compute_dtype, nearest
 from sdengine.kernels.triton.overlap import can_overlap
 
 NAME = "tree_attention"
 LOG2_E = 1.4426950408889634
 TILE = 64  # keys of one product
 MAX_EARLY_ROWS = 16  # up to which a row's first tile is held in registers while others work
-MIN_ROWS = 16  # the narrowest that Triton 3.6 gives the warp-group instruction of wider tiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +168,6 @@ def launches(
                 config.num_warps,
                 config.num_stages,
                 fp_fusion=False,
-                overlaps=can_overlap(arch),
             ),
             Launch(
                 finish_rows_kernel,
@@ -179,7 +177,6 @@ def launches(
                 F32_CONFIG.num_warps if is_f32 else 4,
                 num_stages=1,
                 fp_fusion=False,
-                overlaps=can_overlap(arch),
             ),
         ]
     return plan

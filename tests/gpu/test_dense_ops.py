@@ -11,6 +11,8 @@ import torch
 from sdengine.kernels import embed, kv_compact, rope_kv_append, tree_attention
 from sdengine.kernels.dense_weight import DenseWeight
 from sdengine.kernels.registry import get_op
+from sdengine.kernels.triton.launch import arch_of_device
+from sdengine.kernels.triton.linear import launches as linear_launches
 from tests.gpu.on_device import DTYPES, IS_DRY_RUN, run_on_device
 from tests.kernels import test_rope_kv_append as rope_test
 from tests.kernels import test_tree_attention as attention_test
@@ -61,6 +63,30 @@ def test_rows_of_linear_have_the_same_bits_in_any_company(dtype: torch.dtype, ga
         few["num_rows"] = torch.tensor([len(some)], dtype=torch.int32)
         run_on_device("linear", **few)
         assert torch.equal(few["out"], args["out"][:count]), count
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1, 80] if not IS_DRY_RUN else [3])
+def test_parts_side_by_side_have_the_bits_of_parts_one_after_another(
+    dtype: torch.dtype, rows: int
+) -> None:
+    """Whichever program ends last; again and again, since the counters have to be zeros again."""
+    outputs = 2048 if not IS_DRY_RUN else 70
+    args = linear_of(dtype, rows, 2048, outputs, False)
+    args |= {"bias": torch.randn(outputs), "accumulate": True}
+    (launch,) = linear_launches(arch_of_device(), **args)
+    assert launch.constants["NUM_PARTS"] > 1
+    together = {**args, "out": args["out"].clone()}
+    run_on_device("linear", **together)
+    apart = {"scratch": torch.full((4 * 128 * outputs,), float("nan"))}
+    apart["counters"] = torch.zeros(256, dtype=torch.int32)
+    (launch,) = linear_launches(arch_of_device(), **args, **apart)
+    assert launch.arguments["parts"] is not None
+    for _ in range(20 if not IS_DRY_RUN else 2):
+        again = {**args, **apart, "out": args["out"].clone()}
+        run_on_device("linear", **again)
+        assert torch.equal(again["out"], together["out"])
+        assert not apart["counters"].any()
 
 
 def attention_of(spans: list[Span], dtype: torch.dtype, **options: Any) -> dict[str, Any]:

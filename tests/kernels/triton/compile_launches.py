@@ -38,7 +38,11 @@ POINTERS = {
 
 
 def attention(rows: int, heads: int, dim: int, dtype: torch.dtype) -> Callable[[], Args]:
-    return lambda: tree_attention.bench_case(rows, 2048, heads, 8, dim, dtype).args
+    def args() -> Args:
+        case = tree_attention.bench_case(rows, 2048, heads, 8, dim, dtype)
+        return {**case.args, "out": case.args["out"].to(dtype)}
+
+    return args
 
 
 def ones_attention() -> Args:
@@ -59,16 +63,22 @@ def linear(
     features: int = 4096,
     inputs: int = 2048,
     scratch: int | None = None,
+    x_dtype: torch.dtype | None = None,
 ) -> Callable[[], Args]:
+    """A product as an engine's: x is as wide as the weight, unless `x_dtype` says otherwise."""
+
     def args() -> Args:
         matrix = torch.empty(features, inputs, dtype=dtype)
         return {
-            "x": torch.empty(rows, inputs),
+            "x": torch.empty(rows, inputs, dtype=x_dtype or dtype),
             "weight": DenseWeight(matrix, gated),
-            "out": torch.empty(rows, features // 2 if gated else features),
+            "out": torch.empty(rows, features // 2, dtype=dtype)
+            if gated
+            else torch.empty(rows, features),
             "num_rows": torch.empty(1, dtype=torch.int32),
             "activation": "silu_gate" if gated else None,
             "scratch": None if scratch is None else torch.empty(scratch),
+            "counters": torch.zeros(64, dtype=torch.int32),
         }
 
     return args
@@ -100,7 +110,7 @@ CASES: dict[str, tuple[str, Callable[[], Args]]] = {
     "attention-f32": ("tree_attention", attention(64, 32, 128, F32)),
     # Sizes of 1 become constants of a kernel, whose methods a tensor has and they have not.
     "attention-one": ("tree_attention", ones_attention),
-    "linear-one": ("linear", linear(1, False, BF16, 1, 1)),
+    "linear-one": ("linear", linear(1, False, BF16, 1, 1, x_dtype=F32)),
     "sample-one": ("sample", lambda: first_of("sample", vocab=1)),
     "draft_topk-one": ("draft_topk", lambda: first_of("draft_topk", vocab=1)),
     "linear-tree": ("linear", linear(64, False, BF16)),

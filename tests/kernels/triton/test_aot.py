@@ -19,7 +19,8 @@ import pytest
 
 from sdengine.errors import BackendUnavailable
 from sdengine.kernels.registry import OP_NAMES, get_op
-from sdengine.kernels.triton import assembler
+from sdengine.kernels.triton import assembler, linear_tiles
+from sdengine.kernels.triton.launch import plan_op
 from tests.kernels.triton.compile_launches import CASES, Compiled
 from tests.kernels.triton.sass import unset_registers
 
@@ -108,6 +109,13 @@ def test_an_assembler_is_chosen_by_its_version(monkeypatch: pytest.MonkeyPatch) 
     knobs.ptxas = knobs.ptxas_blackwell = SimpleNamespace(path="old", version="12.8")
     with pytest.raises(BackendUnavailable, match=r"expected a ptxas of CUDA 12.9 .* got 12.8"):
         choose()
+
+
+def test_the_case_in_parts_is_in_parts() -> None:
+    op, make_args = CASES["linear-parts"]
+    for arch in SHARED_LIMIT:
+        (launch,) = plan_op(op, arch, make_args())
+        assert (launch.arguments["parts"] is not None) == bool(linear_tiles.SPLITS[arch])
 
 
 def test_every_op_has_a_case() -> None:
