@@ -18,7 +18,8 @@ from sdengine.kernels.huge_pages import HugePageArena
 from sdengine.kernels.spec import expect
 
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16)
-BLOCK_OUTPUTS = 32
+BLOCK_OUTPUTS, STRIP_OUTPUTS = 32, 16
+BLOCK_STRIPS = BLOCK_OUTPUTS // STRIP_OUTPUTS
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,12 +27,12 @@ class PackedWeight:
     """A weight matrix W [M, K] in blocks of 32 outputs.
 
     Args:
-        storage: bfloat16 [ceil(M / 32), ceil(K / 2), 32, 2] or float32 [ceil(M / 32), K, 32]; zero
-            where W has no element.
+        storage: bfloat16 [ceil(M / 32), 2, ceil(K / 2), 16, 2] or float32 [ceil(M / 32), 2, K, 16];
+            zero where W has no element.
         num_outputs: M.
         num_inputs: K.
-        is_gate_up: W stacks a gate [M / 2, K] on an up projection [M / 2, K]; a block holds 16
-            outputs of each.
+        is_gate_up: W stacks a gate [M / 2, K] on an up projection [M / 2, K]; a block holds a
+            strip of each.
     """
 
     storage: torch.Tensor
@@ -56,13 +57,13 @@ class PackedWeight:
         """W as a plain [M, K] tensor of the same dtype (tests and the reference)."""
         blocks = self.storage.shape[0]
         if self.storage.dtype == torch.bfloat16:
-            columns = self.storage.permute(0, 2, 1, 3)
+            columns = self.storage.permute(0, 1, 3, 2, 4)
         else:
-            columns = self.storage.permute(0, 2, 1)
-        columns = columns.reshape(blocks, BLOCK_OUTPUTS, -1)[..., : self.num_inputs]
+            columns = self.storage.permute(0, 1, 3, 2)
+        columns = columns.reshape(blocks, BLOCK_STRIPS, STRIP_OUTPUTS, -1)[..., : self.num_inputs]
         if not self.is_gate_up:
             return columns.reshape(blocks * BLOCK_OUTPUTS, -1)[: self.num_outputs].contiguous()
-        halves = columns.reshape(blocks, 2, BLOCK_OUTPUTS // 2, self.num_inputs).transpose(0, 1)
+        halves = columns.transpose(0, 1)
         features = self.num_outputs // 2
         return halves.reshape(2, -1, self.num_inputs)[:, :features].reshape(
             self.num_outputs, self.num_inputs
@@ -108,12 +109,11 @@ def pack_weight(
         "pack_weight", even, f"weight: gate and up need an even number of rows, got {num_outputs}"
     )
     outputs = num_outputs // 2 if interleave_gate_up else num_outputs
-    block = BLOCK_OUTPUTS // 2 if interleave_gate_up else BLOCK_OUTPUTS
-    blocks = -(-outputs // block)
+    blocks = -(-outputs // (STRIP_OUTPUTS if interleave_gate_up else BLOCK_OUTPUTS))
     shape = (
-        (blocks, -(-num_inputs // 2), BLOCK_OUTPUTS, 2)
+        (blocks, BLOCK_STRIPS, -(-num_inputs // 2), STRIP_OUTPUTS, 2)
         if dtype == torch.bfloat16
-        else (blocks, num_inputs, BLOCK_OUTPUTS)
+        else (blocks, BLOCK_STRIPS, num_inputs, STRIP_OUTPUTS)
     )
     storage = (arena or HugePageArena()).zeros(shape, dtype)
     native = load_cpu()

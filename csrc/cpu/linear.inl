@@ -1,14 +1,15 @@
 // The loops of `linear`, written once for all instruction sets; see linear.h for what they promise.
 //
-// A worker walks its share of the columns in panels of up to three blocks of 32; within a panel,
-// chunks of K; over each chunk run all groups of rows, R x C vectors of sums in registers. A weight
-// comes from memory once, whatever the number of rows (up to kLinearMaxRows), and is used from the
-// L2 cache by all groups of rows; meanwhile the chains of the groups prefetch the next chunk, each
-// its part. After a share's last chunk comes the first of the worker's next launch: the layers of a
-// small model have so few chunks that a quarter of the weights would come unannounced.
+// A worker walks its share of the columns in panels of blocks, and a panel in sweeps of strips that
+// are read side by side; within a sweep, chunks of K; over each chunk run all groups of rows, R x C
+// vectors of sums in registers. A weight comes from memory once, whatever the number of rows (up to
+// kLinearMaxRows), and is used from the caches by all groups of rows; meanwhile the chains of the
+// groups prefetch the next chunk, each its part. After a share's last chunk comes the first of the
+// worker's next launch: the layers of a small model have so few chunks that a quarter of the
+// weights would come unannounced.
 //
-//   panel            chunk             group of R rows        pass: C vectors
-//   [K, 96 columns]  [512, 96]         [R, 512] x [512, 96]   [R, 512] x [512, C * lanes]
+//   sweep              chunk       group of R rows        pass: C vectors
+//   [K, 16 S columns]  [512, 16 S] [R, 512] x [512, 16 S] [R, 512] x [512, C * lanes]
 #include <utility>
 
 #include "cpu/linear_step.h"
@@ -18,10 +19,10 @@ namespace sdengine {
 inline namespace SDENGINE_ISA_NAMESPACE {
 namespace linear_op {
 
-// Vector v of a panel, in partial sums [block][row][32].
+// Vector v of a sweep, in partial sums [strip][row][16].
 SDE_INLINE float* partial_at(float* partial, int row, int v) {
-  return partial + v / kBlockVectors * kPartialStride + row * kBlockOutputs +
-         v % kBlockVectors * kLanes;
+  return partial + v / kStripVectors * kPartialStride + row * kStripOutputs +
+         v % kStripVectors * kLanes;
 }
 
 // Adds to partial sums, or starts them.
@@ -47,7 +48,7 @@ template <class Kernel, int R, int C, int kLines>
 SDE_INLINE void run_chain(const typename Kernel::Input* const (&x)[R],
                           const typename Kernel::Weight* const (&w)[C], int64_t begin, int64_t end,
                           const char* fetched, int first, bool is_first, float* partial) {
-  constexpr int64_t kStride = kBlockOutputs * Kernel::kDepth;
+  constexpr int64_t kStride = kStripOutputs * Kernel::kDepth;
   const typename Kernel::Input* rows[R];
   SDE_UNROLL for (int r = 0; r < R; ++r) rows[r] = x[r];
   Vec sums[R][C];
@@ -55,7 +56,7 @@ SDE_INLINE void run_chain(const typename Kernel::Input* const (&x)[R],
     SDE_UNROLL for (int c = 0; c < C; ++c) sums[r][c] = zeros();
   }
   int64_t k = begin;
-  int64_t i = begin * kBlockOutputs;
+  int64_t i = begin * kStripOutputs;
   for (; k + Kernel::kDepth <= end; k += Kernel::kDepth, i += kStride) {
     for (int l = 0; l < kLines; ++l) __builtin_prefetch(fetched + l * kLine, 0, 2);
     fetched += kLines * kLine;
@@ -80,9 +81,9 @@ __attribute__((noinline)) void run_chain_apart(const typename Kernel::Input* con
   run_chain<Kernel, R, C, kLines>(x, columns, begin, end, fetched, first, is_first, partial);
 }
 
-// R rows against C vectors of columns of a chunk, from vector `first` of the panel on: partial (+)=
+// R rows against C vectors of columns of a chunk, from vector `first` of the sweep on: partial (+)=
 // x W^T.
-template <class Kernel, int R, int C>
+template <class Kernel, int R, int C, bool kFetches>
 SDE_INLINE void run_pass(const typename Kernel::Input* const* rows, const Chunk<Kernel>& chunk,
                          Fetch& fetch, int first, float* partial) {
   const typename Kernel::Input* x[R];
@@ -90,13 +91,13 @@ SDE_INLINE void run_pass(const typename Kernel::Input* const* rows, const Chunk<
   const typename Kernel::Weight* w[C];
   SDE_UNROLL for (int c = 0; c < C; ++c) {
     const int v = first + c;
-    w[c] = chunk.weight + v / kBlockVectors * chunk.block_stride +
-           v % kBlockVectors * kLanes * Kernel::kDepth;
+    w[c] = chunk.weight + v / kStripVectors * chunk.strip_stride +
+           v % kStripVectors * kLanes * Kernel::kDepth;
   }
   for (int64_t k = 0; k < chunk.num_inputs; k += kFold) {
     const int64_t end = k + kFold < chunk.num_inputs ? k + kFold : chunk.num_inputs;
     const bool is_first = chunk.is_first && k == 0;
-    if constexpr (prefetches(R)) {
+    if constexpr (kFetches) {
       constexpr int kLines = lines_a_step(C);
       const char* fetched = fetch.take(kLines);
       const auto chain = fetched != nullptr ? run_chain_apart<Kernel, R, C, kLines>
@@ -108,16 +109,16 @@ SDE_INLINE void run_pass(const typename Kernel::Input* const* rows, const Chunk<
   }
 }
 
-// All columns of a panel of kBlocks blocks for R rows.
-template <class Kernel, int R, int kBlocks>
+// All columns of a sweep of kStrips strips for R rows.
+template <class Kernel, int R, int kStrips>
 void run_group(const typename Kernel::Input* const* rows, const Chunk<Kernel>& chunk, Fetch& fetch,
                float* partial) {
-  constexpr int kVectors = kBlocks * kBlockVectors;
-  constexpr int C = columns_at_once(R, kBlocks);
+  constexpr int kVectors = kStrips * kStripVectors;
+  constexpr int C = columns_at_once(R, kStrips);
   static_assert(kVectors % C == 0, "columns must fill whole passes");
 #pragma GCC unroll 12
   for (int first = 0; first < kVectors; first += C)
-    run_pass<Kernel, R, C>(rows, chunk, fetch, first, partial);
+    run_pass<Kernel, R, C, fetches(R, kStrips)>(rows, chunk, fetch, first, partial);
 }
 
 template <class Kernel>
@@ -129,37 +130,38 @@ struct Groups {
   RunGroup<Kernel> of_size[kMaxGroup];
 };
 
-template <class Kernel, int kBlocks, int... Less>
+template <class Kernel, int kStrips, int... Less>
 constexpr Groups<Kernel> all_groups(std::integer_sequence<int, Less...>) {
-  return {{run_group<Kernel, Less + 1, kBlocks>...}};
+  return {{run_group<Kernel, Less + 1, kStrips>...}};
 }
 
-// run_group for `rows` rows on a panel of `blocks` blocks.
+// run_group for `rows` rows on a sweep of `strips` strips.
 template <class Kernel>
-RunGroup<Kernel> group_of(int64_t rows, int64_t blocks) {
+RunGroup<Kernel> group_of(int64_t rows, int64_t strips) {
   constexpr auto kSizes = std::make_integer_sequence<int, kMaxGroup>();
-  static constexpr Groups<Kernel> kTable[kMaxPanel] = {
-      all_groups<Kernel, 1>(kSizes), all_groups<Kernel, 2>(kSizes), all_groups<Kernel, 3>(kSizes)};
-  return kTable[blocks - 1].of_size[rows - 1];
+  static constexpr Groups<Kernel> kTable[] = {
+      all_groups<Kernel, 1>(kSizes), all_groups<Kernel, 2>(kSizes), all_groups<Kernel, 4>(kSizes)};
+  return kTable[strips / 2].of_size[rows - 1];
 }
 
-// One panel of columns for up to kLinearMaxRows rows; `next` follows the last one of a share.
+// One sweep of strips from `strip` on for up to kLinearMaxRows rows; `next` follows the last one of
+// a share.
 template <class Kernel>
-void run_panel(const LinearArgs& args, const typename Kernel::Input* const* x, int64_t rows,
-               int64_t block, int64_t num_blocks, const WeightShare* next, float* partial) {
+void run_sweep(const LinearArgs& args, const typename Kernel::Input* const* x, int64_t rows,
+               int64_t strip, int64_t strips, const WeightShare* next, float* partial) {
   constexpr int64_t kDepth = Kernel::kDepth;
-  const int64_t stride = (args.weight.num_inputs + kDepth - 1) / kDepth * kDepth * kBlockOutputs;
+  const int64_t stride = (args.weight.num_inputs + kDepth - 1) / kDepth * kDepth * kStripOutputs;
   const auto* weight =
-      static_cast<const typename Kernel::Weight*>(args.weight.data) + block * stride;
+      static_cast<const typename Kernel::Weight*>(args.weight.data) + strip * stride;
   for (int64_t k = 0; k < args.weight.num_inputs; k += kChunk) {
     const int64_t left = args.weight.num_inputs - k;
     const int64_t inputs = left < kChunk ? left : kChunk;
-    const Chunk<Kernel> chunk{weight + k * kBlockOutputs, stride, k, inputs, k == 0};
+    const Chunk<Kernel> chunk{weight + k * kStripOutputs, stride, k, inputs, k == 0};
     Fetch fetch;
-    if (prefetches(rows)) fetch = next_chunk(args.weight, chunk, rows, block, num_blocks, next);
+    if (fetches(rows, strips)) fetch = next_chunk(args.weight, chunk, rows, strip, strips, next);
     for (int64_t r = 0, size; r < rows; r += size) {
       size = next_group(rows - r);
-      group_of<Kernel>(size, num_blocks)(x + r, chunk, fetch, partial + r * kBlockOutputs);
+      group_of<Kernel>(size, strips)(x + r, chunk, fetch, partial + r * kStripOutputs);
     }
   }
 }
@@ -184,23 +186,24 @@ SDE_INLINE void finish_block(const LinearArgs& args, int64_t block, int64_t firs
     float* out = args.out + (first_row + r) * args.weight.num_outputs + column;
     for (int c = 0; c < kBlockOutputs && c < left; c += kLanes) {
       const float* bias = args.bias == nullptr ? nullptr : args.bias + column + c;
-      finish(load(partial + r * kBlockOutputs + c), bias, out + c, left - c, args.accumulate);
+      const Vec sum = load(partial + c / kStripOutputs * kPartialStride + r * kStripOutputs +
+                           c % kStripOutputs);
+      finish(sum, bias, out + c, left - c, args.accumulate);
     }
   }
 }
 
-// out = silu(gate) * up; a block holds 16 gates and their 16 ups.
+// out = silu(gate) * up; a block holds a strip of gates and one of their ups.
 SDE_INLINE void finish_gated_block(const LinearArgs& args, int64_t block, int64_t first_row,
                                    int64_t rows, const float* partial) {
-  constexpr int kHalf = kBlockOutputs / 2;
   const int64_t features = args.weight.num_outputs / 2;
-  const int64_t feature = block * kHalf;
+  const int64_t feature = block * kStripOutputs;
   for (int64_t r = 0; r < rows; ++r) {
     float* out = args.out + (first_row + r) * features + feature;
-    for (int c = 0; c < kHalf && feature + c < features; c += kLanes) {
+    for (int c = 0; c < kStripOutputs && feature + c < features; c += kLanes) {
       const int n = static_cast<int>(features - feature - c);
-      Vec gate = load(partial + r * kBlockOutputs + c);
-      Vec up = load(partial + r * kBlockOutputs + kHalf + c);
+      Vec gate = load(partial + r * kStripOutputs + c);
+      Vec up = load(partial + kPartialStride + r * kStripOutputs + c);
       if (args.bias != nullptr) {
         const float* bias = args.bias + feature + c;
         gate = gate + (n < kLanes ? load_partial(bias, n) : load(bias));
@@ -211,11 +214,29 @@ SDE_INLINE void finish_gated_block(const LinearArgs& args, int64_t block, int64_
   }
 }
 
+// One panel of columns for up to kLinearMaxRows rows; `next` follows the last one of a share.
+template <class Kernel>
+void run_panel(const LinearArgs& args, const typename Kernel::Input* const* x, int64_t first_row,
+               int64_t rows, Range blocks, const WeightShare* next, float* partial) {
+  const int64_t strips = (blocks.end - blocks.begin) * kBlockStrips;
+  const int64_t at_once = strips_at_once(blocks.end - blocks.begin, rows);
+  for (int64_t s = 0; s < strips; s += at_once) {
+    const WeightShare* after = s + at_once == strips ? next : nullptr;
+    run_sweep<Kernel>(args, x, rows, blocks.begin * kBlockStrips + s, at_once, after,
+                      partial + s * kPartialStride);
+  }
+  const auto finish_one = args.silu_gate ? finish_gated_block : finish_block;
+  for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+    finish_one(args, block, first_row, rows, partial);
+    partial += kBlockStrips * kPartialStride;
+  }
+}
+
 // A share of the columns for all rows.
 template <class Kernel>
 SDE_INLINE void linear_blocks(const LinearArgs& args, Range share, const WeightShare& next,
                               void* scratch) {
-  alignas(64) float partial[kMaxPanel * kPartialStride];
+  alignas(64) float partial[kMaxPanel * kBlockStrips * kPartialStride];
   const typename Kernel::Input* x[kLinearMaxRows];
   const int64_t num_rows = *args.num_rows;
   for (int64_t first = 0; first < num_rows; first += kLinearMaxRows) {
@@ -223,14 +244,10 @@ SDE_INLINE void linear_blocks(const LinearArgs& args, Range share, const WeightS
     Kernel::prepare_rows(args, first, rows, scratch, x);
     // More rows than that read the share again.
     const WeightShare after = first + rows < num_rows ? WeightShare{&args.weight, share} : next;
-    for (int64_t block = share.begin, blocks; block < share.end; block += blocks) {
-      blocks = next_panel(share.end - block, rows);
-      run_panel<Kernel>(args, x, rows, block, blocks,
-                        block + blocks == share.end ? &after : nullptr, partial);
-      for (int64_t b = 0; b < blocks; ++b) {
-        const auto finish_one = args.silu_gate ? finish_gated_block : finish_block;
-        finish_one(args, block + b, first, rows, partial + b * kPartialStride);
-      }
+    for (Range panel{share.begin, share.begin}; panel.begin < share.end; panel.begin = panel.end) {
+      panel.end = panel.begin + next_panel(share.end - panel.begin, rows);
+      run_panel<Kernel>(args, x, first, rows, panel, panel.end == share.end ? &after : nullptr,
+                        partial);
     }
   }
 }

@@ -83,8 +83,8 @@ SDE_INLINE Vec second_at(const uint16_t* p, const IntVec& upper) {
 #endif
 
 // Twelve sums and three operands are fifteen registers, and the sixteenth is more than gcc 12 can
-// manage: it moves sums about, or keeps one in memory (4 x 3: 60% of the peak instead of 90%). So
-// one operand goes through a register that the compiler does not count on.
+// manage: it moves sums about, or keeps one in memory (60% of the peak instead of 90%). So one
+// operand goes through a register that the compiler does not count on.
 #if defined(SDENGINE_PINNED_STEPS)
 constexpr bool kPinsOperand = kLanes == 8;
 // sums[c] += x * weights[c].
@@ -95,16 +95,6 @@ SDE_INLINE void add_row(Vec (&sums)[2], const float& x, const Vec (&weights)[2])
       "vfmadd231ps %4, %%ymm15, %1"
       : "+v"(sums[0].v), "+v"(sums[1].v)
       : "m"(x), "v"(weights[0].v), "v"(weights[1].v)
-      : "xmm15");
-}
-SDE_INLINE void add_row(Vec (&sums)[3], const float& x, const Vec (&weights)[3]) {
-  asm volatile(
-      "vbroadcastss %3, %%ymm15\n\t"
-      "vfmadd231ps %4, %%ymm15, %0\n\t"
-      "vfmadd231ps %5, %%ymm15, %1\n\t"
-      "vfmadd231ps %6, %%ymm15, %2"
-      : "+v"(sums[0].v), "+v"(sums[1].v), "+v"(sums[2].v)
-      : "m"(x), "v"(weights[0].v), "v"(weights[1].v), "v"(weights[2].v)
       : "xmm15");
 }
 // The first, or second, inputs of the pairs at p against three rows.
@@ -138,7 +128,7 @@ SDE_INLINE void multiply_add(Vec (&sums)[R][C], const float* const (&x)[R], int6
     Vec weights[C];
     SDE_UNROLL for (int c = 0; c < C; ++c) weights[c] = weight(c);
     SDE_UNROLL for (int r = 0; r < R; ++r) {
-      if constexpr (kPinsOperand && (C == 2 || C == 3)) {
+      if constexpr (kPinsOperand && C == 2) {
         add_row(sums[r], x[r][k], weights);
       } else {
         const Vec value = activation(x[r] + k);

@@ -13,46 +13,45 @@ namespace linear_op {
 constexpr int64_t kChunk = 512;  // inputs. Longer gains nothing, 256 costs 1-2%
 constexpr int64_t kFold =
     128;  // inputs in one chain of additions; then it is folded into the partial sums
-constexpr int kBlockVectors = kBlockOutputs / kLanes;
-constexpr int kMaxPanel = 3;                      // blocks
+constexpr int kStripVectors = kStripOutputs / kLanes;
+constexpr int kMaxPanel = 2;                      // blocks
 constexpr int kMaxGroup = kLanes == 16 ? 12 : 6;  // rows
 constexpr int64_t kPartialStride =
-    kLinearMaxRows * kBlockOutputs;  // partial sums: [block of the panel][row][32]
+    kLinearMaxRows * kStripOutputs;  // partial sums: [strip of the panel][row][16]
 constexpr int64_t kLine = 64;        // bytes
 
-// One chunk of the weights of a panel.
+// One chunk of the weights of a sweep: strips that are read side by side.
 template <class Kernel>
 struct Chunk {
   const typename Kernel::Weight* weight;
-  int64_t block_stride;  // elements from a block to the next
+  int64_t strip_stride;  // elements from a strip to the next
   int64_t first_input;
   int64_t num_inputs;
   bool is_first;
 };
 
-// Vectors of columns that R rows take at once: as many sums as leave registers for weights and
-// activations. Sixteen registers hold 12 sums, thirty-two hold 24. A multiply-add takes 4 cycles
-// and two start in one, but 8 sums are not enough in practice: 4 x 2 reaches 86% of the peak and 4
-// x 3 95%, hence panels of three blocks.
-constexpr int columns_at_once(int rows, int blocks) {
-  if (kLanes == 16) {
-    if (blocks < kMaxPanel) return rows <= 6 ? 2 * blocks : 2;
-    return rows <= 4 ? 6 : rows <= 8 ? 3 : 2;
-  }
-  if (kLanes == 8 && rows == 1) return 4 * blocks;
-  if (kLanes == 8 && rows == 4 && blocks == 3) return 3;
-  return rows <= 3 ? 4 : 2;
+// Vectors of columns that R rows take at once, of a sweep of so many strips: as many sums as leave
+// registers for weights and activations. Sixteen registers hold 12 sums, thirty-two hold 24. A
+// multiply-add takes 4 cycles and two start in one (a dot product some six): 8 (12) sums cover
+// that.
+constexpr int columns_at_once(int rows, int strips) {
+  const int vectors = strips * kStripVectors;
+  if (kLanes == 16) return rows <= 6 || vectors < 2 ? vectors : 2;
+  if (kLanes == 8 && rows == 1) return vectors;
+  return rows <= 3 && strips > 1 ? 4 : 2;
 }
 
-// Blocks of the next panel. One row reads two streams, two and three rows one stream (whole blocks,
-// which the hardware prefetcher follows best); from four rows on the sums need three blocks. With
-// sixteen lanes a block is two vectors, and two rows would have four sums where two dot products of
-// some six cycles start in one: 85 GB/s a core at 4 GHz, less than its caches give. Two blocks have
-// eight (counted, not measured).
+// Blocks of the next panel: what is finished together. One row has sums enough in two only; with
+// sixteen lanes, where a strip is a vector, few rows neither (counted, not measured).
 SDE_INLINE int64_t next_panel(int64_t blocks_left, int64_t rows) {
-  if ((rows == 2 || rows == 3) && kLanes < 16) return 1;
-  if (rows <= 3 || blocks_left == 4) return blocks_left < 2 ? blocks_left : 2;
-  return blocks_left < kMaxPanel ? blocks_left : kMaxPanel;
+  const int64_t most = rows == 1 || kLanes == 16 ? kMaxPanel : 1;
+  return blocks_left < most ? blocks_left : most;
+}
+
+// Strips of a panel that are read side by side. From four rows on one has sums enough, and memory
+// is read in the order of its addresses: 0.7 to 0.9 of the time of other orders (docs/log.md).
+SDE_INLINE int64_t strips_at_once(int64_t panel_blocks, int64_t rows) {
+  return kLanes != 16 && rows > 3 ? 1 : panel_blocks * kBlockStrips;
 }
 
 // Size of the next group of rows: as few groups as possible, and 6, 4 and 5 rows (in this order)
@@ -64,29 +63,26 @@ SDE_INLINE int64_t next_group(int64_t rows_left) {
   return (rows_left + groups - 1) / groups;
 }
 
-// Up to three rows are bound by memory alone, and the hardware prefetcher, which sees whole blocks
-// go by, does as well without help. More rows read every other line of a block, which it does not
-// follow: a pass without prefetches takes the time of memory plus that of arithmetic. The next
-// chunk into L2 in the order of addresses, evenly paced, hides one behind the other; in the order
-// of the passes themselves (every other line) it hides little: 9.5 against 7.0 ns a line at 6.1 ns
-// of arithmetic, docs/log.md.
-constexpr bool prefetches(int64_t rows) { return rows > 3; }
+// Whether `rows` rows fetch what comes next, or a group of so many in a sweep of so many strips. Up
+// to three rows alone are bound by memory, and the hardware prefetcher does as well without help;
+// with more, a pass without it takes the time of memory plus that of arithmetic.
+constexpr bool fetches(int64_t rows, int64_t strips) { return rows > 3 || strips == 1; }
 
 // Lines that a step of C vectors prefetches: what it reads, rounded up to a power of two so that
-// portions fill blocks. A vector of pairs of bfloat16 is as long as one of float32.
+// portions fill strips. A vector of pairs of bfloat16 is as long as one of float32.
 constexpr int lines_a_step(int columns) {
   const int64_t bytes = columns * kLanes * static_cast<int64_t>(sizeof(float));
-  return bytes <= kLine ? 1 : bytes <= 2 * kLine ? 2 : bytes <= 4 * kLine ? 4 : 8;
+  return bytes <= kLine ? 1 : bytes <= 2 * kLine ? 2 : 4;
 }
 
-// The next chunk on its way into L2, in the order of its addresses: portions of 64 inputs of a
-// block, spread evenly over the chains that run meanwhile. Nothing by default.
+// The next chunk on its way into L2, in the order of its addresses: portions that one chain fetches
+// with a line a step, spread evenly over the chains that run meanwhile. Nothing by default.
 struct Fetch {
-  const char* next = nullptr;  // the chunk's first block, then those after it
-  int64_t block_stride = 0;    // bytes from a block to the next
+  const char* next = nullptr;  // the chunk in the first strip of a sweep, then in those after it
+  int64_t strip_stride = 0;    // bytes from a strip to the next
   int64_t portion_bytes = 0;
-  int64_t num_portions = 0;  // of a block
-  int64_t total = 0;         // portions of all blocks
+  int64_t num_portions = 0;  // of a strip
+  int64_t total = 0;         // portions of all strips
   int64_t capacity = 1;      // portions that the chains could fetch, if all of them did
   int64_t credit = 0;
   int64_t portion = 0;
@@ -100,57 +96,54 @@ struct Fetch {
     portion += count;
     if (portion >= num_portions) {
       portion = 0;
-      next += block_stride;
+      next += strip_stride;
     }
     return from;
   }
 };
 
 // Portions that the chains of all groups of rows could fetch during a chunk of `inputs`.
-SDE_INLINE int64_t fetch_capacity(int64_t rows, int64_t num_blocks, int64_t inputs) {
+SDE_INLINE int64_t fetch_capacity(int64_t rows, int64_t strips, int64_t inputs) {
   int64_t portions = 0;
   for (int64_t r = 0, size; r < rows; r += size) {
     size = next_group(rows - r);
-    const int columns = columns_at_once(static_cast<int>(size), static_cast<int>(num_blocks));
-    portions += num_blocks * kBlockVectors / columns * lines_a_step(columns);
+    const int columns = columns_at_once(static_cast<int>(size), static_cast<int>(strips));
+    portions += strips * kStripVectors / columns * lines_a_step(columns);
   }
   return portions * ((inputs + kFold - 1) / kFold);
 }
 
-// `num_blocks` blocks of a weight from block `first` and input `first_input` on, as far as a chunk
-// goes, to be fetched by chains that could fetch `capacity` portions.
+// Inputs [first_input, first_input + kChunk) of `strips` strips from strip `first` of a weight on,
+// as far as K goes, to be fetched by chains that could fetch `capacity` portions.
 template <class Kernel>
-Fetch fetch_blocks(const PackedWeight& weight, int64_t first, int64_t num_blocks,
-                   int64_t first_input, int64_t capacity) {
-  // 64 inputs of this kernel's: one line a step of a chain.
-  constexpr int64_t kPortionBytes = 64 * kBlockOutputs * sizeof(typename Kernel::Weight);
+Fetch fetch_strips(const PackedWeight& weight, int64_t first, int64_t strips, int64_t first_input,
+                   int64_t capacity) {
   const int64_t left = weight.num_inputs - first_input;
   const int64_t chunk_bytes = (left < kChunk ? left : kChunk) * weight.input_bytes();
   Fetch fetch;
-  fetch.next = static_cast<const char*>(weight.data) + first * weight.block_bytes() +
+  fetch.next = static_cast<const char*>(weight.data) + first * weight.strip_bytes() +
                first_input * weight.input_bytes();
-  fetch.block_stride = weight.block_bytes();
-  fetch.portion_bytes = kPortionBytes;
-  fetch.num_portions = (chunk_bytes + kPortionBytes - 1) / kPortionBytes;
-  fetch.total = fetch.num_portions * num_blocks;
+  fetch.strip_stride = weight.strip_bytes();
+  fetch.portion_bytes = kFold / Kernel::kDepth * kLine;
+  fetch.num_portions = (chunk_bytes + fetch.portion_bytes - 1) / fetch.portion_bytes;
+  fetch.total = fetch.num_portions * strips;
   fetch.capacity = capacity;
   return fetch;
 }
 
-// What is fetched while a chunk of blocks [block, block + num_blocks) is used: the next chunk of
-// the panel, the first of the next panel, or, after the last panel of a share, the first of `next`.
+// What is fetched while a chunk of strips [strip, strip + strips) is used: the next chunk of these,
+// the first of the strips after them, or, after the last of a share, the first of `next`.
 template <class Kernel>
 Fetch next_chunk(const PackedWeight& weight, const Chunk<Kernel>& chunk, int64_t rows,
-                 int64_t block, int64_t num_blocks, const WeightShare* next) {
+                 int64_t strip, int64_t strips, const WeightShare* next) {
   const int64_t end = chunk.first_input + chunk.num_inputs;
-  const int64_t capacity = fetch_capacity(rows, num_blocks, chunk.num_inputs);
-  if (end < weight.num_inputs)
-    return fetch_blocks<Kernel>(weight, block, num_blocks, end, capacity);
-  if (next == nullptr)
-    return fetch_blocks<Kernel>(weight, block + num_blocks, num_blocks, 0, capacity);
+  const int64_t capacity = fetch_capacity(rows, strips, chunk.num_inputs);
+  if (end < weight.num_inputs) return fetch_strips<Kernel>(weight, strip, strips, end, capacity);
+  if (next == nullptr) return fetch_strips<Kernel>(weight, strip + strips, strips, 0, capacity);
   if (next->weight == nullptr) return {};
-  const int64_t num_next = next_panel(next->blocks.end - next->blocks.begin, rows);
-  return fetch_blocks<Kernel>(*next->weight, next->blocks.begin, num_next, 0, capacity);
+  const int64_t blocks = next_panel(next->blocks.end - next->blocks.begin, rows);
+  return fetch_strips<Kernel>(*next->weight, next->blocks.begin * kBlockStrips,
+                              strips_at_once(blocks, rows), 0, capacity);
 }
 
 }  // namespace linear_op

@@ -33,10 +33,10 @@ const void* row_of(const PackArgs& args, int64_t block, int64_t column) {
   return find_row(args, column < half ? feature : num_features + feature);
 }
 
-// Where input k of column c stands inside a block.
-inline int64_t offset(int64_t k, int64_t c, const float*) { return k * kBlockOutputs + c; }
+// Where input k of column c stands inside a strip.
+inline int64_t offset(int64_t k, int64_t c, const float*) { return k * kStripOutputs + c; }
 inline int64_t offset(int64_t k, int64_t c, const uint16_t*) {
-  return (k / 2) * 2 * kBlockOutputs + 2 * c + k % 2;
+  return (k / 2) * 2 * kStripOutputs + 2 * c + k % 2;
 }
 
 template <class From, class To>
@@ -48,9 +48,11 @@ void pack_block(const PackArgs& args, int64_t block, int64_t padded_inputs) {
   for (int64_t tile = 0; tile < padded_inputs; tile += kTile) {
     const int64_t end = std::min(tile + kTile, padded_inputs);
     for (int64_t c = 0; c < kBlockOutputs; ++c) {
+      To* strip = packed + c / kStripOutputs * padded_inputs * kStripOutputs;
+      const int64_t column = c % kStripOutputs;
       const int64_t given = rows[c] == nullptr ? tile : std::min(end, args.num_inputs);
-      for (int64_t k = tile; k < given; ++k) convert(rows[c][k], packed + offset(k, c, packed));
-      for (int64_t k = given; k < end; ++k) packed[offset(k, c, packed)] = To(0);
+      for (int64_t k = tile; k < given; ++k) convert(rows[c][k], strip + offset(k, column, strip));
+      for (int64_t k = given; k < end; ++k) strip[offset(k, column, strip)] = To(0);
     }
   }
 }

@@ -1,10 +1,13 @@
 // Packed weights: the layout that `linear` streams.
 //
-// W [M, K] is cut into blocks of 32 outputs; a block is contiguous and runs along K:
-//   bfloat16: [ceil(M / 32)][ceil(K / 2)][32][2]   pairs of inputs side by side, as a bf16 dot
-//   product eats them float32:  [ceil(M / 32)][K][32]
-// Missing outputs and inputs are zero. With `interleave_gate_up`, W stacks gate [F, K] on up [F, K]
-// and a block holds 16 outputs of the gate, then the same 16 of up.
+// W [M, K] is cut into blocks of 32 outputs, a block into two strips of 16. A strip runs along K,
+// one cache line after the other, and strips lie one behind the other:
+//   bfloat16: [ceil(M / 32)][2][ceil(K / 2)][16][2]   pairs of inputs side by side, as a bf16 dot
+//   product eats them; float32: [ceil(M / 32)][2][K][16]
+// So few columns are enough to read memory in the order of its addresses, which is what it is fast
+// at. Missing outputs and inputs are zero. With `interleave_gate_up`, W stacks gate [F, K] on up
+// [F, K], and the first strip of a block holds 16 outputs of the gate, the second the same 16 of
+// up.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +17,9 @@
 
 namespace sdengine {
 
-constexpr int64_t kBlockOutputs = 32;
+constexpr int64_t kStripOutputs = 16;
+constexpr int64_t kBlockStrips = 2;
+constexpr int64_t kBlockOutputs = kBlockStrips * kStripOutputs;
 
 struct PackedWeight {
   const void* data;
@@ -23,8 +28,8 @@ struct PackedWeight {
   int64_t num_outputs;  // M
 
   int64_t num_blocks() const { return (num_outputs + kBlockOutputs - 1) / kBlockOutputs; }
-  int64_t input_bytes() const { return kBlockOutputs * (is_bf16 ? 2 : 4); }  // of a block
-  int64_t block_bytes() const {
+  int64_t input_bytes() const { return kStripOutputs * (is_bf16 ? 2 : 4); }  // of a strip
+  int64_t strip_bytes() const {
     return (is_bf16 ? (num_inputs + 1) / 2 * 2 : num_inputs) * input_bytes();
   }
 };
