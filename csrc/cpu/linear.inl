@@ -48,24 +48,27 @@ template <class Kernel, int R, int C, int kLines>
 SDE_INLINE void run_chain(const typename Kernel::Input* const (&x)[R],
                           const typename Kernel::Weight* const (&w)[C], int64_t begin, int64_t end,
                           const char* fetched, int first, bool is_first, float* partial) {
-  constexpr int64_t kStride = kStripOutputs * Kernel::kDepth;
+  // One index, in bytes of x, from which addresses of weights follow.
+  constexpr int64_t kStep = Kernel::kDepth * Kernel::kInputBytes;
+  constexpr int64_t kWeights = kStripOutputs / Kernel::kInputBytes;
   const typename Kernel::Input* rows[R];
   SDE_UNROLL for (int r = 0; r < R; ++r) rows[r] = x[r];
   Vec sums[R][C];
   SDE_UNROLL for (int r = 0; r < R; ++r) {
     SDE_UNROLL for (int c = 0; c < C; ++c) sums[r][c] = zeros();
   }
-  int64_t k = begin;
-  int64_t i = begin * kStripOutputs;
-  for (; k + Kernel::kDepth <= end; k += Kernel::kDepth, i += kStride) {
+  asm volatile("" ::: "memory");  // a step's own instructions do not say what they read
+  const int64_t stop = end * Kernel::kInputBytes;
+  int64_t at = begin * Kernel::kInputBytes;
+  for (; at + kStep <= stop; at += kStep) {
     for (int l = 0; l < kLines; ++l) __builtin_prefetch(fetched + l * kLine, 0, 2);
     fetched += kLines * kLine;
     if (kHidesRows<R>) {
       SDE_UNROLL for (int r = 0; r < R; ++r) asm("" : "+r"(rows[r]));
     }
-    Kernel::template step<R, C>(sums, rows, k, w, i);
+    Kernel::template step<R, C>(sums, rows, at, w, at * kWeights);
   }
-  if (k < end) Kernel::template last_half_step<R, C>(sums, rows, k, w, i);
+  if (at < stop) Kernel::template last_half_step<R, C>(sums, rows, at, w, at * kWeights);
   fold(sums, first, is_first, partial);
 }
 

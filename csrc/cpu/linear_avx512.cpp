@@ -11,23 +11,24 @@ struct Bf16Dot {
   using Weight = uint16_t;
   using Input = uint16_t;
   static constexpr int kDepth = 2;
+  static constexpr int kInputBytes = sizeof(Input);
 
   template <int R, int C>
-  static SDE_INLINE void step(Vec (&sums)[R][C], const uint16_t* const (&x)[R], int64_t k,
+  static SDE_INLINE void step(Vec (&sums)[R][C], const uint16_t* const (&x)[R], int64_t at,
                               const uint16_t* const (&w)[C], int64_t i) {
     IntVec weights[C];
     for (int c = 0; c < C; ++c) weights[c] = pairs_at(w[c] + i);
     SDE_UNROLL for (int r = 0; r < R; ++r) {
-      const IntVec value = from_pair(x[r] + k);
+      const IntVec value = from_pair(input_at(x[r], at));
       for (int c = 0; c < C; ++c) add_dot(sums[r][c], value, weights[c]);
     }
   }
 
   // The rounded rows are padded with a zero, as the weights are.
   template <int R, int C>
-  static SDE_INLINE void last_half_step(Vec (&sums)[R][C], const uint16_t* const (&x)[R], int64_t k,
-                                        const uint16_t* const (&w)[C], int64_t i) {
-    step<R, C>(sums, x, k, w, i);
+  static SDE_INLINE void last_half_step(Vec (&sums)[R][C], const uint16_t* const (&x)[R],
+                                        int64_t at, const uint16_t* const (&w)[C], int64_t i) {
+    step<R, C>(sums, x, at, w, i);
   }
 
 #if defined(SDENGINE_PINNED_STEPS)
