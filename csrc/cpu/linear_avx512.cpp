@@ -19,7 +19,7 @@ struct Bf16Dot {
     IntVec weights[C];
     for (int c = 0; c < C; ++c) weights[c] = pairs_at(w[c] + i);
     SDE_UNROLL for (int r = 0; r < R; ++r) {
-      const IntVec value = from_pair(input_at(x[r], at));
+      const IntVec value = from_pair(bytes_from(x[r], at));
       for (int c = 0; c < C; ++c) add_dot(sums[r][c], value, weights[c]);
     }
   }
