@@ -22,6 +22,7 @@ from time import perf_counter
 import numpy as np
 import torch
 
+from sdengine import kernels
 from sdengine.core.cost_model import CostModel
 from sdengine.kernels.begin_step import ROOT_AND_NODES, ROOT_ONLY
 from sdengine.kernels.device_memory import StagedMemory
@@ -36,6 +37,7 @@ BUDGET_S = 0.4
 """Turns stop after so long; fast models get more of them."""
 MIN_TURNS, MAX_TURNS = 1, 8
 REPLAYS_PER_TURN = 4
+KERNEL_FILES = (".py", ".so", ".pyd")
 LARGE_MODEL_BYTES = 256 << 20
 """Larger models are kept in the file; smaller ones are measured in a fraction of a second and
 measured anew at every start, which is the truth about the machine as it is today."""
@@ -235,9 +237,18 @@ def _key(iteration: Iteration) -> str:
         platform.node(),
         _processor(iteration.workspace.memory.device),
         torch.__version__,
+        _kernel_files(),
         BUDGET_S,
     ]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+def _kernel_files() -> list[tuple[str, int, int]]:
+    """Sources and libraries of the kernels as they are installed: faster ones have other costs."""
+    found = [
+        path for path in Path(kernels.__file__).parent.rglob("*") if path.suffix in KERNEL_FILES
+    ]
+    return [(path.name, (stat := path.stat()).st_size, stat.st_mtime_ns) for path in sorted(found)]
 
 
 def _processor(device: torch.device) -> str:

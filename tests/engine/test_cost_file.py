@@ -1,0 +1,86 @@
+"""Costs of large models are kept in a file: measured once, and again when anything is another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sdengine import kernels
+from sdengine.core.config import SpeculationConfig
+from sdengine.core.cost_model import CostModel
+from sdengine.runner import costs
+from sdengine.runner.iteration import Iteration
+from tests.engine.conftest import MakeEngine, related_draft
+
+SPECULATION = SpeculationConfig(max_nodes=8)
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[CostModel]:
+    """Every measurement that is made; all models count as large."""
+    made: list[CostModel] = []
+    measure = costs._measure
+
+    def counted(iteration: Iteration) -> CostModel:
+        made.append(measure(iteration))
+        return made[-1]
+
+    monkeypatch.setattr(costs, "_measure", counted)
+    monkeypatch.setattr(costs, "LARGE_MODEL_BYTES", 0)
+    return made
+
+
+def test_a_second_start_reads_what_the_first_has_measured(
+    make_engine: MakeEngine, measured: list[CostModel], tmp_path: Path
+) -> None:
+    iteration = make_engine(draft=related_draft(), speculation=SPECULATION).iteration
+    measured.clear()
+    first = costs.measure_costs(iteration, tmp_path)
+    assert costs.measure_costs(iteration, tmp_path) == first
+    assert measured == [first]
+
+
+def test_small_models_are_measured_at_every_start(
+    make_engine: MakeEngine,
+    measured: list[CostModel],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    iteration = make_engine(draft=related_draft(), speculation=SPECULATION).iteration
+    measured.clear()
+    monkeypatch.setattr(costs, "LARGE_MODEL_BYTES", 1 << 40)
+    costs.measure_costs(iteration, tmp_path)
+    costs.measure_costs(iteration, tmp_path)
+    assert len(measured) == 2
+
+
+def test_another_build_of_the_kernels_is_measured_anew(
+    make_engine: MakeEngine,
+    measured: list[CostModel],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    iteration = make_engine(draft=related_draft(), speculation=SPECULATION).iteration
+    package = tmp_path / "kernels"
+    package.mkdir()
+    library = package / "_cpu.so"
+    library.write_bytes(b"a build")
+    monkeypatch.setattr(kernels, "__file__", str(package / "__init__.py"))
+    measured.clear()
+    costs.measure_costs(iteration, tmp_path)
+    library.write_bytes(b"another build")
+    costs.measure_costs(iteration, tmp_path)
+    costs.measure_costs(iteration, tmp_path)
+    assert len(measured) == 2
+
+
+def test_a_file_that_cannot_be_read_is_measured_anew(
+    make_engine: MakeEngine, measured: list[CostModel], tmp_path: Path
+) -> None:
+    iteration = make_engine(draft=related_draft(), speculation=SPECULATION).iteration
+    (tmp_path / "costs.json").write_text("{")
+    measured.clear()
+    first = costs.measure_costs(iteration, tmp_path)
+    assert costs.measure_costs(iteration, tmp_path) == first
+    assert len(measured) == 1
