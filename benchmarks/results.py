@@ -33,7 +33,7 @@ from sdengine.cli.options import LineParser, add_debug
 from sdengine.errors import ConfigError
 
 METHODS = ("dyspec", "chain", "kary", "ngram")
-COMMON = ["--held-out", "6", "--max-tokens", "64", "--repeats", "5"]
+COMMON = ["--held-out", "6", "--max-tokens", "64", "--repeats", "9"]
 BUDGETS = ["--budgets", "adaptive", "1", "2", "4", "5", "8", "16"]
 BATCH_BUDGETS = ["--budgets", "adaptive", "1", "2", "4", "8"]
 HEADLINE = re.compile(r"(<!-- headline -->\n).*?(<!-- end of headline -->)", re.S)

@@ -21,6 +21,18 @@ from sdengine.kernels.spec import Case, Op, address, expect, expect_tensor
 
 OP_NAME = "draft_topk"
 MAX_CANDIDATES = 64
+MAX_SPLITS = 64  # of a row on a device, each with a program of its own
+MIN_DEVICE_CANDIDATES = 16
+
+
+def device_candidates(limit: int) -> int:
+    """Candidates that a device keeps of every split, to find the best `limit`."""
+    return max(MIN_DEVICE_CANDIDATES, 1 << (limit - 1).bit_length())
+
+
+def device_scratch_size(num_rows: int, limit: int) -> int:
+    """Elements of `scratch` on a device, for N rows and K candidates of any vocabulary."""
+    return num_rows * MAX_SPLITS * (2 + device_candidates(limit))
 
 
 def check(
@@ -38,6 +50,7 @@ def check(
     softness: torch.Tensor | None = None,
     creation_ids: torch.Tensor | None = None,
     tree_starts: torch.Tensor | None = None,
+    scratch: torch.Tensor | None = None,
 ) -> None:
     """Contract.
 
@@ -58,6 +71,8 @@ def check(
         softness: [B] float32 > 0, temperature of the estimate ("target"); None: the row's own.
         creation_ids: [N'] int32, node of the draft tree the row holds ("fresh").
         tree_starts: [B] int32, position of the tree's root + 1 ("fresh").
+        scratch: [any] int64, working memory of a GPU's kernel, see `device_scratch_size`; less is
+            refused there. The CPU needs none.
     """
     expect(
         OP_NAME, noise in ("target", "fresh"), f"noise: expected 'target' or 'fresh', got {noise!r}"
@@ -76,6 +91,8 @@ def check(
         expect_tensor(OP_NAME, "rows", rows, torch.int32, (n,))
     if softness is not None:
         expect_tensor(OP_NAME, "softness", softness, torch.float32, (batch,))
+    if scratch is not None:
+        expect_tensor(OP_NAME, "scratch", scratch, torch.int64, (None,))
     if noise == "fresh":
         expect_tensor(OP_NAME, "creation_ids", creation_ids, torch.int32, tuple(packed.shape))
         expect_tensor(OP_NAME, "tree_starts", tree_starts, torch.int32, (batch,))
@@ -108,6 +125,7 @@ def reference(
     softness: torch.Tensor | None = None,
     creation_ids: torch.Tensor | None = None,
     tree_starts: torch.Tensor | None = None,
+    scratch: torch.Tensor | None = None,
 ) -> None:
     """Row by row over the whole vocabulary; the same bits as the kernel."""
     vocab, limit = logits.shape[1], out_tokens.shape[1]
@@ -162,6 +180,7 @@ def cpu(
     softness: torch.Tensor | None = None,
     creation_ids: torch.Tensor | None = None,
     tree_starts: torch.Tensor | None = None,
+    scratch: torch.Tensor | None = None,
 ) -> None:
     """Appends the native launch."""
     tensors = (logits, rows, row_seq, positions, creation_ids, temperature, softness, seeds)
@@ -202,6 +221,7 @@ def bench_case(noise: str, rows: int, vocab: int, candidates: int) -> Case:
         "num_rows": torch.tensor([rows], dtype=torch.int32),
         "creation_ids": torch.arange(rows, dtype=torch.int32),
         "tree_starts": torch.ones(1, dtype=torch.int32),
+        "scratch": torch.empty(device_scratch_size(rows, candidates), dtype=torch.int64),
     }
     label = f"{noise} N={rows} V={vocab} K={candidates} T=0.8"
     return Case(label, args, bytes_moved=rows * vocab * 4)

@@ -1,4 +1,4 @@
-"""Passes over one row of logits that `sample` and `draft_topk` share; see `kernels/row_plan.py`.
+"""Passes over logits that `sample` and `draft_topk` share; see `kernels/row_plan.py`.
 
 Logits are ranked as integers of the same order and weights are added up as integers of 2^-44, so
 no result depends on the order in which a row is walked. -0 counts as 0.
@@ -25,21 +25,28 @@ def row_of(logits, rows, row_seq, line, vocab):
 
 
 @triton.jit
-def best_of_row(row, vocab, BLOCK: tl.constexpr):
-    """Largest logit, its lowest id, and whether a token can be drawn (no NaN, no +inf, not all
-    -inf)."""
+def best_of_tokens(row, begin, end, BLOCK: tl.constexpr):
+    """Largest logit of tokens [begin, end), its lowest id, and whether none is NaN or +inf."""
     best = tl.full([BLOCK], float("-inf"), tl.float32)
     token = tl.full([BLOCK], NO_TOKEN, tl.int32)
     broken = tl.zeros([BLOCK], tl.int32)
-    for base in range(0, vocab, BLOCK):
+    for base in tl.range(begin, end, BLOCK, num_stages=1):
         at = base + tl.arange(0, BLOCK)
-        logit = tl.load(row + at, mask=at < vocab, other=float("-inf"))
+        logit = tl.load(row + at, mask=at < end, other=float("-inf"))
         broken |= ((logit != logit) | (logit == float("inf"))).to(tl.int32)
         token = tl.where(logit > best, at, token)
         best = tl.where(logit > best, logit, best)
     largest = tl.max(best, 0)
     lowest_id = tl.min(tl.where(best == largest, token, NO_TOKEN), 0)
-    return largest, lowest_id, (tl.max(broken, 0) == 0) & (largest > float("-inf"))
+    return largest, lowest_id, tl.max(broken, 0) == 0
+
+
+@triton.jit
+def best_of_row(row, vocab, BLOCK: tl.constexpr):
+    """Largest logit, its lowest id, and whether a token can be drawn (no NaN, no +inf, not all
+    -inf)."""
+    largest, lowest_id, is_sound = best_of_tokens(row, 0, vocab, BLOCK)
+    return largest, lowest_id, is_sound & (largest > float("-inf"))
 
 
 @triton.jit
@@ -81,3 +88,9 @@ def token_of(key):
     """Token id of a rank key; -1 for none."""
     token = (4294967295 - (key & 4294967295)).to(tl.int32)
     return tl.where(key == -0x7FFFFFFFFFFFFFFF, -1, token)
+
+
+@triton.jit
+def score_of(key):
+    """The value that a rank key was made of; of none, anything."""
+    return value_of((key >> 32) + 2147483648)

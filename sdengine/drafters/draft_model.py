@@ -15,6 +15,8 @@ import torch
 
 from sdengine.cache.kv_cache import KVCache
 from sdengine.core.growth import TreePolicy
+from sdengine.kernels.device_memory import StagedMemory
+from sdengine.kernels.draft_topk import device_scratch_size
 from sdengine.kernels.program import Program
 from sdengine.kernels.row_batch import RowBatch
 from sdengine.kernels.token_tree import MASK_BITS, mask_words
@@ -89,6 +91,10 @@ class DraftModelDrafter:
         self._logit_rows = ints(sizes.max_draft_rows)
         frontier = batch * max(sizes.max_width, 1)
         self._logits = memory.empty(frontier, weights.lm_head.num_outputs)
+        self._topk_scratch: torch.Tensor | None = None
+        if isinstance(memory, StagedMemory):
+            size = device_scratch_size(frontier, sizes.num_candidates)
+            self._topk_scratch = memory.empty(size, dtype=torch.int64)
         self._creation_ids = ints(sizes.max_draft_rows)
         self._root_ids = ints(sizes.max_draft_rows)
         store = (sizes.max_depth * frontier, sizes.num_candidates)
@@ -168,6 +174,7 @@ class DraftModelDrafter:
             out_probs=probs,
             num_rows=self._num_logits if layer == 0 else rows.num_rows,
             rows=self._logit_rows[:frontier] if layer == 0 else None,
+            scratch=self._topk_scratch,
             **self._noise_arguments(layer, packed),
         )
         program.launch(

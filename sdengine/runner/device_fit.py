@@ -10,6 +10,7 @@ import torch
 
 from sdengine.cache.kv_cache import KVCache
 from sdengine.errors import CacheFull
+from sdengine.kernels.draft_topk import device_scratch_size
 from sdengine.kernels.tree_attention import device_scratch_floats
 from sdengine.kernels.tree_verify import walk_scratch_size
 from sdengine.model.checkpoint import Checkpoint
@@ -114,12 +115,13 @@ def _scratch_floats(sizes: Sizes, model: ModelConfig) -> int:
 
 
 def _tree_bytes(sizes: Sizes) -> int:
-    """Trees with their masks, the draft's logits and the proposals of all layers."""
+    """Trees with their masks, the draft's logits, memory to find their best, all proposals."""
     slots = sizes.max_num_seqs
     nodes = slots * (sizes.max_nodes + 1) * (4 * NODE_ARRAYS + sizes.max_nodes // 8)
     frontier = slots * sizes.max_width
     proposals = 8 * sizes.max_depth * frontier * sizes.num_candidates
-    return nodes + 4 * frontier * sizes.vocab_size + proposals
+    topk = 8 * device_scratch_size(frontier, sizes.num_candidates)
+    return nodes + 4 * frontier * sizes.vocab_size + topk + proposals
 
 
 def _gib(num_bytes: int) -> str:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from sdengine.kernels import backends
+from sdengine.kernels.draft_topk import device_scratch_size
 from sdengine.kernels.program import run_op
 from sdengine.kernels.registry import get_op
 from sdengine.kernels.torch_library import device_backend
@@ -66,6 +67,9 @@ def run_on_device(op: str, backend: str | None = None, pool: object = None, **ar
     assert chosen is not None, f"{op} has no device kernel"
     if op == "tree_verify" and args.get("target_tokens") is None:
         size = walk_scratch_size(args["tree"].batch_size)
+        args["scratch"] = torch.full((size,), -1, dtype=torch.int64, device=DEVICE)
+    if op == "draft_topk" and args.get("scratch") is None:
+        size = device_scratch_size(len(args["logits"]), args["out_tokens"].shape[1])
         args["scratch"] = torch.full((size,), -1, dtype=torch.int64, device=DEVICE)
     mover = Mover()
     launch(op, chosen, {name: mover.place(value) for name, value in args.items()})

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from sdengine.kernels.draft_topk import reference
+from sdengine.kernels.draft_topk import device_scratch_size, reference
 from sdengine.kernels.triton import draft_topk
 from tests.kernels.triton.guarded import run_guarded
 
@@ -37,13 +37,14 @@ def make_args(
         "softness": None if softness is None else torch.tensor([softness, 0.7]),
         "creation_ids": torch.arange(rows, dtype=torch.int32) + 4,
         "tree_starts": torch.tensor([17, 31], dtype=torch.int32),
+        "scratch": torch.full((device_scratch_size(rows, limit),), -9),
     }
 
 
 def assert_equals_reference(args: dict[str, Any]) -> dict[str, Any]:
     expected = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in args.items()}
     reference(**expected)
-    got = run_guarded("draft_topk", args)
+    got = run_guarded("draft_topk", args, scratch=("scratch",))
     assert torch.equal(got["out_tokens"], expected["out_tokens"])
     assert torch.equal(got["out_probs"], expected["out_probs"])
     return got
@@ -105,3 +106,24 @@ def test_packed_rows_choose_sequence_position_and_node() -> None:
             args[name] = torch.tensor([1, 0, 1, 0, 1], dtype=torch.int32)
         args["rows"] = torch.tensor([3, 4, 1], dtype=torch.int32)
         assert_equals_reference(args)
+
+
+@pytest.mark.parametrize("noise", ["target", "fresh"])
+@pytest.mark.parametrize("max_splits", [1, 2, 3, 64])
+def test_where_a_row_is_cut_does_not_show(
+    noise: str, max_splits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Splits of several blocks, a last one that is shorter, and programs that share them."""
+    monkeypatch.setattr(draft_topk, "MAX_SPLITS", max_splits)
+    monkeypatch.setattr(draft_topk, "MAX_PROGRAMS", 3)
+    logits = torch.randn(3, 310) * 3
+    logits[1] = logits[1].round()  # ties across splits
+    logits[2, :250] = -INF  # nothing to draw in most of them
+    assert_equals_reference(make_args(noise, logits, 20, 0.8))
+
+
+def test_too_little_working_memory_is_refused() -> None:
+    args = make_args("target", torch.randn(2, 90), 5, 0.8)
+    for scratch in (None, args["scratch"][:-1]):
+        with pytest.raises(ValueError, match="draft_topk: scratch: expected at least 2304"):
+            run_guarded("draft_topk", {**args, "scratch": scratch})
