@@ -295,9 +295,7 @@ def draft_topk_kernel(
         score = tl.where(is_greedy, scaled, scaled + noise)
         top = tl.max(tl.where(token >= 0, score, float("-inf")), 0)
         split = tl.arange(0, SPLIT_LANES)
-        masses = tl.load(
-            mass_parts + line * num_splits + split, mask=split < num_splits, other=0
-        )
+        masses = tl.load(mass_parts + line * num_splits + split, mask=split < num_splits, other=0)
         total = mass_sum(tl.sum(masses, 0))
         shown = (score - top) * ratio
     tl.store(out_tokens + at_out, token, mask=is_wanted)

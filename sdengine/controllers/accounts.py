@@ -13,13 +13,19 @@ class Trial:
 
     Args:
         steps: that could be timed.
-        loss_s: of these, seconds.
-        debt_s: the same, but what is won cannot be lost later.
+        loss: of these, in plain steps of as many sequences.
+        debt: the same, but what is won cannot be lost later.
     """
 
     steps: int = 0
-    loss_s: float = 0.0
-    debt_s: float = 0.0
+    loss: float = 0.0
+    debt: float = 0.0
+
+    def add(self, loss: float) -> None:
+        """Counts one step."""
+        self.steps += 1
+        self.loss += loss
+        self.debt = max(self.debt + loss, 0.0)
 
 
 class Spent:

@@ -43,6 +43,8 @@ HOPELESS_STEPS, HOPELESS_WALKS, HOPELESS = 2, 3, 1.0  # steps of a trial, and wa
 # after which it ends when a token costs 1 + HOPELESS / sqrt(walks) of a plain one: two standard
 # errors of what a walk accepts, or more. A step of a batch is a walk for each sequence
 PATIENCE = 16  # speculative steps before the first verdict
+KNOWN_STEPS = 8.0  # of as many sequences, before they say anything: the last sequence of a batch is
+# on its own for a few, and one step that accepted nothing ended speculation for all
 MOST_DEBT = 12.0  # plain steps that speculation may lose since it last stood even, before it ends:
 # judged by the mean of the last 30 steps a pair that gained 1.27x was stopped a third of the time
 TOLERANCE = 1.03  # a verdict against speculation needs more than the noise of the comparison
@@ -235,29 +237,27 @@ class AdaptiveController:
         overhead = report.step_s - report.draft_time_s - report.verify_time_s
         work = report.draft_time_s + report.verify_time_s
         seconds = min(work, HICCUP * expected) + min(overhead, expected)
-        self._trial.steps += 1
-        self._trial.loss_s += seconds - plain_s
-        self._trial.debt_s = max(self._trial.debt_s + seconds - plain_s, 0.0)
-        self._earn(plain_s - seconds, num_decoding)
+        self._trial.add(-self._earn(plain_s - seconds, num_decoding))
         spent = self._spent.setdefault(num_decoding, Spent())
         spent.add(seconds, tokens)
 
-    def _earn(self, gain_s: float, num_decoding: int) -> None:
+    def _earn(self, gain_s: float, num_decoding: int) -> float:
+        """Credits a gain over plain decoding; returns it in plain steps."""
         gain = gain_s / (num_decoding * self._plain_seconds(num_decoding))
         self._credit = min(self._credit + gain, MOST_CREDIT)
+        return gain
 
     def _is_in_debt(self, num_decoding: int) -> bool:
         """Whether speculation that won its trial has lost too much since it last stood even."""
-        spent = self._spent.get(num_decoding)
+        spent = self._known(num_decoding)
         if spent is not None and spent.tokens < self._least_tokens * num_decoding * spent.steps:
             return True
-        return self._trial.debt_s > MOST_DEBT * num_decoding * self._plain_seconds(num_decoding)
+        return self._trial.debt > MOST_DEBT
 
     def _is_lost(self, num_decoding: int) -> bool:
         """Whether a trial has lost what it may lose, or cannot be expected to turn."""
         plain_s, trial = self._plain_seconds(num_decoding), self._trial
-        allowed = LOSS_FLOOR + LOSS_SHARE * self._pause
-        if trial.loss_s > allowed * num_decoding * plain_s:
+        if trial.loss > LOSS_FLOOR + LOSS_SHARE * self._pause:
             return True
         spent = self._spent.get(num_decoding)
         walks = trial.steps * num_decoding
@@ -274,11 +274,16 @@ class AdaptiveController:
     def _pays(self, num_decoding: int, share: float) -> bool:
         """Whether a token has lately cost no more than such a share of a plain one, as far as is
         known, and drafted tokens were accepted."""
-        spent = self._spent.get(num_decoding)
+        spent = self._known(num_decoding)
         return spent is None or (
             spent.seconds <= spent.tokens * share * self._plain_seconds(num_decoding)
             and spent.tokens >= self._least_tokens * num_decoding * spent.steps
         )
+
+    def _known(self, num_decoding: int) -> Spent | None:
+        """What so many sequences have spent lately, if that was steps enough to judge by."""
+        spent = self._spent.get(num_decoding)
+        return None if spent is None or spent.steps < KNOWN_STEPS else spent
 
     def _stop(self, num_decoding: int) -> None:
         """Decodes plainly for a while: each time twice as long as before, and so long that what

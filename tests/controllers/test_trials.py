@@ -223,3 +223,15 @@ def test_most_plain_steps_of_a_long_pause_are_only_counted(monkeypatch: pytest.M
     )
     world.run(controller, 100)
     assert 20 <= len(seen) <= 30
+
+
+def test_the_last_sequence_of_a_batch_does_not_end_speculation_for_all() -> None:
+    """It is on its own for a step or two, and then a token may well be refused."""
+    controller = AdaptiveController(SMALL, GrowingSize(4, 6))
+    World(acceptance=0.9, overhead_s=0.0, batch=2).run(controller, 300)
+    plan = controller.plan(1)
+    assert plan.depth > 0 and controller.plan(2).depth > 0
+    verify, draft = SMALL.verify_time(4), SMALL.draft_time(2)
+    for _ in range(adaptive.LEARN_EVERY):
+        controller.observe(plan, StepReport([0], 3, 4, draft, verify, draft + verify, True))
+    assert controller.plan(2).depth > 0
