@@ -20,7 +20,8 @@ inline namespace SDENGINE_ISA_NAMESPACE {
 namespace linear_op {
 
 // Vector v of a sweep, in partial sums [strip][row][16].
-SDE_INLINE float* partial_at(float* partial, int row, int v) {
+template <class T>
+SDE_INLINE T* partial_at(T* partial, int64_t row, int v) {
   return partial + v / kStripVectors * kPartialStride + row * kStripOutputs +
          v % kStripVectors * kLanes;
 }
@@ -49,8 +50,9 @@ SDE_INLINE void run_chain(const typename Kernel::Input* const (&x)[R],
                           const typename Kernel::Weight* const (&w)[C], int64_t begin, int64_t end,
                           const char* fetched, int first, bool is_first, float* partial) {
   // One index, in bytes of x, from which addresses of weights follow.
-  constexpr int64_t kStep = Kernel::kDepth * Kernel::kInputBytes;
-  constexpr int64_t kWeights = kStripOutputs / Kernel::kInputBytes;
+  constexpr int64_t kInputBytes = sizeof(typename Kernel::Input);
+  constexpr int64_t kStep = Kernel::kDepth * kInputBytes;
+  constexpr int64_t kWeights = kStripOutputs / kInputBytes;
   const typename Kernel::Input* rows[R];
   SDE_UNROLL for (int r = 0; r < R; ++r) rows[r] = x[r];
   Vec sums[R][C];
@@ -58,8 +60,8 @@ SDE_INLINE void run_chain(const typename Kernel::Input* const (&x)[R],
     SDE_UNROLL for (int c = 0; c < C; ++c) sums[r][c] = zeros();
   }
   asm volatile("" ::: "memory");  // a step's own instructions do not say what they read
-  const int64_t stop = end * Kernel::kInputBytes;
-  int64_t at = begin * Kernel::kInputBytes;
+  const int64_t stop = end * kInputBytes;
+  int64_t at = begin * kInputBytes;
   for (; at + kStep <= stop; at += kStep) {
     for (int l = 0; l < kLines; ++l) __builtin_prefetch(fetched + l * kLine, 0, 2);
     fetched += kLines * kLine;
@@ -152,8 +154,7 @@ RunGroup<Kernel> group_of(int64_t rows, int64_t strips) {
 template <class Kernel>
 void run_sweep(const LinearArgs& args, const typename Kernel::Input* const* x, int64_t rows,
                int64_t strip, int64_t strips, const WeightShare* next, float* partial) {
-  constexpr int64_t kDepth = Kernel::kDepth;
-  const int64_t stride = (args.weight.num_inputs + kDepth - 1) / kDepth * kDepth * kStripOutputs;
+  const int64_t stride = args.weight.strip_bytes() / sizeof(typename Kernel::Weight);
   const auto* weight =
       static_cast<const typename Kernel::Weight*>(args.weight.data) + strip * stride;
   for (int64_t k = 0; k < args.weight.num_inputs; k += kChunk) {
@@ -189,9 +190,7 @@ SDE_INLINE void finish_block(const LinearArgs& args, int64_t block, int64_t firs
     float* out = args.out + (first_row + r) * args.weight.num_outputs + column;
     for (int c = 0; c < kBlockOutputs && c < left; c += kLanes) {
       const float* bias = args.bias == nullptr ? nullptr : args.bias + column + c;
-      const Vec sum = load(partial + c / kStripOutputs * kPartialStride + r * kStripOutputs +
-                           c % kStripOutputs);
-      finish(sum, bias, out + c, left - c, args.accumulate);
+      finish(load(partial_at(partial, r, c / kLanes)), bias, out + c, left - c, args.accumulate);
     }
   }
 }
@@ -205,8 +204,8 @@ SDE_INLINE void finish_gated_block(const LinearArgs& args, int64_t block, int64_
     float* out = args.out + (first_row + r) * features + feature;
     for (int c = 0; c < kStripOutputs && feature + c < features; c += kLanes) {
       const int n = static_cast<int>(features - feature - c);
-      Vec gate = load(partial + r * kStripOutputs + c);
-      Vec up = load(partial + kPartialStride + r * kStripOutputs + c);
+      Vec gate = load(partial_at(partial, r, c / kLanes));
+      Vec up = load(partial_at(partial, r, kStripVectors + c / kLanes));
       if (args.bias != nullptr) {
         const float* bias = args.bias + feature + c;
         gate = gate + (n < kLanes ? load_partial(bias, n) : load(bias));

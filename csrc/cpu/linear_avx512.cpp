@@ -11,7 +11,6 @@ struct Bf16Dot {
   using Weight = uint16_t;
   using Input = uint16_t;
   static constexpr int kDepth = 2;
-  static constexpr int kInputBytes = sizeof(Input);
 
   template <int R, int C>
   static SDE_INLINE void step(Vec (&sums)[R][C], const uint16_t* const (&x)[R], int64_t at,

@@ -55,14 +55,6 @@ SDE_INLINE Vec second_of(IntVec pairs, IntVec upper) {
   asm volatile("vandps %2, %1, %0" : "=v"(a.v) : "v"(pairs.v), "v"(upper.v));
   return a;
 }
-// Straight from memory; `upper` wherever the compiler has room for it.
-SDE_INLINE Vec second_at(const uint16_t* p, const IntVec& upper) {
-  Vec a;
-  asm volatile("vmovups %1, %0\n\tvandps %2, %0, %0"
-               : "=&v"(a.v)
-               : "m"(vector_at(p)), "vm"(upper.v));
-  return a;
-}
 #else
 SDE_INLINE void add_product(Vec& sum, Vec a, Vec b) { sum = fma(a, b, sum); }
 SDE_INLINE Vec activation(const float* p) { return broadcast(*p); }
@@ -72,9 +64,6 @@ SDE_INLINE IntVec pairs_at(const uint16_t* p) {
 }
 SDE_INLINE Vec first_of(IntVec pairs) { return from_bits(shift_left<16>(pairs)); }
 SDE_INLINE Vec second_of(IntVec pairs, IntVec upper) { return from_bits(pairs & upper); }
-SDE_INLINE Vec second_at(const uint16_t* p, const IntVec& upper) {
-  return second_of(pairs_at(p), upper);
-}
 #endif
 
 // Twelve sums and three operands are fifteen registers, and the sixteenth is more than gcc 12 can

@@ -59,7 +59,6 @@ struct WidenedBf16 {
   using Weight = uint16_t;
   using Input = float;
   static constexpr int kDepth = 2;  // inputs a step
-  static constexpr int kInputBytes = sizeof(Input);
 
   // The two inputs `at` bytes from x[r]; their weights in column vector c at w[c] + i.
   template <int R, int C>
@@ -74,7 +73,8 @@ struct WidenedBf16 {
       step_of_strip(sums, x, at, w[0], upper);
     } else {
       last_half_step(sums, x, at, w, i);
-      multiply_add(sums, x, at + kInputBytes, [&](int c) { return second_at(w[c] + i, upper); });
+      multiply_add(sums, x, at + sizeof(Input),
+                   [&](int c) { return second_of(pairs_at(w[c] + i), upper); });
     }
   }
 
@@ -87,7 +87,7 @@ struct WidenedBf16 {
     SDE_UNROLL for (int r = 0; r < R; ++r) add_row<0>(sums[r], x[r], at, weights);
     load_second<0>(weights[0], pairs, at, upper);
     load_second<sizeof(Vec)>(weights[1], pairs, at, upper);
-    SDE_UNROLL for (int r = 0; r < R; ++r) add_row<kInputBytes>(sums[r], x[r], at, weights);
+    SDE_UNROLL for (int r = 0; r < R; ++r) add_row<sizeof(Input)>(sums[r], x[r], at, weights);
   }
 
   static SDE_INLINE void step_by_columns(Vec (&sums)[3][4], const float* const (&x)[3], int64_t at,
@@ -96,7 +96,7 @@ struct WidenedBf16 {
     SDE_UNROLL for (int r = 0; r < 3; ++r) values[r] = activation<0>(x[r], at);
     SDE_UNROLL for (int c = 0; c < 4; ++c)
         add_first_column(sums[0][c], sums[1][c], sums[2][c], values, w[c], at);
-    SDE_UNROLL for (int r = 0; r < 3; ++r) values[r] = activation<kInputBytes>(x[r], at);
+    SDE_UNROLL for (int r = 0; r < 3; ++r) values[r] = activation<sizeof(Input)>(x[r], at);
     SDE_UNROLL for (int c = 0; c < 4; ++c)
         add_second_column(sums[0][c], sums[1][c], sums[2][c], values, w[c], at);
   }
@@ -115,7 +115,7 @@ struct WidenedBf16 {
                                           const uint16_t* const (&w)[C], IntVec upper) {
     Vec first_values[R], second_values[R];
     SDE_UNROLL for (int r = 0; r < R; ++r) first_values[r] = activation<0>(x[r], at);
-    SDE_UNROLL for (int r = 0; r < R; ++r) second_values[r] = activation<kInputBytes>(x[r], at);
+    SDE_UNROLL for (int r = 0; r < R; ++r) second_values[r] = activation<sizeof(Input)>(x[r], at);
     SDE_UNROLL for (int c = 0; c < C; ++c) {
       const IntVec pairs = pairs_at(w[c], at);
       const Vec first = first_of(pairs);
@@ -136,7 +136,6 @@ struct Fp32 {
   using Weight = float;
   using Input = float;
   static constexpr int kDepth = 1;
-  static constexpr int kInputBytes = sizeof(Input);
 
   template <int R, int C>
   static SDE_INLINE void step(Vec (&sums)[R][C], const float* const (&x)[R], int64_t at,
