@@ -67,6 +67,8 @@ def measure_costs(iteration: Iteration, cache_dir: Path | None = None) -> CostMo
             a dummy one overwrite those of prompts that later requests would share.
         cache_dir: directory of the cache file; None takes the user's cache directory.
     """
+    if iteration.weights.nbytes <= LARGE_MODEL_BYTES:
+        return _measure(iteration)
     path = (cache_dir or _cache_dir()) / "costs.json"
     key = _key(iteration)
     known = _read(path)
@@ -75,8 +77,7 @@ def measure_costs(iteration: Iteration, cache_dir: Path | None = None) -> CostMo
             **{k: tuple(v) if isinstance(v, list) else v for k, v in known[key].items()}
         )
     costs = _measure(iteration)
-    if iteration.weights.nbytes > LARGE_MODEL_BYTES:
-        _write(path, {**known, key: asdict(costs)})
+    _write(path, {**known, key: asdict(costs)})
     return costs
 
 

@@ -31,24 +31,28 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[CostModel]:
     return made
 
 
-def test_a_second_start_reads_what_the_first_has_measured(
-    make_engine: MakeEngine, measured: list[CostModel], tmp_path: Path
-) -> None:
-    iteration = make_engine(draft=related_draft(), speculation=SPECULATION).iteration
+@pytest.fixture
+def iteration(make_engine: MakeEngine, measured: list[CostModel]) -> Iteration:
+    """A pair's, of which nothing has been measured yet as far as `measured` knows."""
+    made = make_engine(draft=related_draft(), speculation=SPECULATION).iteration
     measured.clear()
+    return made
+
+
+def test_a_second_start_reads_what_the_first_has_measured(
+    iteration: Iteration, measured: list[CostModel], tmp_path: Path
+) -> None:
     first = costs.measure_costs(iteration, tmp_path)
     assert costs.measure_costs(iteration, tmp_path) == first
     assert measured == [first]
 
 
 def test_small_models_are_measured_at_every_start(
-    make_engine: MakeEngine,
+    iteration: Iteration,
     measured: list[CostModel],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    iteration = make_engine(draft=related_draft(), speculation=SPECULATION).iteration
-    measured.clear()
     monkeypatch.setattr(costs, "LARGE_MODEL_BYTES", 1 << 40)
     costs.measure_costs(iteration, tmp_path)
     costs.measure_costs(iteration, tmp_path)
@@ -56,18 +60,16 @@ def test_small_models_are_measured_at_every_start(
 
 
 def test_another_build_of_the_kernels_is_measured_anew(
-    make_engine: MakeEngine,
+    iteration: Iteration,
     measured: list[CostModel],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    iteration = make_engine(draft=related_draft(), speculation=SPECULATION).iteration
     package = tmp_path / "kernels"
     package.mkdir()
     library = package / "_cpu.so"
     library.write_bytes(b"a build")
     monkeypatch.setattr(kernels, "__file__", str(package / "__init__.py"))
-    measured.clear()
     costs.measure_costs(iteration, tmp_path)
     library.write_bytes(b"another build")
     costs.measure_costs(iteration, tmp_path)
@@ -76,11 +78,9 @@ def test_another_build_of_the_kernels_is_measured_anew(
 
 
 def test_a_file_that_cannot_be_read_is_measured_anew(
-    make_engine: MakeEngine, measured: list[CostModel], tmp_path: Path
+    iteration: Iteration, measured: list[CostModel], tmp_path: Path
 ) -> None:
-    iteration = make_engine(draft=related_draft(), speculation=SPECULATION).iteration
     (tmp_path / "costs.json").write_text("{")
-    measured.clear()
     first = costs.measure_costs(iteration, tmp_path)
     assert costs.measure_costs(iteration, tmp_path) == first
     assert len(measured) == 1
