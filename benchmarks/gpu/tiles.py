@@ -97,7 +97,8 @@ class Product:
 
     def launches(self, arch: int, choice: Choice) -> list[Run]:
         """One launch a copy of W."""
-        configs, splits = linear_tiles.BF16_CONFIGS, linear_tiles.SPLITS
+        plain, gated = linear_tiles.BF16_CONFIGS, linear_tiles.GATED_CONFIGS
+        splits = linear_tiles.SPLITS
         try:
             if choice.tile is not None:
                 features, inputs, warps, stages = choice.tile
@@ -106,11 +107,13 @@ class Product:
                 )
                 wide = (config(rows, num_warps=warps, num_stages=stages) for rows in (16, 64, 128))
                 linear_tiles.BF16_CONFIGS = {arch: tuple(wide)}
+                linear_tiles.GATED_CONFIGS = {}
             if choice.parts is not None:
                 linear_tiles.SPLITS = {arch: (linear_tiles.Split(1 << 30, 1, choice.parts),)}
             plans = [linear.launches(arch, weight=w, **self.args) for w in self.weights]
         finally:
-            linear_tiles.BF16_CONFIGS, linear_tiles.SPLITS = configs, splits
+            linear_tiles.BF16_CONFIGS, linear_tiles.GATED_CONFIGS = plain, gated
+            linear_tiles.SPLITS = splits
         return [launch.run for plan in plans for launch in plan]
 
     def library(self) -> list[Run]:

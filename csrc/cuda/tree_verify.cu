@@ -85,23 +85,35 @@ __global__ void walk_logits_kernel(TreeVerifyArgs args) {
 }
 
 // Blocks per sequence: all of them resident at once, and none with next to nothing to read.
-int32_t team_size(int32_t num_multiprocessors, int32_t batch_size, int64_t vocab_size) {
-  int64_t size = num_multiprocessors / batch_size;
+int32_t team_size(int32_t num_resident, int32_t batch_size, int64_t vocab_size) {
+  int64_t size = num_resident / batch_size;
   const int64_t useful = vocab_size / kMinTokensPerBlock;
   size = size < useful ? size : useful;
   size = size < kMaxTeam ? size : kMaxTeam;
   return size > 1 ? static_cast<int32_t>(size) : 1;
 }
 
-cudaError_t launch_walk(const TreeVerifyArgs& args, int32_t batch_size, void* stream) {
-  int device = 0, multiprocessors = 0;
+// Blocks of the walk that the machine holds at once.
+cudaError_t count_resident(int64_t shared_bytes, int32_t* count) {
+  int device = 0, multiprocessors = 0, blocks = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (error != cudaSuccess) return error;
   error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
   if (error != cudaSuccess) return error;
-  const int32_t team = team_size(multiprocessors, batch_size, args.vocab_size);
+  error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, walk_logits_kernel, kWalkThreads,
+                                                        static_cast<size_t>(shared_bytes));
+  *count = multiprocessors * blocks;
+  return error;
+}
+
+cudaError_t launch_walk(const TreeVerifyArgs& args, int32_t batch_size, void* stream) {
+  const int64_t shared_bytes = WalkSpace(nullptr).layout.bytes();
+  int32_t resident = 0;
+  cudaError_t error = count_resident(shared_bytes, &resident);
+  if (error != cudaSuccess) return error;
+  const int32_t team = team_size(resident, batch_size, args.vocab_size);
   LaunchShape shape = {dim3(static_cast<unsigned>(batch_size), static_cast<unsigned>(team)),
-                       kWalkThreads, WalkSpace(nullptr).layout.bytes()};
+                       kWalkThreads, shared_bytes};
   shape.is_cooperative = team > 1;
   error = cudaMemsetAsync(args.scratch, 0, static_cast<size_t>(batch_size) * sizeof(uint64_t),
                           static_cast<cudaStream_t>(stream));

@@ -24,28 +24,43 @@ from sdengine.kernels.triton.overlap import begin_early
 
 
 @triton.jit
-def _count_bits(words, WORDS: tl.constexpr):
-    bit = tl.arange(0, 64)
-    count = tl.sum(bit * 0, 0)
-    for word in range(WORDS):
-        half = tl.load(words + 2 * word + bit // 32)
-        count += tl.sum((half >> (bit % 32)) & 1, 0)
+def _ones(bits):
+    """Set bits of each int32."""
+    pairs = bits - ((bits >> 1) & 0x55555555)
+    fours = (pairs & 0x33333333) + ((pairs >> 2) & 0x33333333)
+    eights = (fours + (fours >> 4)) & 0x0F0F0F0F
+    return ((eights * 0x01010101) >> 24) & 0x3F
+
+
+@triton.jit
+def _count_bits(halves, WORDS: tl.constexpr):
+    count = tl.load(halves) * 0
+    for half in range(2 * WORDS):
+        count += _ones(tl.load(halves + half))
     return count
 
 
 @triton.jit
-def _nth_set_bit(words, ordinal, WORDS: tl.constexpr):
-    """Index of the ordinal-th set bit, for a vector of ordinals."""
-    bit = tl.arange(0, 64)
-    found = ordinal * 0
-    seen = tl.sum(bit * 0, 0)
-    for word in range(WORDS):
-        half = tl.load(words + 2 * word + bit // 32)
-        is_set = (half >> (bit % 32)) & 1
-        order = tl.where(is_set != 0, seen + tl.cumsum(is_set, 0) - 1, -1)
-        hit = order[None, :] == ordinal[:, None]
-        found += tl.sum(tl.where(hit, 64 * word + bit[None, :], 0), 1)
-        seen += tl.sum(is_set, 0)
+def _nth_set_bit(halves, ordinal, WORDS: tl.constexpr):
+    """Index of the ordinal-th set bit, for a vector of ordinals: the half that holds it, then five
+    halvings of that half."""
+    bits, rank, found = ordinal * 0, ordinal * 0, ordinal * 0
+    seen = tl.load(halves) * 0
+    for half in range(2 * WORDS):
+        own = tl.load(halves + half)
+        count = _ones(own)
+        is_here = (ordinal >= seen) & (ordinal < seen + count)
+        bits = tl.where(is_here, own, bits)
+        rank = tl.where(is_here, ordinal - seen, rank)
+        found = tl.where(is_here, 32 * half, found)
+        seen += count
+    for step in tl.static_range(5):
+        width = 16 >> step
+        low = _ones(bits & ((1 << width) - 1))
+        is_above = rank >= low
+        rank = tl.where(is_above, rank - low, rank)
+        found = tl.where(is_above, found + width, found)
+        bits = tl.where(is_above, bits >> width, bits)
     return found
 
 
@@ -89,6 +104,38 @@ def _load_part(partial, stats, part, dim, is_head, HEAD_DIM: tl.constexpr):
     mask = is_head[None, :] & (dim < HEAD_DIM)[:, None]
     acc = tl.load(partial + part[None, :] * HEAD_DIM + dim[:, None], mask=mask, other=0.0)
     return state_max, state_sum, acc
+
+
+@triton.jit
+def _add_shared(
+    total_max,
+    total_sum,
+    total,
+    partial,
+    stats,
+    part,
+    begin,
+    end,
+    dim,
+    lane,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+):
+    """Adds the first kernel's splits [begin, end) to the total in order; those of one round are
+    loaded at once."""
+    for split in tl.range(begin, end, 4, num_stages=1):
+        live = lane < tl.where(split + 1 < end, GROUP, 0)
+        max_0, sum_0, acc_0 = _load_part(partial, stats, part + split, dim, lane < GROUP, HEAD_DIM)
+        max_1, sum_1, acc_1 = _load_part(partial, stats, part + split + 1, dim, live, HEAD_DIM)
+        live = lane < tl.where(split + 2 < end, GROUP, 0)
+        max_2, sum_2, acc_2 = _load_part(partial, stats, part + split + 2, dim, live, HEAD_DIM)
+        live = lane < tl.where(split + 3 < end, GROUP, 0)
+        max_3, sum_3, acc_3 = _load_part(partial, stats, part + split + 3, dim, live, HEAD_DIM)
+        total_max, total_sum, total = merge(total_max, total_sum, total, max_0, sum_0, acc_0)
+        total_max, total_sum, total = merge(total_max, total_sum, total, max_1, sum_1, acc_1)
+        total_max, total_sum, total = merge(total_max, total_sum, total, max_2, sum_2, acc_2)
+        total_max, total_sum, total = merge(total_max, total_sum, total, max_3, sum_3, acc_3)
+    return total_max, total_sum, total
 
 
 @triton.jit
@@ -254,9 +301,10 @@ def finish_rows_kernel(
             first, length, tree_at, tree_start, dim, scale,
             WORDS, NUM_KV_HEADS, HEAD_DIM, DIM_LANES, BLOCK_SIZE, TILE, CD,
         )  # fmt: skip
-    for split in tl.range(shared_from, shared_to, num_stages=4 if LOADS_EARLY else 1):
-        state_max, state_sum, acc = _load_part(partial, stats, part + split, dim, is_head, HEAD_DIM)
-        total_max, total_sum, total = merge(total_max, total_sum, total, state_max, state_sum, acc)
+    total_max, total_sum, total = _add_shared(
+        total_max, total_sum, total, partial, stats, part, shared_from, shared_to, dim, lane,
+        GROUP, HEAD_DIM,
+    )  # fmt: skip
     state_max, state_sum, acc = _load_part(
         partial, stats, part + at_own, dim, lane < tl.where(is_continued, GROUP, 0), HEAD_DIM
     )

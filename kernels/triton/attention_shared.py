@@ -13,6 +13,7 @@ from sdengine.kernels.triton.attention_parts import (
     load_tile,
     shared_keys,
     split_begin,
+    split_of,
     tile_rows,
 )
 from sdengine.kernels.triton.overlap import begin_in_turn, prefetch
@@ -49,6 +50,17 @@ def _fetch_first_tiles(
 
 
 @triton.jit
+def _store_part(
+    partial, stats, part, state_max, state_sum, acc, is_live, dim, HEAD_DIM: tl.constexpr
+):
+    """Leaves a split to the second kernel."""
+    mask = is_live[None, :] & (dim < HEAD_DIM)[:, None]
+    tl.store(partial + part[None, :] * HEAD_DIM + dim[:, None], acc, mask=mask)
+    tl.store(stats + 2 * part, state_max, mask=is_live)
+    tl.store(stats + 2 * part + 1, state_sum, mask=is_live)
+
+
+@triton.jit
 def shared_splits_kernel(
     qkv,
     kv_cache,
@@ -71,6 +83,8 @@ def shared_splits_kernel(
     DIM_LANES: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     WINDOW: tl.constexpr,
+    WIDE_PROGRAMS: tl.constexpr,
+    ENOUGH_PROGRAMS: tl.constexpr,
     TILE: tl.constexpr,
     ROWS: tl.constexpr,
     TOKEN_LANES: tl.constexpr,
@@ -84,10 +98,19 @@ def shared_splits_kernel(
     sequence, row, end = tile_rows(cu_rows, first_row, last_row, num_seqs, TOKENS, SEQS)
     low, high = shared_keys(positions, visible_lens, row, end, WINDOW, TOKEN_LANES, TILE)
     kv_head = tl.program_id(1)
-    split = tl.num_programs(2) - 1 - tl.program_id(2)  # the longest first
+    piece = tl.num_programs(2) - 1 - tl.program_id(2)  # the longest first
+    split = piece
     begin = split_begin(split)
     stop = tl.minimum(split_begin(split + 1), high)
-    stop = tl.where((sequence == SEQS) | (begin < low), begin, stop)
+    stop = tl.where(begin < low, begin, stop)
+    if WIDE_PROGRAMS > 0:
+        is_wide = high // COARSE * WIDE_PROGRAMS >= ENOUGH_PROGRAMS
+        first = split_of(low)
+        first += (split_begin(first) < low).to(tl.int32)
+        begin = tl.where(is_wide, tl.maximum(piece * COARSE, split_begin(first)), begin)
+        split = split_of(begin)
+        stop = tl.where(is_wide, tl.minimum((piece + 1) * COARSE, high), stop)
+    stop = tl.where(sequence == SEQS, begin, stop)
     table = block_tables + tl.minimum(sequence, num_seqs - 1) * max_blocks
     if BLOCK_SIZE % TILE == 0:  # one block holds a tile: all of them are looked up at once
         tile = tl.arange(0, MOST_TILES)
@@ -113,6 +136,8 @@ def shared_splits_kernel(
     state_sum = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([DIM_LANES, ROWS], tl.float32)
     cache = kv_cache + kv_head * (BLOCK_SIZE * HEAD_DIM)
+    part = ((rows - first_row).to(tl.int64) * (NUM_KV_HEADS * GROUP) + head) * num_splits + split
+    split_end = tl.minimum(split_begin(split + 1), stop)
     for start in tl.range(begin, stop, TILE):
         key = start + tl.arange(0, TILE)
         if BLOCK_SIZE % TILE == 0:
@@ -127,9 +152,13 @@ def shared_splits_kernel(
         state_max, state_sum, acc = accumulate(
             scores, values.to(CD), state_max, state_sum, acc, scale, CD
         )
-
-    part = ((rows - first_row).to(tl.int64) * (NUM_KV_HEADS * GROUP) + head) * num_splits + split
-    mask = is_live[None, :] & (dim < HEAD_DIM)[:, None]
-    tl.store(partial + part[None, :] * HEAD_DIM + dim[:, None], acc, mask=mask)
-    tl.store(stats + 2 * part, state_max, mask=is_live)
-    tl.store(stats + 2 * part + 1, state_sum, mask=is_live)
+        if WIDE_PROGRAMS > 0 and start + TILE == split_end:
+            _store_part(partial, stats, part, state_max, state_sum, acc, is_live, dim, HEAD_DIM)
+            state_max = tl.full([ROWS], EMPTY, tl.float32)
+            state_sum = tl.zeros([ROWS], tl.float32)
+            acc = tl.zeros([DIM_LANES, ROWS], tl.float32)
+            part += 1
+            split += 1
+            split_end = tl.minimum(split_begin(split + 1), stop)
+    if WIDE_PROGRAMS == 0:
+        _store_part(partial, stats, part, state_max, state_sum, acc, is_live, dim, HEAD_DIM)

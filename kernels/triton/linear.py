@@ -21,8 +21,8 @@ import triton.language as tl
 from sdengine.kernels.dense_weight import DenseWeight
 from sdengine.kernels.spec import expect
 from sdengine.kernels.triton import linear_tiles as tiles
-from sdengine.kernels.triton.launch import Launch, compute_dtype, nearest
-from sdengine.kernels.triton.overlap import begin_early, can_overlap
+from sdengine.kernels.triton.launch import Launch, compute_dtype
+from sdengine.kernels.triton.overlap import begin_early, can_overlap, let_next_begin
 
 
 @triton.jit
@@ -123,6 +123,7 @@ def linear_kernel(
     TAIL: tl.constexpr,
     CD: tl.constexpr,
     OVERLAPS: tl.constexpr,
+    LATE: tl.constexpr,
 ):
     feature = tl.program_id(0) * FEATURES + tl.arange(0, FEATURES)
     step = tl.arange(0, INPUTS)
@@ -141,7 +142,7 @@ def linear_kernel(
         tail_row = first + ROWS + tl.arange(0, TAIL)
         is_tail = tail_row < live_rows
         at_tail = x + (_sources(rows, tail_row, is_tail) * num_inputs)[None, :] + step[:, None]
-    begin_early(OVERLAPS)
+    begin_early(OVERLAPS, LATE)
     if first >= live_rows:
         return
 
@@ -171,6 +172,8 @@ def linear_kernel(
         if TAIL > 0:
             tail_acc += tail_part
 
+    if LATE:
+        let_next_begin(OVERLAPS)
     if parts is not None:
         own = tl.program_id(2)
         is_feature = (feature < num_features)[:, None]
@@ -223,13 +226,12 @@ def launches(
         isinstance(weight, DenseWeight),
         f"weight: expected a DenseWeight for backend 'triton', got {type(weight).__name__}",
     )
-    is_f32 = weight.dtype == torch.float32
     capacity, num_features = out.shape
-    configs = tiles.F32_CONFIGS if is_f32 else nearest(tiles.BF16_CONFIGS, arch)
     is_gated = activation == "silu_gate"
+    configs = tiles.configs_of(arch, weight.dtype == torch.float32, is_gated)
     parts = 1 if is_gated else tiles.num_parts(arch, num_features, weight.num_inputs)
     tile_rows, tail = tiles.tiling(capacity, configs[-1].max_rows)
-    config = tiles.config_of(configs, tile_rows, num_features, parts)
+    config = tiles.config_of(configs, tile_rows + tail, num_features, parts)
     row_tiles = triton.cdiv(capacity, tile_rows + tail)
     part_stride = row_tiles * (tile_rows + tail) * num_features
     are_apart = (
@@ -265,6 +267,7 @@ def launches(
         "TAIL": tail,
         "CD": compute_dtype(weight.dtype, arch),
         "OVERLAPS": can_overlap(arch),
+        "LATE": is_gated,
     }
     grid = (triton.cdiv(num_features, config.features), row_tiles, parts if are_apart else 1)
     product = Launch(

@@ -17,7 +17,8 @@ MAX_TAIL = 32  # rows that a tail saves another pass over W for; with more the g
 @dataclass(frozen=True, slots=True)
 class Config:
     """Tile of a program (most rows, features, inputs of one step), warps and pipeline stages; for
-    products that at least so many programs compute side by side."""
+    products that at least so many programs compute side by side. Rows count with their tail; the
+    widest tile takes any tail."""
 
     max_rows: int
     min_programs: int
@@ -28,20 +29,39 @@ class Config:
 
 
 # bfloat16 by architecture, the first that has rows and programs enough; float32 has no tensor cores
-# here and is for exactness, not for speed. Those of 90 were chosen from 1250 measurements on an
-# H200 (docs/log.md, "A first GPU"); a wide tile reads x less often, a narrow one keeps more
-# multiprocessors at work. The others were chosen by counting.
+# here and is for exactness, not for speed. Those of 90 were chosen from measurements on an H200
+# (docs/log.md, "A first GPU" and "A second"); a wide tile reads x less often, a narrow one keeps
+# more multiprocessors at work, and so do stages few enough for two programs on each. The others
+# were chosen by counting.
 BF16_CONFIGS = {
     80: (Config(64, 0, 64, 64, 4, 3),),
     90: (
-        Config(32, 0, 64, 128, 4, 5),
+        Config(16, 0, 64, 128, 4, 5),
+        Config(32, 0, 64, 128, 4, 4),
         Config(64, 96, 128, 64, 4, 5),
         Config(64, 0, 64, 64, 4, 6),
+        Config(96, 1000, 128, 64, 4, 4),
+        Config(96, 150, 64, 128, 4, 3),
+        Config(96, 0, 64, 128, 4, 4),
         Config(128, 112, 128, 64, 8, 4),
+        Config(128, 150, 64, 64, 4, 4),
+        Config(128, 100, 64, 128, 4, 4),
         Config(128, 0, 64, 64, 4, 4),
     ),
     100: (Config(64, 0, 64, 64, 4, 4),),
     120: (Config(64, 0, 64, 64, 4, 3),),
+}
+# The same for a gate, whose programs read two tiles of W; where there is none, it has no own.
+GATED_CONFIGS = {
+    90: (
+        Config(16, 0, 64, 128, 4, 5),
+        Config(32, 0, 64, 128, 4, 4),
+        Config(64, 0, 64, 64, 4, 6),
+        Config(96, 150, 64, 64, 4, 4),
+        Config(96, 0, 64, 64, 4, 6),
+        Config(128, 112, 128, 64, 8, 4),
+        Config(128, 0, 64, 64, 4, 6),
+    ),
 }
 F32_CONFIGS = (Config(16, 0, 64, 32, 4, 2),)
 SHARED_BYTES = {80: 160 << 10, 90: 224 << 10, 100: 224 << 10, 120: 96 << 10}  # of a program
@@ -92,8 +112,17 @@ def tiling(capacity: int, widest: int) -> tuple[int, int]:
     return (half, rest) if half >= 64 and rest < half else (rows, 0)
 
 
+def configs_of(arch: int, is_f32: bool, is_gated: bool) -> tuple[Config, ...]:
+    """The table for a product."""
+    if is_f32:
+        return F32_CONFIGS
+    configs = nearest(BF16_CONFIGS, arch)
+    return GATED_CONFIGS.get(arch, configs) if is_gated else configs
+
+
 def config_of(configs: tuple[Config, ...], rows: int, num_features: int, parts: int) -> Config:
-    """The config of a tile of so many rows."""
+    """The config of a tile of so many rows, tail included."""
+    rows = min(rows, configs[-1].max_rows)
     return next(
         config
         for config in configs

@@ -27,11 +27,21 @@ def can_overlap(arch: int) -> bool:
 
 
 @triton.jit
-def begin_early(OVERLAPS: tl.constexpr):
-    """Lets the next kernel begin, then waits for all results of the one before."""
+def begin_early(OVERLAPS: tl.constexpr, LATE: tl.constexpr = False):
+    """Lets the next kernel begin, unless that is done later, then waits for all results of the one
+    before."""
+    if OVERLAPS:
+        if not LATE:
+            tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+
+
+@triton.jit
+def let_next_begin(OVERLAPS: tl.constexpr):
+    """Lets the next kernel begin. A product of many programs does it late: programs of the next one
+    that came early would crowd where its own first have ended, and leave others without work."""
     if OVERLAPS:
         tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
 
 
 @triton.jit

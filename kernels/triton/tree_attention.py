@@ -38,6 +38,10 @@ from sdengine.kernels.triton.overlap import can_overlap
 NAME = "tree_attention"
 LOG2_E = 1.4426950408889634
 TILE = 64  # keys of one product
+# A program that goes through several splits begins once for all of them; where so many have work,
+# whatever the splits, that is worth more than their number. (Row tiles and kv heads; with pieces.)
+MIN_WIDE_PROGRAMS = 40
+ENOUGH_PROGRAMS = 250
 MAX_EARLY_ROWS = 16  # up to which a row's first tile is held in registers while others work
 
 
@@ -65,6 +69,12 @@ def row_tile(config: Config, max_rows: int, num_seqs: int, group: int) -> int:
     tokens = triton.cdiv(max_rows, num_seqs)
     wanted = triton.next_power_of_2(tokens * group)
     return max(MIN_ROWS, min(config.max_rows, wanted), triton.next_power_of_2(group))
+
+
+def wide_programs(programs: int) -> int:
+    """Programs of `shared_splits` that may go through several splits, for each of their lengths;
+    0 where there is too little for each of them to do that."""
+    return programs if programs >= MIN_WIDE_PROGRAMS else 0
 
 
 def loads_early(arch: int, num_rows: int) -> bool:
@@ -164,7 +174,13 @@ def launches(
                 shared_splits_kernel,
                 (tiles, num_kv_heads, device_splits(capacity)),
                 {**shared, **passed, "num_seqs": num_seqs},
-                {**shapes, "ROWS": rows, "SEQS": triton.next_power_of_2(num_seqs)},
+                {
+                    **shapes,
+                    "ROWS": rows,
+                    "SEQS": triton.next_power_of_2(num_seqs),
+                    "WIDE_PROGRAMS": wide_programs(tiles * num_kv_heads),
+                    "ENOUGH_PROGRAMS": ENOUGH_PROGRAMS,
+                },
                 config.num_warps,
                 config.num_stages,
                 fp_fusion=False,

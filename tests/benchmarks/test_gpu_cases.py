@@ -267,7 +267,8 @@ def test_tiles_are_tried_beside_the_table_and_leave_it_as_it_is(
     """Nothing is launched here: the time of a plan is made up from its tile."""
     monkeypatch.setattr(tiles, "SHAPES", {"o": (256, 512), "gate_up": (256, 512)})
     monkeypatch.setattr(tiles, "CACHE_BYTES", 1 << 18)
-    configs, splits = linear_tiles.BF16_CONFIGS, linear_tiles.SPLITS
+    names = ("BF16_CONFIGS", "GATED_CONFIGS", "SPLITS")
+    tables = [getattr(linear_tiles, name) for name in names]
 
     def timer(launches: Sequence[Any]) -> float:
         if isinstance(launches[0], partial):
@@ -282,7 +283,7 @@ def test_tiles_are_tried_beside_the_table_and_leave_it_as_it_is(
     assert (found["cuBLAS us"], found["left out"]) == (7.0, len(tiles.PARTS))
     assert found["best us"] <= found["table us"]
     assert "in 1" in tiles.measure("gate_up", 65, 90, timer, "cpu")["best"]
-    assert (configs, splits) == (linear_tiles.BF16_CONFIGS, linear_tiles.SPLITS)
+    assert tables == [getattr(linear_tiles, name) for name in names]
 
     def broken(_: Sequence[Any]) -> float:
         raise RuntimeError("an illegal memory access was encountered")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -174,11 +175,13 @@ def test_shapes_of_models(arch: int, features: int, inputs: int, parts: int) -> 
 @pytest.mark.parametrize("x_bytes", [2, 4])
 def test_tiles_fit_into_shared_memory(arch: int, x_bytes: int) -> None:
     """Whatever the rows are; an operand that is not as wide as its product takes twice as much."""
-    configs, limit = linear_tiles.BF16_CONFIGS[arch], linear_tiles.SHARED_BYTES[arch]
-    for capacity in (1, 17, 32, 33, 64, 65, 96, 129, 160, 192, 512):
+    limit = linear_tiles.SHARED_BYTES[arch]
+    cases = product((1, 17, 32, 33, 64, 65, 96, 129, 160, 192, 512), (1, 2), (2048, 14336, 128256))
+    for capacity, weights, features in cases:
+        configs = linear_tiles.configs_of(arch, False, is_gated=weights == 2)
         rows, tail = linear_tiles.tiling(capacity, configs[-1].max_rows)
-        for weights in (1, 2):
-            config = linear_tiles.config_of(configs, rows, 28672, 1)
+        for parts in (1, 4):
+            config = linear_tiles.config_of(configs, rows + tail, features, parts)
             stages = linear_tiles.num_stages(config, rows + tail, x_bytes, weights, arch)
             operands = 2 * weights * config.features + x_bytes * (rows + tail)
             assert stages >= 2 and stages * config.inputs * operands <= limit

@@ -18,6 +18,7 @@ from tests.kernels.triton.compile_launches import CASES
 
 FOLDER = Path(overlap.__file__).parent
 WAITS = ("begin_early", "begin_in_turn")
+LETS_BEGIN = "let_next_begin"
 WRITES = ("store", "atomic_add", "atomic_max", "atomic_xchg", "atomic_cas")
 # What comes after these reads, before it waits, what the last kernel but one has written.
 IN_TURN = {"embed_kernel", "shared_splits_kernel"}
@@ -30,7 +31,7 @@ def kernels_that_overlap(source: str) -> dict[str, ast.FunctionDef]:
         for node in ast.walk(ast.parse(source))
         if isinstance(node, ast.FunctionDef)
         and "OVERLAPS" in [argument.arg for argument in node.args.args]
-        and node.name not in WAITS
+        and node.name not in (*WAITS, LETS_BEGIN)
     }
 
 
@@ -68,6 +69,24 @@ def wait_of(kernel: ast.FunctionDef) -> str:
 @pytest.mark.parametrize("name", ALL)
 def test_a_kernel_waits_before_it_writes_or_returns(name: str) -> None:
     assert wait_of(ALL[name]) == ("begin_in_turn" if name in IN_TURN else "begin_early")
+
+
+def test_a_kernel_that_lets_the_next_begin_late_does_it_after_its_products() -> None:
+    body = [called(statement) for statement in ALL["linear_kernel"].body]
+    lets, adds_up = (
+        next(at for at, names in enumerate(body) if name in names) for name in (LETS_BEGIN, "dot")
+    )
+    assert adds_up < lets
+
+
+@pytest.mark.parametrize("arch,expected", [(80, False), (90, True)])
+def test_only_products_with_a_gate_let_the_next_begin_late(arch: int, expected: bool) -> None:
+    for case, is_gated in (("linear-gated", True), ("linear-tree", False)):
+        op, make_args = CASES[case]
+        with chained():
+            (launch,) = plan_op(op, arch, make_args())
+        assert launch.constants["LATE"] == is_gated
+        assert launch.overlaps == expected
 
 
 @pytest.mark.parametrize(

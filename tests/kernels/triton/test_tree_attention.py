@@ -158,6 +158,22 @@ def test_rows_have_the_same_bits_in_any_company_and_any_number_of_passes() -> No
     assert torch.equal(run(with_scratch(cpu_test.rows_alone(args, 2, order))), together[order])
 
 
+@pytest.mark.parametrize("window", [0, 200])
+@pytest.mark.parametrize("context", [1, 63, 300, 1024, 1300, 2048 + 600, 16384 + 1100])
+def test_how_many_splits_a_program_goes_through_changes_no_bit(
+    monkeypatch: pytest.MonkeyPatch, context: int, window: int
+) -> None:
+    args = make_args([Span(1, context, SMALL), Span(1, 63)], 2, 1, dim=16, window=window)
+    results = []
+    for least, enough in ((1 << 30, 0), (0, 1 << 30), (0, 0)):
+        monkeypatch.setattr(tree_attention, "MIN_WIDE_PROGRAMS", least)
+        monkeypatch.setattr(tree_attention, "ENOUGH_PROGRAMS", enough)
+        assert (tree_attention.wide_programs(1) > 0) == (least == 0)
+        assert_close(args)
+        results.append(run(args))
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
 @pytest.mark.skipif(
     torch.cuda.is_available(),
     reason="a device computes float32 in row tiles of one width; tests/gpu varies bfloat16's",
