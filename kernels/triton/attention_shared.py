@@ -76,6 +76,8 @@ def shared_splits_kernel(
     num_seqs,
     max_blocks,
     num_splits,
+    tile_programs,
+    enough_programs,
     scale,
     NUM_KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
@@ -83,8 +85,7 @@ def shared_splits_kernel(
     DIM_LANES: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     WINDOW: tl.constexpr,
-    WIDE_PROGRAMS: tl.constexpr,
-    ENOUGH_PROGRAMS: tl.constexpr,
+    GOES_ON: tl.constexpr,
     TILE: tl.constexpr,
     ROWS: tl.constexpr,
     TOKEN_LANES: tl.constexpr,
@@ -103,8 +104,8 @@ def shared_splits_kernel(
     begin = split_begin(split)
     stop = tl.minimum(split_begin(split + 1), high)
     stop = tl.where(begin < low, begin, stop)
-    if WIDE_PROGRAMS > 0:
-        is_wide = high // COARSE * WIDE_PROGRAMS >= ENOUGH_PROGRAMS
+    if GOES_ON:
+        is_wide = high // COARSE * tile_programs >= enough_programs
         first = split_of(low)
         first += (split_begin(first) < low).to(tl.int32)
         begin = tl.where(is_wide, tl.maximum(piece * COARSE, split_begin(first)), begin)
@@ -152,7 +153,7 @@ def shared_splits_kernel(
         state_max, state_sum, acc = accumulate(
             scores, values.to(CD), state_max, state_sum, acc, scale, CD
         )
-        if WIDE_PROGRAMS > 0 and start + TILE == split_end:
+        if GOES_ON and start + TILE == split_end:
             _store_part(partial, stats, part, state_max, state_sum, acc, is_live, dim, HEAD_DIM)
             state_max = tl.full([ROWS], EMPTY, tl.float32)
             state_sum = tl.zeros([ROWS], tl.float32)
@@ -160,5 +161,5 @@ def shared_splits_kernel(
             part += 1
             split += 1
             split_end = tl.minimum(split_begin(split + 1), stop)
-    if WIDE_PROGRAMS == 0:
+    if not GOES_ON:
         _store_part(partial, stats, part, state_max, state_sum, acc, is_live, dim, HEAD_DIM)

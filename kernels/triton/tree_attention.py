@@ -71,12 +71,6 @@ def row_tile(config: Config, max_rows: int, num_seqs: int, group: int) -> int:
     return max(MIN_ROWS, min(config.max_rows, wanted), triton.next_power_of_2(group))
 
 
-def wide_programs(programs: int) -> int:
-    """Programs of `shared_splits` that may go through several splits, for each of their lengths;
-    0 where there is too little for each of them to do that."""
-    return programs if programs >= MIN_WIDE_PROGRAMS else 0
-
-
 def loads_early(arch: int, num_rows: int) -> bool:
     """Whether rows load their first own tile before the shared ones are done; where nothing waits
     that gains nothing, and the interpreter does it to be tested."""
@@ -169,17 +163,23 @@ def launches(
             "stats": scratch[parts * head_dim : parts * (head_dim + 2)],
         }
         tiles = pass_rows // tokens + num_seqs
+        tile_programs = tiles * num_kv_heads
         plan += [
             Launch(
                 shared_splits_kernel,
                 (tiles, num_kv_heads, device_splits(capacity)),
-                {**shared, **passed, "num_seqs": num_seqs},
+                {
+                    **shared,
+                    **passed,
+                    "num_seqs": num_seqs,
+                    "tile_programs": tile_programs,
+                    "enough_programs": ENOUGH_PROGRAMS,
+                },
                 {
                     **shapes,
                     "ROWS": rows,
                     "SEQS": triton.next_power_of_2(num_seqs),
-                    "WIDE_PROGRAMS": wide_programs(tiles * num_kv_heads),
-                    "ENOUGH_PROGRAMS": ENOUGH_PROGRAMS,
+                    "GOES_ON": tile_programs >= MIN_WIDE_PROGRAMS,
                 },
                 config.num_warps,
                 config.num_stages,
