@@ -71,6 +71,12 @@ def row_tile(config: Config, max_rows: int, num_seqs: int, group: int) -> int:
     return max(MIN_ROWS, min(config.max_rows, wanted), triton.next_power_of_2(group))
 
 
+def goes_on(arch: int, is_f32: bool, tile_programs: int) -> bool:
+    """Whether a program may go through several splits; in float32 it would spill, and the
+    interpreter does it to be tested."""
+    return tile_programs >= MIN_WIDE_PROGRAMS and (not is_f32 or arch == INTERPRETER)
+
+
 def loads_early(arch: int, num_rows: int) -> bool:
     """Whether rows load their first own tile before the shared ones are done; where nothing waits
     that gains nothing, and the interpreter does it to be tested."""
@@ -179,7 +185,7 @@ def launches(
                     **shapes,
                     "ROWS": rows,
                     "SEQS": triton.next_power_of_2(num_seqs),
-                    "GOES_ON": tile_programs >= MIN_WIDE_PROGRAMS,
+                    "GOES_ON": goes_on(arch, is_f32, tile_programs),
                 },
                 config.num_warps,
                 config.num_stages,
