@@ -7,7 +7,8 @@ gets the bits of plain decoding. Two launches do the work:
 
 1. `shared_splits` (`attention_shared.py`), grid (row tiles, H_kv, splits): the tiles that *every*
    row of a row tile sees whole, read once for all of them. No mask code, and no row multiplies a
-   key it does not see.
+   key it does not see. Where programs abound, the first of them go through several splits each and
+   the others return; what is left of a split is the same.
 2. `finish_rows` (`attention_rows.py`), grid (N, H_kv): per row, adds up those splits, and continues
    with the tiles that are the row's own (the end of its prefix, its ancestors, the start of its
    window), gathered in the order of its path; writes the result.
@@ -38,8 +39,8 @@ from sdengine.kernels.triton.overlap import can_overlap
 NAME = "tree_attention"
 LOG2_E = 1.4426950408889634
 TILE = 64  # keys of one product
-# A program that goes through several splits begins once for all of them; where so many have work,
-# whatever the splits, that is worth more than their number. (Row tiles and kv heads; with pieces.)
+# A program that goes through several splits begins once for all of them, which is worth more than
+# the number of programs where so many have work: in one stretch of keys, and in all of them.
 MIN_WIDE_PROGRAMS = 40
 ENOUGH_PROGRAMS = 250
 MAX_EARLY_ROWS = 16  # up to which a row's first tile is held in registers while others work

@@ -78,7 +78,7 @@ def linear(
             "num_rows": torch.empty(1, dtype=torch.int32),
             "activation": "silu_gate" if gated else None,
             "scratch": None if scratch is None else torch.empty(scratch),
-            "counters": torch.zeros(64, dtype=torch.int32),
+            "counters": torch.zeros(1024, dtype=torch.int32),
         }
 
     return args
@@ -117,6 +117,15 @@ CASES: dict[str, tuple[str, Callable[[], Args]]] = {
     "linear-row": ("linear", linear(1, False, BF16)),
     "linear-gated": ("linear", linear(64, True, BF16)),
     "linear-parts": ("linear", linear(64, False, BF16, 2048, 2048, scratch=1 << 20)),
+    # Rows of trees, by what the table of tiles distinguishes.
+    "linear-65-cut": ("linear", linear(65, False, BF16, 4096, 4096, scratch=1 << 22)),
+    "linear-65-small": ("linear", linear(65, False, BF16, 2048, 2048, scratch=1 << 22)),
+    "linear-65-head": ("linear", linear(65, False, BF16, 128256, 2048)),
+    "linear-65-gated": ("linear", linear(65, True, BF16, 28672, 4096)),
+    "linear-129-cut": ("linear", linear(129, False, BF16, 6144, 4096, scratch=1 << 22)),
+    "linear-129-small": ("linear", linear(129, False, BF16, 2048, 2048, scratch=1 << 22)),
+    "linear-129-gated": ("linear", linear(129, True, BF16, 28672, 4096)),
+    "linear-160-small": ("linear", linear(160, False, BF16, 2048, 2048)),
     "linear-in-parts": ("linear", linear(256, False, BF16, 2048, 2048)),
     "linear-f32": ("linear", linear(64, False, F32)),
     "rms_norm": ("rms_norm", bench("rms_norm", 1)),
