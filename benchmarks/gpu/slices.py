@@ -63,6 +63,7 @@ SLICES = (
     Slice("tree-ops", "Sampling, tree and elementwise ops", "ops"),
     Slice("decode-1b", "Llama-3.2-1B shape: plain steps and steps with trees", "decode", "1b"),
     Slice("tiles", "linear with other tiles than the table's, beside cuBLAS", "tiles"),
+    Slice("attention-tiles", "tree_attention with other tiles than the table's", "attention_tiles"),
     Slice("memcheck", "compute-sanitizer memcheck, integer kernels", "sanitizer", "memcheck"),
     Slice("racecheck", "compute-sanitizer racecheck, integer kernels", "sanitizer", "racecheck"),
     Slice("tests-triton", "`pytest -m gpu`, tests/kernels/triton", "tests", "tests/kernels/triton"),

@@ -1,8 +1,9 @@
 """Slice tiles: products with every tile and number of parts that may be worth it, beside those of
 the table (`kernels/triton/linear_tiles.py`) and cuBLAS. What the table is made from.
 
-A product is timed as a decode step does it: in a graph of many, each over a copy of W of its own,
-so that no copy is in the cache, with inputs that are bfloat16 already.
+A product is timed as a decode step does it: in a graph of many that may begin before the one in
+front has ended, each over a copy of W of its own, so that no copy is in the cache, with inputs that
+are bfloat16 already.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from benchmarks.gpu.linear import SHAPES
 from benchmarks.gpu.records import Recorder, slice_main
 from benchmarks.gpu.timing import Run, graph_of, median_us
 from sdengine.kernels.dense_weight import DenseWeight
+from sdengine.kernels.launch_chain import chained
 from sdengine.kernels.triton import linear, linear_tiles
 from sdengine.kernels.triton.launch import arch_of_device
 from sdengine.runner.forward import NUM_COUNTERS
@@ -110,7 +112,8 @@ class Product:
                 linear_tiles.GATED_CONFIGS = {}
             if choice.parts is not None:
                 linear_tiles.SPLITS = {arch: (linear_tiles.Split(1 << 30, 1, choice.parts),)}
-            plans = [linear.launches(arch, weight=w, **self.args) for w in self.weights]
+            with chained():
+                plans = [linear.launches(arch, weight=w, **self.args) for w in self.weights]
         finally:
             linear_tiles.BF16_CONFIGS, linear_tiles.GATED_CONFIGS = plain, gated
             linear_tiles.SPLITS = splits
@@ -156,6 +159,8 @@ def measure(
     num_bytes = 2 * features * inputs
     copies = max(2, min(MOST_COPIES, CACHE_BYTES // num_bytes + 1))
     product = Product.make(features, inputs, rows, is_gated, device, copies)
+    if device == "cuda":
+        torch.cuda.synchronize()  # kernels that begin early read what is written by now
     times, left_out = {}, 0
     for choice in choices(rows, is_gated, features):
         try:
@@ -181,8 +186,10 @@ def compile_one(job: tuple[int, int, Choice, tuple[int, int, bool]]) -> None:
     """Compiles a kernel, which Triton keeps on disk for the other processes."""
     rows, arch, choice, (features, inputs, is_gated) = job
     torch.set_num_threads(1)
+    product = Product.make(features, inputs, rows, is_gated, "cuda", 1)
+    torch.cuda.synchronize()
     try:
-        for run in Product.make(features, inputs, rows, is_gated, "cuda", 1).launches(arch, choice):
+        for run in product.launches(arch, choice):
             run()
     except Exception as error:  # it will be met again, and counted, where it is timed
         print(f"{choice}, {rows} rows: {type(error).__name__}", flush=True)

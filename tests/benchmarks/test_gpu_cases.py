@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.gpu import attention, decode, ops, tiles
+from benchmarks.gpu import attention, attention_tiles, decode, ops, tiles
 from benchmarks.gpu.cases import WrongResult, check, device_args, expect_close
 from benchmarks.gpu.records import Skip
 from benchmarks.gpu.timing import Limits, Timing
@@ -24,6 +24,8 @@ from sdengine.kernels import tree_attention, tree_expand
 from sdengine.kernels.registry import get_op
 from sdengine.kernels.spec import Case
 from sdengine.kernels.triton import linear_tiles
+from sdengine.kernels.triton import tree_attention as triton_attention
+from sdengine.kernels.triton.launch import Launch
 
 SMALL = AttentionCase(2, 70, 90, heads=4, kv_heads=2, dim=16)
 
@@ -259,6 +261,31 @@ def test_a_checkpoint_goes_where_there_is_room(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(Skip, match="no room for a checkpoint of 1000000000 GB"):
         decode.roomiest(10**18)
     assert decode.roomiest(1).is_dir()
+
+
+def test_attention_is_tried_with_other_tiles_and_the_table_left_as_it_is() -> None:
+    """Nothing is launched here: the time of a plan is made up from its tile."""
+    table = triton_attention.BF16_CONFIGS
+
+    def timer(launches: Sequence[Launch]) -> float:
+        first = launches[0]
+        if first.constants["ROWS"] == 16:
+            raise RuntimeError("out of resource: shared memory")
+        return len(launches) * first.constants["ROWS"] + first.num_stages + first.num_warps
+
+    case = AttentionCase(1, 15, 70, heads=4, kv_heads=1, dim=64)
+    found = attention_tiles.measure(case, 90, timer, "cpu")
+    assert (found["best"], found["best us"]) == ("32 x 4 x 2", 70)
+    assert (found["64 x 8 x 2"], found["left out"]) == (138, 1)
+    assert (found["table us"], found["first kernel us"]) == (135, 71)
+    assert triton_attention.BF16_CONFIGS is table
+
+    def broken(_: Sequence[Launch]) -> float:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    with pytest.raises(RuntimeError, match="illegal"):
+        attention_tiles.measure(case, 90, broken, "cpu")
+    assert triton_attention.BF16_CONFIGS is table
 
 
 def test_tiles_are_tried_beside_the_table_and_leave_it_as_it_is(
