@@ -42,6 +42,7 @@ PROMPT = 2048
 CHUNK = 512  # rows of a pass of a prompt
 BUNDLED = "python-completion"
 BUNDLED_CONTEXT = 256
+BRANCHED_NODES = (4, 64)  # half of eight draft layers have no rows, and hardly any
 ROUNDS = 5
 MEMORY_DISK = Path("/dev/shm")
 
@@ -268,15 +269,15 @@ def tree_steps(model: Model) -> dict[str, Any]:
     return values
 
 
-def branched_steps() -> dict[str, Any]:
-    """Steps of the bundled pair with trees of 4 nodes, so that four of eight draft layers have no
-    rows: their kernels launched, or skipped by conditional nodes; in turns."""
+def branched_steps(nodes: int) -> dict[str, Any]:
+    """Steps of the bundled pair with trees of so many nodes: all kernels of the draft layers
+    launched, or those of layers without rows skipped by conditional nodes; in turns."""
     engines = {
         name: Engine(
             BUNDLED,
             device="cuda",
             max_num_seqs=1,
-            speculation=SpeculationConfig(max_nodes=4, adaptive=False),
+            speculation=SpeculationConfig(max_nodes=nodes, adaptive=False),
             conditional_graphs=name == "skipped",
         )
         for name in ("launched", "skipped")
@@ -285,7 +286,7 @@ def branched_steps() -> dict[str, Any]:
     for _ in range(ROUNDS):
         for name, engine in engines.items():
             begin_decoding(engine, engine.iteration.weights.config.vocab_size, BUNDLED_CONTEXT)
-            for _ in range(15):  # of at most 5 tokens: the request does not end
+            for _ in range(10):  # of at most 9 tokens: the request does not end
                 start = time.perf_counter()
                 engine.step()
                 times[name].append(1e3 * (time.perf_counter() - start))
@@ -307,7 +308,8 @@ def run(recorder: Recorder, options: argparse.Namespace) -> None:
         recorder.run("profile of plain steps", partial(profiled_steps, model))
         recorder.run("prompts", partial(prompts, model, limits))
         recorder.run("steps by rows", partial(tree_steps, model))
-        recorder.run("draft layers without rows", branched_steps)
+        for nodes in BRANCHED_NODES:
+            recorder.run(f"draft layers, {nodes} nodes", partial(branched_steps, nodes))
         recorder.retry_failed()  # while the checkpoint is there
     finally:
         model.close()

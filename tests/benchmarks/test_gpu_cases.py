@@ -240,13 +240,14 @@ def test_skipped_layers_are_timed_beside_launched_ones(monkeypatch: pytest.Monke
     asked = []
 
     def engine_on_cpu(model: str, **settings: Any) -> Engine:
-        asked.append((settings.pop("device"), settings.pop("conditional_graphs")))
+        nodes = settings["speculation"].max_nodes
+        asked.append((settings.pop("device"), settings.pop("conditional_graphs"), nodes))
         return Engine(model, num_threads=1, **settings)
 
     monkeypatch.setattr(decode, "Engine", engine_on_cpu)
     monkeypatch.setattr(decode, "ROUNDS", 2)
-    values = decode.branched_steps()
-    assert asked == [("cuda", False), ("cuda", True)]
+    values = decode.branched_steps(6)
+    assert asked == [("cuda", False, 6), ("cuda", True, 6)]
     assert set(values) == {"launched ms", "skipped ms", "skipped / launched"}
     assert min(values.values()) > 0
 
