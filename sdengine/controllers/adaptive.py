@@ -14,11 +14,11 @@ first request are not good enough: with caches and cores warm from decoding, a p
 parameters took 180 us where the measurement had found 240. Between trees plain steps take longer
 than plain decoding does, so there only faster ones are believed.) While speculation does not pay it
 is tried again after 64, 128, ... 4096 plain steps, and not before fifty times what the trial before
-has lost, the draft's catching up included: on a prompt that it has not read that is the larger
-part. So that a pair that never pays costs little, best-first trees begin with two nodes and grow
-with what is accepted of them (`tree_size`, where static trees get their depth), and a trial ends as
-soon as it has lost what a trial may lose or can hardly be won any more. All this is the engine's
-knowledge, not a request's: it outlives them.
+has lost (which does not double), the draft's catching up included: on a prompt that it has not read
+that is the larger part. So that a pair that never pays costs little, best-first trees begin with
+two nodes and grow with what is accepted of them (`tree_size`, where static trees get their depth),
+and a trial ends as soon as it has lost what a trial may lose or can hardly be won any more. All
+this is the engine's knowledge, not a request's: it outlives them.
 """
 
 from __future__ import annotations
@@ -100,7 +100,8 @@ class AdaptiveController:
         self._plain_s: dict[int, float] = {}  # of a plain step, by decoding sequences
         self._steps_left = PATIENCE
         self._until_probe = PROBE_EVERY
-        self._pause = FIRST_PAUSE
+        self._pause = FIRST_PAUSE  # the least of the next
+        self._paused_for = FIRST_PAUSE  # steps of the last
         self._plain_left = FIRST_PLAIN_STEPS
         self._is_beginning = True
         self._num_sure = 0  # of the first plain steps, as expected and in a row
@@ -257,7 +258,7 @@ class AdaptiveController:
     def _is_lost(self, num_decoding: int) -> bool:
         """Whether a trial has lost what it may lose, or cannot be expected to turn."""
         plain_s, trial = self._plain_seconds(num_decoding), self._trial
-        if trial.loss > LOSS_FLOOR + LOSS_SHARE * self._pause:
+        if trial.loss > LOSS_FLOOR + LOSS_SHARE * self._paused_for:
             return True
         spent = self._spent.get(num_decoding)
         walks = trial.steps * num_decoding
@@ -289,8 +290,10 @@ class AdaptiveController:
         """Decodes plainly for a while: each time twice as long as before, and so long that what
         speculation has lost is a small part of it."""
         owed = -int(max(self._credit / TRIAL_SHARE, -MOST_PAUSES * LONGEST_PAUSE))
-        self._plain_left = max(self._pause, owed)
-        self._pause = min(2 * self._plain_left, LONGEST_PAUSE)
+        # What is owed does not double: a machine that stood still for a step had a good pair decode
+        # a thousand steps plainly, and after a second unlucky trial four thousand.
+        self._plain_left = self._paused_for = max(self._pause, owed)
+        self._pause = min(2 * self._pause, LONGEST_PAUSE)
         self._credit = max(self._credit, 0.0)
         self._is_paused = True
         # The next trial starts from what is known then, not from the trial that failed.
