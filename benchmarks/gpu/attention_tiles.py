@@ -8,11 +8,8 @@ has ended. Hot: the cache of a layer that fits into L2 stays there.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import os
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -22,6 +19,7 @@ from benchmarks.gpu.attention import CASES
 from benchmarks.gpu.records import Recorder, slice_main
 from benchmarks.gpu.timing import HOT_LAUNCHES, graph_of, median_us
 from benchmarks.gpu.trees import AttentionCase, AttentionInputs, make_inputs
+from benchmarks.gpu.tries import compile_side_by_side, time_each
 from sdengine.kernels.launch_chain import chained
 from sdengine.kernels.triton import tree_attention
 from sdengine.kernels.triton.launch import Launch, arch_of_device
@@ -77,22 +75,15 @@ def measure(
     inputs = make_inputs(case, device)
     if device == "cuda":
         torch.cuda.synchronize()  # kernels that begin early read what is written by now
-    times, left_out = {}, 0
-    for config in CONFIGS:
-        try:
-            times[label(config)] = timer(launches_of(inputs, arch, config))
-        except Exception as error:
-            if "out of resource" not in str(error):
-                raise
-            left_out += 1
-    best = min(times, key=lambda name: times[name])
+    times, left_out = time_each(CONFIGS, lambda config: timer(launches_of(inputs, arch, config)))
+    best = min(times, key=lambda config: times[config])
     plan = launches_of(inputs, arch)
     return {
         "table us": round(timer(plan), 2),
         "first kernel us": round(timer(plan[::2]), 2),
         "best us": round(times[best], 2),
-        "best": best,
-        **{name: round(took, 2) for name, took in times.items()},
+        "best": label(best),
+        **{label(config): round(took, 2) for config, took in times.items()},
         "left out": left_out,
     }
 
@@ -116,10 +107,7 @@ def compile_all() -> None:
         AttentionCase(c.batch, c.nodes, COMPILED_CONTEXT, c.heads, c.kv_heads, c.dim) for c in CASES
     }
     jobs = [(case, config) for case in short for config in CONFIGS]
-    workers = max(1, (os.cpu_count() or 1) - 2)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        list(pool.map(compile_one, jobs))
+    compile_side_by_side(compile_one, jobs)
 
 
 def run(recorder: Recorder, _: argparse.Namespace) -> None:

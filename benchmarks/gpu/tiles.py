@@ -9,11 +9,8 @@ are bfloat16 already.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,6 +20,7 @@ import torch
 from benchmarks.gpu.linear import SHAPES
 from benchmarks.gpu.records import Recorder, slice_main
 from benchmarks.gpu.timing import Run, graph_of, median_us
+from benchmarks.gpu.tries import compile_side_by_side, time_each
 from sdengine.kernels.dense_weight import DenseWeight
 from sdengine.kernels.launch_chain import chained
 from sdengine.kernels.triton import linear, linear_tiles
@@ -161,14 +159,9 @@ def measure(
     product = Product.make(features, inputs, rows, is_gated, device, copies)
     if device == "cuda":
         torch.cuda.synchronize()  # kernels that begin early read what is written by now
-    times, left_out = {}, 0
-    for choice in choices(rows, is_gated, features):
-        try:
-            times[choice] = timer(product.launches(arch, choice))
-        except Exception as error:
-            if "out of resource" not in str(error):
-                raise
-            left_out += 1
+    times, left_out = time_each(
+        choices(rows, is_gated, features), lambda choice: timer(product.launches(arch, choice))
+    )
     best = min(times, key=lambda choice: times[choice])
     table, library = timer(product.launches(arch, Choice())), timer(product.library())
     return {
@@ -204,10 +197,7 @@ def compile_all(arch: int) -> None:
         for choice in choices(rows, shape[2], shape[0])
         if choice.parts in (1, 4)
     ]
-    workers = max(1, (os.cpu_count() or 1) - 2)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        list(pool.map(compile_one, jobs))
+    compile_side_by_side(compile_one, jobs)
 
 
 def run(recorder: Recorder, _: argparse.Namespace) -> None:
