@@ -27,6 +27,7 @@ from sdengine.cli.info import isa_text, processor, usable_cores
 from sdengine.cli.main import run_alone
 from sdengine.cli.options import LineParser, add_debug, integer
 from sdengine.cli.prompts import PROMPTS
+from sdengine.cli.terminal import is_terminal
 from sdengine.core.env import read_environment
 from sdengine.errors import ConfigError, SdengineError
 from sdengine.model.config_file import load_model_config
@@ -79,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         contestants, skipped = gather(settings, args.peers, stack)
         for contestant in contestants:
             contestant.answer(Task(tasks[0].prompt, min(WARM_UP_TOKENS, args.max_tokens)))
-        standings = compare(contestants, tasks, args.repeats, plain=PLAIN, speculative=SPECULATIVE)
+        standings = run_all(contestants, tasks, args.repeats)
     if args.json:
         print(json.dumps(to_document(conditions, standings, skipped), indent=2))
         return 0
@@ -89,6 +90,26 @@ def run(args: argparse.Namespace) -> int:
     for name, reason in skipped.items():
         print(f"- {name}: left out: {reason}")
     return 0
+
+
+def run_all(
+    contestants: Sequence[Contestant], tasks: Sequence[Task], repeats: int
+) -> list[Standing]:
+    """Compares them behind a progress bar: slow ones take minutes."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not is_terminal(sys.stderr), transient=True) as bar:
+        answers = bar.add_task("answers", total=len(contestants) * len(tasks) * repeats)
+        return compare(
+            contestants,
+            tasks,
+            repeats,
+            plain=PLAIN,
+            speculative=SPECULATIVE,
+            on_answer=lambda: bar.advance(answers),
+        )
 
 
 def pair_of(args: argparse.Namespace) -> ModelPaths:

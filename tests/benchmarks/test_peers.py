@@ -48,7 +48,16 @@ def test_turns_ratios_and_texts() -> None:
         FakeContestant("peer", 5.0, other, turns),
         FakeContestant("short", 10.0, same[:3], turns),
     ]
-    found = compare(contestants, TASKS, 2, plain="plain", speculative="tree")
+    seen: list[int] = []
+    found = compare(
+        contestants,
+        TASKS,
+        2,
+        plain="plain",
+        speculative="tree",
+        on_answer=lambda: seen.append(len(turns)),
+    )
+    assert seen == list(range(1, 17)), "progress after every answer"
     names = ["plain", "tree", "peer", "short"]
     assert turns == 2 * [*names, "tree", "peer", "short", "plain"]
     assert [s.tokens_per_s for s in found] == pytest.approx([10, 25, 5, 10])
