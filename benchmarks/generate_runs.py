@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from benchmarks.conditions import MemoryMeter
 from benchmarks.generate_report import PLAIN, Row, plain_row, summary
+from benchmarks.progress import progress_bar
 from benchmarks.reliability import TreeObserver
 from sdengine.cli.measure import Comparison, Run, run_batch, short, take_turns
-from sdengine.cli.terminal import is_terminal
 from sdengine.core.config import SpeculationConfig
 from sdengine.core.sampling_params import SamplingParams
 
@@ -61,12 +60,8 @@ def measure(
     prompts: list[str],
 ) -> Figures:
     """Measures every job at every batch size and temperature against one plain engine a size."""
-    from rich.console import Console
-    from rich.progress import Progress
-
     figures = Figures()
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not is_terminal(sys.stderr), transient=True) as bar:
+    with progress_bar() as bar:
         for size in args.batch_sizes:
             groups = batches(prompts, size)
             total = len(rounds(args, jobs)) * len(settings) * len(groups)

@@ -22,12 +22,12 @@ from benchmarks.peers.llama_cpp import LlamaCppPeer
 from benchmarks.peers.openvino_genai_peer import OpenVinoPeer
 from benchmarks.peers.own import PLAIN, SPECULATIVE, OwnPeer
 from benchmarks.peers.transformers_peer import TransformersPeer
+from benchmarks.progress import progress_bar
 from benchmarks.upscaled_pair import add_pair_options, upscaled_pair
 from sdengine.cli.info import isa_text, processor, usable_cores
 from sdengine.cli.main import run_alone
 from sdengine.cli.options import LineParser, add_debug, integer
 from sdengine.cli.prompts import PROMPTS
-from sdengine.cli.terminal import is_terminal
 from sdengine.core.env import read_environment
 from sdengine.errors import ConfigError, SdengineError
 from sdengine.model.config_file import load_model_config
@@ -96,11 +96,7 @@ def run_all(
     contestants: Sequence[Contestant], tasks: Sequence[Task], repeats: int
 ) -> list[Standing]:
     """Compares them behind a progress bar: slow ones take minutes."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not is_terminal(sys.stderr), transient=True) as bar:
+    with progress_bar() as bar:
         answers = bar.add_task("answers", total=len(contestants) * len(tasks) * repeats)
         return compare(
             contestants,
