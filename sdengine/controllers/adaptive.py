@@ -287,8 +287,8 @@ class AdaptiveController:
         return None if spent is None or spent.steps < KNOWN_STEPS else spent
 
     def _stop(self, num_decoding: int) -> None:
-        """Decodes plainly for a while: each time twice as long as before, and so long that what
-        speculation has lost is a small part of it."""
+        """Decodes plainly for a while: for a time that doubles, or longer, until what speculation
+        has lost is a small part of it."""
         owed = -int(max(self._credit / TRIAL_SHARE, -MOST_PAUSES * LONGEST_PAUSE))
         # What is owed does not double: a machine that stood still for a step had a good pair decode
         # a thousand steps plainly, and after a second unlucky trial four thousand.

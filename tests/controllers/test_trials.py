@@ -188,18 +188,22 @@ def test_what_a_machine_that_stood_still_is_owed_does_not_double() -> None:
     controller = AdaptiveController(LARGE, GrowingSize(8, 16))
     world = World(0.0, LARGE, 0.01, 0.05)
 
-    def lose_a_trial(token_s: float) -> int:
-        """Steps of the pause after it."""
-        trees = world.num_trees
-        while world.num_trees == trees or controller.plan(1).depth:
-            world.token_s = token_s if controller.plan(1).depth else 0.01
-            world.run(controller, 1)
-            token_s = min(token_s, 0.01) if world.num_trees > trees else token_s
+    def plain_steps() -> int:
+        """Until the next tree, with which the draft reads what it has missed."""
         steps, trees = 0, world.num_trees
         while world.num_trees == trees:
             world.run(controller, 1)
             steps += 1
         return steps
+
+    def lose_a_trial(token_s: float) -> int:
+        """Steps of the pause after it."""
+        world.token_s = token_s
+        plain_steps()
+        world.token_s = 0.01
+        while controller.plan(1).depth:
+            world.run(controller, 1)
+        return plain_steps()
 
     stood_still = lose_a_trial(400.0 / PROMPT)
     assert stood_still > 300 and lose_a_trial(0.01) < 0.7 * stood_still
