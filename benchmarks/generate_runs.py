@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from benchmarks.conditions import MemoryMeter
 from benchmarks.generate_report import PLAIN, Row, plain_row, summary
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sdengine.core.cost_model import CostModel
     from sdengine.engine import Engine
 
+Prompt = TypeVar("Prompt", str, list[int])
 Job = tuple[str, str, SpeculationConfig]
 """Method, budget and the configuration that they make."""
 
@@ -183,7 +184,7 @@ def measured_costs(engine: Engine) -> CostModel:
     return measure_costs(engine.iteration)
 
 
-def batches(prompts: list[str], batch_size: int) -> list[list[str]]:
+def batches(prompts: list[Prompt], batch_size: int) -> list[list[Prompt]]:
     """Prompts in groups of one size; the beginning of the list fills the last group up."""
     count = -(-len(prompts) // batch_size)
     cycled = [prompts[i % len(prompts)] for i in range(count * batch_size)]

@@ -1,7 +1,7 @@
 """The same two checkpoints, prompts and lengths on other engines: `python -m benchmarks.peers`.
 
-Greedy decoding, one request at a time. Contestants take turns within one process, speeds are
-medians, ratios are taken within a prompt, texts are compared token by token with our plain
+Greedy decoding of batches, a table for each size. Contestants take turns within one process, speeds
+are medians, ratios are taken within a batch, texts are compared token by token with our plain
 decoding's. Whoever is not installed is left out, and the reason is printed.
 """
 
@@ -15,16 +15,17 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.conditions import machine_limits
+from benchmarks.conditions import describe_machine
+from benchmarks.generate_runs import batches
 from benchmarks.peers.comparison import Standing, compare, to_markdown
-from benchmarks.peers.contestant import Contestant, Peer, Settings, Task
+from benchmarks.peers.contestant import Contestant, LeftOut, Peer, Settings, Task
 from benchmarks.peers.llama_cpp import LlamaCppPeer
 from benchmarks.peers.openvino_genai_peer import OpenVinoPeer
 from benchmarks.peers.own import PLAIN, SPECULATIVE, OwnPeer
 from benchmarks.peers.transformers_peer import TransformersPeer
 from benchmarks.progress import progress_bar
 from benchmarks.upscaled_pair import add_pair_options, upscaled_pair
-from sdengine.cli.info import isa_text, processor, usable_cores
+from sdengine.cli.info import usable_cores
 from sdengine.cli.main import run_alone
 from sdengine.cli.options import LineParser, add_debug, integer
 from sdengine.cli.prompts import PROMPTS
@@ -49,6 +50,7 @@ def build_parser() -> LineParser:
     names = [peer.name for peer in PEERS]
     parser.add_argument("--peers", nargs="*", choices=names, default=names)
     parser.add_argument("--num-prompts", type=integer, default=len(PROMPTS), metavar="N")
+    parser.add_argument("--batch-sizes", type=integer, nargs="+", default=[1], help="(%(default)s)")
     parser.add_argument("--max-tokens", type=integer, default=64, metavar="N", help="(%(default)s)")
     parser.add_argument("--repeats", type=integer, default=3, metavar="N", help="(%(default)s)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
@@ -70,26 +72,35 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Loads whoever is there, measures, prints."""
-    if args.repeats < 1 or args.num_prompts < 1:
-        raise ConfigError.from_parts("--repeats and --num-prompts of at least 1", "less")
-    settings = make_settings(args, pair_of(args))
+    """Measures one batch size after the other; each table is printed when it is done."""
+    if min(args.repeats, args.num_prompts, *args.batch_sizes) < 1:
+        raise ConfigError.from_parts(
+            "--repeats, --num-prompts and --batch-sizes of at least 1", "less"
+        )
+    pair = pair_of(args)
+    conditions = describe(pair, args)
+    if not args.json:
+        lines = (f"- {name}: {value}" for name, value in conditions.items())
+        print("\n".join(["# Beside other engines", "", *lines]))
+    tables: list[dict[str, object]] = []
+    for size in args.batch_sizes:
+        standings, skipped = measure(make_settings(args, pair, size), args)
+        tables.append(to_document(size, standings, skipped))
+        if not args.json:
+            print(to_section(size, standings, skipped), flush=True)
+    if args.json:
+        print(json.dumps({"conditions": conditions, "tables": tables}, indent=2))
+    return 0
+
+
+def measure(settings: Settings, args: argparse.Namespace) -> tuple[list[Standing], dict[str, str]]:
+    """Everybody's standing at one batch size, and who has none and why."""
     tasks = make_tasks(settings, args.num_prompts, args.max_tokens)
-    conditions = describe(settings, tasks, args)
     with ExitStack() as stack:
         contestants, skipped = gather(settings, args.peers, stack)
         for contestant in contestants:
-            contestant.answer(Task(tasks[0].prompt, min(WARM_UP_TOKENS, args.max_tokens)))
-        standings = run_all(contestants, tasks, args.repeats)
-    if args.json:
-        print(json.dumps(to_document(conditions, standings, skipped), indent=2))
-        return 0
-    lines = ["# Beside other engines", "", *(f"- {k}: {v}" for k, v in conditions.items()), ""]
-    print("\n".join(lines))
-    print(to_markdown(standings))
-    for name, reason in skipped.items():
-        print(f"- {name}: left out: {reason}")
-    return 0
+            contestant.answer(Task(tasks[0].prompts, min(WARM_UP_TOKENS, args.max_tokens)))
+        return run_all(contestants, tasks, args.repeats), skipped
 
 
 def run_all(
@@ -122,7 +133,7 @@ def pair_of(args: argparse.Namespace) -> ModelPaths:
     return paths
 
 
-def make_settings(args: argparse.Namespace, pair: ModelPaths) -> Settings:
+def make_settings(args: argparse.Namespace, pair: ModelPaths, batch_size: int) -> Settings:
     """What all contestants share; the work directory is made."""
     assert pair.draft is not None
     work_dir = (args.cache_dir or read_environment().cache_dir) / "peers"
@@ -136,16 +147,17 @@ def make_settings(args: argparse.Namespace, pair: ModelPaths) -> Settings:
         max_model_len=min(model.default_context for model in models),
         draft_lengths=tuple(args.draft_lengths),
         work_dir=work_dir,
+        batch_size=batch_size,
         llama_server=args.llama_server,
         compiles=args.compile,
     )
 
 
 def make_tasks(settings: Settings, num_prompts: int, max_tokens: int) -> list[Task]:
-    """The first prompts, as the checkpoint's own tokens."""
+    """The first prompts, as the checkpoint's own tokens, in batches."""
     tokenizer = load_tokenizer(settings.target)
-    texts = [prompt.text for prompt in PROMPTS[:num_prompts]]
-    return [Task(tuple(tokenizer.encode(text)), max_tokens) for text in texts]
+    prompts = [tokenizer.encode(prompt.text) for prompt in PROMPTS[:num_prompts]]
+    return [Task(batch, max_tokens) for batch in batches(prompts, settings.batch_size)]
 
 
 def gather(
@@ -167,6 +179,9 @@ def gather(
             continue
         try:
             for contestant in peer.contestants(settings):
+                if isinstance(contestant, LeftOut):
+                    skipped[contestant.name] = contestant.reason
+                    continue
                 stack.callback(contestant.close)
                 contestants.append(contestant)
         except SdengineError as error:
@@ -176,31 +191,28 @@ def gather(
     return contestants, skipped
 
 
-def describe(settings: Settings, tasks: Sequence[Task], args: argparse.Namespace) -> dict[str, str]:
+def describe(pair: ModelPaths, args: argparse.Namespace) -> dict[str, object]:
     """What the figures depend on."""
-    from sdengine.kernels.backends import load_cpu
-
-    native = load_cpu()
-    found = {
-        "processor": processor()[0],
-        "instruction set": isa_text(native.detected_isa(), native.selected_isa()),
-        "target": str(settings.target),
-        "draft": str(settings.draft),
-        "prompts": f"{len(tasks)}, of {', '.join(str(len(task.prompt)) for task in tasks)} tokens",
-        "new tokens": str(args.max_tokens),
-        "repeats": f"{args.repeats}, greedy, batch 1",
-    }
-    if args.limits:
-        found["machine limits"] = machine_limits(settings.num_threads)
+    found = describe_machine("python -m benchmarks.peers", args.num_threads, args.limits)
+    found["target"], found["draft"] = str(pair.target), str(pair.draft)
+    found["prompts"] = min(args.num_prompts, len(PROMPTS))
+    found["new tokens"] = f"{args.max_tokens}, greedy"
+    found["repeats"] = args.repeats
     return found
 
 
+def to_section(size: int, standings: Sequence[Standing], skipped: dict[str, str]) -> str:
+    """One batch size in Markdown."""
+    missing = "".join(f"- {name}: left out: {reason}\n" for name, reason in skipped.items())
+    return f"\n## Batch {size}\n\n{to_markdown(standings)}{missing}"
+
+
 def to_document(
-    conditions: dict[str, str], standings: Sequence[Standing], skipped: dict[str, str]
+    size: int, standings: Sequence[Standing], skipped: dict[str, str]
 ) -> dict[str, object]:
-    """Everything as JSON."""
+    """One batch size for JSON."""
     return {
-        "conditions": conditions,
+        "batch size": size,
         "standings": [asdict(standing) for standing in standings],
         "left out": skipped,
     }

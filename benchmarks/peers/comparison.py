@@ -1,4 +1,4 @@
-"""Contestants take turns on every prompt; medians, ratios within a prompt, equal texts."""
+"""Contestants take turns on every batch; medians, ratios within a batch, equal texts."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Standing:
     Args:
         name: of the contestant.
         configuration: of the contestant.
-        tokens_per_s: median over prompts of medians over repeats.
-        over_plain: its speed over our plain decoding's, median of the prompts' ratios.
+        tokens_per_s: of a whole batch, median over batches of medians over repeats.
+        over_plain: its speed over our plain decoding's, median of the batches' ratios.
         under_speculative: our speculative decoding's speed over its, likewise.
         num_equal: prompts whose text equals that of our plain decoding.
         num_prompts: of so many.
@@ -58,11 +58,11 @@ def compare(
 
     Args:
         contestants: `plain` and `speculative` among them.
-        tasks: the prompts.
-        repeats: rounds per prompt.
+        tasks: the batches.
+        repeats: rounds per batch.
         plain: name of the contestant whose text and speed the others are held against.
         speculative: name of our other one.
-        on_answer: called after every request.
+        on_answer: called after every batch.
     """
     speeds: dict[str, list[float]] = {c.name: [] for c in contestants}
     answers: dict[str, list[Answer]] = {c.name: [] for c in contestants}
@@ -91,8 +91,9 @@ def _standing(
 ) -> Standing:
     own = speeds[contestant.name]
     differences = [
-        _first_difference(one.token_ids, other.token_ids)
-        for one, other in zip(answers[plain], answers[contestant.name], strict=True)
+        _first_difference(one, other)
+        for plain_run, run in zip(answers[plain], answers[contestant.name], strict=True)
+        for one, other in zip(plain_run.token_ids, run.token_ids, strict=True)
     ]
     found = [place for place in differences if place is not None]
     return Standing(

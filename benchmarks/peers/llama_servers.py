@@ -30,8 +30,9 @@ class ServerOptions:
 
     Args:
         model: GGUF file.
-        context: tokens of the only sequence.
-        num_threads: of the prompt's pass, of decoding and of the draft.
+        context: tokens of a sequence.
+        num_threads: of the prompts' pass, of decoding and of the draft.
+        num_sequences: at the same time.
         draft: GGUF file of the draft model, None for plain decoding.
         draft_length: draft tokens of a step.
     """
@@ -39,6 +40,7 @@ class ServerOptions:
     model: Path
     context: int
     num_threads: int
+    num_sequences: int = 1
     draft: Path | None = None
     draft_length: int = 0
 
@@ -167,10 +169,10 @@ def command(program: Path, options: ServerOptions, help_text: str) -> list[str]:
     words = [
         str(program),
         *("--model", str(options.model)),
-        *("--ctx-size", str(options.context)),
+        *("--ctx-size", str(options.context * options.num_sequences)),
         *("--threads", threads),
         *("--threads-batch", threads),
-        *("--parallel", "1"),
+        *("--parallel", str(options.num_sequences)),
     ]
     if options.draft is None:
         return words
@@ -220,8 +222,8 @@ class PackageLauncher:
 
         parameters = xllamacpp.CommonParams()
         parameters.model.path = str(options.model)
-        parameters.n_ctx = options.context
-        parameters.n_parallel = 1
+        parameters.n_ctx = options.context * options.num_sequences
+        parameters.n_parallel = options.num_sequences
         parameters.port = 0
         parameters.verbosity = 0
         for cores in (parameters.cpuparams, parameters.cpuparams_batch):

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers.contestant import Answer, Contestant, Settings, Task
+from benchmarks.peers.contestant import Answer, Contestant, Settings, Task, left_padded
 from sdengine.errors import ConfigError
 
 __all__ = ["OpenVinoPeer"]
@@ -37,12 +37,12 @@ class OpenVinoContestant:
 
     def answer(self, task: Task) -> Answer:
         """As `Contestant.answer`; times are the pipeline's own."""
-        import numpy as np
         import openvino
+        import openvino_genai
 
-        prompt = openvino.Tensor(np.array([list(task.prompt)], dtype=np.int64))
+        tokens, mask = (openvino.Tensor(array) for array in left_padded(task.prompts))
         found = self._pipeline.generate(
-            prompt,
+            openvino_genai.TokenizedInputs(tokens, mask),
             max_new_tokens=task.max_tokens,
             min_new_tokens=task.max_tokens,
             ignore_eos=True,
@@ -51,8 +51,8 @@ class OpenVinoContestant:
         )
         metrics = found.perf_metrics
         decode_ms = metrics.get_generate_duration().mean - metrics.get_ttft().mean
-        tokens = tuple(int(token) for token in found.tokens[0])
-        return Answer(tokens, decode_ms / 1e3, len(tokens) - 1)
+        added = tuple(tuple(map(int, row)) for row in found.tokens)
+        return Answer(added, decode_ms / 1e3, sum(map(len, added)) - len(added))
 
     def close(self) -> None:
         """Drops the pipeline."""

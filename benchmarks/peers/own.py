@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from benchmarks.peers.contestant import Answer, Contestant, Settings, Task
-from sdengine.cli.measure import run_request
+from sdengine.cli.measure import run_batch
 from sdengine.core.config import SpeculationConfig
 from sdengine.core.sampling_params import SamplingParams
-from sdengine.llm import LLM
+from sdengine.engine import Engine
 
 __all__ = ["PLAIN", "SPECULATIVE", "OwnPeer"]
 
@@ -17,7 +17,7 @@ SPECULATIVE = "sdengine dyspec"
 
 
 class OwnContestant:
-    """An LLM for one request at a time."""
+    """An engine with room for one batch."""
 
     def __init__(
         self, name: str, settings: Settings, speculation: SpeculationConfig | None
@@ -25,28 +25,28 @@ class OwnContestant:
         self.name = name
         budget = "" if speculation is None else ", adaptive budget"
         self.configuration = f"{settings.dtype}, {settings.num_threads} threads{budget}"
-        self._llm: LLM | None = LLM(
+        self._engine: Engine | None = Engine(
             str(settings.target),
-            None if speculation is None else str(settings.draft),
+            draft=None if speculation is None else str(settings.draft),
             speculation=speculation,
             dtype=settings.dtype,
             num_threads=settings.num_threads,
-            max_num_seqs=1,
+            max_num_seqs=settings.batch_size,
             max_model_len=settings.max_model_len,
         )
 
     def answer(self, task: Task) -> Answer:
         """As `Contestant.answer`."""
-        assert self._llm is not None, "closed"
+        assert self._engine is not None, "closed"
         params = SamplingParams(
-            max_tokens=task.max_tokens, min_tokens=task.max_tokens, temperature=0
+            max_tokens=task.max_tokens, min_tokens=task.max_tokens, temperature=0, seed=0
         )
-        run = run_request(self._llm, list(task.prompt), params)
-        return Answer(tuple(run.token_ids[0]), run.decode_s, run.num_decoded)
+        run = run_batch(self._engine, [list(prompt) for prompt in task.prompts], params)
+        return Answer(tuple(map(tuple, run.token_ids)), run.decode_s, run.num_decoded)
 
     def close(self) -> None:
         """Drops the weights."""
-        self._llm = None
+        self._engine = None
 
 
 class OwnPeer:

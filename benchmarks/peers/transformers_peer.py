@@ -9,7 +9,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.peers.contestant import Answer, Contestant, Settings, Task
+from benchmarks.peers.contestant import (
+    Answer,
+    Contestant,
+    LeftOut,
+    Settings,
+    Task,
+    left_padded,
+)
 
 __all__ = ["TransformersPeer"]
 
@@ -18,7 +25,7 @@ LOOKUP_NGRAM = 3
 
 
 class CommitClock:
-    """A streamer that only looks at the clock: when, and how many tokens."""
+    """A streamer that only looks at the clock: when, and how many tokens of all sequences."""
 
     def __init__(self) -> None:
         self.first_s = self.last_s = 0.0
@@ -68,14 +75,14 @@ class TransformersContestant:
 
     def answer(self, task: Task) -> Answer:
         """As `Contestant.answer`."""
-        prompt = torch.tensor([list(task.prompt)])
+        tokens, mask = map(torch.from_numpy, left_padded(task.prompts))
         clock = CommitClock()
         before = torch.get_num_threads()
         torch.set_num_threads(self._num_threads)
         try:
             found = self._model.generate(
-                prompt,
-                attention_mask=torch.ones_like(prompt),
+                tokens,
+                attention_mask=mask,
                 max_new_tokens=task.max_tokens,
                 do_sample=False,
                 streamer=clock,
@@ -83,8 +90,8 @@ class TransformersContestant:
             )
         finally:
             torch.set_num_threads(before)
-        tokens = tuple(found[0, prompt.shape[1] :].tolist())
-        return Answer(tokens, clock.last_s - clock.first_s, clock.num_tokens - clock.num_first)
+        added = tuple(tuple(row) for row in found[:, tokens.shape[1] :].tolist())
+        return Answer(added, clock.last_s - clock.first_s, clock.num_tokens - clock.num_first)
 
     def close(self) -> None:
         """Drops the weights, once the other modes have done so too."""
@@ -103,10 +110,9 @@ class TransformersPeer:
             return "transformers is not installed (pip install transformers)"
         return None
 
-    def contestants(self, settings: Settings) -> Iterator[Contestant]:
+    def contestants(self, settings: Settings) -> Iterator[Contestant | LeftOut]:
         """Plain (twice if it compiles), assisted and prompt lookup for each draft length."""
         model, end = _load(settings.target, settings.dtype)
-        draft, _ = _load(settings.draft, settings.dtype)
         base = {"logits_processor": [EndMask(end)]}
 
         def mode(name: str, options: dict[str, Any], shown: str) -> Contestant:
@@ -114,6 +120,12 @@ class TransformersPeer:
             return TransformersContestant(name, model, settings, {**base, **options}, shown)
 
         yield mode("plain", {}, "dynamic cache")
+        if settings.compiles:
+            yield _compiled(settings, base)
+        if settings.batch_size > 1:
+            yield LeftOut("transformers assisted, prompt lookup", "one sequence at a time only")
+            return
+        draft, _ = _load(settings.draft, settings.dtype)
         # Its own rule: draft until the draft is unsure of itself, at most num_assistant_tokens.
         yield mode("assisted", {"assistant_model": draft}, "draft model, length by confidence")
         for length in settings.draft_lengths:
@@ -124,8 +136,6 @@ class TransformersPeer:
             lookup = {"prompt_lookup_num_tokens": length, "max_matching_ngram_size": LOOKUP_NGRAM}
             shown = f"n-grams of {LOOKUP_NGRAM}, {length} draft tokens"
             yield mode(f"prompt lookup {length}", lookup, shown)
-        if settings.compiles:
-            yield _compiled(settings, base)
 
 
 def _load(path: Any, dtype: str) -> tuple[Any, list[int]]:

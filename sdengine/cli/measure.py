@@ -164,7 +164,7 @@ def run_request(
 
 def run_batch(
     engine: Engine,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     params: SamplingParams,
     after_step: Callable[[], None] | None = None,
 ) -> Run:

@@ -90,15 +90,18 @@ def test_what_would_be_converted_wrongly_is_refused(tmp_path: Path) -> None:
     assert not out.exists()
 
 
-def test_llama_cpp_gives_our_text(settings: Settings) -> None:
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_llama_cpp_gives_our_text(settings: Settings, batch_size: int) -> None:
     reason = LlamaCppPeer().why_unavailable(settings)
     if reason is not None:
         pytest.skip(reason)
+    settings = replace(settings, batch_size=batch_size)
     own = list(OwnPeer().contestants(replace(settings, draft_lengths=())))
     others = list(LlamaCppPeer().contestants(settings))
     assert [c.name for c in others] == ["llama.cpp plain", "llama.cpp draft 3"]
-    tasks = [Task(tuple(range(3, 40)), 16)]
+    tasks = [Task([list(range(3, 40)), [5, 9, 5, 9]][:batch_size], 16)]
     for standing in compare([*own, *others], tasks, 1, plain=PLAIN, speculative=SPECULATIVE):
         assert standing.first_difference is None, standing.name
+        assert standing.num_prompts == batch_size
     for contestant in (*own, *others):
         contestant.close()

@@ -12,15 +12,16 @@ import pytest
 
 from benchmarks.peers import __main__ as peers
 from benchmarks.peers.comparison import compare, to_markdown
-from benchmarks.peers.contestant import Answer, Contestant, Settings, Task
-from benchmarks.peers.llama_cpp import LlamaCppPeer, completion_body, parse_completion
+from benchmarks.peers.contestant import Answer, Contestant, Settings, Task, left_padded
+from benchmarks.peers.llama_cpp import LlamaCppPeer, completion_body, parse_completions
 from benchmarks.peers.llama_servers import ServerOptions, command, find_launcher
 from benchmarks.peers.openvino_genai_peer import OpenVinoPeer
 from benchmarks.peers.own import PLAIN, SPECULATIVE, OwnPeer
 from benchmarks.peers.transformers_peer import TransformersPeer
 from sdengine.errors import ConfigError
 
-TASKS = [Task((5, 9, 5, 9, 5, 9), 20), Task(tuple(range(3, 40)), 20)]
+PROMPTS = [[5, 9, 5, 9, 5, 9], list(range(3, 40))]
+TASKS = [Task([prompt], 20) for prompt in PROMPTS]
 
 
 class FakeContestant:
@@ -33,7 +34,7 @@ class FakeContestant:
 
     def answer(self, task: Task) -> Answer:
         self._turns.append(self.name)
-        return Answer(self._tokens, 10 / self._speed, 10)
+        return Answer((self._tokens,) * len(task.prompts), 10 / self._speed, 10)
 
     def close(self) -> None:
         self.is_closed = True
@@ -90,7 +91,8 @@ def test_transformers_gives_our_text_in_every_mode(settings: Settings) -> None:
         assert 0 < standing.tokens_per_s < 1e6
         assert "float32, 1 threads" in standing.configuration
     for contestant in contestants:
-        assert len(contestant.answer(TASKS[0]).token_ids) == TASKS[0].max_tokens
+        (text,) = contestant.answer(TASKS[0]).token_ids
+        assert len(text) == TASKS[0].max_tokens
         contestant.close()
 
 
@@ -164,8 +166,11 @@ def test_the_command_prints_the_table_and_who_is_missing(
     assert f"| {SPECULATIVE} |" in out and "openvino-genai: left out: openvino-genai is not" in out
     assert peers.main([*argv, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert [row["name"] for row in document["standings"]] == [PLAIN, SPECULATIVE]
-    assert peers.main([*argv, "--repeats", "0"]) == 2
+    (table,) = document["tables"]
+    assert [row["name"] for row in table["standings"]] == [PLAIN, SPECULATIVE]
+    assert "openvino-genai" in table["left out"]
+    for option in ("--repeats", "--batch-sizes"):
+        assert peers.main([*argv, option, "0"]) == 2
     assert peers.main(["--model", str(settings.target), "--peers"]) == 2  # no draft
 
 
@@ -198,11 +203,43 @@ def test_a_program_that_ends_at_once_is_reported(tmp_path: Path) -> None:
 
 
 def test_llama_cpps_answers() -> None:
-    body = completion_body(Task((4, 5), 7), (1, 2))
-    assert body["prompt"] == [4, 5] and body["n_predict"] == 7 and body["temperature"] == 0
+    body = completion_body(Task([(4, 5), (6,)], 7), (1, 2))
+    assert body["prompt"] == [[4, 5], [6]] and body["n_predict"] == 7 and body["temperature"] == 0
     assert body["logit_bias"] == [[1, False], [2, False]]
-    found = {"tokens": [7, 8, 9], "timings": {"predicted_ms": 500.0, "predicted_n": 3}}
-    assert parse_completion(found) == Answer((7, 8, 9), 0.5, 2)
-    assert parse_completion(found).tokens_per_s == 4.0
+
+    def result(index: int, tokens: list[int], first_ms: float, rest_ms: float) -> dict[str, object]:
+        timings = {"prompt_ms": first_ms, "predicted_ms": rest_ms, "predicted_n": len(tokens)}
+        return {"index": index, "tokens": tokens, "timings": timings}
+
+    one = parse_completions(result(0, [7, 8, 9], 100.0, 500.0))
+    assert one == Answer(((7, 8, 9),), 0.5, 2) and one.tokens_per_s == 4.0
+    both = [result(1, [4, 5, 6], 110.0, 300.0), result(0, [7, 8, 9], 100.0, 510.0)]
+    assert parse_completions(both) == Answer(((7, 8, 9), (4, 5, 6)), 0.5, 4)
     with pytest.raises(ConfigError, match="use a newer one"):
-        parse_completion({"content": "x"})
+        parse_completions({"content": "x"})
+
+
+@pytest.mark.parametrize("prompts", [[[5, 6, 7], [8], [9, 10]], [[3, 4]]])
+def test_shorter_prompts_are_padded_on_the_left(prompts: list[list[int]]) -> None:
+    tokens, mask = left_padded(prompts)
+    longest = max(map(len, prompts))
+    assert tokens.shape == mask.shape == (len(prompts), longest)
+    for row, prompt in enumerate(prompts):
+        assert tokens[row][mask[row] == 1].tolist() == prompt
+        assert mask[row].tolist() == [0] * (longest - len(prompt)) + [1] * len(prompt)
+
+
+def test_batches_give_the_same_text_and_say_which_modes_are_missing(settings: Settings) -> None:
+    together = replace(settings, batch_size=2)
+    with ExitStack() as stack:
+        found, skipped = peers.gather(together, ["transformers"], stack)
+        assert [c.name for c in found] == [PLAIN, SPECULATIVE, "transformers plain"]
+        assert "one sequence at a time" in skipped["transformers assisted, prompt lookup"]
+        alone = OwnPeer().contestants(settings)
+        plain = next(alone)
+        stack.callback(plain.close)
+        texts = [plain.answer(task).token_ids[0] for task in TASKS]
+        for contestant in found:
+            answer = contestant.answer(Task(PROMPTS, 20))
+            assert list(answer.token_ids) == texts, contestant.name
+            assert answer.num_decoded > 0 and answer.decode_s > 0
