@@ -208,7 +208,8 @@ class Engine:
         return None if schedule is None else self._start(schedule, flight)
 
     def _start(self, schedule: Schedule, after: Flight | None = None) -> Flight:
-        plan = self._controller.plan(self._runner.prepare(schedule, after))
+        num_decoding = self._runner.prepare(schedule, after)
+        plan = self._controller.plan(num_decoding, lambda: self._runner.outlook(schedule))
         return self._runner.start(schedule, plan)
 
     def _advance(self, commit: Commit) -> RequestOutput:

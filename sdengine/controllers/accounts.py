@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import sqrt
 
 FADING = 0.03  # per step, of what the verdict looks at
+HOPELESS_STEPS, HOPELESS_WALKS, HOPELESS = 2, 3, 1.0  # steps of a trial, and walks through trees,
+# after which it ends when a token costs 1 + HOPELESS / sqrt(walks) of a plain one: two standard
+# errors of what a walk accepts, or more. A step of a batch is a walk for each sequence
 
 
 @dataclass(slots=True)
@@ -26,6 +30,19 @@ class Trial:
         self.steps += 1
         self.loss += loss
         self.debt = max(self.debt + loss, 0.0)
+
+    def is_hopeless(self, spent: Spent | None, num_decoding: int, plain_token_s: float) -> bool:
+        """Whether it cannot be expected to turn.
+
+        Args:
+            spent: lately, by as many sequences.
+            num_decoding: sequences.
+            plain_token_s: seconds of a token of plain decoding.
+        """
+        walks = self.steps * num_decoding
+        if spent is None or self.steps < HOPELESS_STEPS or walks < HOPELESS_WALKS:
+            return False
+        return spent.seconds > spent.tokens * plain_token_s * (1.0 + HOPELESS / sqrt(walks))
 
 
 class Spent:

@@ -23,15 +23,16 @@ this is the engine's knowledge, not a request's: it outlives them.
 
 from __future__ import annotations
 
-from math import sqrt
-
 from sdengine.controllers.accounts import Spent, Trial
+from sdengine.controllers.base import AskOutlook
+from sdengine.controllers.entry_price import is_worth_trying
 from sdengine.controllers.seen_costs import HICCUP, SeenCosts
 from sdengine.controllers.tree_size import TreeSize
 from sdengine.core.cost_model import CostModel
 from sdengine.core.plan import StepPlan, StepReport
 
-TRIAL_STEPS = 16  # speculative steps of one trial: of 6, chance alone moved the mean by 11%
+TRIAL_STEPS = 16  # speculative steps before a verdict: of 6, chance alone moved the mean by 11%
+PUT_OFF_STEPS = 8  # plain steps before it is asked again whether a trial can win its price back
 FIRST_PAUSE = 64  # plain steps between the first two trials, at least
 LONGEST_PAUSE = 4096
 TRIAL_SHARE = 0.02  # of the steps of a pause, that speculation may have lost before it,
@@ -39,10 +40,6 @@ MOST_PAUSES = 4  # unless the pause came to so many of the longest
 LONGEST_CATCH_UP = 8.0  # steps that a draft may take to read a prompt; more is the machine's: one
 # that stood still for 0.4 s meanwhile had an engine decode 16384 steps plainly
 MOST_CREDIT = 30.0  # plain steps that it gained earlier and may lose again without a longer pause
-HOPELESS_STEPS, HOPELESS_WALKS, HOPELESS = 2, 3, 1.0  # steps of a trial, and walks through trees,
-# after which it ends when a token costs 1 + HOPELESS / sqrt(walks) of a plain one: two standard
-# errors of what a walk accepts, or more. A step of a batch is a walk for each sequence
-PATIENCE = 16  # speculative steps before the first verdict
 KNOWN_STEPS = 8.0  # of as many sequences, before they say anything: the last sequence of a batch is
 # on its own for a few, and one step that accepted nothing ended speculation for all
 MOST_DEBT = 12.0  # plain steps that speculation may lose since it last stood even, before it ends:
@@ -98,7 +95,7 @@ class AdaptiveController:
         self._least_tokens = 1.0 + min(LEAST_GAIN, LAYERS_EARNED * layer)
         self._spent: dict[int, Spent] = {}  # by decoding sequences, while speculating
         self._plain_s: dict[int, float] = {}  # of a plain step, by decoding sequences
-        self._steps_left = PATIENCE
+        self._steps_left = TRIAL_STEPS
         self._until_probe = PROBE_EVERY
         self._pause = FIRST_PAUSE  # the least of the next
         self._paused_for = FIRST_PAUSE  # steps of the last
@@ -111,9 +108,13 @@ class AdaptiveController:
         self._credit = 0.0  # plain steps that speculation has gained, less what trials lost
         self._plain_run = SETTLED_STEPS - PROMPT_STEPS  # plain steps since the last tree
 
-    def plan(self, num_decoding: int) -> StepPlan:
+    def plan(self, num_decoding: int, outlook: AskOutlook | None = None) -> StepPlan:
         """Plain decoding during a pause, otherwise a tree priced at the current speed."""
         if num_decoding == 0 or self._plain_left > 0:
+            return PLAIN
+        begins = self._steps_left == TRIAL_STEPS and outlook is not None
+        if begins and not is_worth_trying(self._costs, num_decoding, outlook()):
+            self._plain_left = PUT_OFF_STEPS
             return PLAIN
         depth, nodes = self._size.choose(num_decoding, self._costs)
         limit = nodes * num_decoding
@@ -260,11 +261,7 @@ class AdaptiveController:
         plain_s, trial = self._plain_seconds(num_decoding), self._trial
         if trial.loss > LOSS_FLOOR + LOSS_SHARE * self._paused_for:
             return True
-        spent = self._spent.get(num_decoding)
-        walks = trial.steps * num_decoding
-        if spent is None or trial.steps < HOPELESS_STEPS or walks < HOPELESS_WALKS:
-            return False
-        return spent.seconds > spent.tokens * plain_s * (1.0 + HOPELESS / sqrt(walks))
+        return trial.is_hopeless(self._spent.get(num_decoding), num_decoding, plain_s)
 
     def _judge(self, num_decoding: int) -> None:
         if self._pays(num_decoding, TOLERANCE):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sdengine.controllers.base import AskOutlook
 from sdengine.core.plan import StepPlan, StepReport
 
 
@@ -19,7 +20,7 @@ class FixedController:
         self._max_nodes = max_nodes
         self._max_batch_nodes = max_batch_nodes
 
-    def plan(self, num_decoding: int) -> StepPlan:
+    def plan(self, num_decoding: int, outlook: AskOutlook | None = None) -> StepPlan:
         limit = self._max_batch_nodes
         if limit is None:
             limit = self._max_nodes * num_decoding

@@ -30,6 +30,19 @@ class StepPlan:
 
 
 @dataclass(slots=True)
+class Outlook:
+    """What the sequences of the next step have before them.
+
+    Args:
+        draft_backlog: tokens that the draft has to read before it grows a tree, of all sequences.
+        tokens_left: that a decoding sequence may still generate, mean; stops are not foreseen.
+    """
+
+    draft_backlog: int
+    tokens_left: float
+
+
+@dataclass(slots=True)
 class StepReport:
     """What a step did.
 

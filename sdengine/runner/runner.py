@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sdengine.core.outputs import StepTree
-from sdengine.core.plan import StepPlan, StepReport
+from sdengine.core.plan import Outlook, StepPlan, StepReport
 from sdengine.core.sequence import Sequence
 from sdengine.kernels.device_memory import StagedMemory
 from sdengine.runner.batch_state import HostView
@@ -137,6 +137,16 @@ class Runner:
             self._count_missing(schedule, after)
         self._num_tokens = num_tokens
         return num_decoding
+
+    def outlook(self, schedule: Schedule) -> Outlook:
+        """What the sequences of a schedule, prepared, have before them."""
+        entries = schedule.scheduled
+        backlog = 0
+        if self._has_draft_cache:
+            backlog = sum(self._most_missing[entry.sequence.slot] for entry in entries)
+        decoding = [entry.sequence for entry in entries if entry.decodes]
+        left = sum(sequence.max_total_tokens - sequence.num_tokens for sequence in decoding)
+        return Outlook(backlog, left / max(len(decoding), 1))
 
     def start(self, schedule: Schedule, plan: StepPlan) -> Flight:
         """Starts the iteration that was prepared: grows trees, passes them through the target,

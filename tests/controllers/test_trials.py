@@ -8,11 +8,11 @@ from functools import cache
 import numpy as np
 import pytest
 
-from sdengine.controllers import adaptive
+from sdengine.controllers import accounts, adaptive
 from sdengine.controllers.adaptive import LONGEST_PAUSE, AdaptiveController
 from sdengine.controllers.tree_size import GrowingSize
 from sdengine.core.cost_model import CostModel
-from sdengine.core.plan import StepPlan, StepReport
+from sdengine.core.plan import Outlook, StepPlan, StepReport
 
 SMALL = CostModel((1, 2, 4, 64), (1.0, 1.3, 1.8, 22.0), 0.2, 0.15)  # of 6M on a CPU: in its caches
 LARGE = CostModel(  # of 1.1B on the same, whose DRAM sets the pace; both in plain steps
@@ -32,13 +32,14 @@ def prices_of(costs: CostModel) -> list[float]:
 
 @dataclass(slots=True)
 class World:
-    """Requests of PROMPT and REQUEST tokens; the draft reads what it has missed with its first
+    """Requests of PROMPT and `request` tokens; the draft reads what it has missed with its first
     tree.
 
     Args:
         acceptance: of every further node of a chain.
         token_s: what the draft takes for a token that it missed.
         overhead_s: of every step of trees.
+        tells: whether the controller may ask what is before it.
     """
 
     acceptance: float
@@ -51,13 +52,15 @@ class World:
     missing: int = PROMPT
     left: int = REQUEST
     batch: int = 1
+    request: int = REQUEST
+    tells: bool = True
 
     def run(self, controller: AdaptiveController, tokens: int) -> World:
         """Decodes so many tokens more."""
         rng = np.random.default_rng(0)
         end = self.tokens + tokens
         while self.tokens < end:
-            plan = controller.plan(self.batch)
+            plan = controller.plan(self.batch, self.outlook if self.tells else None)
             report = self.step(plan, rng)
             controller.observe(plan, report)
         return self
@@ -79,9 +82,13 @@ class World:
         self.num_trees += plan.depth > 0
         self.left -= 1 + max(accepted)
         if self.left <= 0:
-            self.left, self.missing = REQUEST, PROMPT
+            self.left, self.missing = self.request, PROMPT
         total = draft + verify
         return StepReport(accepted, rows - self.batch, rows, draft, verify, total, is_steady)
+
+    def outlook(self) -> Outlook:
+        """Of the sequences of the next step."""
+        return Outlook(self.batch * self.missing, self.left)
 
     def walk(self, nodes: int, rng: np.random.Generator) -> int:
         """Accepted nodes of a chain."""
@@ -128,7 +135,7 @@ def test_trials_that_earn_nothing_but_their_length_would_cost_far_more(
     mended = pair(0.2, 6000)
     monkeypatch.setattr(adaptive, "TRIAL_SHARE", 1e9)
     monkeypatch.setattr(adaptive, "LONGEST_PAUSE", 1024)
-    monkeypatch.setattr(adaptive, "HOPELESS", 1e9)
+    monkeypatch.setattr(accounts, "HOPELESS", 1e9)
     before = pair(0.2, 6000)
     assert before.loss > 0.02 and before.loss > 2 * mended.loss, (before.loss, mended.loss)
 
@@ -146,10 +153,10 @@ def test_a_trial_ends_when_it_can_hardly_be_won_any_more() -> None:
 
 def test_in_a_batch_a_trial_is_seen_through_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight walks a step: two steps say as much as sixteen of a single sequence."""
-    world = pair(0.6, 8 * 800, batch=8)
-    monkeypatch.setattr(adaptive, "HOPELESS_WALKS", 24)
-    monkeypatch.setattr(adaptive, "HOPELESS", 8**0.5)  # as if a step were one walk
-    before = pair(0.6, 8 * 800, batch=8)
+    world = pair(0.6, 8 * 800, batch=8, tells=False)
+    monkeypatch.setattr(accounts, "HOPELESS_WALKS", 24)
+    monkeypatch.setattr(accounts, "HOPELESS", 8**0.5)  # as if a step were one walk
+    before = pair(0.6, 8 * 800, batch=8, tells=False)
     assert 2 <= world.num_trees < 0.7 * before.num_trees, (world.num_trees, before.num_trees)
     assert world.loss < 0.7 * before.loss, (world.loss, before.loss)
 

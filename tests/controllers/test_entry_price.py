@@ -1,0 +1,87 @@
+"""Trials that cannot win back what their draft has to read first are put off."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from sdengine.controllers.adaptive import AdaptiveController
+from sdengine.controllers.entry_price import draft_token_seconds, is_worth_trying, most_gain
+from sdengine.controllers.tree_size import GrowingSize
+from sdengine.core.cost_model import CostModel
+from sdengine.core.plan import Outlook
+from tests.controllers.test_trials import World
+
+MEASURED = CostModel(  # ms of a 1.1B target and a 68M draft on two cores (AVX2)
+    (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64),
+    (68.4, 72.5, 72.5, 72.5, 90.4, 114.3, 151.3, 209.1, 285.0, 414.0, 779.0),
+    4.26,
+    3.51,
+)
+PROMPT = 70
+
+
+def asked(batch: int, tokens_left: float, prompt: int = PROMPT) -> bool:
+    return is_worth_trying(MEASURED, batch, Outlook(batch * prompt, tokens_left))
+
+
+def test_what_a_draft_reads_is_priced_about_as_it_was_seen() -> None:
+    """A draft of these costs took 61 ms for two prompts of 143 tokens together."""
+    assert 0.3 < draft_token_seconds(MEASURED) < 0.7
+    assert draft_token_seconds(CostModel((1,), (1.0,), 0.1, 0.05)) == 0.05
+
+
+def test_the_most_that_chains_can_gain() -> None:
+    flat = CostModel((1, 2, 3, 5), (1.0, 1.0, 1.0, 10.0), 0.0, 0.0)
+    assert most_gain(flat, 1) == pytest.approx(1.0 - 1.0 / (1.0 + 0.8 + 0.64))
+    assert most_gain(flat, 2) == pytest.approx(1.0 - 1.0 / (1.0 + 0.8 / 2)), "one node for two"
+    steep = CostModel((1, 2, 4), (1.0, 2.0, 4.0), 0.1, 0.1)
+    assert most_gain(steep, 1) == 0.0, "a row that costs a step is never won back"
+    assert most_gain(steep, 4) == 0.0, "no larger step was measured"
+    gains = [most_gain(MEASURED, batch) for batch in (1, 2, 4, 8)]
+    assert gains == sorted(gains, reverse=True) and gains[0] > 0.5 and gains[3] < 0.1
+
+
+@pytest.mark.parametrize(
+    ("batch", "tokens_left", "prompt", "is_worth"),
+    [
+        (1, 31, PROMPT, True),
+        (1, 31, 3000, False),  # 26 plain steps of reading
+        (1, 128, 3000, True),
+        (2, 31, PROMPT, True),
+        (8, 31, PROMPT, False),
+        (8, 512, PROMPT, True),
+        (8, 31, 1, True),  # a draft that has read its prompts costs nothing to ask
+    ],
+)
+def test_a_trial_begins_where_it_can_win_its_price_back(
+    batch: int, tokens_left: int, prompt: int, is_worth: bool
+) -> None:
+    assert asked(batch, tokens_left, prompt) is is_worth
+
+
+def test_an_ngram_drafter_has_nothing_to_read() -> None:
+    assert is_worth_trying(MEASURED, 4, Outlook(0, 2.0))
+
+
+def run(world: World, tokens: int) -> tuple[World, World]:
+    """With a controller that asks what is before it, and with one that cannot."""
+    worlds = replace(world, tells=True), replace(world, tells=False)
+    for each in worlds:
+        each.run(AdaptiveController(each.costs, GrowingSize(8, 16)), tokens)
+    return worlds
+
+
+def test_short_texts_of_a_large_batch_are_decoded_plainly() -> None:
+    """And the control: who cannot ask pays for reading eight prompts."""
+    world = World(0.7, MEASURED, token_s=0.45, overhead_s=0.5, batch=8, request=32, left=32)
+    asks, does_not = run(world, 8 * 256)
+    assert asks.num_trees == 0 and asks.loss == pytest.approx(0.0, abs=1e-9)
+    assert does_not.num_trees > 0 and does_not.loss > 0.015, does_not.loss
+
+
+def test_trees_begin_as_soon_as_the_rest_of_a_text_is_long_enough() -> None:
+    world = World(0.7, MEASURED, token_s=0.45, overhead_s=0.5, batch=2, request=64, left=64)
+    asks, does_not = run(world, 2 * 512)
+    assert asks.loss == does_not.loss < -0.2
