@@ -8,8 +8,7 @@ and waits for nothing.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 
 from sdengine.errors import BackendUnavailable
-from sdengine.kernels.spec import expect
+from sdengine.kernels.spec import expect_one_device
 
 CUDA_OPS = (
     "begin_step",
@@ -142,34 +141,6 @@ def serves(device: torch.device) -> bool:
     return why_unavailable() is None and load_cuda().device_type == device.type
 
 
-def tensors_of(args: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor among the arguments of an op, structs of tensors looked into."""
-    for name, value in args.items():
-        if isinstance(value, torch.Tensor):
-            yield name, value
-        elif is_dataclass(value):
-            for field in fields(value):
-                inner = getattr(value, field.name)
-                if isinstance(inner, torch.Tensor):
-                    yield f"{name}.{field.name}", inner
-
-
-def expect_one_device(op: str, args: dict[str, Any], device_type: str = "cuda") -> torch.device:
-    """Checks that all tensors lie on the same CUDA device and returns it.
-
-    Raises:
-        ValueError: one does not; the message names it.
-    """
-    device: torch.device | None = None
-    for name, tensor in tensors_of(args):
-        is_near = tensor.device.type == device_type
-        expect(op, is_near, f"{name}: expected a tensor on a CUDA device, got {tensor.device}")
-        device = device or tensor.device
-        expect(op, tensor.device == device, f"{name}: expected {device}, got {tensor.device}")
-    assert device is not None
-    return device
-
-
 def cuda_op(op: str, check: Callable[..., None]) -> Callable[..., None]:
     """The implementation that an `Op` lists under "cuda"; nothing is loaded before its first call.
 
@@ -184,7 +155,7 @@ def cuda_op(op: str, check: Callable[..., None]) -> Callable[..., None]:
             expect_one_device(op, args, "cpu")
             load_cuda().launch(op, 0, **args)
             return
-        device = expect_one_device(op, args)
+        device = expect_one_device(op, args, "cuda")
         with torch.cuda.device(device):
             stream = torch.cuda.current_stream(device).cuda_stream
             load_cuda().launch(op, stream, **args)

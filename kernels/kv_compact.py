@@ -14,7 +14,7 @@ import torch
 
 from sdengine.kernels.backends import load_cpu, triton_kernel
 from sdengine.kernels.cuda_library import cuda_op
-from sdengine.kernels.spec import Case, Op, address, expect_tensor
+from sdengine.kernels.spec import Case, Op, address, expect, expect_tensor
 
 NAME = "kv_compact"
 CACHE_DTYPES = (torch.float32, torch.bfloat16)
@@ -43,6 +43,7 @@ def check(
         num_seqs: [1] int32.
     """
     expect_tensor(NAME, "kv_cache", kv_cache, CACHE_DTYPES, (None, None, 2, None, None, None))
+    expect(NAME, kv_cache.shape[4] > 0, "kv_cache: expected blocks of a token or more, got 0")
     expect_tensor(NAME, "block_tables", block_tables, torch.int32, (None, None))
     sequences = block_tables.shape[0]
     expect_tensor(NAME, "move_src", move_src, torch.int32, (sequences, None))

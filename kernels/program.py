@@ -15,13 +15,13 @@ from typing import Any, Protocol
 
 import torch
 
-from sdengine.errors import BackendUnavailable
+from sdengine.errors import BackendUnavailable, ConfigError
 from sdengine.kernels import backends
 from sdengine.kernels.device_memory import Memory, StagedMemory
 from sdengine.kernels.device_program import DeviceProgram, StagedProgram
 from sdengine.kernels.graph_branches import GraphBranches
 from sdengine.kernels.registry import get_op
-from sdengine.kernels.spec import expect_tensor
+from sdengine.kernels.spec import expect_one_device, expect_tensor
 
 
 class Program(Protocol):
@@ -130,6 +130,7 @@ class CpuProgram:
         spec.check(**args)
         if spec.cpu is None:
             raise BackendUnavailable(f"op '{op}' has no cpu kernel; it exists for: reference")
+        expect_one_device(op, args, "cpu")
         before = len(self._native)
         spec.cpu(self._native, **args)
         self._names += [op] * (len(self._native) - before)
@@ -153,8 +154,18 @@ class CpuProgram:
 
 
 def make_pool(num_threads: int) -> Any:
-    """A native thread pool with `num_threads` workers, the caller being one of them."""
-    return backends.load_cpu().ThreadPool(num_threads)
+    """A native thread pool with `num_threads` workers, the caller being one of them.
+
+    Raises:
+        ConfigError: the system gives no more threads.
+    """
+    native = backends.load_cpu()
+    try:
+        return native.ThreadPool(num_threads)
+    except RuntimeError as error:
+        raise ConfigError.from_parts(
+            f"{num_threads} CPU threads", str(error), "lower num_threads or raise the user's limit"
+        ) from None
 
 
 def num_threads(pool: Any) -> int:

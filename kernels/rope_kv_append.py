@@ -54,6 +54,7 @@ def check(
     expect_tensor(NAME, "positions", positions, torch.int32, (rows,))
     expect_tensor(NAME, "slots", slots, torch.int32, (rows,))
     expect_tensor(NAME, "kv_cache", kv_cache, CACHE_DTYPES, (None, 2, num_kv_heads, None, head_dim))
+    expect(NAME, kv_cache.shape[3] > 0, "kv_cache: expected blocks of a token or more, got 0")
     expect_tensor(NAME, "num_rows", num_rows, torch.int32, (1,))
     for name, norm in (("q_norm", q_norm), ("k_norm", k_norm)):
         if norm is not None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from sdengine.kernels.noise import stable_exp, stable_log
 
-GREEDY_TEMPERATURE = 1e-5
+GREEDY_TEMPERATURE = float(np.float32(1e-5))  # as kernels compare: the double is larger
 MASS_UNIT = 2.0**-44  # weights are added as integers, so that their sum has no order
 
 

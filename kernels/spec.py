@@ -9,7 +9,7 @@ vocabulary, L layers, P blocks, W mask words.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -126,3 +126,31 @@ def expect_float32(op: str, **tensors: torch.Tensor) -> None:
 def address(tensor: torch.Tensor | None) -> int:
     """Data pointer for a native launch; 0 when the argument was not given."""
     return 0 if tensor is None else tensor.data_ptr()
+
+
+def tensors_of(args: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor among the arguments of an op, structs of tensors looked into."""
+    for name, value in args.items():
+        if isinstance(value, torch.Tensor):
+            yield name, value
+        elif is_dataclass(value):
+            for part in fields(value):
+                inner = getattr(value, part.name)
+                if isinstance(inner, torch.Tensor):
+                    yield f"{name}.{part.name}", inner
+
+
+def expect_one_device(op: str, args: dict[str, Any], device_type: str) -> torch.device:
+    """Checks that all tensors lie on the same device of a type, "cpu" or "cuda", and returns it.
+
+    Raises:
+        ValueError: one does not; the message names it.
+    """
+    device: torch.device | None = None
+    for name, tensor in tensors_of(args):
+        is_near = tensor.device.type == device_type
+        expect(op, is_near, f"{name}: expected a tensor on {device_type}, got {tensor.device}")
+        device = device or tensor.device
+        expect(op, tensor.device == device, f"{name}: expected {device}, got {tensor.device}")
+    assert device is not None
+    return device

@@ -130,16 +130,20 @@ def check(
     )
     expect(
         NAME,
-        num_heads % num_kv_heads == 0 and num_heads // num_kv_heads <= QUERIES_PER_TILE,
-        f"num_heads: expected a multiple of {num_kv_heads}, at most "
+        num_heads > 0 < num_kv_heads
+        and num_heads % num_kv_heads == 0
+        and num_heads // num_kv_heads <= QUERIES_PER_TILE,
+        f"num_heads: expected a positive multiple of {num_kv_heads}, at most "
         f"{QUERIES_PER_TILE} per kv head, got {num_heads}",
     )
     width = (num_heads + 2 * num_kv_heads) * head_dim
     (rows, _) = expect_tensor(NAME, "qkv", qkv, torch.float32, (None, width)).shape
     expect_tensor(NAME, "kv_cache", kv_cache, CACHE_DTYPES, (None, 2, num_kv_heads, None, head_dim))
     block_size = kv_cache.shape[3]
-    expect(NAME, block_size % 8 == 0, f"block_size: expected a multiple of 8, got {block_size}")
+    is_whole = block_size > 0 and block_size % 8 == 0
+    expect(NAME, is_whole, f"block_size: expected a multiple of 8, got {block_size}")
     expect_tensor(NAME, "block_tables", block_tables, torch.int32, (None, None))
+    expect(NAME, block_tables.shape[1] > 0, "block_tables: expected room for a block, got none")
     expect_row_batch(NAME, "batch", batch, block_tables.shape[0])
     expect_tensor(NAME, "batch.tokens", batch.tokens, torch.int32, (rows,))
     words = batch.mask_words

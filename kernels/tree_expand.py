@@ -87,7 +87,7 @@ def check(
             it is lowered to it where a calibration table is not monotone.
         max_children: static; most children of one node.
         max_width: static; most rows of a sequence in one draft layer, the same for all layers.
-            Where more nodes deserve a forward, those of highest reach get it.
+            Where more nodes deserve a forward, those of highest min(reach, value) get it.
         block_size: static; tokens per KV block.
         candidate_tokens: [R, K] int32, distinct in a row; -1 ends a row.
         candidate_probs: [R, K] float32, best or first drawn first; <= 0 or NaN ends a row.
@@ -106,7 +106,9 @@ def check(
         stop_tokens: [B, S] int32, tokens below which nothing is drafted; -1 where unused.
         min_layer_gain: [1] float32; no next rows when the sum over them of (reach - the larger of
             smallest kept value and what a newcomer costs by `row_prices`) is below it. That sum
-            bounds what the layer can add to the expected acceptance beyond what it costs.
+            bounds what the layer can add to the expected acceptance beyond what it costs. By the
+            slot rules each node has to reach its share, min_layer_gain / num_seqs, instead: a sum
+            would let a node's drawn token decide about others, and so about itself.
         block_tables: [B, P_max] int32; must cover logical slots up to tree_starts + forwarded
             nodes. Nodes that would need a slot past P_max * block_size are not forwarded.
         num_seqs: [1] int32, live sequences.

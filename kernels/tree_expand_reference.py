@@ -212,7 +212,7 @@ def _next_rows(trees: list[list[Node]], pool_floor: np.float32, args: dict[str, 
             own_gain = F32(own_gain + F32(node.reach - cost))
         gain = F32(gain + own_gain)
         chosen.append(frontier)
-    if gain < args["min_layer_gain"].numpy()[0]:
+    if not _is_worth_running(gain, args):
         chosen = [[] for _ in chosen]
     row = 0
     rows.cu_rows[0] = 0
@@ -251,10 +251,27 @@ def _frontier(
         if n.depths == depth
         and (floor < 1 if uniform else n.reach > floor)
         and n.tokens not in stops
-        and n.reach >= cost
+        and n.reach >= max(cost, _layer_share(args))
     ]
-    widest = sorted(worthy, key=lambda n: (-n.reach, n.index))[:room]
+    widest = sorted(worthy, key=lambda n: (-_promise(n), n.index))[:room]
     return sorted(widest, key=lambda n: n.index)
+
+
+def _promise(node: Node) -> np.float32:
+    """The most that a child can be worth."""
+    return min(node.reach, node.values)
+
+
+def _is_worth_running(gain: np.float32, args: dict[str, Any]) -> bool:
+    """Whether the layer runs; by the slot rules the nodes' shares have decided."""
+    return "slot" in args["rule"] or bool(gain >= args["min_layer_gain"].numpy()[0])
+
+
+def _layer_share(args: dict[str, Any]) -> np.float32:
+    """What a node has to reach for its layer's sake: by the slot rules each by itself."""
+    if "slot" not in args["rule"]:
+        return F32(0)
+    return F32(args["min_layer_gain"].numpy()[0] / F32(int(args["num_seqs"])))
 
 
 def _selection_floor(nodes: list[Node], args: dict[str, Any]) -> np.float32:

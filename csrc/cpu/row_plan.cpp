@@ -96,9 +96,11 @@ float allowed_threshold(const float* logits, int64_t vocab_size, const float* bl
     threshold = top_p_of_candidates(gather_candidates(logits, vocab_size, block_max, threshold),
                                     scale, tables.top_p[b]);
   } else if (tables.top_p[b] < 1.0f) {
-    // Below max - 32 T a token's mass rounds to 0.
+    // Below max - 32 T a token's mass rounds to 0. That is -inf for T of 1e37 and more, as row_min
+    // is where a token is masked; no logit that has a mass is below the lowest number.
     const float weightless = scale.max - 32.0f / scale.inverse_temperature;
-    const float floor = std::max({threshold, row_min, weightless});
+    constexpr float kLowest = std::numeric_limits<float>::lowest();
+    const float floor = std::max({threshold, row_min, weightless, kLowest});
     threshold = top_p_threshold(logits, vocab_size, block_max, scale, floor, tables.top_p[b]);
   }
   if (tables.min_p[b] > 0.0f) {

@@ -84,10 +84,17 @@ ThreadPool::ThreadPool(int num_threads)
     : num_threads_(num_threads), worker_count_(num_threads), num_active_(num_threads) {
   if (num_threads < 1) throw std::invalid_argument("ThreadPool: num_threads must be at least 1");
   threads_.reserve(num_threads - 1);
-  for (int i = 1; i < num_threads; ++i) threads_.emplace_back([this, i] { worker_main(i); });
+  try {
+    for (int i = 1; i < num_threads; ++i) threads_.emplace_back([this, i] { worker_main(i); });
+  } catch (...) {  // the system has no more threads; those that run must end before their pool
+    stop();
+    throw;
+  }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::stop() {
   {
     std::lock_guard<std::mutex> lock(sleep_mutex_);
     stopping_.store(true);

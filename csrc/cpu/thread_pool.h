@@ -39,7 +39,8 @@ class Barrier {
 
 class ThreadPool {
  public:
-  // `num_threads` counts the calling thread; it must be at least 1.
+  // `num_threads` counts the calling thread; it must be at least 1. Throws std::system_error when
+  // the system gives no more threads.
   explicit ThreadPool(int num_threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -64,6 +65,7 @@ class ThreadPool {
 
  private:
   void worker_main(int index);
+  void stop();  // ends and joins the threads
   void run_with(int count, const std::function<void(Worker&)>& body);
 
   const int num_threads_;

@@ -25,18 +25,20 @@ struct RowScan {
   bool has_nan;
 };
 
-// Bins of equal width over logits [low, high], the highest logits first; the same on every machine.
+// Bins of equal width over finite logits [low, high], the highest logits first; the same on every
+// machine. Differences are taken of halves, which cannot overflow: a bin is a place in memory.
 struct LogitBins {
   static constexpr int kCount = 2048;
-  float high;
+  float half_high;
   float low;
-  float per_unit;
+  float per_half;
 
   static LogitBins over(float low, float high) {
-    const float per_unit = static_cast<float>(kCount - 1) / (high - low);
-    return {high, low, per_unit < 1e30f ? per_unit : 0.0f};
+    const float half_width = 0.5f * high - 0.5f * low;  // -0 for zeros of either sign
+    const float per_half = static_cast<float>(kCount - 1) / half_width;
+    return {0.5f * high, low, half_width > 0.0f && per_half < 1e30f ? per_half : 0.0f};
   }
-  int of(float logit) const { return static_cast<int>((high - logit) * per_unit); }
+  int of(float logit) const { return static_cast<int>((half_high - 0.5f * logit) * per_half); }
 };
 
 struct VocabPasses {

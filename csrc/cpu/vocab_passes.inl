@@ -86,8 +86,8 @@ uint64_t mass_of_row(const float* logits, int64_t begin, int64_t end, RowScale s
 
 // Lanes below bins.low get a bin that means nothing.
 SDE_INLINE IntVec bins_of(Vec z, LogitBins bins) {
-  const Vec inside = max(z, broadcast(bins.low));
-  return truncate_to_int((broadcast(bins.high) - inside) * broadcast(bins.per_unit));
+  const Vec half = max(z, broadcast(bins.low)) * broadcast(0.5f);
+  return truncate_to_int((broadcast(bins.half_high) - half) * broadcast(bins.per_half));
 }
 
 SDE_INLINE void add_to_bins(Vec z, RowScale scale, LogitBins bins, uint64_t* mass_of_bin) {

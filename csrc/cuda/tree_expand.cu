@@ -141,7 +141,7 @@ struct TrimSpace {
   SDE_HD TrimSpace(unsigned char* base, const TreeExpandArgs& args) : layout(base) {
     select = layout.take<SelectSpace>(1);
     pooled = layout.take<uint64_t>(pooled_capacity(args));
-    reach_keys = layout.take<uint64_t>(args.tree.capacity);
+    promise_keys = layout.take<uint64_t>(args.tree.capacity);
     starts = layout.take<int32_t>(args.batch_size);
     remap = layout.take<int32_t>(args.tree.capacity + 1);
     terms = layout.take<float>(args.max_width);
@@ -154,7 +154,7 @@ struct TrimSpace {
   SharedLayout layout;
   SelectSpace* select;
   uint64_t* pooled;      // keys of the batch, side by side
-  uint64_t* reach_keys;  // [T]
+  uint64_t* promise_keys;  // [T]
   int32_t* starts;       // [B], where a sequence's keys begin among them
   int32_t* remap;        // [T + 1]
   float* terms;          // [W], gains of the chosen nodes
@@ -239,17 +239,19 @@ __device__ int32_t choose_frontier(const TreeExpandArgs& args, const Block& bloc
   const int32_t room = expand::frontier_room(args, b, 0);
   if (room <= 0 || depth >= args.depth_limits[b]) return 0;
   const float own_floor = entry_floor(block, tree, num_nodes, expand::node_budget(args, b));
-  const float floor = own_floor > pool_floor ? own_floor : pool_floor;
-  const float cost = selection_floor(args, block, tree);
+  const float floor = expand::max_of(own_floor, pool_floor);
+  const float cost =
+      expand::max_of(selection_floor(args, block, tree), expand::layer_share(args));
   int32_t eligible = 0;
   for (int32_t i = 1 + block.rank(); i <= num_nodes; i += block.size()) {
     const bool is_eligible =
         tree.depths[i] == depth && expand::is_worth_forwarding(args, b, tree, i, floor, cost);
-    space.reach_keys[i - 1] = is_eligible ? rank_key(tree.reach[i], static_cast<uint32_t>(i)) : 0;
+    space.promise_keys[i - 1] =
+        is_eligible ? rank_key(expand::promise_of(tree, i), static_cast<uint32_t>(i)) : 0;
     eligible += is_eligible ? 1 : 0;
   }
   eligible = block.sum(eligible);
-  const uint64_t* keys = space.reach_keys;
+  const uint64_t* keys = space.promise_keys;
   const uint64_t cut = eligible > room ? kth_largest_key(
                                              block, [=](int32_t i) { return keys[i]; }, num_nodes,
                                              room, space.select)
@@ -262,7 +264,7 @@ __device__ int32_t choose_frontier(const TreeExpandArgs& args, const Block& bloc
     const RunningSum sum = block.count_flags(is_chosen);
     if (is_chosen) {
       chosen[count + sum.before] = i;
-      space.terms[count + sum.before] = tree.reach[i] - (cost > floor ? cost : floor);
+      space.terms[count + sum.before] = tree.reach[i] - expand::max_of(cost, floor);
     }
     count += sum.total;
   }
@@ -324,7 +326,7 @@ __global__ void emit_kernel(TreeExpandArgs args) {
   earlier = block.sum(earlier);
   float gain = 0.0f;
   for (int32_t i = 0; i < num_seqs; ++i) gain += space.gains[i];
-  const bool promises_enough = !(gain < *args.min_layer_gain);
+  const bool promises_enough = expand::is_worth_running(args, gain);
 
   const int32_t first = promises_enough ? earlier : 0;
   const int32_t count = promises_enough ? scratch.num_chosen[b] : 0;

@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from sdengine.kernels.cuda_library import expect_one_device
+from sdengine.kernels.spec import expect_one_device
 from sdengine.kernels.triton.assembler import use_sound_assembler
 
 MIN_ROWS = 16  # the narrowest product to which Triton 3.6 gives the instruction of wider ones
@@ -112,7 +112,9 @@ def device_of(op: str, args: dict[str, Any]) -> AbstractContextManager[Any]:
     Raises:
         ValueError: They do not lie on one CUDA device; the message names one that does not.
     """
-    return nullcontext() if is_interpreted() else torch.cuda.device(expect_one_device(op, args))
+    if is_interpreted():
+        return nullcontext()
+    return torch.cuda.device(expect_one_device(op, args, "cuda"))
 
 
 def run_op(op: str, args: dict[str, Any]) -> None:

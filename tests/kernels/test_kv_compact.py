@@ -89,3 +89,7 @@ def test_names_the_wrong_argument() -> None:
         ValueError, match=r"kv_compact: num_moves: expected torch.int32, got torch.int64"
     ):
         run(args)
+    args = make_args([[3]], [2], torch.float32, 8, 16)
+    args["kv_cache"] = args["kv_cache"][:, :, :, :, :0].contiguous()
+    with pytest.raises(ValueError, match=r"kv_cache: expected blocks of a token or more"):
+        run(args)

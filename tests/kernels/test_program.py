@@ -95,3 +95,15 @@ def test_an_open_block_is_not_replayed() -> None:
     native.replay(load_cpu().ThreadPool(1))
     with pytest.raises(RuntimeError, match="end_if without begin_if"):
         native.end_if()
+
+
+def test_a_native_program_takes_tensors_of_the_cpu_only() -> None:
+    """A pointer of another device is none of the CPU's: it would end the process."""
+    args = {
+        "tokens": torch.zeros(1, dtype=torch.int32),
+        "weight": torch.empty(4, 8, device="meta"),
+        "out": torch.empty(1, 8),
+        "num_rows": count(1),
+    }
+    with pytest.raises(ValueError, match="embed: weight: expected a tensor on cpu, got meta"):
+        make_program("cpu", make_pool(1)).launch("embed", **args)

@@ -151,3 +151,7 @@ def test_names_the_wrong_argument() -> None:
     args["cos_sin"] = torch.zeros(4, 2, 40)
     with pytest.raises(ValueError, match=r"cos_sin: expected D_rot <= 64, got 80"):
         run(args)
+    args = make_args()
+    args["kv_cache"] = args["kv_cache"][:, :, :, :0].contiguous()
+    with pytest.raises(ValueError, match=r"kv_cache: expected blocks of a token or more"):
+        run(args)

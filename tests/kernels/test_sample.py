@@ -62,3 +62,28 @@ def test_tokens_equal_the_reference(vocab: int, temperature: float, pools: list[
             args = sampling_args(logits, temperature, top_k, top_p, min_p, seed=-(2**40) - 3)
             expected = tokens("reference", args)
             assert [tokens("cpu", args, pool) for pool in pools] == [expected, expected]
+
+
+@pytest.mark.parametrize("temperature", [1e-5, 1e30, 1e37, 1.1e37, 1e38, 3.4e38])
+@pytest.mark.parametrize("top_k", [0, 1500])
+def test_temperatures_whose_range_of_logits_overflows(
+    temperature: float, top_k: int, pools: list[Any]
+) -> None:
+    """A bin of top-p was a place outside the table: some token is masked, and 32 T is infinite."""
+    logits = torch.randn(4, 2048, generator=torch.Generator().manual_seed(3))
+    logits[1:, 7] = -INF
+    logits[2, :1000] *= 1e37
+    logits[3, :5] = torch.tensor([3.4e38, -3.4e38, 0.0, 1e38, -1e38])
+    args = sampling_args(logits, temperature, top_k, 0.9)
+    expected = tokens("reference", args)
+    assert [tokens("cpu", args, pool) for pool in pools] == [expected, expected]
+
+
+def test_zeros_of_either_sign_are_one_logit(pools: list[Any]) -> None:
+    """Their range is -0, which divides to minus infinity."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.where(torch.rand(64, 129, generator=generator) > 0.5, 0.0, -0.0)
+    args = sampling_args(logits, 1.0, 0, 0.5)
+    drawn = [tokens("cpu", args, pool) for pool in pools]
+    assert drawn[0] == drawn[1] == tokens("reference", args)
+    assert len(set(drawn[0])) > 8

@@ -316,3 +316,10 @@ def test_names_the_wrong_argument() -> None:
         run({**args, "kv_cache": torch.zeros(2, 2, 2, 12, 64)})
     with pytest.raises(ValueError, match=r"tree_attention: head_dim: expected a multiple of 8"):
         run({**args, "head_dim": 20})
+    for heads in ({"num_heads": 0}, {"num_kv_heads": 0}):
+        with pytest.raises(ValueError, match=r"tree_attention: num_heads: expected a positive"):
+            run({**args, **heads})
+    with pytest.raises(ValueError, match=r"tree_attention: block_size: .* got 0"):
+        run({**args, "kv_cache": torch.zeros(2, 2, args["num_kv_heads"], 0, 64)})
+    with pytest.raises(ValueError, match=r"tree_attention: block_tables: expected room"):
+        run({**args, "block_tables": args["block_tables"][:, :0].contiguous()})

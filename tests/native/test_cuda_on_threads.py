@@ -248,5 +248,5 @@ def test_unloadable_libraries_say_why(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("op", CUDA_OPS)
 def test_tensors_have_to_be_on_the_gpu(op: str) -> None:
-    with pytest.raises(ValueError, match=f"{op}: .*: expected a tensor on a CUDA device, got cpu"):
+    with pytest.raises(ValueError, match=f"{op}: .*: expected a tensor on cuda, got cpu"):
         get_op(op).backends["cuda"](**next(small_cases(op)))

@@ -6,6 +6,13 @@
 // earlier siblings, and after the last layer it is the tree that a best-first heap would have grown
 // one node at a time. A node is worth a draft forward only if a child could still enter: a child's
 // value is at most its parent's reach, and it loses ties against every node kept before it.
+//
+// By the slot rules (children are drawn, then tested by rejection) whether a node is kept must not
+// depend on which token was drawn for it, or the output no longer has the target's law. What a node
+// drew may decide about its own children only, which are worth no more than it is: so each node has
+// to be worth a share of its layer by itself (a sum over the layer lets a lucky draw bring in other
+// nodes' children, which may be worth more than it), and of too many the widest are chosen by what
+// their children can be worth, which the luck of a draw does not raise above the node's own value.
 #pragma once
 
 #include <cstdint>
@@ -95,6 +102,21 @@ SDE_HD inline bool is_worth_forwarding(const TreeExpandArgs& args, int64_t b, Dr
   return can_enter && tree.reach[node] >= cost && !is_stop_token(args, b, tree.tokens[node]);
 }
 
+// What a node has to reach for its layer's sake.
+SDE_HD inline float layer_share(const TreeExpandArgs& args) {
+  return is_slot_rule(args.rule) ? *args.min_layer_gain / static_cast<float>(*args.num_seqs) : 0.0f;
+}
+
+// The most that a child can be worth.
+SDE_HD inline float promise_of(DraftTreeView tree, int32_t node) {
+  return min_of(tree.reach[node], tree.values[node]);
+}
+
+// Whether the layer runs; by the slot rules the nodes' shares have decided.
+SDE_HD inline bool is_worth_running(const TreeExpandArgs& args, float gain) {
+  return is_slot_rule(args.rule) || !(gain < *args.min_layer_gain);
+}
+
 // Writes the nodes to forward next at rows.row_node[first...] in creation order; returns how many.
 SDE_HD inline int32_t choose_frontier(const TreeExpandArgs& args, int64_t b, float pool_floor,
                                       int32_t first, float* gain) {
@@ -103,22 +125,22 @@ SDE_HD inline int32_t choose_frontier(const TreeExpandArgs& args, int64_t b, flo
   const int32_t room = frontier_room(args, b, first);
   if (room <= 0 || depth >= args.depth_limits[b]) return 0;
   const float own_floor = entry_floor(tree, node_budget(args, b));
-  const float floor = own_floor > pool_floor ? own_floor : pool_floor;
-  const float cost = selection_floor(args, tree);
+  const float floor = max_of(own_floor, pool_floor);
+  const float cost = max_of(selection_floor(args, tree), layer_share(args));
   int32_t begin = *tree.num_nodes + 1;
   while (tree.depths[begin - 1] == depth) --begin;
   int32_t eligible = 0;
   for (int32_t i = begin; i <= *tree.num_nodes; ++i) {
     if (is_worth_forwarding(args, b, tree, i, floor, cost))
-      args.keys[eligible++] = rank_key(tree.reach[i], i);
+      args.keys[eligible++] = rank_key(promise_of(tree, i), i);
   }
   const uint64_t cut = eligible > room ? nth_largest(args.keys, eligible, room) : 0;
   int32_t count = 0;
   for (int32_t i = begin; i <= *tree.num_nodes && count < min_of(eligible, room); ++i) {
-    if (rank_key(tree.reach[i], i) < cut) continue;
+    if (rank_key(promise_of(tree, i), i) < cut) continue;
     if (!is_worth_forwarding(args, b, tree, i, floor, cost)) continue;
     args.rows.row_node[first + count++] = i;
-    *gain += tree.reach[i] - (cost > floor ? cost : floor);
+    *gain += tree.reach[i] - max_of(cost, floor);
   }
   return count;
 }
@@ -171,7 +193,7 @@ SDE_HD inline void next_rows(const TreeExpandArgs& args, float pool_floor) {
     gain += own_gain;
     rows.tree_starts[b] = args.tree_starts[b];
   }
-  if (gain < *args.min_layer_gain) {
+  if (!is_worth_running(args, gain)) {
     for (int32_t b = 0; b < num_seqs; ++b) rows.cu_rows[b + 1] = 0;
   }
   for (int32_t b = 0; b < num_seqs; ++b) emit_rows(args, b);

@@ -78,6 +78,7 @@ struct NodeOrder {
 
 SDE_HD inline int32_t min_of(int32_t a, int32_t b) { return a < b ? a : b; }
 SDE_HD inline float min_of(float a, float b) { return a < b ? a : b; }
+SDE_HD inline float max_of(float a, float b) { return a > b ? a : b; }
 
 SDE_HD inline bool is_slot_rule(ExpandRule rule) {
   return rule == ExpandRule::kSlot || rule == ExpandRule::kUniformSlot;

@@ -14,11 +14,11 @@ from sdengine.core.config import SpeculationConfig
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.engine import Engine
 from sdengine.kernels import device_program
-from sdengine.kernels.cuda_library import tensors_of
 from sdengine.kernels.dense_weight import DenseWeight
 from sdengine.kernels.device_memory import StagedMemory
 from sdengine.kernels.device_program import StagedProgram
 from sdengine.kernels.registry import OP_NAMES
+from sdengine.kernels.spec import tensors_of
 from sdengine.runner import iteration
 from sdengine.runner.iteration import row_bucket
 from sdengine.runner.runner import Runner
