@@ -42,7 +42,8 @@ class Program {
   }
 
   // Launches from here to the matching end_if run only if *count > 0 when the replay gets here.
-  // The first of them must not write `count`: workers read it without a barrier of its own.
+  // Neither the first of them nor the one after end_if may write `count`: workers read it without a
+  // barrier of its own, and a skipped block has none.
   void begin_if(const int32_t* count);
   void end_if();
 

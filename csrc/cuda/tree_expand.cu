@@ -19,9 +19,14 @@ namespace {
 constexpr int32_t kExpandThreads = 128;
 constexpr int64_t kMaxPooledKeys = 4096;  // of the batch, held in shared memory; more are read anew
 
+// Most children of a node: a proposal may hold more candidates than are taken of it.
+SDE_HD int32_t most_children(const TreeExpandArgs& args) {
+  return expand::min_of(args.max_children, args.num_candidates);
+}
+
 struct GrowSpace {
   SDE_HD GrowSpace(unsigned char* base, const TreeExpandArgs& args) : layout(base) {
-    const int64_t slots = int64_t{args.max_width} * args.num_candidates;
+    const int64_t slots = int64_t{args.max_width} * most_children(args);
     select = layout.take<SelectSpace>(1);
     keys = layout.take<uint64_t>(args.tree.capacity + slots);
     candidates = layout.take<Candidate>(slots);
@@ -31,8 +36,8 @@ struct GrowSpace {
   }
   SharedLayout layout;
   SelectSpace* select;
-  uint64_t* keys;         // [T + W K]
-  Candidate* candidates;  // [W, K]
+  uint64_t* keys;         // [T + W C], C most_children
+  Candidate* candidates;  // [W, C]
   int32_t* counts;        // [W], candidates of a row
   int32_t* remap;         // [T + 1]
   uint32_t* words;
@@ -43,22 +48,21 @@ __device__ int32_t propose_layer(const TreeExpandArgs& args, const Block& block,
                                  const DraftTreeView& tree, int32_t num_rows, int32_t budget,
                                  const GrowSpace& space) {
   const float floor = entry_floor(block, tree, *tree.num_nodes, budget);
-  const int32_t limit =
-      expand::min_of(expand::min_of(args.max_children, args.num_candidates), budget);
+  const int32_t limit = expand::min_of(most_children(args), budget);
   int32_t proposed = 0;
   for (int32_t r = block.rank(); r < num_rows; r += block.size()) {
     const int32_t row = args.cu_rows[b] + r;
     const int32_t node = args.frontier_nodes ? args.frontier_nodes[row] : 0;
     tree.proposal_rows[node] = args.proposal_offset + row;
     space.counts[r] = expand::propose_children(args, b, tree, node, row, limit, floor,
-                                               space.candidates + r * args.num_candidates);
+                                               space.candidates + r * most_children(args));
     proposed += space.counts[r];
   }
   return block.sum(proposed);
 }
 
 __device__ bool is_candidate(const TreeExpandArgs& args, const GrowSpace& space, int32_t at) {
-  return at % args.num_candidates < space.counts[at / args.num_candidates];
+  return at % most_children(args) < space.counts[at / most_children(args)];
 }
 
 // Key of a candidate. Its place among all that there could be orders like its place among those
@@ -111,7 +115,7 @@ __device__ int32_t merge_layer(const TreeExpandArgs& args, const Block& block, i
   const int32_t num_rows = expand::min_of(args.cu_rows[b + 1] - args.cu_rows[b], args.max_width);
   const int32_t proposed = propose_layer(args, block, b, tree, num_rows, budget, space);
   if (proposed == 0) return held;
-  const int32_t slots = num_rows * args.num_candidates;
+  const int32_t slots = num_rows * most_children(args);
   if (held + proposed <= budget)
     return append_candidates(args, block, tree, held, held, slots, 0, space);
   const uint64_t cut = layer_cut(args, block, tree, held, slots, budget, space);
@@ -153,11 +157,11 @@ struct TrimSpace {
   }
   SharedLayout layout;
   SelectSpace* select;
-  uint64_t* pooled;      // keys of the batch, side by side
+  uint64_t* pooled;        // keys of the batch, side by side
   uint64_t* promise_keys;  // [T]
-  int32_t* starts;       // [B], where a sequence's keys begin among them
-  int32_t* remap;        // [T + 1]
-  float* terms;          // [W], gains of the chosen nodes
+  int32_t* starts;         // [B], where a sequence's keys begin among them
+  int32_t* remap;          // [T + 1]
+  float* terms;            // [W], gains of the chosen nodes
   uint32_t* words;
 };
 
@@ -240,8 +244,7 @@ __device__ int32_t choose_frontier(const TreeExpandArgs& args, const Block& bloc
   if (room <= 0 || depth >= args.depth_limits[b]) return 0;
   const float own_floor = entry_floor(block, tree, num_nodes, expand::node_budget(args, b));
   const float floor = expand::max_of(own_floor, pool_floor);
-  const float cost =
-      expand::max_of(selection_floor(args, block, tree), expand::layer_share(args));
+  const float cost = expand::max_of(selection_floor(args, block, tree), expand::layer_share(args));
   int32_t eligible = 0;
   for (int32_t i = 1 + block.rank(); i <= num_nodes; i += block.size()) {
     const bool is_eligible =
