@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import exp, log
-from statistics import fmean, median
+from statistics import fmean, harmonic_mean, median
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -182,9 +182,8 @@ def predict(
     """Speed of one budget.
 
     Args:
-        samplers: trees of at least that size, of each batch; the speed-up is the median of theirs,
-            as what is measured is: by the mean over all steps it would be some 6% less, because a
-            batch that accepts little takes more of them.
+        samplers: trees of at least that size, of each batch; the speed-up is of all batches
+            together, as what is measured is, so that one that accepts little weighs more.
         costs: how costs run between rungs.
         rungs: measured steps, budgets ascending.
         budget: nodes per sequence.
@@ -196,7 +195,7 @@ def predict(
     plain_steps = step_cost(samplers, costs, rungs, batch_size)(float(budget), layers)
     between = [rung.plain_steps for rung in _neighbours(rungs, budget)]  # the model is noisy, too
     plain_steps = min(max(plain_steps, min(between)), max(between))
-    rate = median(tokens_per_step(s.tokens(budget), num_tokens) for s in samplers)
+    rate = harmonic_mean([tokens_per_step(s.tokens(budget), num_tokens) for s in samplers])
     tokens = float(np.concatenate([s.tokens(budget) for s in samplers]).mean())
     return Prediction(budget, tokens, layers, plain_steps, rate / plain_steps)
 
