@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count
 
+from sdengine.async_engine.options import CallOptions, checked_timeout
 from sdengine.async_engine.stream import Outbox, RequestStream
 from sdengine.async_engine.thread import EngineThread, StepTotals
 from sdengine.core.argument import check_int
@@ -62,12 +63,13 @@ class AsyncEngine:
     """An engine for coroutines.
 
     Args:
-        engine: belongs to this object from now on. Its constants (config, tokenizer,
+        engine: belongs to this object until that has ended. Its constants (config, tokenizer,
             default_params, max_model_len) may be read; everything else is its thread's.
         max_requests: most unfinished requests inside the engine; `submit` waits for a place.
 
     Raises:
-        ConfigError: max_requests is not positive, or the engine is already in use.
+        ConfigError: max_requests is not positive, or the engine is already in use: it has requests,
+            or another AsyncEngine that has not ended.
 
     An object that is no longer needed is ended by `drain` or `close`, or by `async with`, which
     drains; otherwise it ends with the process.
@@ -75,15 +77,13 @@ class AsyncEngine:
 
     def __init__(self, engine: Engine, *, max_requests: int = 256) -> None:
         max_requests = check_int(ConfigError, "max_requests", max_requests, 1)
-        if engine.has_unfinished_requests():
-            raise ConfigError.from_parts("an engine without requests", "one that is in use")
         self.engine = engine
         self._thread = EngineThread(engine, max_requests)
         self._tokenizers = ThreadPoolExecutor(NUM_TOKENIZER_THREADS, "sdengine-tokenizer")
-        self._ids = count()
+        self._ids = map("async-{}".format, count())
         self._outbox: Outbox | None = None
-        self._finalizer = weakref.finalize(self, self._thread.join)
         self._thread.start()
+        self._finalizer = weakref.finalize(self, self._thread.join)
 
     async def __aenter__(self) -> AsyncEngine:
         return self
@@ -106,25 +106,28 @@ class AsyncEngine:
         Args:
             prompt: text, or token ids.
             params: how to sample; None takes the checkpoint's generation defaults.
-            request_id: unique among the unfinished requests; None makes one up.
+            request_id: unique among the unfinished requests; None makes up one that is.
             may_wait: wait for a place when the engine is full, first come, first served.
-            timeout_s: from now on; a request that takes longer is ended with RequestTimeout.
+            timeout_s: from now on, not negative; a request that takes longer is ended with
+                RequestTimeout.
             wants_trees: keep the token tree of the newest step in the stream's `step_tree`.
 
         Returns:
             Its outputs. Close it, best with `async with`: an abandoned request runs to its end.
 
         Raises:
-            RequestError: as `Engine.add_request`.
+            RequestError: as `Engine.add_request`, or another argument is unusable.
             EngineBusy: the engine is full and may_wait is False.
             EngineStopped, EngineFailed: it takes no requests any more.
             RequestTimeout: it found no place in time.
         """
+        call = CallOptions(request_id, may_wait, timeout_s, wants_trees)
+        self._thread.require_open()  # before a long text is encoded in vain
         text = prompt if isinstance(prompt, str) else None
         token_ids = await self.encode(prompt) if isinstance(prompt, str) else prompt
-        stream = self._open(token_ids, params, request_id, text, wants_trees)
+        stream = self._open(token_ids, params, call, text)
         admission = stream.expect_admission()
-        self._queue(stream, may_wait, timeout_s)
+        self._thread.submit(stream, may_wait)
         try:
             await admission
         except BaseException:
@@ -146,28 +149,31 @@ class AsyncEngine:
 
         Args:
             token_ids, params, request_id, may_wait, timeout_s: as `submit`.
+
+        Raises:
+            RequestError: request_id, may_wait or timeout_s is of no use to any engine.
         """
-        stream = self._open(token_ids, params, request_id)
-        self._queue(stream, may_wait, timeout_s)
+        stream = self._open(token_ids, params, CallOptions(request_id, may_wait, timeout_s))
+        self._thread.submit(stream, may_wait)
         return stream
 
     def _open(
         self,
         token_ids: SequenceOf[int],
         params: SamplingParams | None,
-        request_id: str | None,
+        call: CallOptions,
         text: str | None = None,
-        wants_trees: bool = False,
     ) -> RequestStream:
-        if request_id is None:
-            request_id = f"async-{next(self._ids)}"
-        outbox = self._current_outbox()
-        return RequestStream(request_id, text, token_ids, params, outbox, self._cancel, wants_trees)
-
-    def _queue(self, stream: RequestStream, may_wait: bool, timeout_s: float | None) -> None:
-        if timeout_s is not None:
-            stream.expire_after(timeout_s)
-        self._thread.submit(stream, may_wait)
+        request_id = next(self._ids) if call.request_id is None else call.request_id
+        outbox, cancel = self._current_outbox(), self._cancel
+        stream = RequestStream(
+            request_id, text, token_ids, params, outbox, cancel, call.wants_trees
+        )
+        if call.request_id is None:
+            stream.spare_ids = self._ids
+        if call.timeout_s is not None:
+            stream.expire_after(call.timeout_s)
+        return stream
 
     async def generate(
         self,
@@ -202,6 +208,7 @@ class AsyncEngine:
 
         Raises:
             RequestError: the checkpoint has no tokenizer, or the text is not valid Unicode.
+            EngineStopped, EngineFailed: the text is long, and the threads for it have ended.
         """
         tokenizer = self.engine.tokenizer
         if tokenizer is None:
@@ -211,7 +218,11 @@ class AsyncEngine:
         if len(text) <= SHORT_TEXT:
             return tokenizer.encode(text, add_special_tokens=add_special_tokens)
         encode = partial(tokenizer.encode, text, add_special_tokens=add_special_tokens)
-        return await asyncio.get_running_loop().run_in_executor(self._tokenizers, encode)
+        try:
+            encoded = asyncio.get_running_loop().run_in_executor(self._tokenizers, encode)
+        except RuntimeError:  # shut down by `close`
+            raise self._thread.reason() from None
+        return await encoded
 
     async def drain(self, timeout_s: float | None = None) -> bool:
         """Takes no more requests, finishes the others and ends the thread.
@@ -221,7 +232,11 @@ class AsyncEngine:
 
         Returns:
             Whether all were finished.
+
+        Raises:
+            ConfigError: timeout_s is no finite number >= 0; nothing has begun.
         """
+        timeout_s = checked_timeout(ConfigError, timeout_s)
         self._thread.drain()
         ended = asyncio.wrap_future(self._thread.ended)
         done, _ = await asyncio.wait([ended], timeout=timeout_s)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
 from time import thread_time
@@ -37,7 +37,7 @@ class RequestStream:
     Belongs to the event loop it was made in.
 
     Args:
-        request_id: its name in the engine.
+        request_id: its name in the engine; one that was made up is final with the admission.
         prompt: its text, for the outputs; None when it came as token ids.
         token_ids: what the engine is to continue.
         params: how to sample; None takes the checkpoint's defaults.
@@ -62,6 +62,8 @@ class RequestStream:
         self.admission: asyncio.Future[None] | None = None
         self.step_tree: StepTree | None = None
         self.is_silent = True  # whether the engine has made no output yet
+        self.is_inside = False  # whether the engine has the request; the thread's own
+        self.spare_ids: Iterator[str] | None = None  # when its id was made up and may be another
         self.wants_trees = wants_trees
         self.token_ids = token_ids
         self.params = params
@@ -125,7 +127,11 @@ class RequestStream:
         self._take = take
 
     def expire_after(self, timeout_s: float) -> None:
-        """Ends the request with RequestTimeout unless it is finished within so many seconds."""
+        """Ends the request with RequestTimeout unless it is finished within so many seconds.
+
+        Args:
+            timeout_s: a finite number; has been checked.
+        """
         error = RequestTimeout.from_parts(
             f"a request to be finished within {timeout_s:g} s", "one that was not"
         )

@@ -13,7 +13,13 @@ from typing import Any
 
 from sdengine.async_engine.stream import Delivery, Outbox, RequestStream
 from sdengine.engine import Engine
-from sdengine.errors import EngineBusy, EngineFailed, EngineStopped, SdengineError
+from sdengine.errors import (
+    ConfigError,
+    EngineBusy,
+    EngineFailed,
+    EngineStopped,
+    SdengineError,
+)
 
 __all__ = ["EngineThread", "StepTotals"]
 
@@ -62,8 +68,26 @@ class EngineThread:
         self._thread = threading.Thread(target=self._run, name="sdengine", daemon=True)
 
     def start(self) -> None:
-        """Starts the thread."""
-        self._thread.start()
+        """Takes the engine, which is given back at the thread's end, and starts the thread.
+
+        Raises:
+            ConfigError: the engine is in use.
+        """
+        claim(self.engine)
+        try:
+            self._thread.start()
+        except BaseException:  # no more threads are to be had
+            self.engine.ownership.release()
+            raise
+
+    def require_open(self) -> None:
+        """Raises when requests are no longer taken, as far as is known now.
+
+        Raises:
+            EngineStopped, EngineFailed: they are not.
+        """
+        if self.is_draining:
+            raise self.reason()
 
     def submit(self, stream: RequestStream, may_wait: bool) -> None:
         """Asks for a place; the stream learns what came of it."""
@@ -104,9 +128,10 @@ class EngineThread:
         except BaseException as error:
             self.failure = error
         for stream in (*self.streams.values(), *self.line):
-            self._tell(stream, stream.end, self._reason())
+            self._tell(stream, stream.end, self.reason())
             self._release(stream)
         self.line.clear()
+        self.engine.ownership.release()  # nothing below touches it: no stream is inside
         with self._lock:
             self.is_draining = True
             self.ended.set_result(None)
@@ -140,6 +165,7 @@ class EngineThread:
                 tree = self.engine.step_tree(output.request_id, output.outputs[0].index)
             if output.finished:
                 del self.streams[output.request_id]
+                stream.is_inside = False
             if output.finished or stream.is_silent:
                 stream.is_silent = False
                 urgent.append(stream)
@@ -173,7 +199,7 @@ class EngineThread:
 
     def _submit(self, stream: RequestStream, may_wait: bool) -> None:
         if self.is_draining:
-            self._tell(stream, stream.end, self._reason())
+            self._tell(stream, stream.end, self.reason())
         elif len(self.streams) < self.max_requests and not self.line:
             self._admit(stream)
         elif may_wait:
@@ -190,13 +216,20 @@ class EngineThread:
 
     def _admit(self, stream: RequestStream) -> None:
         try:
+            self._settle_id(stream)
             self.engine.add_request(stream.request_id, stream.token_ids, stream.params)
         except Exception as error:  # this request's own fault: the others go on
             self._tell(stream, stream.end, error)
             return
         self.streams[stream.request_id] = stream
+        stream.is_inside = True
         if stream.admission is not None:
             self._tell(stream, stream.admit)
+
+    def _settle_id(self, stream: RequestStream) -> None:
+        """Renames a request whose id was made up and has meanwhile been given by a caller."""
+        while stream.spare_ids is not None and self.engine.has_request(stream.request_id):
+            stream.request_id = next(stream.spare_ids)
 
     def _remove(self, stream: RequestStream) -> None:
         if stream in self.line:
@@ -207,13 +240,16 @@ class EngineThread:
                 self._admit_next()
 
     def _release(self, stream: RequestStream) -> None:
-        """Takes a request out of the engine; a failed engine is left alone."""
-        if self.streams.get(stream.request_id) is stream:
+        """Takes a request out of the engine; a failed engine is left alone. The id of a request
+        that is not inside says nothing: it may be another's, or be refused and of any type."""
+        if stream.is_inside:
             del self.streams[stream.request_id]
+            stream.is_inside = False
             if self.failure is None:
                 self.engine.abort_request(stream.request_id)
 
-    def _reason(self) -> SdengineError:
+    def reason(self) -> SdengineError:
+        """Why requests are not taken, or are ended."""
         if self.failure is None:
             return EngineStopped.from_parts("a running engine", "one that is shutting down")
         what = f"{type(self.failure).__name__}: {self.failure}"
@@ -227,3 +263,21 @@ class EngineThread:
         except RuntimeError:  # as in _step
             if what == stream.admit:
                 self._release(stream)
+
+
+def claim(engine: Engine) -> None:
+    """Takes an engine for one thread, until `engine.ownership` is released.
+
+    Raises:
+        ConfigError: it has requests, or is another thread's.
+    """
+    is_free = engine.ownership.acquire(blocking=False)
+    if is_free and engine.has_unfinished_requests():
+        engine.ownership.release()
+        is_free = False
+    if not is_free:
+        raise ConfigError.from_parts(
+            "an engine without requests and without another AsyncEngine",
+            "one that is in use",
+            "drain or close the other one, or make an engine of its own",
+        )

@@ -6,17 +6,24 @@ Cached blocks count as free and are evicted oldest first.
 
 The draft model's cache has the same blocks, and may be behind: a draft whose trees do not pay reads
 no prompts. So a block is marked once the draft's half of it is filled, too.
+
+A block's key is a digest (BLAKE2b) of its tokens and of the key of the block in front of it, so it
+stands for the whole prefix. Python's own hash will not do: it has no salt and is easily inverted,
+and a prompt made to collide would be continued from another's keys and values.
 """
 
 from __future__ import annotations
 
+import secrets
+from array import array
 from collections import OrderedDict
 from collections.abc import Sequence as SequenceOf
+from hashlib import blake2b
 
 from sdengine.errors import CacheFull, ConfigError
 
-BlockKey = tuple[int, tuple[int, ...]]
-ROOT_KEY = 0
+KEY_BYTES = 32
+"""Equal keys mean equal prefixes: two with one key would be a collision of BLAKE2b-256."""
 
 
 class BlockPool:
@@ -45,8 +52,9 @@ class BlockPool:
         self._references = [0] * num_blocks
         self._is_drafted = [False] * num_blocks
         self._cached: OrderedDict[int, None] = OrderedDict()
-        self._block_of: dict[BlockKey, int] = {}
-        self._key_of: dict[int, BlockKey] = {}
+        self._root = secrets.token_bytes(KEY_BYTES)  # nobody can compute keys outside of the pool
+        self._block_of: dict[bytes, int] = {}
+        self._key_of: dict[int, bytes] = {}
 
     @property
     def num_free(self) -> int:
@@ -85,33 +93,33 @@ class BlockPool:
         if not self._enable_prefix_caching:
             return []
         blocks = []
-        key = ROOT_KEY
-        for start in range(
-            0, (len(token_ids) - 1) // self.block_size * self.block_size, self.block_size
-        ):
-            content = (key, tuple(token_ids[start : start + self.block_size]))
-            block = self._block_of.get(content)
+        key = self._root
+        for i in range((len(token_ids) - 1) // self.block_size):
+            key = self._next_key(key, token_ids, i)
+            block = self._block_of.get(key)
             if block is None:
                 break
             self._cached.pop(block, None)
             self._references[block] += 1
             blocks.append(block)
-            key = hash(content)
         return blocks
 
     def publish(
         self, token_ids: SequenceOf[int], blocks: SequenceOf[int], first: int, last: int
     ) -> None:
-        """Makes full blocks [first, last) of a sequence findable by later requests."""
+        """Makes full blocks [first, last) of a sequence findable by later requests.
+
+        The sequence has a reference to each of `blocks`; those before `first` were published, or
+        taken by `match_prefix`, for the same tokens.
+        """
         if not self._enable_prefix_caching or first >= last:
             return
-        key = ROOT_KEY if first == 0 else self._chain_key(token_ids, first)
+        key = self._key_before(token_ids, blocks, first)
         for i in range(first, last):
-            content = (key, tuple(token_ids[i * self.block_size : (i + 1) * self.block_size]))
-            key = hash(content)
-            if content not in self._block_of and blocks[i] not in self._key_of:
-                self._block_of[content] = blocks[i]
-                self._key_of[blocks[i]] = content
+            key = self._next_key(key, token_ids, i)
+            if key not in self._block_of and blocks[i] not in self._key_of:
+                self._block_of[key] = blocks[i]
+                self._key_of[blocks[i]] = key
 
     def mark_drafted(self, blocks: SequenceOf[int]) -> None:
         """Notes that the draft's keys and values of these blocks are there."""
@@ -122,10 +130,19 @@ class BlockPool:
         """How many of the leading blocks the draft has computed."""
         return next((i for i, b in enumerate(blocks) if not self._is_drafted[b]), len(blocks))
 
-    def _chain_key(self, token_ids: SequenceOf[int], count: int) -> int:
-        key = ROOT_KEY
-        for start in range(0, count * self.block_size, self.block_size):
-            key = hash((key, tuple(token_ids[start : start + self.block_size])))
+    def _next_key(self, key: bytes, token_ids: SequenceOf[int], i: int) -> bytes:
+        """Key of block `i` behind a block of that key."""
+        start = i * self.block_size
+        tokens = array("i", token_ids[start : start + self.block_size])
+        return blake2b(key + tokens.tobytes(), digest_size=KEY_BYTES).digest()
+
+    def _key_before(self, token_ids: SequenceOf[int], blocks: SequenceOf[int], first: int) -> bytes:
+        """Key of the block in front of block `first`, computed from the nearest block that is known
+        by its key: one whose content another block had before is not."""
+        begin = next((i for i in range(first, 0, -1) if blocks[i - 1] in self._key_of), 0)
+        key = self._key_of[blocks[begin - 1]] if begin else self._root
+        for i in range(begin, first):
+            key = self._next_key(key, token_ids, i)
         return key
 
     def _take(self) -> int:

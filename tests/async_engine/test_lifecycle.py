@@ -7,15 +7,17 @@ import gc
 import subprocess
 import sys
 import threading
+from contextlib import closing
 
 import pytest
 
 from sdengine.async_engine import AsyncEngine
+from sdengine.async_engine.engine import SHORT_TEXT
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.errors import ConfigError, EngineBusy, EngineFailed, EngineStopped
 from tests.async_engine.conftest import Turnstile
 from tests.async_engine.test_requests import LONG, last_output, params_for
-from tests.engine.conftest import MakeEngine
+from tests.engine.conftest import MakeEngine, text_checkpoint
 
 SHORT = SamplingParams(max_tokens=2, temperature=0, ignore_eos=True)
 
@@ -179,6 +181,54 @@ def test_an_engine_in_use_or_without_room_is_refused(make_engine: MakeEngine) ->
     with pytest.raises(ConfigError, match="in use"):
         AsyncEngine(engine)
     engine.abort_request("mine")
+
+
+@pytest.mark.parametrize("end", ["drain", "close"])
+@pytest.mark.parametrize("length", [8, 4 * SHORT_TEXT])
+def test_text_after_the_end_is_refused_as_token_ids_are(
+    make_engine: MakeEngine, end: str, length: int
+) -> None:
+    async def main() -> None:
+        engine = AsyncEngine(make_engine(text_checkpoint()))
+        if end == "drain":
+            await engine.drain()
+        else:
+            engine.close()
+        with pytest.raises(EngineStopped, match="shutting down"):
+            await engine.submit("x" * length, SHORT)
+        with pytest.raises(EngineStopped, match="shutting down"):
+            async for _ in engine.generate("x" * length, SHORT):
+                pass
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_long_text_is_not_encoded_after_the_end(make_engine: MakeEngine) -> None:
+    async def main() -> None:
+        engine = AsyncEngine(make_engine(text_checkpoint()))
+        engine.close()
+        with pytest.raises(EngineStopped, match="shutting down"):
+            await engine.encode("x" * 4 * SHORT_TEXT)
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_text_is_not_encoded_for_an_engine_that_drains(make_turnstile) -> None:
+    turnstile: Turnstile = make_turnstile(text_checkpoint())
+
+    async def main() -> None:
+        with closing(AsyncEngine(turnstile.engine)) as engine:
+            inside = await engine.submit([4, 5], SHORT)
+            draining = asyncio.create_task(engine.drain())
+            while engine.status().state == "running":
+                await asyncio.sleep(0.001)
+            with pytest.raises(EngineStopped):  # of its surrogate it would be a RequestError
+                await engine.submit("\ud800", SHORT)
+            turnstile.open()
+            await last_output(inside)
+            await draining
+
+    asyncio.run(asyncio.wait_for(main(), 60))
 
 
 def test_totals_count_every_step(make_engine: MakeEngine) -> None:

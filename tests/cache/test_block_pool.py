@@ -72,6 +72,42 @@ def test_publishing_continues_an_earlier_chain() -> None:
     assert pool.match_prefix([*tokens, 0]) == blocks
 
 
+@pytest.mark.parametrize("is_continued", [False, True])
+def test_a_block_is_not_found_behind_another_prefix_of_equal_hash(is_continued: bool) -> None:
+    """Python's hash of integers is unsalted and no barrier: that of -1 is that of -2."""
+    one, other, shared = [-1, 5], [-2, 5], [7, 7]
+    assert hash(tuple(one)) == hash(tuple(other))
+    pool = BlockPool(8, 2)
+    blocks = pool.allocate(2)
+    if is_continued:
+        pool.publish(one + shared, blocks, 0, 1)
+    pool.publish(one + shared, blocks, int(is_continued), 2)
+    others = pool.allocate(1)
+    pool.publish(other, others, 0, 1)
+    assert pool.match_prefix([*other, *shared, 9]) == others, "another prompt's keys and values"
+    assert pool.match_prefix([*one, *shared, 9]) == blocks
+
+
+def test_publishing_continues_behind_blocks_that_another_published_first() -> None:
+    pool = BlockPool(8, 2)
+    tokens = list(range(8))
+    firsts, seconds = pool.allocate(2), pool.allocate(4)
+    pool.publish(tokens, firsts, 0, 2)
+    for i in range(4):
+        pool.publish(tokens, seconds, i, i + 1)
+    assert pool.match_prefix([*tokens, 0]) == firsts + seconds[2:]
+
+
+def test_pools_name_their_blocks_differently() -> None:
+    """Who knows the keys of one process has learnt nothing about another's."""
+    keys = []
+    for _ in range(2):
+        pool = BlockPool(1, 2)
+        pool.publish([3, 4], pool.allocate(1), 0, 1)
+        keys.append(pool._key_of[0])
+    assert keys[0] != keys[1]
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_random_life_leaks_nothing(seed: int) -> None:
     rng = random.Random(seed)
