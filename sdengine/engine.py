@@ -7,6 +7,7 @@ engines live side by side.
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
+from threading import Lock
 from time import monotonic
 
 from sdengine.core.config import EngineConfig
@@ -64,6 +65,7 @@ class Engine:
         )
         self._commits: list[Commit] = []
         self._flight: Flight | None = None  # started ahead, to be read by the next step
+        self.ownership = Lock()  # held by the AsyncEngine that steps this engine in its thread
 
     @property
     def max_model_len(self) -> int:
@@ -132,8 +134,9 @@ class Engine:
             RequestError: no such unfinished request.
         """
         request = self._book.get(request_id)
-        for sequence in request.sequences:
+        for sequence, checker in zip(request.sequences, request.stop_checkers):
             if not sequence.is_finished:
+                checker.end_text()
                 slot = sequence.slot
                 self._scheduler.finish(sequence, "abort")
                 self._runner.release(slot)
@@ -217,7 +220,8 @@ class Engine:
         request = self._book.get(sequence.request_id)
         tokens = commit.token_ids
         is_finite = tokens[-1] >= 0  # -1 is the sampler's flag for NaN or infinite logits
-        cut = request.stop_checkers[sequence.index].accept(tokens if is_finite else tokens[:-1])
+        checker = request.stop_checkers[sequence.index]
+        cut = checker.accept(tokens if is_finite else tokens[:-1])
         num_tokens = cut.num_tokens
         if sequence.logprobs is not None:
             self._runner.record_logprobs(commit, num_tokens, self.tokenizer)
@@ -229,6 +233,7 @@ class Engine:
             self._end(request, sequence, cut.finish_reason, cut.stop_reason)
         elif not is_finite:
             sequence.num_computed = 0  # not to be shared
+            checker.end_text()
             self._end(request, sequence, "abort", NOT_FINITE)
         return self._book.output(request, sequence)
 

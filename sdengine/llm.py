@@ -10,13 +10,14 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
 
+from sdengine.core.argument import items_of
 from sdengine.core.config import EngineConfig
 from sdengine.core.outputs import RequestOutput
-from sdengine.core.request import is_integer
+from sdengine.core.request_checks import is_integer, prompt_items
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.core.stop import num_held_back
 from sdengine.engine import Engine, require_finite
-from sdengine.errors import RequestError
+from sdengine.errors import RequestError, SdengineError
 from sdengine.model.chat_template import load_chat_template
 
 Prompt = str | SequenceOf[int]
@@ -43,14 +44,25 @@ class StreamDelta:
 
 @dataclass(slots=True, eq=False)
 class Inbox:
-    """Outputs of one call's requests, filled by whichever call steps the engine."""
+    """Outputs of one call's requests, filled by whichever call steps the engine.
+
+    Args:
+        request_ids: of the call's requests.
+        outputs: what came and was not taken yet.
+        interruption: what cut a step short, so that no more will come; "" while all is well.
+    """
 
     request_ids: list[str] = field(default_factory=list)
     outputs: list[RequestOutput] = field(default_factory=list)
+    interruption: str = ""
 
 
 class LLM:
     """A loaded model pair.
+
+    Calls and open streams share its engine, whichever of them steps it. When a step is cut short,
+    by Ctrl-C or an error, whoever stepped gets that exception, and every other open stream an
+    SdengineError that says so: the step may have lost tokens of each. The object itself goes on.
 
     Args:
         model: directory in Hugging Face format, or the name of a bundled pair.
@@ -112,6 +124,7 @@ class LLM:
 
         Raises:
             RequestError: as `generate`, or n > 1.
+            SdengineError: as `generate`, or a step was cut short by another call's interrupt.
         """
         params = self.engine.default_params if params is None else params
         if isinstance(params, SamplingParams) and params.n != 1:
@@ -168,40 +181,74 @@ class LLM:
         inbox = Inbox()
         try:
             for prompt, params in requests:
-                request_id = f"llm-{next(self._ids)}"
-                self.engine.add_request(request_id, prompt, params)
+                request_id = self._free_id()
                 inbox.request_ids.append(request_id)
                 self._inboxes[request_id] = inbox
+                self.engine.add_request(request_id, prompt, params)
             yield inbox
         finally:
             for request_id in inbox.request_ids:
-                self._inboxes.pop(request_id, None)
-                if self.engine.has_request(request_id):
-                    self.engine.abort_request(request_id)
+                if request_id in self._inboxes:
+                    self._abort(request_id)
+
+    def _free_id(self) -> str:
+        """An id that no unfinished request has, those included that were given to the engine."""
+        names = (f"llm-{number}" for number in self._ids)
+        return next(name for name in names if not self.engine.has_request(name))
+
+    def _abort(self, request_id: str) -> None:
+        """Ends a request of this object's and forgets it."""
+        if self.engine.has_request(request_id):
+            self.engine.abort_request(request_id)
+        self._inboxes.pop(request_id, None)
 
     def _received(self, inbox: Inbox, unfinished: Iterable[str]) -> list[RequestOutput]:
         """Outputs that came for an inbox; steps the engine, for every inbox, until there are some.
 
         Raises:
             RequestError: the requests were aborted behind this object's back.
+            SdengineError: they were aborted because a step of another call was cut short.
         """
         while not inbox.outputs:
+            if inbox.interruption:
+                raise SdengineError.from_parts(
+                    "every step to run to its end",
+                    f"one cut short by {inbox.interruption}",
+                    "send the request again",
+                )
             if not any(map(self.engine.has_request, unfinished)):
                 raise RequestError.from_parts("a request to run to its end", "an aborted one")
-            for output in self.engine.step():
-                if output.request_id in self._inboxes:
-                    self._inboxes[output.request_id].outputs.append(output)
+            self._step()
         received, inbox.outputs = inbox.outputs, []
         return received
+
+    def _step(self) -> None:
+        """Steps the engine and hands out what came, to every inbox."""
+        try:
+            for output in self.engine.step():
+                inbox = self._inboxes.get(output.request_id)
+                if inbox is not None:
+                    inbox.outputs.append(output)
+                    if output.finished:
+                        del self._inboxes[output.request_id]
+        except BaseException as error:
+            self._give_up(type(error).__name__)
+            raise
+
+    def _give_up(self, interruption: str) -> None:
+        """Aborts whatever runs: a step that was cut short may have lost tokens of every sequence,
+        and to go on from there would make wrong text."""
+        for inbox in self._inboxes.values():
+            inbox.interruption = interruption
+        for request_id in list(self._inboxes):
+            self._abort(request_id)
 
     def _pair_up(
         self,
         prompts: Prompt | SequenceOf[Prompt],
         params: SamplingParams | SequenceOf[SamplingParams] | None,
     ) -> list[tuple[Prompt, SamplingParams]]:
-        if isinstance(prompts, str):
-            prompts = [prompts]
-        listed: list[Any] = list(prompts) if isinstance(prompts, Iterable) else [prompts]
+        listed: list[Any] = [prompts] if isinstance(prompts, str) else prompt_items(prompts)
         if not listed:
             raise RequestError.from_parts("at least one prompt", "an empty list")
         if is_integer(listed[0]):
@@ -209,7 +256,7 @@ class LLM:
         if params is None or isinstance(params, SamplingParams):
             params = self.engine.default_params if params is None else params
             return [(prompt, params) for prompt in listed]
-        given = list(params) if isinstance(params, Iterable) else []
+        given = items_of(params) or []
         if len(given) != len(listed):
             raise RequestError.from_parts(
                 f"one SamplingParams, or {len(listed)} for {len(listed)} prompts",

@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 import numbers
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from sdengine.errors import SdengineError
 
@@ -23,6 +24,7 @@ __all__ = [
     "check_float",
     "check_int",
     "check_int_list",
+    "items_of",
     "shown",
 ]
 
@@ -37,6 +39,19 @@ def shown(value: object) -> str:
     if len(text) > MAX_SHOWN_CHARS:
         text = text[: MAX_SHOWN_CHARS - 3] + "..."
     return f"{text} ({type(value).__name__})"
+
+
+def items_of(value: object) -> list[Any] | None:
+    """The items of a list, tuple, set, array or any other iterable; None for what is no list: a
+    number, text, bytes, a mapping, or an array without dimensions, which only looks iterable.
+    """
+    if isinstance(value, (str, bytes, bytearray, Mapping)) or not isinstance(value, Iterable):
+        return None
+    try:
+        iterator = iter(value)
+    except TypeError:  # no dimensions
+        return None
+    return list(iterator)
 
 
 def check_int(
@@ -127,8 +142,9 @@ def check_int_list(
     """Return a list of ints as a tuple, every item in [low, high].
 
     Raises:
-        error: it is a string, no iterable, or an item is no integer of the range.
+        error: it is no list (see `items_of`), or an item is no integer of the range.
     """
-    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+    items = items_of(value)
+    if items is None:
         raise error.from_parts(f"{name} to be a list of integers", shown(value))
-    return tuple(check_int(error, f"{name}[{i}]", item, low, high) for i, item in enumerate(value))
+    return tuple(check_int(error, f"{name}[{i}]", item, low, high) for i, item in enumerate(items))

@@ -1,11 +1,13 @@
 """What the engine hands back: cumulative text and tokens per request, and how speculation did.
 
-Plain data, serialisable with `dataclasses.asdict`. While a completion is running its tokens are a
-read-only view of the engine's list (`Snapshot`): equal to a list, and slices and copies of it are
-lists, so that a step costs the same however long the text is. Once it has finished they are lists.
-All times are seconds; `*_time` of
-`RequestMetrics` are points on the clock `time.monotonic`, `*_time_s` of `SpeculationStats` are
-durations.
+Once a completion has finished it is plain data: `dataclasses.asdict` makes of it what `json.dumps`
+takes. While it is running its tokens and logprobs are read-only views of the engine's lists
+(`Snapshot`): equal to a list, and slices and copies of it are lists, so that a step costs the same
+however long the text is. `asdict` copies views as they are, so that it leaves the `Logprob`s of a
+running completion objects; all else becomes plain data there, too.
+
+All times are seconds; `*_time` of `RequestMetrics` are points on the clock `time.monotonic`,
+`*_time_s` of `SpeculationStats` are durations.
 """
 
 from __future__ import annotations
@@ -179,7 +181,7 @@ class RequestMetrics:
         finished_time: when its last completion ended; None before.
         num_prompt_tokens: tokens of the prompt.
         num_generated_tokens: over all completions.
-        speculation: None when the engine decodes plainly.
+        speculation: None when the engine decodes plainly, and until the request has finished.
     """
 
     arrival_time: float
@@ -198,7 +200,8 @@ class RequestOutput:
         request_id: as given to `add_request`.
         prompt: its text; None when it came as token ids.
         prompt_token_ids: its tokens.
-        outputs: one per completion, in the order of their index.
+        outputs: completions, in the order of their index. An output of `Engine.step` holds only
+            the one that moved; those of `Engine.abort_request` and `LLM.generate` hold all.
         finished: whether every completion is finished.
         metrics: times and counts so far.
     """

@@ -1,13 +1,11 @@
 """Requests: opened, looked up, turned into outputs, closed.
 
-A request is its prompt, its parameters and one sequence per completion. Everything a user may get
-wrong about a single request is refused here, before anything is queued.
+A request is its prompt, its parameters and one sequence per completion. What it may ask for is
+checked by `request_checks`, before anything is queued.
 """
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterable, Mapping, Set
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 from time import monotonic
@@ -20,11 +18,20 @@ from sdengine.core.outputs import (
     RequestOutput,
     SpeculationStats,
 )
+from sdengine.core.request_checks import (
+    RequestLimits,
+    check_length,
+    check_tables,
+    checked_ids,
+    ending_tokens,
+)
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.core.sequence import Sequence
 from sdengine.core.snapshot import Snapshot, list_part
 from sdengine.core.stop import StopChecker, TextStream
 from sdengine.errors import RequestError
+
+__all__ = ["Request", "RequestBook", "RequestLimits", "TextCodec", "completion_seed", "mix64"]
 
 MASK64 = (1 << 64) - 1
 
@@ -42,27 +49,6 @@ class TextCodec(Protocol):
 
     def detokenizer(self, *, skip_special_tokens: bool, continues_text: bool) -> TextStream:
         """A stream that turns generated tokens into text."""
-
-
-@dataclass(frozen=True, slots=True)
-class RequestLimits:
-    """What the model allows.
-
-    Args:
-        vocab_size: token ids are below it.
-        max_model_len: longest sequence, prompt included.
-        eos_token_ids: tokens that end a sequence.
-        has_speculation: whether outputs carry speculation statistics.
-        max_biases: tokens of a logit_bias.
-        max_masked: stop tokens that min_tokens can mask.
-    """
-
-    vocab_size: int
-    max_model_len: int
-    eos_token_ids: frozenset[int]
-    has_speculation: bool
-    max_biases: int
-    max_masked: int
 
 
 @dataclass(slots=True, eq=False)
@@ -101,7 +87,10 @@ class RequestBook:
         self.limits = limits
         self._codec = codec
         self._capacity_tokens = capacity_tokens
-        self._seed = seed
+        # Scrambled, because the k-th request's seed adds k to it, so that neighbouring seeds would
+        # share all but one; and twice, because `completion_seed` of the k-th completion of a
+        # request that brings this very seed scrambles it once.
+        self._seed = mix64(mix64(seed))
         self._num_opened = 0
         self._requests: dict[str, Request] = {}
 
@@ -139,8 +128,8 @@ class RequestBook:
         if not isinstance(params, SamplingParams):
             raise RequestError.from_parts("params to be SamplingParams", type(params).__name__)
         token_ids = self._token_ids(prompt)
-        self._check_length(token_ids, params)
-        self._check_tables(params)
+        check_length(len(token_ids), params, self.limits, self._capacity_tokens)
+        check_tables(params, self.limits)
         request = Request(
             request_id, prompt if isinstance(prompt, str) else None, token_ids, params, monotonic()
         )
@@ -203,7 +192,6 @@ class RequestBook:
 
     def _add_sequence(self, request: Request, index: int, seed: int) -> None:
         params, limits = request.params, self.limits
-        stops = frozenset(params.stop_token_ids or ())
         room = len(request.prompt_token_ids) + params.max_tokens
         sequence = Sequence(
             request_id=request.request_id,
@@ -212,7 +200,7 @@ class RequestBook:
             seed=seed,
             token_ids=list(request.prompt_token_ids),
             num_prompt_tokens=len(request.prompt_token_ids),
-            stop_token_ids=stops if params.ignore_eos else stops | limits.eos_token_ids,
+            stop_token_ids=ending_tokens(params, limits),
             max_total_tokens=min(room, limits.max_model_len),
         )
         if params.logprobs is not None:
@@ -235,55 +223,10 @@ class RequestBook:
                 )
             token_ids = self._codec.encode(prompt)
         else:
-            token_ids = self._checked_ids(prompt)
+            token_ids = checked_ids(prompt, self.limits)
         if not token_ids:
             raise RequestError.from_parts("a prompt of at least one token", "an empty prompt")
         return token_ids
-
-    def _checked_ids(self, prompt: SequenceOf[int]) -> list[int]:
-        token_ids = integer_list(prompt)
-        if token_ids and not 0 <= min(token_ids) <= max(token_ids) < self.limits.vocab_size:
-            allowed = range(self.limits.vocab_size)
-            position = next(i for i, token in enumerate(token_ids) if token not in allowed)
-            raise RequestError.from_parts(
-                f"token ids in [0, {self.limits.vocab_size})",
-                f"{token_ids[position]} at position {position}",
-            )
-        return token_ids
-
-    def _check_length(self, token_ids: list[int], params: SamplingParams) -> None:
-        limit = self.limits.max_model_len
-        if len(token_ids) >= limit:
-            raise RequestError.from_parts(
-                f"a prompt shorter than max_model_len = {limit} tokens",
-                f"{len(token_ids)} tokens",
-                "shorten the prompt or raise max_model_len",
-            )
-        needed = min(len(token_ids) + params.max_tokens, limit)
-        if needed > self._capacity_tokens:
-            raise RequestError.from_parts(
-                f"a request of at most {self._capacity_tokens} tokens, the whole KV cache",
-                f"{len(token_ids)} prompt + {params.max_tokens} new tokens",
-                "raise num_kv_blocks or lower max_tokens",
-            )
-
-    def _check_tables(self, params: SamplingParams) -> None:
-        """logit_bias and masked stop tokens have to fit the device's tables."""
-        biases, limits = params.logit_bias or {}, self.limits
-        for token in biases:
-            if not 0 <= token < limits.vocab_size:
-                raise RequestError.from_parts(
-                    f"logit_bias tokens in [0, {limits.vocab_size})", str(token)
-                )
-        if len(biases) > limits.max_biases:
-            raise RequestError.from_parts(
-                f"at most {limits.max_biases} tokens in logit_bias", str(len(biases))
-            )
-        num_stops = len(tuple(params.stop_token_ids or ())) + len(limits.eos_token_ids)
-        if params.min_tokens and num_stops > limits.max_masked:
-            raise RequestError.from_parts(
-                f"at most {limits.max_masked} stop tokens together with min_tokens", str(num_stops)
-            )
 
 
 class NoText:
@@ -310,32 +253,6 @@ def completion_output(sequence: Sequence) -> CompletionOutput:
         sequence.stop_reason,
         part(from_draft, 0, len(from_draft)),
     )
-
-
-def integer_list(prompt: object) -> list[int]:
-    """The token ids of a list, tuple, array or tensor.
-
-    Raises:
-        RequestError: it is something else, or holds something that is no integer.
-    """
-    expected = "a prompt of text or of token ids"
-    if isinstance(prompt, (bytes, bytearray, Mapping, Set)) or not isinstance(prompt, Iterable):
-        raise RequestError.from_parts(expected, type(prompt).__name__)
-    items = list(prompt)
-    if set(map(type, items)) <= {int}:
-        return items
-    for position, item in enumerate(items):
-        if not is_integer(item):
-            raise RequestError.from_parts(expected, f"{item!r:.40} at position {position}")
-    return list(map(operator.index, items))
-
-
-def is_integer(value: object) -> bool:
-    """Whether a value is an integer of any library; a bool is none."""
-    try:
-        return not isinstance(value, bool) and operator.index(value) is not None  # type: ignore[arg-type]
-    except TypeError:
-        return False
 
 
 def completion_seed(seed: int, index: int) -> int:

@@ -17,6 +17,7 @@ from sdengine.core.argument import (
     check_float,
     check_int,
     check_int_list,
+    items_of,
     shown,
 )
 from sdengine.errors import RequestError
@@ -54,7 +55,8 @@ class SamplingParams:
         seed: 64-bit integer that fixes the request's random numbers; None takes one from the
             engine's seed.
         stop: a string or a list of strings that end the generation; kept as a tuple.
-        stop_token_ids: token ids that end the generation; kept as a tuple.
+        stop_token_ids: token ids that end the generation; kept as a tuple. An engine refuses ids
+            that its model does not have, as it does in logit_bias.
         ignore_eos: do not end at the checkpoint's end-of-sequence tokens.
         logprobs: 0 to 20 alternatives per generated token, beside the token's own; None for none at
             all.
@@ -97,11 +99,6 @@ class SamplingParams:
     def stop_strings(self) -> tuple[str, ...]:
         """The stop strings; empty when there are none."""
         return cast("tuple[str, ...]", self.stop)
-
-    @property
-    def stop_ids(self) -> tuple[int, ...]:
-        """The stop token ids the request brought; empty when there are none."""
-        return cast("tuple[int, ...]", self.stop_token_ids)
 
     @property
     def has_penalties(self) -> bool:
@@ -161,15 +158,13 @@ def _checked(params: SamplingParams) -> dict[str, object]:
 def _checked_stop(stop: object) -> tuple[str, ...]:
     if stop is None:
         return ()
-    if isinstance(stop, str):
-        stop = (stop,)
-    if isinstance(stop, (bytes, Mapping)) or not isinstance(stop, Iterable):
+    strings = [stop] if isinstance(stop, str) else items_of(stop)
+    if strings is None:
         raise RequestError.from_parts("stop to be a string or a list of strings", shown(stop))
-    strings = tuple(stop)
     for i, item in enumerate(strings):
         if not isinstance(item, str) or not item:
             raise RequestError.from_parts(f"stop[{i}] to be a non-empty string", shown(item))
-    return strings
+    return tuple(strings)
 
 
 def _checked_bias(bias: object) -> dict[int, float] | None:

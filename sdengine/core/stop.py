@@ -5,6 +5,7 @@ Text, token ids, logprobs and counts of a request are all cut by what `StopCheck
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,7 +15,8 @@ from sdengine.core.sequence import Sequence
 
 
 class TextStream(Protocol):
-    """Incremental detokeniser: token ids in, text deltas out."""
+    """Incremental detokeniser: token ids in, text deltas out. `copy.copy` of one is independent of
+    it."""
 
     def push(self, token_ids: list[int]) -> str:
         """Text that became certain with these tokens."""
@@ -95,6 +97,16 @@ class StopChecker:
             self._sequence.text += self._stream.finish()
         return cut
 
+    def end_text(self) -> None:
+        """Ends the text where the tokens end: for a sequence that ends between two steps, so that
+        `accept` does not know of it. A stop string that the end reveals is cut off all the same.
+        """
+        sequence = self._sequence
+        before = len(sequence.text)
+        sequence.text += self._stream.finish()
+        if sequence.num_generated > sequence.params.min_tokens:
+            self._find_stop_string(before)
+
     def _scan(self, token_ids: list[int]) -> tuple[list[int], Cut]:
         sequence = self._sequence
         room = sequence.max_total_tokens - sequence.num_tokens
@@ -109,21 +121,46 @@ class StopChecker:
         return token_ids, Cut(len(token_ids))
 
     def _accept_one_by_one(self, token_ids: list[int]) -> Cut:
-        sequence = self._sequence
         for i, token in enumerate(token_ids):
             _, cut = self._scan([token])
-            before = len(sequence.text)
-            self._append([token], hide_last=cut.finish_reason == "stop")
-            if cut.finish_reason is not None:
-                sequence.text += self._stream.finish()
-            found = None
-            if cut.finish_reason != "stop" and sequence.num_generated > sequence.params.min_tokens:
-                found = self._find_stop_string(before)
+            if cut.finish_reason == "stop":
+                found = self._append_stop_token(token)
+            else:
+                found = self._append_text_token(token, is_last=cut.finish_reason is not None)
             if found is not None:
                 return Cut(i + 1, "stop", found)
             if cut.finish_reason is not None:
                 return Cut(i + 1, cut.finish_reason, cut.stop_reason)
         return Cut(len(token_ids))
+
+    def _append_text_token(self, token: int, is_last: bool) -> str | None:
+        """Adds a token; returns the stop string that ends in what it made certain, if any."""
+        sequence = self._sequence
+        before = len(sequence.text)
+        self._append([token], hide_last=False)
+        if is_last:
+            sequence.text += self._stream.finish()
+        if sequence.num_generated <= sequence.params.min_tokens:
+            return None
+        return self._find_stop_string(before)
+
+    def _append_stop_token(self, token: int) -> str | None:
+        """Adds a stop token; returns the stop string that ends in what was held back before it, if
+        any. With one, the sequence ends as if any other token had made it certain; the stop token's
+        own text is no part of one.
+        """
+        sequence = self._sequence
+        before = len(sequence.text)
+        # Of a copy, because a stop token that is shown may go on with what is held back.
+        sequence.text += copy.copy(self._stream).finish()
+        found = self._find_stop_string(before)
+        if found is not None:
+            sequence.token_ids.append(token)
+            return found
+        sequence.text = sequence.text[:before]
+        self._append([token], hide_last=True)
+        sequence.text += self._stream.finish()
+        return None
 
     def _append(self, token_ids: list[int], hide_last: bool) -> None:
         self._sequence.token_ids += token_ids

@@ -20,7 +20,7 @@ def test_an_empty_environment_asks_for_nothing() -> None:
 def test_values_are_read() -> None:
     env = read_environment(
         {
-            "SDENGINE_BACKEND": "linear=reference, sample=cpu",
+            "SDENGINE_BACKEND": " reference ",
             "SDENGINE_NUM_THREADS": "3",
             "SDENGINE_CACHE_DIR": "/c",
             "SDENGINE_BUNDLED_DIR": "/b",
@@ -30,8 +30,7 @@ def test_values_are_read() -> None:
             "UNRELATED": "x",
         }
     )
-    backend = {"linear": "reference", "sample": "cpu"}
-    assert env == Environment(backend, 3, Path("/c"), Path("/b"), True, "secret")
+    assert env == Environment("reference", 3, Path("/c"), Path("/b"), True, "secret")
     assert "secret" not in repr(env)
     assert read_environment({"SDENGINE_BACKEND": "cpu"}).backend == "cpu"
 
@@ -40,8 +39,7 @@ def test_values_are_read() -> None:
     ("environ", "words"),
     [
         ({"SDENGINE_BACKEND": "fast"}, "SDENGINE_BACKEND to be one of.*'fast'"),
-        ({"SDENGINE_BACKEND": "linear="}, r"SDENGINE_BACKEND\['linear'\]"),
-        ({"SDENGINE_BACKEND": "=cpu"}, "names of ops"),
+        ({"SDENGINE_BACKEND": "linear=cpu"}, "SDENGINE_BACKEND to be one of.*'linear=cpu'"),
         ({"SDENGINE_NUM_THREADS": "0"}, "SDENGINE_NUM_THREADS"),
         ({"SDENGINE_NUM_THREADS": "two"}, "SDENGINE_NUM_THREADS"),
         ({"SDENGINE_THREADS": "2"}, "among SDENGINE_BACKEND.*got SDENGINE_THREADS; unset it"),

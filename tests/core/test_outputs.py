@@ -8,7 +8,14 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdengine.core.outputs import CompletionOutput, RequestMetrics, RequestOutput, SpeculationStats
+from sdengine.core.outputs import (
+    CompletionOutput,
+    Logprob,
+    RequestMetrics,
+    RequestOutput,
+    SpeculationStats,
+)
+from sdengine.core.snapshot import Snapshot
 
 
 def test_rates_of_a_small_example() -> None:
@@ -50,3 +57,13 @@ def test_outputs_are_serialisable() -> None:
     )
     parsed = json.loads(json.dumps(dataclasses.asdict(output)))
     assert parsed["metrics"]["speculation"]["num_steps"] == 1
+
+
+def test_logprobs_are_plain_data_once_the_completion_has_finished() -> None:
+    logprobs = [{7: Logprob(-0.5, 1, "a")}]
+    finished = dataclasses.asdict(CompletionOutput(0, "a", [7], logprobs, -0.5, "stop"))
+    entry = {"logprob": -0.5, "rank": 1, "decoded_token": "a"}
+    assert json.loads(json.dumps(finished))["logprobs"] == [{"7": entry}]
+    running = CompletionOutput(0, "a", Snapshot([7], 0, 1), Snapshot(logprobs, 0, 1), -0.5)
+    assert dataclasses.asdict(running)["token_ids"] == [7]
+    assert dataclasses.asdict(running)["logprobs"] == logprobs  # objects, as the module says

@@ -7,6 +7,7 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,8 +32,34 @@ REFUSED = {
     "ignore_eos": [1, 0, None, "True", np.bool_(True)],
     "skip_special_tokens": [1, None],
     "include_stop_str_in_output": [1, None],
-    "stop": ["", [""], ["a", ""], [1], 3, b"a", [b"a"], {"a": 1}, [["a"]]],
-    "stop_token_ids": [3, "3", [-1], [2**31], [1.0], [True], ["1"], b"ab", [[1]]],
+    "stop": [
+        "",
+        [""],
+        ["a", ""],
+        [1],
+        3,
+        b"a",
+        [b"a"],
+        {"a": 1},
+        [["a"]],
+        np.array("x"),
+        bytearray(b"a"),
+    ],
+    "stop_token_ids": [
+        3,
+        "3",
+        [-1],
+        [2**31],
+        [1.0],
+        [True],
+        ["1"],
+        b"ab",
+        [[1]],
+        np.array(5),
+        torch.tensor(5),
+        bytearray(b"ab"),
+        {5: 1.0},
+    ],
     "logit_bias": [
         [1],
         "x",
@@ -66,7 +93,7 @@ ACCEPTED = {
     "logprobs": [None, 0, 20],
     "ignore_eos": [True],
     "stop": [None, "x", ["a", "b"], ("a",), []],
-    "stop_token_ids": [None, [], [0, 2**31 - 1], np.array([1, 2])],
+    "stop_token_ids": [None, [], [0, 2**31 - 1], np.array([1, 2]), {7}],
     "logit_bias": [None, {}, {0: -100, 5: 100.0}, {np.int64(3): np.float32(1.5)}],
 }
 FIELDS = [field.name for field in dataclasses.fields(SamplingParams)]
@@ -130,7 +157,7 @@ def test_values_are_kept_in_plain_types() -> None:
     assert type(params.temperature) is float
     assert params.top_k == 0
     assert params.stop_strings == ("end",)
-    assert params.stop_ids == (3,)
+    assert params.stop_token_ids == (3,)
     assert [type(x) for x in (*params.logit_bias, *params.logit_bias.values())] == [int, float]
 
 

@@ -8,10 +8,16 @@ from hypothesis import strategies as st
 
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.core.sequence import Sequence
-from sdengine.core.stop import StopChecker
+from sdengine.core.stop import StopChecker, TextStream
+from sdengine.model.detokenizer import DecoderRules, Detokenizer
 
 EOS = 0
 LETTERS = "_abcdefghij"
+DAY = [20, 21, 22]
+BYTE_PIECES = {
+    **dict(enumerate(LETTERS)),
+    **{token: f"<0x{byte:02X}>" for token, byte in zip(DAY, "日".encode())},
+}
 
 
 class Letters:
@@ -24,13 +30,18 @@ class Letters:
         return ""
 
 
-def checker(**params: object) -> tuple[Sequence, StopChecker]:
+def byte_run_stream() -> Detokenizer:
+    """Letters, and the bytes of a character that are held back until another token comes."""
+    return Detokenizer(DecoderRules(has_byte_tokens=True), BYTE_PIECES.get, continues_text=True)
+
+
+def checker(stream: TextStream | None = None, **params: object) -> tuple[Sequence, StopChecker]:
     settings = SamplingParams(**{"max_tokens": 100, **params})  # type: ignore[arg-type]
     stops = frozenset(settings.stop_token_ids or ()) | (
         frozenset() if settings.ignore_eos else frozenset({EOS})
     )
     sequence = Sequence("r", 0, settings, 0, [5], 1, stops, 1 + settings.max_tokens)
-    return sequence, StopChecker(sequence, Letters(), frozenset({EOS}))
+    return sequence, StopChecker(sequence, stream or Letters(), frozenset({EOS}))
 
 
 def test_end_of_sequence_inside_an_accepted_path() -> None:
@@ -70,6 +81,62 @@ def test_min_tokens_hides_early_stops() -> None:
     assert stop.accept([EOS, 2, 1]).finish_reason is None
     assert stop.accept([EOS]).finish_reason == "stop"
     assert sequence.num_generated == 4
+
+
+@pytest.mark.parametrize("shows_special", [False, True])
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("last", [EOS, 4])
+def test_a_stop_string_that_a_stop_token_reveals(
+    last: int, keep: bool, shows_special: bool
+) -> None:
+    """The bytes are certain once another token came, a stop token as well as any other."""
+    sequence, stop = checker(
+        byte_run_stream(),
+        stop=["日"],
+        stop_token_ids=[4],
+        include_stop_str_in_output=keep,
+        skip_special_tokens=not shows_special,
+    )
+    cut = stop.accept([1, *DAY, last, 2])
+    assert (cut.num_tokens, cut.finish_reason, cut.stop_reason) == (5, "stop", "日")
+    assert sequence.text == ("a日" if keep else "a")
+    assert sequence.token_ids == [5, 1, *DAY, last]
+
+
+def test_a_stop_token_is_no_part_of_a_stop_string() -> None:
+    for stops, text in ((["ab"], "ab"), (["_"], "a_")):
+        sequence, stop = checker(stop=stops, stop_token_ids=[2], skip_special_tokens=False)
+        tokens = [1, 2] if stops == ["ab"] else [1, EOS]
+        cut = stop.accept(tokens)
+        assert cut.finish_reason == "stop" and cut.stop_reason in (2, None)
+        assert sequence.text == text
+
+
+def test_without_a_stop_string_the_stop_token_s_bytes_join_the_run() -> None:
+    sequence, stop = checker(
+        byte_run_stream(), stop=["x"], stop_token_ids=[DAY[-1]], skip_special_tokens=False
+    )
+    cut = stop.accept(DAY)
+    assert (cut.num_tokens, cut.stop_reason, sequence.text) == (3, DAY[-1], "日")
+
+
+@pytest.mark.parametrize("stops", [None, ["x"]])
+def test_the_end_of_text_shows_what_was_held_back(stops: list[str] | None) -> None:
+    sequence, stop = checker(byte_run_stream(), stop=stops)
+    stop.accept([1, *DAY])
+    assert sequence.text == "a"
+    stop.end_text()
+    assert sequence.text == "a日"
+    stop.end_text()
+    assert sequence.text == "a日"
+
+
+@pytest.mark.parametrize("min_tokens", [0, 4])
+def test_the_end_of_text_leaks_no_stop_string(min_tokens: int) -> None:
+    sequence, stop = checker(byte_run_stream(), stop=["日"], min_tokens=min_tokens)
+    stop.accept([1, *DAY])
+    stop.end_text()
+    assert sequence.text == ("a日" if min_tokens else "a")
 
 
 @given(

@@ -333,7 +333,7 @@ def test_text_that_is_no_text_is_refused(make_llm: MakeLLM, text: str) -> None:
         (5.0, GREEDY, "text or of token ids, got float"),
         (["fine", "also"], [GREEDY], "one SamplingParams, or 2 for 2 prompts, got 1"),
         (["fine"], 7, "one SamplingParams, or 1 for 1 prompts, got int"),
-        (["fine"], {"max_tokens": 3}, "params to be SamplingParams, got str"),
+        (["fine"], [3], "params to be SamplingParams, got int"),
     ],
 )
 def test_a_bad_item_refuses_the_whole_call(
@@ -387,6 +387,17 @@ def test_bias_of_a_token_that_does_not_exist_is_refused(make_engine: MakeEngine)
         make_engine().add_request("r", [5], params)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_stop_tokens_that_do_not_exist_are_refused(make_engine: MakeEngine, backend: str) -> None:
+    engine = make_engine(backend=backend)
+    engine.add_request("good", [5], replace(GREEDY, max_tokens=3))
+    params = SamplingParams(stop_token_ids=[VOCAB], min_tokens=2)
+    with pytest.raises(RequestError, match=r"stop_token_ids in \[0, 199\), got 199"):
+        engine.add_request("bad", [5], params)
+    while engine.has_unfinished_requests():
+        engine.step()
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("speculates", [False, True])
 @pytest.mark.parametrize(
@@ -400,9 +411,8 @@ def test_bias_of_a_token_that_does_not_exist_is_refused(make_engine: MakeEngine)
         {"min_p": 1.0},
         {"seed": -(2**63)},
         {"seed": 2**63 - 1},
-        {"stop_token_ids": list(range(1000, 3000))},
         {"stop": ["\0" * 100_000]},
-        {"stop_token_ids": [5000, 2**31 - 1], "min_tokens": 3},
+        {"stop_token_ids": [*range(64)] * 9, "min_tokens": 12},
         {"repetition_penalty": 1000.0, "frequency_penalty": 2.0, "presence_penalty": 2.0},
         {"repetition_penalty": 0.001, "frequency_penalty": -2.0, "presence_penalty": -2.0},
     ],

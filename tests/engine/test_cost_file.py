@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.generate_runs import measured_costs
 from sdengine import kernels
 from sdengine.core.config import SpeculationConfig
 from sdengine.core.cost_model import CostModel
@@ -84,3 +85,18 @@ def test_a_file_that_cannot_be_read_is_measured_anew(
     first = costs.measure_costs(iteration, tmp_path)
     assert costs.measure_costs(iteration, tmp_path) == first
     assert len(measured) == 1
+
+
+def test_benchmarks_keep_them_where_the_environment_says(
+    make_engine: MakeEngine,
+    measured: list[CostModel],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("SDENGINE_CACHE_DIR", str(tmp_path / "asked"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    engine = make_engine(draft=related_draft(), speculation=SPECULATION)
+    assert [path.name for path in tmp_path.iterdir()] == ["asked"]
+    measured.clear()
+    measured_costs(engine)
+    assert not measured and [path.name for path in tmp_path.iterdir()] == ["asked"]

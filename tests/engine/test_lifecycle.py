@@ -222,6 +222,22 @@ def test_abort_of_several_completions(make_engine: MakeEngine) -> None:
     traffic.finish()
 
 
+def test_an_aborted_text_is_that_of_its_tokens(make_llm: MakeLLM) -> None:
+    """Also when the last of them are the beginning of a character."""
+    engine = make_llm().engine
+    assert engine.tokenizer is not None
+    first = engine.tokenizer.encode("\U0001f600", add_special_tokens=False)[0]
+    for stop in (None, "\ufffd"):
+        params = sampling(1, logit_bias={first: 100.0}, stop=stop)
+        engine.add_request("r", [5, 6], params)
+        (running,) = engine.step()
+        assert (list(running.outputs[0].token_ids), running.outputs[0].text) == ([first], "")
+        aborted = engine.abort_request("r").outputs[0]
+        assert (aborted.finish_reason, aborted.stop_reason) == ("abort", None)
+        assert list(aborted.token_ids) == [first]
+        assert aborted.text == ("" if stop else "\ufffd")
+
+
 def test_abort_inside_the_consumer_loop(make_engine: MakeEngine) -> None:
     traffic = Traffic(make(make_engine))
     for i, prompt in enumerate(PROMPTS[2:]):

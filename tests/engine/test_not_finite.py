@@ -111,6 +111,21 @@ def test_what_lies_in_unused_cache_slots_is_never_read(
     assert run_all(engine, PROMPTS, [GREEDY] * 2) == expected
 
 
+def test_text_before_a_nan_is_that_of_the_tokens(make_llm: MakeLLM) -> None:
+    """The first of four bytes of a character is all that comes: it is shown as one that lacks the
+    others, as at any other end."""
+    engine = make_llm().engine
+    assert engine.tokenizer is not None
+    first = engine.tokenizer.encode("\U0001f600", add_special_tokens=False)[0]
+    params = replace(GREEDY, logit_bias={first: 100.0}, max_tokens=3)
+    (free,) = run_outputs(engine, [[5, 6]], [replace(params, max_tokens=1)])
+    assert (list(free.outputs[0].token_ids), free.outputs[0].text) == ([first], "\ufffd")
+    poison(engine, [first])
+    (bad,) = run_outputs(engine, [[5, 6]], [params])
+    assert bad.outputs[0].stop_reason == NOT_FINITE
+    assert (list(bad.outputs[0].token_ids), bad.outputs[0].text) == ([first], "\ufffd")
+
+
 def test_llm_raises_when_logits_are_not_finite(make_llm: MakeLLM) -> None:
     llm = make_llm()
     assert llm.engine.tokenizer is not None

@@ -6,12 +6,13 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
 
 from sdengine.core.config import SpeculationConfig
-from sdengine.core.sampling_params import SamplingParams
+from sdengine.core.sampling_params import GREEDY_TEMPERATURE, SamplingParams
 from sdengine.errors import ConfigError
 from sdengine.model.checkpoint import open_checkpoint
 from sdengine.model.reference import load_weights, reference_logits
@@ -79,6 +80,31 @@ def p_value(engine: Any, law: dict[tuple[int, int], float]) -> float:
 def test_sampled_text_has_the_targets_law(make_engine: MakeEngine, method: str) -> None:
     engine = engine_with(make_engine, method, max_num_seqs=8, max_num_batched_tokens=64)
     assert p_value(engine, law_of_two_tokens()) > 1e-4
+
+
+@pytest.mark.parametrize("draft_temperature", [GREEDY_TEMPERATURE, 0.5, 1e39])
+def test_any_temperature_at_which_drafts_are_drawn_keeps_the_law(
+    make_engine: MakeEngine, draft_temperature: float
+) -> None:
+    spec = SpeculationConfig(
+        verifier="rejection", draft_temperature=draft_temperature, **METHODS["dyspec"]
+    )
+    settings = {"max_num_seqs": 8, "max_num_batched_tokens": 64}
+    engine = make_engine(draft=related_draft(), speculation=spec, **settings)
+    assert p_value(engine, law_of_two_tokens()) > 1e-4
+
+
+@pytest.mark.parametrize("temperature", [1e-5, 9.99999975e-6, 9.9e-6, 0.0])
+def test_drafts_are_drawn_exactly_where_the_target_is(
+    make_engine: MakeEngine, temperature: float
+) -> None:
+    """One number decides for both, so that no child is chosen and then tested as if drawn."""
+    engine = engine_with(make_engine, "dyspec")
+    state = engine.iteration.workspace.state
+    assert engine.iteration.drafter._temperature is state.temperature
+    params = SamplingParams(max_tokens=4, temperature=temperature, seed=0, ignore_eos=True)
+    run_all(engine, [PROMPT], [params])
+    assert float(state.temperature[0]) == np.float32(temperature)
 
 
 def test_the_law_test_notices_another_temperature(make_engine: MakeEngine) -> None:
