@@ -15,6 +15,7 @@ from benchmarks.progress import progress_bar
 from benchmarks.reliability import TreeObserver
 from sdengine.cli.measure import Comparison, Run, run_batch, short, take_turns
 from sdengine.core.config import SpeculationConfig
+from sdengine.core.env import read_environment
 from sdengine.core.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ def measured_costs(engine: Engine) -> CostModel:
     """T(M) and the draft's layers, as the adaptive budget takes them."""
     from sdengine.runner.costs import measure_costs
 
-    return measure_costs(engine.iteration)
+    return measure_costs(engine.iteration, read_environment().cache_dir)
 
 
 def batches(prompts: list[Prompt], batch_size: int) -> list[list[Prompt]]:

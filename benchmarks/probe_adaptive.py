@@ -141,7 +141,7 @@ class Replay:
                 if value[in_layer].sum() < self._costs.draft_layer_s * plan.tokens_per_s:
                     mask &= depth < layer
                     break
-            kept.append(mask & (np.cumsum(mask) <= plan.max_nodes))
+            kept.append(mask)
         owners = np.concatenate([np.full(len(v), b) for b, v in enumerate(values)])
         places = np.concatenate([np.arange(len(v)) for v in values])
         chosen = np.concatenate(kept)

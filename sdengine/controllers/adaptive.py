@@ -64,7 +64,7 @@ LOOK_EVERY = 4  # plain steps of a pause, once it is settled: looking at each to
 PLAIN_RATE = 0.15  # of what a plain step took, in the running mean
 LEARN_EVERY = 4  # steps of speculation that won its trial, which are looked at together: after a
 # pass over weights none of this code is in the caches, and one report takes 75 us, four 120
-PLAIN = StepPlan(0, 0, 0)
+PLAIN = StepPlan(0, 0)
 
 
 class AdaptiveController:
@@ -121,10 +121,10 @@ class AdaptiveController:
         if self._max_batch_nodes is not None:
             limit = min(limit, self._max_batch_nodes)
         if not self._prices_nodes:
-            return StepPlan(depth, nodes, limit)
+            return StepPlan(depth, limit)
         costs = self._costs if self._are_costs_new else None
         self._are_costs_new = False
-        return StepPlan(depth, nodes, limit, 1.0 / self._token_seconds(num_decoding), costs)
+        return StepPlan(depth, limit, 1.0 / self._token_seconds(num_decoding), costs)
 
     def observe(self, plan: StepPlan, report: StepReport) -> None:
         """Updates the running means and the verdict.

@@ -24,7 +24,7 @@ class FixedController:
         limit = self._max_batch_nodes
         if limit is None:
             limit = self._max_nodes * num_decoding
-        return StepPlan(self._depth if num_decoding else 0, self._max_nodes, limit)
+        return StepPlan(self._depth if num_decoding else 0, limit)
 
     def observe(self, plan: StepPlan, report: StepReport) -> None:
         pass

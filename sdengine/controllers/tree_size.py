@@ -32,7 +32,7 @@ class TreeSize(Protocol):
     """Chooses the size of the next step's trees."""
 
     def choose(self, num_decoding: int, costs: CostModel) -> tuple[int, int]:
-        """Depth and most nodes of a sequence, both at least 1."""
+        """Depth and most nodes of a sequence on average, both at least 1."""
         ...
 
     def learn(self, depth: int, report: StepReport) -> None:

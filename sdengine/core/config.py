@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import KW_ONLY, dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import KW_ONLY, dataclass, replace
+from numbers import Integral
 from pathlib import Path
 
 from sdengine.core.argument import (
@@ -21,8 +22,10 @@ from sdengine.core.argument import (
     check_float,
     check_int,
     check_int_list,
+    items_of,
     shown,
 )
+from sdengine.core.sampling_params import GREEDY_TEMPERATURE
 from sdengine.errors import ConfigError
 
 __all__ = [
@@ -46,6 +49,7 @@ MAX_NGRAM = 32
 MAX_THREADS = 1024
 INT32_MAX = 2**31 - 1
 DEFAULT_BRANCHING = (4, 2, 2, 1)
+DEFAULT_NGRAM = (2, 5)
 SPECULATION_WORDS = ("auto", "off", *METHODS)
 
 
@@ -71,10 +75,11 @@ class SpeculationConfig:
         max_batch_nodes: most draft tokens of a step over all sequences; None leaves it to the
             budget controller.
         draft_temperature: temperature of the draft model; None follows each request's own, which
-            accepts most.
-        calibrate: fit acceptance estimates online; False trusts the draft model's probabilities.
-        min_ngram: shortest run of tokens that "ngram" looks up.
-        max_ngram: longest run of tokens that "ngram" looks up.
+            accepts most. At least 1e-5 with "rejection": below it drafts are chosen, not drawn.
+        calibrate: fit acceptance estimates online; False trusts the draft model's probabilities,
+            or the shares of votes of "ngram".
+        min_ngram: shortest run of tokens that "ngram" looks up; other methods refuse it.
+        max_ngram: longest run of tokens that "ngram" looks up; other methods refuse it.
 
     Raises:
         ConfigError: an argument is of the wrong type, out of range, or contradicts another; the
@@ -91,8 +96,8 @@ class SpeculationConfig:
     max_batch_nodes: int | None = None
     draft_temperature: float | None = None
     calibrate: bool = True
-    min_ngram: int = 2
-    max_ngram: int = 5
+    min_ngram: int = DEFAULT_NGRAM[0]
+    max_ngram: int = DEFAULT_NGRAM[1]
 
     def __post_init__(self) -> None:
         error = ConfigError
@@ -115,17 +120,11 @@ class SpeculationConfig:
                 '"rejection"',
                 'a kary tree is chosen, not drawn; method="sampled" is its drawn counterpart',
             )
-        if self.min_ngram > self.max_ngram:
-            raise error.from_parts(
-                f"min_ngram <= max_ngram = {self.max_ngram}", str(self.min_ngram)
-            )
+        self._check_ngram()
         if self.max_batch_nodes is not None:
-            self._set(
-                "max_batch_nodes", check_int(error, "max_batch_nodes", self.max_batch_nodes, 1)
-            )
-        if self.draft_temperature is not None:
-            temperature = check_float(error, "draft_temperature", self.draft_temperature, 0.0)
-            self._set("draft_temperature", temperature)
+            limit = check_int(error, "max_batch_nodes", self.max_batch_nodes, 1, INT32_MAX)
+            self._set("max_batch_nodes", limit)
+        self._set("draft_temperature", self._checked_draft_temperature())
         self._set("branching", self._checked_branching())
 
     def _set(self, name: str, value: object) -> None:
@@ -150,18 +149,50 @@ class SpeculationConfig:
             widths = (self.branching,) * self.max_depth
         return self._fitting(tuple(min(width, self.max_children) for width in widths))
 
+    def _check_ngram(self) -> None:
+        for name, default in zip(("min_ngram", "max_ngram"), DEFAULT_NGRAM):
+            if self.method != "ngram" and getattr(self, name) != default:
+                raise self._idle_option(name, 'it belongs to "ngram"')
+        if self.min_ngram > self.max_ngram:
+            raise ConfigError.from_parts(
+                f"min_ngram <= max_ngram = {self.max_ngram}", str(self.min_ngram)
+            )
+
+    def _checked_draft_temperature(self) -> float | None:
+        """Rejection takes children for draws from what the draft's softmax says. Below the greedy
+        bound the kernels choose the best instead, and the target's law would be lost."""
+        if self.draft_temperature is None:
+            return None
+        if not self.needs_draft_model:
+            raise self._idle_option("draft_temperature", "it has no draft model")
+        value = check_float(ConfigError, "draft_temperature", self.draft_temperature, 0.0)
+        if self.verifier == "rejection" and value < GREEDY_TEMPERATURE:
+            raise ConfigError.from_parts(
+                f'draft_temperature of at least {GREEDY_TEMPERATURE} with verifier "rejection", '
+                "which tests drawn tokens: below it they are chosen",
+                repr(value),
+                'leave draft_temperature out, or take verifier="coupled"',
+            )
+        return value
+
+    def _idle_option(self, name: str, reason: str) -> ConfigError:
+        """The refusal of an option that would do nothing with this method."""
+        return ConfigError.from_parts(
+            f'no {name} with method "{self.method}"', shown(getattr(self, name)), reason
+        )
+
     def _checked_branching(self) -> int | tuple[int, ...] | None:
         if self.branching is None:
             return None
         if self.method not in ("kary", "sampled"):
-            raise ConfigError.from_parts(
-                f'no branching with method "{self.method}"',
-                shown(self.branching),
-                'it belongs to "kary" and "sampled"',
-            )
+            raise self._idle_option("branching", 'it belongs to "kary" and "sampled"')
         limit = self.max_children
-        if isinstance(self.branching, int):
+        if isinstance(self.branching, Integral):
             return check_int(ConfigError, "branching", self.branching, 1, limit)
+        if items_of(self.branching) is None:
+            raise ConfigError.from_parts(
+                "branching to be an integer or a list of integers", shown(self.branching)
+            )
         widths = check_int_list(ConfigError, "branching", self.branching, 1, limit)
         if not widths or self._fitting(widths) != widths:
             raise ConfigError.from_parts(
@@ -205,13 +236,14 @@ class EngineConfig:
         num_kv_blocks: blocks of the KV cache; None derives it from max_num_seqs and max_model_len,
             or from free memory.
         block_size: tokens per KV block, a power of two from 8 to 256.
-        max_num_batched_tokens: most rows of one forward; longer prompts are prefilled in chunks of
-            at most so many.
+        max_num_batched_tokens: most pending tokens of a step, of prompts and of decoding sequences;
+            tree nodes come on top. Longer prompts are prefilled in chunks of at most so many.
         enable_prefix_caching: reuse KV blocks between requests whose prompts begin alike.
-        num_threads: CPU threads; None takes the number of physical cores this process may use.
+        num_threads: CPU threads; None takes SDENGINE_NUM_THREADS, or as many as the logical CPUs
+            that this process may use.
         seed: 64-bit integer from which requests without a seed get theirs.
-        backend: one backend for every op, or a map from op to backend; None chooses. "triton" and
-            "cuda" run on a GPU, each with the other's kernels for the ops that it lacks.
+        backend: of every op; None takes SDENGINE_BACKEND, or chooses. "triton" and "cuda" run on a
+            GPU, each with the other's kernels for the ops that it lacks.
         conditional_graphs: on a GPU, let the CUDA graph of a step skip draft layers without rows by
             itself (conditional nodes, driver for CUDA 12.4 or newer) instead of launching kernels
             that find nothing to do. A CPU always skips them.
@@ -235,7 +267,7 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     num_threads: int | None = None
     seed: int = 0
-    backend: str | Mapping[str, str] | None = field(default=None, hash=False)
+    backend: str | None = None
     conditional_graphs: bool = False
 
     def __post_init__(self) -> None:
@@ -306,23 +338,13 @@ class EngineConfig:
         return replace(self, **changes)  # type: ignore[arg-type]
 
 
-def checked_backend(name: str, backend: object) -> str | dict[str, str] | None:
-    """Return a backend choice: a name, a map from op to name, or None.
+def checked_backend(name: str, backend: object) -> str | None:
+    """Return a backend's name, or None.
 
     Raises:
         ConfigError: an unknown backend; the message lists those that exist.
     """
-    if backend is None:
-        return None
-    if isinstance(backend, Mapping):
-        for op in backend:
-            if not isinstance(op, str) or not op:
-                raise ConfigError.from_parts(f"{name} to map names of ops to backends", shown(op))
-        return {
-            op: check_choice(ConfigError, f"{name}[{op!r}]", choice, BACKENDS)
-            for op, choice in backend.items()
-        }
-    return check_choice(ConfigError, name, backend, BACKENDS)
+    return None if backend is None else check_choice(ConfigError, name, backend, BACKENDS)
 
 
 def _checked_path(name: str, value: object) -> str:

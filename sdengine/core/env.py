@@ -17,7 +17,7 @@ from sdengine.errors import ConfigError
 __all__ = ["SECRETS", "VARIABLES", "Environment", "read_environment"]
 
 VARIABLES: dict[str, str] = {
-    "SDENGINE_BACKEND": 'backend of all ops ("cpu"), or of some ("linear=reference,sample=cpu")',
+    "SDENGINE_BACKEND": "backend of all ops, when backend is not given",
     "SDENGINE_ISA": "CPU instructions at most: portable, avx2 or avx512; read by the C++ kernels",
     "SDENGINE_NUM_THREADS": "CPU threads, when num_threads is not given",
     "SDENGINE_CACHE_DIR": "where measured costs are kept; default ~/.cache/sdengine",
@@ -36,7 +36,7 @@ class Environment:
     """What the environment asks for; None where it says nothing.
 
     Args:
-        backend: one backend for all ops, or a map from op to backend.
+        backend: of all ops.
         num_threads: CPU threads.
         cache_dir: directory for things that can be computed again.
         bundled_dir: directory of bundled pairs.
@@ -44,7 +44,7 @@ class Environment:
         api_key: a key that the server's clients must send.
     """
 
-    backend: str | dict[str, str] | None
+    backend: str | None
     num_threads: int | None
     cache_dir: Path
     bundled_dir: Path | None
@@ -70,25 +70,15 @@ def read_environment(environ: Mapping[str, str] | None = None) -> Environment:
         )
     cache_dir, bundled_dir = env.get("SDENGINE_CACHE_DIR"), env.get("SDENGINE_BUNDLED_DIR")
     return Environment(
-        backend=_backend(env.get("SDENGINE_BACKEND", "")),
+        backend=checked_backend(
+            "SDENGINE_BACKEND", env.get("SDENGINE_BACKEND", "").strip() or None
+        ),
         num_threads=_num_threads(env.get("SDENGINE_NUM_THREADS", "")),
         cache_dir=Path(cache_dir or "~/.cache/sdengine").expanduser(),
         bundled_dir=Path(bundled_dir).expanduser() if bundled_dir else None,
         no_color=bool(env.get("NO_COLOR")),
         api_key=env.get("SDENGINE_API_KEY") or None,
     )
-
-
-def _backend(text: str) -> str | dict[str, str] | None:
-    if not text.strip():
-        return None
-    if "=" not in text:
-        return checked_backend("SDENGINE_BACKEND", text.strip())
-    choices: dict[str, str] = {}
-    for item in text.split(","):
-        op, _, backend = item.partition("=")
-        choices[op.strip()] = backend.strip()
-    return checked_backend("SDENGINE_BACKEND", choices)
 
 
 def _num_threads(text: str) -> int | None:

@@ -15,15 +15,14 @@ class StepPlan:
 
     Args:
         depth: draft layers to run; 0 is plain decoding.
-        max_nodes: most tree nodes per sequence.
-        max_batch_nodes: most tree nodes of the whole step.
+        max_batch_nodes: most tree nodes of the whole step. Its sequences share them, none with more
+            than `SpeculationConfig.max_nodes`.
         tokens_per_s: what a second is worth; nodes and layers that promise less than they cost at
             this rate are left out. 0 keeps every node.
         costs: what rows and layers cost from this step on; None as before.
     """
 
     depth: int
-    max_nodes: int
     max_batch_nodes: int
     tokens_per_s: float = 0.0
     costs: CostModel | None = None

@@ -22,18 +22,22 @@ class NgramDrafter:
         workspace: the engine's buffers.
         min_ngram: shortest run of tokens that counts as an occurrence.
         max_ngram: longest.
+        calibrate: correct estimates by the workspace's tables.
     """
 
     cache = None
     proposals = None
 
-    def __init__(self, workspace: Workspace, min_ngram: int, max_ngram: int) -> None:
+    def __init__(
+        self, workspace: Workspace, min_ngram: int, max_ngram: int, *, calibrate: bool = True
+    ) -> None:
         sizes = workspace.sizes
         self.max_depth = sizes.max_depth
         self.tree_room = sizes.max_nodes + 1
         self._workspace = workspace
         self._min_ngram = min_ngram
         self._max_ngram = max_ngram
+        self._calibration = workspace.calibration if calibrate else None
         size = ngram_scratch_size(sizes.max_num_seqs, MAX_MATCHES, sizes.max_depth)
         self._scratch = workspace.memory.zeros(size, dtype=torch.int64)
 
@@ -54,7 +58,7 @@ class NgramDrafter:
             max_depth=self.max_depth,
             max_children=workspace.sizes.num_candidates,
             max_matches=MAX_MATCHES,
-            calibration=workspace.calibration,
+            calibration=self._calibration,
         )
 
     def catch_up(self, program: Program) -> None:

@@ -58,7 +58,7 @@ class Models:
     """Opened checkpoints, no weight read yet, and what they have in common.
 
     Args:
-        max_model_len: tokens that every model and the configuration allow.
+        max_model_len: tokens that the target and the configuration allow.
     """
 
     target_path: Path
@@ -93,10 +93,11 @@ def build_engine_parts(
     models = _open_models(config, environment.bundled_dir)
     speculation = models.speculation
     _check_own_drafter(make_drafter, speculation)
-    threads = config.num_threads or environment.num_threads or _num_cores()
+    threads = config.num_threads or environment.num_threads or _num_cpus()
     iteration = _build_iteration(config, models, placement, threads, make_drafter)
     controller = kinds.make_controller(speculation, iteration, environment.cache_dir)
-    runner = Runner(iteration, iteration.pool)
+    calibrates = speculation is not None and speculation.calibrate
+    runner = Runner(iteration, iteration.pool, calibrates=calibrates)
     iteration.describe_usual()
     sizes, drafter = iteration.workspace.sizes, iteration.drafter
     scheduler = Scheduler(
@@ -127,7 +128,7 @@ def _open_models(config: EngineConfig, bundled_dir: Path | None) -> Models:
     draft = open_checkpoint(paths.draft) if uses_draft and paths.draft is not None else None
     tokenizer = _load_tokenizers(paths.target, paths.draft if draft is not None else None)
     draft_config = draft.config if draft is not None else None
-    max_model_len = choose_max_model_len(config, target.config, draft_config)
+    max_model_len = choose_max_model_len(config, target.config)
     check_windows(speculation, target.config, draft_config)
     return Models(paths.target, target, draft, tokenizer, speculation, max_model_len)
 
@@ -175,7 +176,7 @@ def _build_iteration(
     )
 
 
-def _num_cores() -> int:
+def _num_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -17,6 +17,7 @@ from sdengine.drafters.draft_model import DraftModelDrafter
 from sdengine.drafters.ngram import NgramDrafter
 from sdengine.policies.dyspec import DySpecPolicy
 from sdengine.policies.static import StaticPolicy
+from sdengine.runner.batch_state import FLOAT32_MAX
 from sdengine.runner.costs import measure_costs
 from sdengine.runner.drafter import Drafter
 from sdengine.runner.iteration import Iteration
@@ -45,7 +46,12 @@ def make_drafter(
     if speculation is None:
         return None
     if policy is None:
-        return NgramDrafter(workspace, speculation.min_ngram, speculation.max_ngram)
+        return NgramDrafter(
+            workspace,
+            speculation.min_ngram,
+            speculation.max_ngram,
+            calibrate=speculation.calibrate,
+        )
     assert weights is not None
     sizes, memory = workspace.sizes, workspace.memory
     return DraftModelDrafter(
@@ -65,7 +71,7 @@ def _draft_temperature(speculation: SpeculationConfig, workspace: Workspace) -> 
     if temperature is None:
         return workspace.state.temperature
     shape = (workspace.sizes.max_num_seqs,)
-    return workspace.memory.full(shape, temperature, torch.float32)
+    return workspace.memory.full(shape, min(temperature, FLOAT32_MAX), torch.float32)
 
 
 def make_verifier(

@@ -6,9 +6,10 @@ import torch
 
 from sdengine.core.config import EngineConfig, SpeculationConfig
 from sdengine.core.growth import TreePolicy
-from sdengine.drafters.draft_model import tree_room
+from sdengine.drafters.draft_model import MAX_MASK_WORDS, tree_room
 from sdengine.errors import ConfigError
 from sdengine.kernels.device_memory import Memory, StagedMemory
+from sdengine.kernels.token_tree import MASK_BITS
 from sdengine.model.checkpoint import Checkpoint
 from sdengine.model.config import ModelConfig
 from sdengine.runner.device_fit import device_needs, free_bytes
@@ -44,16 +45,14 @@ def choose_dtype(config: EngineConfig, model: ModelConfig, placement: Placement)
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
-def choose_max_model_len(
-    config: EngineConfig, target: ModelConfig, draft: ModelConfig | None
-) -> int:
-    models = [target] if draft is None else [target, draft]
-    longest = min(model.longest_context for model in models)
+def choose_max_model_len(config: EngineConfig, target: ModelConfig) -> int:
+    """The target's context, or what was asked for within it. The draft has no say: beyond its own
+    context its guesses get worse, and the text must be what it is without a draft."""
     if config.max_model_len is None:
-        return min(model.default_context for model in models)
-    if config.max_model_len > longest:
+        return target.default_context
+    if config.max_model_len > target.longest_context:
         raise ConfigError.from_parts(
-            f"max_model_len of at most {longest}, which the checkpoints were made for",
+            f"max_model_len of at most {target.longest_context}, which the target was made for",
             str(config.max_model_len),
         )
     return config.max_model_len
@@ -88,7 +87,7 @@ def choose_sizes(
         candidates = policy.num_candidates
         if speculation.verifier == "rejection":
             candidates = min(PROPOSAL_SUPPORT, vocab_size)
-        width = min(max(policy.grow(layer).max_width for layer in range(depth)), nodes)
+        width = _max_width(speculation, policy, depth)
     room = tree_room(nodes, depth, width) if speculation else 0
     max_blocks = -(-(max_model_len + room) // config.block_size)
     return Sizes(
@@ -105,6 +104,20 @@ def choose_sizes(
         max_width=width,
         num_stop_tokens=DEVICE_STOP_TOKENS,
     )
+
+
+def _max_width(speculation: SpeculationConfig, policy: TreePolicy, depth: int) -> int:
+    """Most nodes of a sequence that a draft layer forwards.
+
+    The attention's masks hold so many forwarded nodes of a tree. Were there more, the last layers
+    would get what the others leave, and how many those forward depends on the tokens that were
+    drawn: under rejection a draw would decide about its own slot. Trees that are not drawn may; a
+    static one forwards each of its at most 1024 nodes once.
+    """
+    width = max(policy.grow(layer).max_width for layer in range(depth))
+    if speculation.verifier == "rejection" and not speculation.level_widths and depth > 1:
+        width = min(width, MASK_BITS * MAX_MASK_WORDS // (depth - 1))
+    return min(width, speculation.max_nodes)
 
 
 def choose_num_blocks(

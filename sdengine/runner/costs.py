@@ -59,17 +59,17 @@ class Trial:
         return 1e-9 * int(self.end_ns[0] - self.start_ns[0])
 
 
-def measure_costs(iteration: Iteration, cache_dir: Path | None = None) -> CostModel:
+def measure_costs(iteration: Iteration, cache_dir: Path) -> CostModel:
     """Measured cost model of an engine; from the cache file when it was measured before.
 
     Args:
         iteration: programs and buffers; no sequence may have run yet, since the keys and values of
             a dummy one overwrite those of prompts that later requests would share.
-        cache_dir: directory of the cache file; None takes the user's cache directory.
+        cache_dir: directory of the cache file, usually `Environment.cache_dir`.
     """
     if iteration.weights.nbytes <= LARGE_MODEL_BYTES:
         return _measure(iteration)
-    path = (cache_dir or _cache_dir()) / "costs.json"
+    path = cache_dir / "costs.json"
     key = _key(iteration)
     known = _read(path)
     if key in known:
@@ -260,11 +260,6 @@ def _processor(device: torch.device) -> str:
             return "".join(line for line in file if line.startswith(("model name", "flags")))[:4096]
     except OSError:
         return platform.processor()
-
-
-def _cache_dir() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "sdengine"
 
 
 def _read(path: Path) -> dict[str, dict[str, object]]:

@@ -50,7 +50,7 @@ class Placement:
         return PackedLayout(dtype, pool)
 
 
-def choose_placement(config: EngineConfig, preferred: Any) -> Placement:
+def choose_placement(config: EngineConfig, preferred: str | None) -> Placement:
     """The backend and device that the settings ask for.
 
     Device "auto" is the CPU unless the backend is a GPU's. Without a backend a GPU runs "triton", a
@@ -61,12 +61,10 @@ def choose_placement(config: EngineConfig, preferred: Any) -> Placement:
         preferred: the environment's backend, when the settings have none.
 
     Raises:
-        ConfigError: a map of backends, or a device and a backend that do not belong together.
+        ConfigError: a device and a backend that do not belong together.
         BackendUnavailable: what was asked for by name cannot run here; says why.
     """
     wanted = config.backend if config.backend is not None else preferred
-    if isinstance(wanted, dict):
-        raise ConfigError.from_parts("one backend for all ops", "a map from op to backend")
     on_gpu = config.device.startswith("cuda")
     if wanted in DEVICE_BACKENDS or (wanted is None and on_gpu):
         backend = wanted or "triton"

@@ -22,6 +22,7 @@ from sdengine.runner.flight import Commit, Flight
 from sdengine.runner.iteration import Iteration, Variant
 from sdengine.runner.logprobs import append_logprobs
 from sdengine.runner.penalties import PenaltyTables
+from sdengine.runner.prices import Prices
 from sdengine.runner.step_clock import StepClock
 from sdengine.scheduler.scheduler import Schedule
 
@@ -39,9 +40,10 @@ class Runner:
     Args:
         iteration: describes and replays programs over the engine's buffers.
         pool: native thread pool, woken while the host prepares; None for the reference backend.
+        calibrates: whether acceptance estimates are fitted to what was accepted.
     """
 
-    def __init__(self, iteration: Iteration, pool: Any) -> None:
+    def __init__(self, iteration: Iteration, pool: Any, *, calibrates: bool = True) -> None:
         self.iteration = iteration
         self._pool = pool
         workspace = iteration.workspace
@@ -49,9 +51,7 @@ class Runner:
         host = workspace.memory.host
         self._memory = workspace.memory
         self._host = HostView(workspace.state, workspace.memory)
-        self._thresholds = host(workspace.thresholds)
-        self._min_layer_gain = host(workspace.min_layer_gain)
-        self._total_budget = host(workspace.total_budget)
+        self._prices = Prices(workspace)
         self._depth_limit = host(workspace.depth_limit)
         self._stop_tokens = host(workspace.stop_tokens)
         self._tree_tokens = host(workspace.token_tree.tokens)
@@ -77,14 +77,12 @@ class Runner:
             host(verdict.accepted),
             by_rank=iteration.verifier.tests_in_order,
         )
+        self._calibrates = calibrates
         # Whether a step runs while the host does something else.
         self.runs_ahead = isinstance(workspace.memory, StagedMemory)
         self._has_drafter = iteration.drafter is not None
         self._has_draft_cache = self._has_drafter and iteration.drafter.cache is not None
-        self._num_tokens = 0
-        self._row_costs: np.ndarray | None = None
-        self._draft_layer_s = 0.0
-        self._tokens_per_s = -1.0  # that prices were written for
+        self._num_tokens = self._num_decoding = 0
         self._prepared_at = 0.0
         self.report = StepReport((), 0, 0, 0.0, 0.0, 0.0, False)
 
@@ -135,7 +133,7 @@ class Runner:
             num_decoding += entry.decodes
         if self._has_draft_cache:
             self._count_missing(schedule, after)
-        self._num_tokens = num_tokens
+        self._num_tokens, self._num_decoding = num_tokens, num_decoding
         return num_decoding
 
     def outlook(self, schedule: Schedule) -> Outlook:
@@ -164,7 +162,7 @@ class Runner:
             missing = [self._most_missing[entry.sequence.slot] for entry in scheduled]
         if is_drafting:
             self._depth_limit[0] = min(plan.depth, self._sizes.max_depth)
-            self._write_prices(plan)
+            self._prices.write(plan, self._num_tokens, self._num_decoding)
         flight = Flight(
             schedule,
             plan,
@@ -200,7 +198,7 @@ class Runner:
                 num_nodes = self._num_nodes[slot] if flight.is_drafting else 0
                 commits.append(Commit(sequence, tokens, num_accepted, num_nodes, slot))
         self.report = self._clock.end(flight, commits)
-        if flight.is_drafting:
+        if flight.is_drafting and self._calibrates:
             self._calibrator.observe()
         return commits
 
@@ -265,21 +263,6 @@ class Runner:
                 most_missing[sequence.slot] = MAX_STEADY_PENDING
             else:
                 most_missing[sequence.slot] += 1  # the token that a plain step commits
-
-    def _write_prices(self, plan: StepPlan) -> None:
-        self._total_budget[0] = plan.max_batch_nodes
-        if plan.costs is None and plan.tokens_per_s == self._tokens_per_s:
-            return
-        self._tokens_per_s = plan.tokens_per_s
-        if plan.costs is not None:
-            self._row_costs = plan.costs.row_costs(self._sizes.max_target_rows)
-            self._draft_layer_s = plan.costs.draft_layer_s
-        if self._row_costs is None or plan.tokens_per_s == 0.0:
-            self._thresholds[:] = 0.0
-            self._min_layer_gain[0] = 0.0
-        else:
-            np.multiply(self._row_costs, plan.tokens_per_s, out=self._thresholds)
-            self._min_layer_gain[0] = self._draft_layer_s * plan.tokens_per_s
 
 
 def items(array: np.ndarray) -> memoryview:

@@ -93,10 +93,10 @@ def test_prices_cut_what_does_not_pay() -> None:
     def kept(plan: StepPlan, room: int = 4) -> int:
         return int(replay._keep(plan, values, depths, [room])[0].sum())
 
-    assert kept(StepPlan(4, 4, 4)) == 4
-    assert kept(StepPlan(4, 4, 4), room=2) == 2
-    assert kept(StepPlan(4, 3, 4)) == 3 and kept(StepPlan(4, 4, 2)) == 2
+    assert kept(StepPlan(4, 4)) == 4
+    assert kept(StepPlan(4, 4), room=2) == 2
+    assert kept(StepPlan(4, 3)) == 3 and kept(StepPlan(4, 2)) == 2
     prices = COSTS.row_costs(8)[1:5]
     worth = 0.25 / prices[1]  # a second is worth so much that only the first two nodes pay
-    assert kept(StepPlan(4, 4, 4, worth)) == 2
-    assert kept(StepPlan(4, 4, 4, 0.25 / COSTS.draft_layer_s)) <= 2, "a layer of 0.2 promises less"
+    assert kept(StepPlan(4, 4, worth)) == 2
+    assert kept(StepPlan(4, 4, 0.25 / COSTS.draft_layer_s)) <= 2, "a layer of 0.2 promises less"

@@ -31,7 +31,7 @@ def simulate(
     seconds, tokens, speculated = 0.0, 0, 0
     for _ in range(steps):
         plan = controller.plan(1)
-        nodes = min(7, plan.max_nodes) if plan.depth else 0
+        nodes = min(7, plan.max_batch_nodes) if plan.depth else 0
         num_accepted = min(accepted, plan.depth, nodes)
         draft = draft_s if plan.depth else 0.0
         verify = COSTS.verify_time(1 + nodes) * slowdown
@@ -52,7 +52,7 @@ def simulate_late(
     for _ in range(steps):
         plans.append(controller.plan(1))
         plan = plans[-2]
-        nodes = min(7, plan.max_nodes) if plan.depth else 0
+        nodes = min(7, plan.max_batch_nodes) if plan.depth else 0
         draft, verify = draft_s if plan.depth else 0.0, COSTS.verify_time(1 + nodes)
         took = draft + verify
         num_accepted = min(accepted, plan.depth, nodes)
@@ -154,10 +154,9 @@ def test_a_useless_draft_costs_little_from_the_first_token_on(tokens: int) -> No
     seconds = 0.0
     for _ in range(tokens):
         plan = controller.plan(1)
-        draft, verify = costs.draft_time(plan.depth), costs.verify_time(1 + plan.max_nodes)
-        report = StepReport(
-            [0], plan.max_nodes, 1 + plan.max_nodes, draft, verify, draft + verify, True
-        )
+        nodes = plan.max_batch_nodes
+        draft, verify = costs.draft_time(plan.depth), costs.verify_time(1 + nodes)
+        report = StepReport([0], nodes, 1 + nodes, draft, verify, draft + verify, True)
         controller.observe(plan, report)
         seconds += draft + verify
     assert seconds < tokens * 1.04 + 4, seconds
@@ -171,14 +170,15 @@ def test_no_course_of_events_confuses_it() -> None:
         for _ in range(40):
             size = int(random.integers(0, 9))
             plan = controller.plan(size)
-            assert 0 <= plan.depth <= 8 and 0 <= plan.max_nodes <= 16
-            assert plan.max_batch_nodes <= 24 and np.isfinite(plan.tokens_per_s)
+            assert 0 <= plan.depth <= 8 and 0 <= plan.max_batch_nodes <= min(16 * size, 24)
+            assert np.isfinite(plan.tokens_per_s)
             accepted = random.integers(0, plan.depth + 1, size).tolist()
             draft, verify, other = random.exponential(0.5, 3).tolist()
-            rows = size + plan.max_nodes
+            nodes = plan.max_batch_nodes
+            rows = size + nodes
             is_steady = bool(random.random() < 0.5)
             report = StepReport(
-                accepted, plan.max_nodes, rows, draft, verify, draft + verify + other, is_steady
+                accepted, nodes, rows, draft, verify, draft + verify + other, is_steady
             )
             controller.observe(plan, report)
 
@@ -188,11 +188,11 @@ def test_trust_follows_what_is_accepted() -> None:
     simulate(controller, 3, 0.1, FIRST_PLAIN_STEPS)  # the plain steps at the beginning
     limits = []
     for _ in range(8):
-        limits.append(controller.plan(1).max_nodes)
+        limits.append(controller.plan(1).max_batch_nodes)
         simulate(controller, 3, 0.1, 1)
     assert limits[:4] == [2, 4, 8, 16] and limits[-1] == 16
-    controller.observe(StepPlan(4, 16, 16), StepReport([0], 16, 17, 0.1, 2.0, 2.1, True))
-    assert controller.plan(1).max_nodes == 12
+    controller.observe(StepPlan(4, 16), StepReport([0], 16, 17, 0.1, 2.0, 2.1, True))
+    assert controller.plan(1).max_batch_nodes == 12
 
 
 def test_comes_back_when_the_draft_becomes_useful() -> None:
@@ -226,7 +226,7 @@ def test_nothing_is_drafted_without_decoding_sequences() -> None:
 
 
 def test_fixed_plan_is_what_was_asked_for() -> None:
-    assert FixedController(4, 16).plan(3) == StepPlan(4, 16, 48)
+    assert FixedController(4, 16).plan(3) == StepPlan(4, 48)
     assert FixedController(4, 16, 20).plan(3).max_batch_nodes == 20
 
 

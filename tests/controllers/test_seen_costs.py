@@ -81,7 +81,8 @@ def best_of_world(costs: CostModel, world: CostModel, steps: int) -> tuple[float
         nodes = 0
         if plan.depth:
             worth = reach >= thresholds * plan.tokens_per_s
-            nodes = int(min(worth.argmin() if not worth.all() else 16, plan.depth, plan.max_nodes))
+            paid = worth.argmin() if not worth.all() else 16
+            nodes = int(min(paid, plan.depth, plan.max_batch_nodes))
         accepted = int((rng.random() < reach[:nodes]).sum())
         draft, verify = world.draft_time(min(nodes, plan.depth)), world.verify_time(1 + nodes)
         report = StepReport([accepted], nodes, 1 + nodes, draft, verify, draft + verify, True)

@@ -99,8 +99,9 @@ class World:
 
     def nodes(self, plan: StepPlan) -> int:
         """A chain as long as its nodes are worth their row and their layer."""
-        nodes, prices = 0, self.costs.row_costs(self.batch * (plan.max_nodes + 2))
-        while nodes < min(plan.max_nodes, plan.depth):
+        nodes, most = 0, plan.max_batch_nodes // self.batch
+        prices = self.costs.row_costs(self.batch * (most + 2))
+        while nodes < min(most, plan.depth):
             layer_s = self.costs.draft_layer_s if nodes else 0.0
             price = max(prices[self.batch * (nodes + 1)], layer_s)
             if self.acceptance ** (nodes + 1) < price * plan.tokens_per_s:

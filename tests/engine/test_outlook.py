@@ -22,7 +22,7 @@ class Asking:
         assert outlook is not None
         self.seen.append(outlook())
         is_tree = num_decoding > 0 and len(self.seen) == self._tree_step
-        return StepPlan(1, 1, num_decoding) if is_tree else StepPlan(0, 0, 0)
+        return StepPlan(1, num_decoding) if is_tree else StepPlan(0, 0)
 
     def observe(self, plan: StepPlan, report: StepReport) -> None:
         pass

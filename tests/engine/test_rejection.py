@@ -94,6 +94,15 @@ def test_any_temperature_at_which_drafts_are_drawn_keeps_the_law(
     assert p_value(engine, law_of_two_tokens()) > 1e-4
 
 
+def test_the_law_test_notices_drafts_that_are_chosen(make_engine: MakeEngine) -> None:
+    """What a draft temperature below the greedy bound would do; the configuration refuses it."""
+    spec = SpeculationConfig(verifier="rejection", draft_temperature=1.0, **METHODS["dyspec"])
+    settings = {"max_num_seqs": 8, "max_num_batched_tokens": 64}
+    engine = make_engine(draft=related_draft(), speculation=spec, **settings)
+    engine.iteration.drafter._temperature.fill_(0.99 * GREEDY_TEMPERATURE)
+    assert p_value(engine, law_of_two_tokens()) < 1e-4
+
+
 @pytest.mark.parametrize("temperature", [1e-5, 9.99999975e-6, 9.9e-6, 0.0])
 def test_drafts_are_drawn_exactly_where_the_target_is(
     make_engine: MakeEngine, temperature: float

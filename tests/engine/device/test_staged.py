@@ -41,6 +41,7 @@ METHODS: dict[str, dict[str, Any] | None] = {
     "kary": {"method": "kary", "branching": (3, 2, 1)},
     "sampled": {"method": "sampled", "branching": (2, 2, 2)},
     "ngram": {"method": "ngram", "max_nodes": 12, "min_ngram": 1},
+    "ngram-pool": {"method": "ngram", "max_nodes": 12, "min_ngram": 1, "max_batch_nodes": 5},
     "dyspec-rejection": {"max_nodes": 12, "max_depth": 4, "verifier": "rejection"},
     "sampled-rejection": {"method": "sampled", "branching": (2, 2), "verifier": "rejection"},
     "ngram-rejection": {"method": "ngram", "max_nodes": 8, "verifier": "rejection"},
