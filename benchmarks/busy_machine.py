@@ -19,11 +19,15 @@ from contextlib import contextmanager
 from statistics import median, quantiles
 
 from sdengine import LLM, SamplingParams
+from sdengine.cli.main import run_alone
 from sdengine.cli.measure import run_request
-from sdengine.cli.options import BUNDLED_MODEL
+from sdengine.cli.options import BUNDLED_MODEL, LineParser, add_debug, integer, number
 from sdengine.cli.prompts import PROMPTS
+from sdengine.core.argument import check_float, check_int
+from sdengine.errors import ConfigError
 
 BUSY_LOOP = "while True: pass"
+MAX_NEIGHBOURS = 256
 SETTLE_S = 0.5
 """For the scheduler to spread the neighbours."""
 
@@ -54,14 +58,40 @@ def measure(engines: dict[str, LLM], params: SamplingParams, seconds: float) -> 
     raise AssertionError("unreachable")
 
 
-def main(argv: list[str] | None = None) -> None:
+def build_parser() -> LineParser:
+    """The command line."""
+    parser = LineParser(
+        prog="python -m benchmarks.busy_machine",
+        description=(__doc__ or "").partition("\n\n")[0],
+    )
+    parser.add_argument("--neighbours", type=integer, nargs="+", default=[0, 1, 2, 4], metavar="N")
+    parser.add_argument("--seconds", type=number, default=8.0, help="per row (%(default)s)")
+    parser.add_argument("--max-tokens", type=integer, default=64, help="a request (%(default)s)")
+    parser.add_argument("--model", default=BUNDLED_MODEL, metavar="DIR", help="(%(default)s)")
+    add_debug(parser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measures and returns the exit code."""
+    return run_alone(build_parser(), run, argv)
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuses what could not be measured.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
+    for num in args.neighbours:
+        check_int(ConfigError, "--neighbours", num, 0, MAX_NEIGHBOURS)
+    check_float(ConfigError, "--seconds", args.seconds, 0.0)
+    check_int(ConfigError, "--max-tokens", args.max_tokens, 2, way_out="the first is not timed")
+
+
+def run(args: argparse.Namespace) -> int:
     """Measures and prints the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
-    parser.add_argument("--neighbours", type=int, nargs="+", default=[0, 1, 2, 4])
-    parser.add_argument("--seconds", type=float, default=8.0, help="per row (%(default)s)")
-    parser.add_argument("--max-tokens", type=int, default=64, help="a request (%(default)s)")
-    parser.add_argument("--model", default=BUNDLED_MODEL)
-    args = parser.parse_args(argv)
+    check_arguments(args)
     params = SamplingParams(max_tokens=args.max_tokens, temperature=0.8, seed=1, ignore_eos=True)
     engines = {
         "every core": LLM(args.model, speculation=None, max_num_seqs=1),
@@ -80,7 +110,8 @@ def main(argv: list[str] | None = None) -> None:
                 f"  {tenths[-1]:5.0f}  {median(values) / alone:15.2f}x",
                 flush=True,
             )
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

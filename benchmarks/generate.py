@@ -27,6 +27,7 @@ from sdengine.cli.prompts import PROMPTS, Prompt
 from sdengine.core.config import DTYPES, METHODS, VERIFIERS, SpeculationConfig
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.errors import ConfigError, RequestError
+from sdengine.train.directories import make_directory
 
 ADAPTIVE = "adaptive"
 
@@ -108,8 +109,9 @@ def run(args: argparse.Namespace) -> int:
     prompts = read_prompts(args)
     figures = measure(args, jobs, settings, [prompt.text for prompt in prompts])
     document = to_document(args, prompts, figures)
+    text = json.dumps(document, indent=2) if args.json else to_markdown(document)
+    print(text, flush=True)  # first: a disk may be full by now
     write(args, document)
-    print(json.dumps(document, indent=2) if args.json else to_markdown(document))
     return 1 if any(row.identical_tokens is False for row in figures.rows) else 0
 
 
@@ -117,7 +119,24 @@ def check_arguments(args: argparse.Namespace) -> None:
     """Refuses what could not work before anything is loaded.
 
     Raises:
-        ConfigError: a count below 1, two sources of prompts, or plots without matplotlib.
+        ConfigError: as `check_requests`, or plots without matplotlib, or a directory that cannot be
+            written to.
+    """
+    check_requests(args)
+    if args.out is not None:
+        if not args.no_plots:
+            require_matplotlib()
+        make_directory("--out", args.out)
+
+
+def check_requests(args: argparse.Namespace) -> None:
+    """Refuses requests that could not be made.
+
+    Args:
+        args: with repeats, batch_sizes, held_out and prompt_file.
+
+    Raises:
+        ConfigError: a count below 1, or two sources of prompts.
     """
     for name, values in (
         ("--repeats", [args.repeats]),
@@ -128,8 +147,6 @@ def check_arguments(args: argparse.Namespace) -> None:
             raise ConfigError.from_parts(f"{name} of at least 1", str(min(values)))
     if args.held_out is not None and args.prompt_file is not None:
         raise ConfigError.from_parts("one source of prompts", "--held-out and --prompt-file")
-    if args.out is not None and not args.no_plots:
-        require_matplotlib()
 
 
 def request_params(args: argparse.Namespace, temperature: float) -> SamplingParams:
@@ -161,7 +178,8 @@ def read_prompts(args: argparse.Namespace) -> list[Prompt]:
     """The prompts of --prompt-file or --held-out, or the demo's.
 
     Raises:
-        RequestError: a file cannot be read as UTF-8, or there are too few held-out statements.
+        RequestError: a file is empty or cannot be read as UTF-8, or there are too few held-out
+            statements.
     """
     if args.held_out is not None:
         return held_out_prompts(args.held_out)
@@ -170,9 +188,12 @@ def read_prompts(args: argparse.Namespace) -> list[Prompt]:
     prompts = []
     for file in args.prompt_file:
         try:
-            prompts.append(Prompt(file.name, file.read_text(encoding="utf-8")))
+            text = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise RequestError.from_parts(f"a readable prompt in {file}", str(error)) from None
+        if not text:
+            raise RequestError.from_parts(f"a prompt in {file}", "an empty file")
+        prompts.append(Prompt(file.name, text))
     return prompts
 
 
@@ -201,7 +222,6 @@ def write(args: argparse.Namespace, document: dict[str, object]) -> None:
     """Writes what --out asks for."""
     if args.out is None:
         return
-    args.out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(document, indent=2)
     (args.out / "generate.json").write_text(text + "\n", encoding="utf-8")
     (args.out / "generate.md").write_text(to_markdown(document), encoding="utf-8")

@@ -34,8 +34,11 @@ def held_out_prompts(
         manifest: MANIFEST.json of a pair; None for the bundled one's.
 
     Raises:
-        RequestError: this interpreter's library has fewer of them.
+        RequestError: none are asked for, this interpreter's library has fewer of them, or the
+            manifest does not say what was held out.
     """
+    if count < 1:
+        raise RequestError.from_parts("at least 1 held-out prompt", str(count))
     found = [p for p in _statements(manifest or _bundled_manifest()) if p.title not in exclude]
     if len(found) < count:
         raise RequestError.from_parts(
@@ -57,7 +60,12 @@ def _bundled_manifest() -> Path:
 def _statements(manifest: Path) -> list[Prompt]:
     from sdengine.train.data import standard_library_files
 
-    names = json.loads(manifest.read_text(encoding="utf-8"))["corpus"]["held_out_files"]
+    try:
+        names = json.loads(manifest.read_text(encoding="utf-8"))["corpus"]["held_out_files"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise RequestError.from_parts(
+            f"the held-out files of a pair in {manifest}", f"{type(error).__name__}: {error}"
+        ) from None
     held_out = set(names)
     prompts = []
     for file in standard_library_files():

@@ -22,8 +22,11 @@ from typing import Any
 
 from benchmarks.conditions import describe_machine
 from sdengine import Engine, SpeculationConfig
-from sdengine.cli.options import BUNDLED_MODEL
+from sdengine.cli.main import run_alone
+from sdengine.cli.options import BUNDLED_MODEL, LineParser, add_debug, integer
 from sdengine.cli.prompts import PROMPTS
+from sdengine.core.argument import check_int
+from sdengine.errors import ConfigError
 from sdengine.kernels.program import Program
 from sdengine.runner.iteration import Variant
 
@@ -177,21 +180,34 @@ class Case:
             self.engine.add_request(str(index), prompt, params)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> LineParser:
     """The options."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.host_overhead")
+    parser = LineParser(
+        prog="python -m benchmarks.host_overhead", description=(__doc__ or "").partition("\n\n")[0]
+    )
     parser.add_argument("--model", default=BUNDLED_MODEL, metavar="DIR", help="(%(default)s)")
-    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 4, 16], metavar="B")
+    parser.add_argument("--batch-sizes", nargs="+", type=integer, default=[1, 4, 16], metavar="B")
     parser.add_argument("--modes", nargs="+", choices=SPECULATION, default=list(SPECULATION))
-    parser.add_argument("--steps", type=int, default=40, help="per turn (%(default)s)")
-    parser.add_argument("--turns", type=int, default=5, help="(%(default)s)")
-    parser.add_argument("--num-threads", type=int, metavar="N", help="none: all usable cores")
+    parser.add_argument("--steps", type=integer, default=40, help="per turn (%(default)s)")
+    parser.add_argument("--turns", type=integer, default=5, help="(%(default)s)")
+    parser.add_argument("--num-threads", type=integer, metavar="N", help="none: all usable cores")
+    add_debug(parser)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measures and prints a table."""
-    args = build_parser().parse_args(argv)
+    """Measures and returns the exit code."""
+    return run_alone(build_parser(), run, argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures and prints a table.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
+    for name, value in (("--steps", args.steps), ("--turns", args.turns)):
+        check_int(ConfigError, name, value, 1)
     cases = [
         Case.open(args.model, name, batch_size, args.num_threads)
         for batch_size in args.batch_sizes

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,11 +24,18 @@ from safetensors.torch import save_file
 
 from benchmarks.shapes import SHAPES, Shape
 from sdengine import SpeculationConfig
+from sdengine.cli.main import run_alone
+from sdengine.cli.options import LineParser, add_debug, integer
+from sdengine.core.argument import check_int
+from sdengine.core.config import MAX_THREADS
 from sdengine.engine import Engine
+from sdengine.errors import ConfigError
 from sdengine.kernels.machine_limits import LimitProbe
 from sdengine.kernels.program import make_pool
 from sdengine.runner.costs import verify_trials
 
+MAX_ROWS = 128  # of one forward
+MAX_CONTEXT = 2**20
 MODELS = {"1.1b": SHAPES["1.1b"], "0.1b": Shape(768, 2048, 8, 12, 4, 64, 16000)}
 
 
@@ -124,44 +132,78 @@ def measure(engine: Engine, row_counts: list[int], rounds: int) -> list[dict[str
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--shape", choices=MODELS, default="1.1b")
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
-    parser.add_argument("--context", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
+def build_parser() -> LineParser:
+    """The command line."""
+    parser = LineParser(
+        prog="python -m benchmarks.model_shape", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("--shape", choices=MODELS, default="1.1b", help="(%(default)s)")
+    parser.add_argument(
+        "--rows", type=integer, nargs="+", default=[1, 2, 4, 8, 16, 32, 64], metavar="M"
+    )
+    parser.add_argument("--context", type=integer, default=256, metavar="N", help="(%(default)s)")
+    parser.add_argument("--rounds", type=integer, default=7, metavar="N", help="(%(default)s)")
+    parser.add_argument("--threads", type=integer, metavar="N", help="(all usable cores)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    add_debug(parser)
+    return parser
+
+
+def check_arguments(options: argparse.Namespace) -> None:
+    """Refuses what could not be measured before a checkpoint is written.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
+    for rows in options.rows:
+        check_int(ConfigError, "--rows", rows, 1, MAX_ROWS)
+    check_int(ConfigError, "--context", options.context, max(options.rows) + 1, MAX_CONTEXT)
+    check_int(ConfigError, "--rounds", options.rounds, 1)
+    if options.threads is not None:
+        check_int(ConfigError, "--threads", options.threads, 1, MAX_THREADS)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measures and returns the exit code."""
+    return run_alone(build_parser(), run, argv)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measures a model of the shape and prints its curve."""
+    check_arguments(options)
     with tempfile.TemporaryDirectory() as directory:
         write_checkpoint(Path(directory), MODELS[options.shape].as_config(), options.context)
         engine = Engine(
             directory,
             dtype="bfloat16",
             max_num_seqs=1,
-            max_num_batched_tokens=128,
+            max_num_batched_tokens=MAX_ROWS,
             num_threads=options.threads,
             speculation=SpeculationConfig(
                 method="ngram", max_nodes=max(max(options.rows) - 1, 1), adaptive=False
             ),
         )
         points = measure(engine, options.rows, options.rounds)
-    if options.json:
-        print(json.dumps(points))
-        return
+    print(json.dumps(points) if options.json else table(options.shape, points))
+    return 0
+
+
+def table(shape: str, points: list[dict[str, float]]) -> str:
+    """The curve T(M), a line for every number of rows."""
     first = points[0]
-    print(
-        f"{options.shape} bf16, batch 1; DRAM read {first['dram_gbps']:.1f} GB/s, "
-        f"peak {first['peak_gflops']:.0f} GFLOP/s (medians of this run)"
-    )
-    print("rows  median ms  /floor    best ms  /floor  T(M)/T(1)")
-    for p in points:
-        print(
-            f"{p['rows']:4}  {p['median_ms']:9.2f}  {p['median_over_floor']:6.2f}"
-            f"  {p['best_ms']:9.2f}  {p['best_over_floor']:6.2f}"
-            f"  {p['median_ms'] / first['median_ms']:9.2f}"
-        )
+    lines = [
+        f"{shape} bf16, batch 1; DRAM read {first['dram_gbps']:.1f} GB/s, "
+        f"peak {first['peak_gflops']:.0f} GFLOP/s (medians of this run)",
+        "rows  median ms  /floor    best ms  /floor  T(M)/T(1)",
+    ]
+    lines += [
+        f"{p['rows']:4}  {p['median_ms']:9.2f}  {p['median_over_floor']:6.2f}"
+        f"  {p['best_ms']:9.2f}  {p['best_over_floor']:6.2f}"
+        f"  {p['median_ms'] / first['median_ms']:9.2f}"
+        for p in points
+    ]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -22,7 +22,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.conditions import describe_machine
-from benchmarks.generate import ADAPTIVE, read_prompts, request_params
+from benchmarks.generate import ADAPTIVE, check_requests, read_prompts, request_params
 from benchmarks.generate_runs import batches, open_engine
 from benchmarks.probe_adaptive import StepTimes, replay_speedup
 from benchmarks.probe_model import Prediction, Rung, TreeSampler, predict, step_cost
@@ -32,7 +32,9 @@ from sdengine.cli.measure import WARM_UP_TOKENS, alternate, run_batch, short
 from sdengine.cli.options import BUNDLED_MODEL, LineParser, add_debug, integer, number
 from sdengine.controllers.adaptive import AdaptiveController
 from sdengine.controllers.tree_size import GrowingSize
-from sdengine.core.config import DTYPES, SpeculationConfig
+from sdengine.core.argument import check_int
+from sdengine.core.config import DTYPES, MAX_TREE_NODES, SpeculationConfig
+from sdengine.core.env import read_environment
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.errors import ConfigError
 
@@ -82,16 +84,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Probes every batch size and temperature that was asked for, and prints what it found."""
-    smallest = min(args.repeats, args.max_nodes, *args.batch_sizes)
-    if smallest < 1:
-        raise ConfigError.from_parts(
-            "--repeats, --max-nodes and --batch-sizes of at least 1", str(smallest)
-        )
-    known = {str(n) for n in BUDGETS if n <= args.max_nodes} | {ADAPTIVE}
-    if unknown := set(args.check or ()) - known:
-        raise ConfigError.from_parts(
-            f"--check of {', '.join(sorted(known))}", ", ".join(sorted(unknown))
-        )
+    check_arguments(args)
     prompts = [prompt.text for prompt in read_prompts(args)]
     verdicts = []
     for size in args.batch_sizes:
@@ -101,6 +94,23 @@ def run(args: argparse.Namespace) -> int:
     document = {"conditions": conditions, "verdicts": found}
     print(json.dumps(document, indent=2) if args.json else to_text(conditions, verdicts))
     return 0
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuses what could not be probed before anything is loaded.
+
+    Raises:
+        ConfigError: as `check_requests`, or trees, requests or budgets of impossible sizes.
+    """
+    check_requests(args)
+    check_int(ConfigError, "--max-nodes", args.max_nodes, 1, MAX_TREE_NODES)
+    # A step may commit a whole path and one token more: behind the first there must be a second.
+    least = config_of(args, ADAPTIVE).max_depth + 2
+    way_out = "shorter requests may end with their first step"
+    check_int(ConfigError, "--max-tokens", args.max_tokens, least, way_out=way_out)
+    known = [*(str(n) for n in BUDGETS if n <= args.max_nodes), ADAPTIVE]
+    if unknown := [budget for budget in args.check or () if budget not in known]:
+        raise ConfigError.from_parts(f"--check of {', '.join(known)}", ", ".join(unknown))
 
 
 def ladder(max_nodes: int) -> list[int]:
@@ -126,7 +136,7 @@ def probe_batch_size(args: argparse.Namespace, groups: list[list[str]]) -> list[
                 timed += time_steps(plain, engine, groups, params, args.repeats)
             found.append(Rung.from_pairs(nodes, timed))
     samplers = [sample(engine, groups, params) for params in settings]  # of the largest trees
-    costs = measure_costs(engine.iteration)
+    costs = measure_costs(engine.iteration, read_environment().cache_dir)
     verdicts = []
     for params, found, some, ratios in zip(settings, rungs, samplers, measured):
         predictions = [

@@ -31,11 +31,14 @@ from benchmarks.kernels.shapes import NAMED, cases_of, read_shape
 from benchmarks.shapes import Shape
 from sdengine.cli.main import run_alone
 from sdengine.cli.options import LineParser, add_debug, integer, number
+from sdengine.core.argument import check_float, check_int
+from sdengine.core.config import MAX_THREADS
 from sdengine.errors import ConfigError
 from sdengine.kernels.machine_limits import LimitProbe
 from sdengine.kernels.program import make_pool
 from sdengine.kernels.registry import OP_NAMES, get_op
 from sdengine.kernels.spec import Case, Op
+from sdengine.train.directories import make_directory
 
 CACHES = {"warm": ("warm",), "cold": ("cold",), "both": ("warm", "cold")}
 
@@ -75,12 +78,11 @@ def run(args: argparse.Namespace) -> int:
 
     Returns:
         0, or 1 when a kernel is wrong (its cases are not timed).
+
+    Raises:
+        ConfigError: as `check_arguments`, or no op has a case with the text of --case.
     """
-    unknown = [name for name in args.ops if name not in OP_NAMES]
-    if unknown:
-        raise ConfigError.from_parts(f"ops among {', '.join(OP_NAMES)}", ", ".join(unknown))
-    if args.threads < 1:
-        raise ConfigError.from_parts("--threads of at least 1", str(args.threads))
+    check_arguments(args)
     old = None if args.compare is None else read(args.compare)
     shape = None if args.shape is None else read_shape(args.shape)
     torch.set_num_threads(args.threads)
@@ -90,9 +92,13 @@ def run(args: argparse.Namespace) -> int:
     conditions = describe_machine("sdengine bench kernels", args.threads, with_limits=True)
     say(args, "\n".join(f"{name}: {value}" for name, value in conditions.items()))
     found: list[Measurement] = []
-    is_right = True
-    for op in map(get_op, args.ops or OP_NAMES):
-        is_right &= run_op(args, op, shape, pool, probe, found)
+    results = [
+        run_op(args, op, shape, pool, probe, found) for op in map(get_op, args.ops or OP_NAMES)
+    ]
+    if all(result is None for result in results):
+        raise ConfigError.from_parts(
+            "a --case that is part of a case's name", repr(args.case), "the tables show the names"
+        )
     if args.out is not None:
         write(args.out, conditions, found)
     if args.json:
@@ -100,7 +106,22 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(document, indent=1))
     if old is not None:
         say(args, "\n".join(["", f"against {args.compare}", *compare(old, found)]))
-    return 0 if is_right else 1
+    return 1 if False in results else 0
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuses what could not work before anything is measured.
+
+    Raises:
+        ConfigError: an unknown op, a number out of range, or a directory that cannot be written to.
+    """
+    unknown = [name for name in args.ops if name not in OP_NAMES]
+    if unknown:
+        raise ConfigError.from_parts(f"ops among {', '.join(OP_NAMES)}", ", ".join(unknown))
+    check_int(ConfigError, "--threads", args.threads, 1, MAX_THREADS)
+    check_float(ConfigError, "--seconds", args.seconds, 0.0)
+    if args.out is not None:
+        make_directory("--out", args.out)
 
 
 def say(args: argparse.Namespace, text: str) -> None:
@@ -115,10 +136,12 @@ def run_op(
     pool: object,
     probe: LimitProbe,
     found: list[Measurement],
-) -> bool:
-    """Checks and times the cases of an op; False when one is wrong."""
-    say(args, f"\n{op.name}\n{HEADER}")
+) -> bool | None:
+    """Checks and times the cases of an op; False when one is wrong, None when there is none."""
+    result = None
     for case in chosen_cases(op, shape, args.case):
+        if result is None:
+            say(args, f"\n{op.name}\n{HEADER}")
         try:
             check_case(op, case, pool)
         except WrongResult as error:
@@ -128,7 +151,8 @@ def run_op(
             measured = measure_case(op, case, pool, probe, args.seconds, cache, args.baseline)
             found.append(replace(measured, command=command_of(args, op, case, cache)))
             say(args, row(found[-1]))
-    return True
+        result = True
+    return result
 
 
 def chosen_cases(op: Op, shape: Shape | None, text: str) -> Iterator[Case]:

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import sdengine
+from sdengine.cli.options import DEBUG
 from sdengine.errors import ConfigError
 
 __all__ = ["HELP", "add_arguments", "run"]
@@ -53,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
             "an installation without it",
             "clone it and run the command there",
         )
-    sys.argv = [f"sdengine bench {args.what}", *args.options]
+    debug = [DEBUG] if args.debug else []
+    sys.argv = [f"sdengine bench {args.what}", *debug, *args.options]
     runpy.run_module(module, run_name="__main__", alter_sys=False)
     return 0

@@ -70,10 +70,11 @@ def answer(llm: LLM, messages: list[Message], params: SamplingParams) -> list[Me
         RequestError: the conversation does not fit into the context, or the template refuses it.
     """
     assert params.seed is not None
-    # Answers must not repeat each other's noise: every turn has a seed of its own.
-    params = replace(params, seed=(params.seed + len(messages)) % 2**63)
+    # Answers must not repeat each other's noise: every turn has a seed of its own, made from the
+    # session's. That one is printed, since it is what repeats the session.
+    own = replace(params, seed=(params.seed + len(messages)) % 2**63)
     view = StreamView(llm)
-    result = run_request(llm, llm.render_chat(messages), params, view.show)
+    result = run_request(llm, llm.render_chat(messages), own, view.show)
     view.finish()
     print(statistics_line(result, params), file=sys.stderr)
     return [*messages, {"role": "assistant", "content": result.output.outputs[0].text}]

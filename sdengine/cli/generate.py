@@ -14,9 +14,11 @@ from typing import Any
 from sdengine.cli.measure import Comparison, Run, alternate, run_request, short
 from sdengine.cli.options import (
     BUNDLED_MODEL,
+    WITHOUT_DRAFT,
     add_model_options,
     add_sampling_options,
     fresh_seed,
+    model_paths,
     open_llm,
     sampling_params,
 )
@@ -161,7 +163,7 @@ def run_document(args: argparse.Namespace, result: Run, params: SamplingParams) 
     metrics, completion = result.output.metrics, result.output.outputs[0]
     return {
         "model": args.model,
-        "draft": args.draft,
+        "draft": draft_that_ran(args),
         "prompt": result.output.prompt,
         "text": completion.text,
         "token_ids": list(completion.token_ids),
@@ -174,6 +176,12 @@ def run_document(args: argparse.Namespace, result: Run, params: SamplingParams) 
         "first_token_s": result.first_token_s[0],
         "speculation": None if metrics.speculation is None else asdict(metrics.speculation),
     }
+
+
+def draft_that_ran(args: argparse.Namespace) -> str | None:
+    """Directory of the draft model, the pair's own included; None where none ran."""
+    draft = None if args.speculation in WITHOUT_DRAFT else model_paths(args).draft
+    return None if draft is None else str(draft)
 
 
 def comparison_document(comparison: Comparison) -> dict[str, Any]:

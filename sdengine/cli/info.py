@@ -138,25 +138,34 @@ def model_lines() -> Iterator[Line]:
 
 def model_sizes(pair: Path) -> Iterator[str]:
     """Parameters and bytes of a pair's target and draft."""
+    manifest = read_manifest(pair)
     for role in ("target", "draft"):
         files = sorted((pair / role).glob("*.safetensors"))
         if files:
             size = sum(file.stat().st_size for file in files)
-            yield f"{role} {manifest_parameters(pair, role)}{size / 1e6:.1f} MB"
-    if read_manifest(pair).get("is_provisional"):
+            yield f"{role} {manifest_parameters(manifest or {}, role)}{size / 1e6:.1f} MB"
+    if manifest is None:
+        yield "damaged MANIFEST.json"
+    elif manifest.get("is_provisional"):
         yield "provisional weights"
 
 
-def manifest_parameters(pair: Path, role: str) -> str:
-    """ "6.4M parameters, " when the manifest says so."""
-    count = read_manifest(pair).get("parameters", {}).get(role)
+def manifest_parameters(manifest: dict, role: str) -> str:
+    """ "6.4M parameters in " when the manifest says so."""
+    count = manifest.get("parameters", {}).get(role)
     return f"{count / 1e6:.1f}M parameters in " if count else ""
 
 
-def read_manifest(pair: Path) -> dict:
-    """MANIFEST.json of a pair; empty when there is none."""
-    path = pair / "MANIFEST.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def read_manifest(pair: Path) -> dict | None:
+    """MANIFEST.json of a pair; empty when there is none, None when it is damaged."""
+    try:
+        manifest = json.loads((pair / "MANIFEST.json").read_text(encoding="utf-8"))
+        counts = manifest.get("parameters", {}).values()
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
+    return manifest if all(isinstance(count, int) for count in counts) else None
 
 
 def environment_lines() -> Iterator[Line]:

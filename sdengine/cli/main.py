@@ -7,38 +7,44 @@ its arguments are parsed.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from sdengine import __version__
-from sdengine.cli import bench, chat, generate, info, serve, train
-from sdengine.cli.options import DEBUG, EXIT_USAGE, LineParser, add_debug
+from sdengine.cli import exit_codes
 from sdengine.errors import SdengineError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from sdengine.cli.options import LineParser
 
 __all__ = ["build_parser", "main"]
 
-EXIT_FAILED = 1
-EXIT_INTERRUPTED = 128 + 2
-EXIT_BROKEN_PIPE = 128 + 13
 MAX_SURPRISE = 300  # characters of an error that nobody wrote for a reader
-COMMANDS = (generate, chat, serve, bench, train, info)
+COMMANDS = ("generate", "chat", "serve", "bench", "train", "info")
+"""Modules of `sdengine.cli`. Imported by `build_parser`: an interrupt while that takes its tenth of
+a second is as quiet as a later one."""
 
 
 def build_parser() -> LineParser:
     """The whole command line; importing and building it loads no model and no torch."""
+    from sdengine.cli.options import LineParser, add_debug
+
     parser = LineParser(
         prog="sdengine", description="Low-latency generation with lossless speculative decoding."
     )
     parser.add_argument("--version", action="version", version=f"sdengine {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in COMMANDS:
-        name = command.__name__.rpartition(".")[2]
+    for name in COMMANDS:
+        command = import_module(f"sdengine.cli.{name}")
         child = commands.add_parser(name, help=command.HELP, description=command.HELP)
         command.add_arguments(child)
         add_debug(child)
-        child.set_defaults(run=command.run)
+        child.set_defaults(run=command.run, parser=child)
     return parser
 
 
@@ -53,16 +59,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
-        args = build_parser().parse_args(argv)
-        if DEBUG in getattr(args, "options", ()):  # behind options that are passed on
-            args.options.remove(DEBUG)
-            args.debug = True
-        return run_guarded(args)
+        return run_guarded(parse(argv))
+    except KeyboardInterrupt:
+        return exit_codes.INTERRUPTED
     except SystemExit as stop:  # argparse: help, version, usage errors; a harness that is done
         if isinstance(stop.code, str):
             print(f"sdengine: {stop.code}", file=sys.stderr)
-            return EXIT_FAILED
+            return exit_codes.FAILED
         return stop.code or 0
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line's arguments; --debug is found behind options that are passed on, too."""
+    from sdengine.cli.options import DEBUG
+
+    args: argparse.Namespace = build_parser().parse_args(argv)
+    if DEBUG in getattr(args, "options", ()):
+        args.options.remove(DEBUG)
+        args.debug = True
+    return args
 
 
 def run_alone(
@@ -81,6 +96,7 @@ def run_alone(
 def run_guarded(args: argparse.Namespace) -> int:
     """Runs `args.run(args)`; failures become one line on standard error and a code."""
     try:
+        open_closed_streams()
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):  # an ASCII locale must not end a stream half-way
                 stream.reconfigure(errors="replace")
@@ -88,16 +104,24 @@ def run_guarded(args: argparse.Namespace) -> int:
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+        return exit_codes.INTERRUPTED
     except BrokenPipeError:
         _discard_stdout()
-        return EXIT_BROKEN_PIPE
+        return exit_codes.BROKEN_PIPE
     except SdengineError as error:
-        return report(str(error), EXIT_USAGE, args.debug)
+        return report(str(error), exit_codes.USAGE, args.debug)
     except Exception as error:
         what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         short = what if len(what) <= MAX_SURPRISE else what[: MAX_SURPRISE - 3] + "..."
-        return report(f"{short} (--debug shows where)", EXIT_FAILED, args.debug)
+        return report(f"{short} (--debug shows where)", exit_codes.FAILED, args.debug)
+
+
+def open_closed_streams() -> None:
+    """Lets a standard stream that is closed be an empty one: Python leaves None in its place, and
+    its descriptor to the next file that is opened."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
 def report(message: str, code: int, debug: bool) -> int:

@@ -12,9 +12,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from sdengine.cli import exit_codes
 from sdengine.core.config import SPECULATION_WORDS
 from sdengine.core.env import read_environment
 from sdengine.core.sampling_params import SamplingParams
+from sdengine.errors import ConfigError
 
 if TYPE_CHECKING:
     from sdengine.llm import LLM
@@ -24,7 +26,7 @@ __all__ = [
     "BUNDLED_MODEL",
     "DEBUG",
     "DEFAULT_MAX_TOKENS",
-    "EXIT_USAGE",
+    "WITHOUT_DRAFT",
     "LineParser",
     "add_debug",
     "add_model_options",
@@ -39,8 +41,9 @@ __all__ = [
 
 BUNDLED_MODEL = "python-completion"
 DEBUG = "--debug"
+WITHOUT_DRAFT = ("off", "ngram")
+"""Words of --speculation for which a draft model does nothing."""
 DEFAULT_MAX_TOKENS = 128
-EXIT_USAGE = 2
 
 
 class LineParser(argparse.ArgumentParser):
@@ -50,7 +53,16 @@ class LineParser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **settings)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_USAGE, f"sdengine: {' '.join(message.split())}; see {self.prog} --help\n")
+        line = " ".join(message.split())
+        self.exit(exit_codes.USAGE, f"sdengine: {line}; see {self.prog} --help\n")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As ever, but the parser of a command (its default `parser`) refuses what it does not
+        know, so that the error names the help to look into."""
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            getattr(found, "parser", self).error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found
 
 
 def add_debug(parser: argparse.ArgumentParser) -> None:
@@ -69,7 +81,7 @@ def number(text: str) -> float:
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """--model, --draft, --speculation."""
+    """--model, --draft, --speculation, --max-model-len."""
     parser.add_argument(
         "--model",
         default=BUNDLED_MODEL,
@@ -84,6 +96,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         choices=SPECULATION_WORDS,
         default="auto",
         help="how to speculate: auto is dyspec with a draft model, ngram without (%(default)s)",
+    )
+    parser.add_argument(
+        "--max-model-len",
+        type=integer,
+        metavar="N",
+        help="most tokens of a sequence, its prompt included (the checkpoint's)",
     )
 
 
@@ -138,15 +156,22 @@ def model_paths(args: argparse.Namespace) -> ModelPaths:
     """Directories that --model and --draft name.
 
     Raises:
+        ConfigError: a draft for a kind of speculation that has no use for it.
         CheckpointError: nothing of that name.
     """
+    if args.draft is not None and args.speculation in WITHOUT_DRAFT:
+        raise ConfigError.from_parts(
+            f"no --draft with --speculation {args.speculation}",
+            args.draft,
+            "leave one of them out",
+        )
     from sdengine.model.registry import resolve_model
 
     return resolve_model(args.model, args.draft, bundled_dir=read_environment().bundled_dir)
 
 
 def open_llm(args: argparse.Namespace, speculation: str | None = None) -> LLM:
-    """Loads the model that --model, --draft and --speculation name, for one request at a time.
+    """Loads the model that the options of `add_model_options` name, for one request at a time.
 
     Args:
         args: the parsed command line.
@@ -158,7 +183,13 @@ def open_llm(args: argparse.Namespace, speculation: str | None = None) -> LLM:
     model_paths(args)  # a misspelt name is answered before torch is imported
     from sdengine.llm import LLM
 
-    return LLM(args.model, args.draft, speculation=speculation or args.speculation, max_num_seqs=1)
+    return LLM(
+        args.model,
+        args.draft,
+        speculation=speculation or args.speculation,
+        max_num_seqs=1,
+        max_model_len=args.max_model_len,
+    )
 
 
 def _converted(text: str, convert: Callable[[str], Any], expected: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +18,8 @@ __all__ = ["HELP", "add_arguments", "run"]
 HELP = "serve a model over HTTP in OpenAI's format"
 LIBRARIES = ("fastapi", "uvicorn", "httptools", "prometheus_client")
 DEFAULT_SEQS = 16
+BATCHED_TOKENS = 512
+"""As an EngineConfig has by itself; more where every sequence needs a row of a forward."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +30,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--host", str, "127.0.0.1", "address to listen on (%(default)s)"),
         ("--port", integer, 8000, "port to listen on; 0 takes a free one (%(default)s)"),
         ("--max-num-seqs", integer, DEFAULT_SEQS, "sequences that run at once (%(default)s)"),
-        ("--max-model-len", integer, None, "longest sequence (the checkpoint's)"),
         ("--num-kv-blocks", integer, None, "blocks of the KV cache (as many as are needed)"),
         ("--num-threads", integer, None, "CPU threads (all cores)"),
         ("--seed", integer, None, "for requests without one (a fresh one)"),
@@ -69,12 +71,16 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ConfigError, CheckpointError, BackendUnavailable, CacheFull: unusable settings or model.
     """
+    if args.compare and args.speculation == "off":
+        raise ConfigError.from_parts(
+            "a kind of speculation to compare with plain decoding", "--speculation off"
+        )
     model_paths(args)  # a misspelt name is answered before anything is loaded
     require_libraries()
     from sdengine.server.settings import ServerSettings
 
     settings = ServerSettings(
-        model_name=args.name or Path(args.model).name,
+        model_name=args.name or Path(os.path.abspath(args.model)).name,
         host=args.host,
         port=args.port,
         api_keys=api_keys(args.api_key_file),
@@ -110,6 +116,7 @@ def engine_config(args: argparse.Namespace) -> EngineConfig:
         speculation=args.speculation,
         max_num_seqs=args.max_num_seqs,
         max_model_len=args.max_model_len,
+        max_num_batched_tokens=max(BATCHED_TOKENS, args.max_num_seqs),
         num_kv_blocks=args.num_kv_blocks,
         num_threads=args.num_threads,
         seed=fresh_seed() if args.seed is None else args.seed,

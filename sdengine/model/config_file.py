@@ -23,6 +23,9 @@ ARCHITECTURES = {
 }
 DTYPES = ("float32", "bfloat16", "float16")
 
+# Far beyond any model; what is larger would be allocated, or counted to, before a tensor is missed.
+LIMITS = {"num_hidden_layers": 4096, "max_position_embeddings": 2**24}
+
 # What a missing key means in each family, where it is not the common default.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {"max_position_embeddings": 2048},
@@ -85,7 +88,7 @@ def read_json(path: Path) -> dict[str, Any]:
             "none",
             "point to a model directory in Hugging Face format",
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError.from_parts(f"{path} to be readable JSON", str(error)) from None
     if not isinstance(parsed, dict):
         raise CheckpointError.from_parts(f"{path} to hold a JSON object", shown(parsed))
@@ -187,7 +190,10 @@ def _refuse_unsupported(config: Mapping[str, Any], family: str) -> None:
 def _size(config: Mapping[str, Any], key: str) -> int:
     if key not in config:
         raise CheckpointError.from_parts(f"{key} in config.json", "no such key")
-    return check_int(CheckpointError, f"{key} in config.json", config[key], 1)
+    size = check_int(CheckpointError, f"{key} in config.json", config[key], 1)
+    if size > LIMITS.get(key, size):
+        raise CheckpointError.from_parts(f"{key} in config.json <= {LIMITS[key]}", str(size))
+    return size
 
 
 def _flag(config: Mapping[str, Any], key: str) -> bool:

@@ -42,12 +42,13 @@ def resolve_model(
         bundled_dir: where pairs lie; None for the package's own.
 
     Raises:
-        CheckpointError: nothing of that name; the message lists the bundled pairs.
+        CheckpointError: nothing of that name; the message lists the bundled pairs. Or a directory
+            that holds a pair instead of a model.
     """
     root = BUNDLED_DIR if bundled_dir is None else bundled_dir
     given_draft = None if draft is None else _directory(draft, root)
     if Path(model).is_dir():
-        return ModelPaths(Path(model), given_draft)
+        return ModelPaths(_directory(model, root), given_draft)
     if str(model) in bundled_pairs(root):
         pair = root / str(model)
         own_draft = pair / "draft"
@@ -60,6 +61,7 @@ def resolve_model(
 def _directory(name: str | os.PathLike[str], root: Path) -> Path:
     path = Path(name)
     if path.is_dir():
+        _refuse_pair(path)
         return path
     pairs = bundled_pairs(root)
     close = difflib.get_close_matches(str(name), pairs, n=1)
@@ -71,3 +73,14 @@ def _directory(name: str | os.PathLike[str], root: Path) -> Path:
         f"{os.fspath(name)!r}, which is neither",
         hint,
     )
+
+
+def _refuse_pair(path: Path) -> None:
+    """A trained pair is two models: which is the target and which the draft must be said."""
+    is_pair = (path / "target" / "config.json").is_file()
+    if is_pair and not (path / "config.json").exists():
+        raise CheckpointError.from_parts(
+            f"a file config.json in {path}",
+            "a pair of models",
+            f"pass {path / 'target'} as the model and {path / 'draft'} as the draft",
+        )

@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 from tokenizers import Tokenizer
 
-from sdengine.errors import CheckpointError, ConfigError
+from sdengine.errors import CheckpointError
 from sdengine.train.data import SourceFile, build_stream, corpus_sha256, standard_library_files
 from sdengine.train.distill import DraftObjective, JointObjective, PairConfig, Streams
 from sdengine.train.export import (
@@ -34,6 +34,7 @@ from sdengine.train.grow import grow
 from sdengine.train.lineage import adopt_tokenizer, origin_of, pin_recipe
 from sdengine.train.loop import LoopConfig, LoopState, last_step, train
 from sdengine.train.module import LlamaModule, LlamaShape
+from sdengine.train.options import add_arguments, check_arguments, make_directories
 from sdengine.train.report import (
     corpus_summary,
     held_out_figures,
@@ -57,41 +58,6 @@ class Corpus:
     files: list[SourceFile]
     tokenizer: Tokenizer
     streams: Streams
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of `sdengine train pair`."""
-    parser.add_argument("--out", type=Path, required=True, help="directory of the finished pair")
-    parser.add_argument("--run-dir", type=Path, default=Path("runs/pair"), help="work directory")
-    parser.add_argument(
-        "--steps",
-        type=int,
-        default=1800,
-        help="steps of target and draft; 0 trains the draft alone, with --start-from",
-    )
-    parser.add_argument("--cooldown-steps", type=int, default=1100, help="the last of these steps")
-    parser.add_argument("--draft-steps", type=int, default=4700, help="steps of the draft alone")
-    parser.add_argument("--samples", type=int, default=1024, help="texts sampled from the target")
-    parser.add_argument(
-        "--rate",
-        type=float,
-        default=1.0,
-        help="factor on the peak learning rates; below 1 for a start from a trained pair",
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--start-from",
-        type=Path,
-        metavar="PAIR",
-        help="begin with tokenizer and weights of an exported pair (an earlier --out)",
-    )
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
-    parser.add_argument("--threads", type=int, default=None, help="CPU threads of torch")
-    parser.add_argument(
-        "--export-only",
-        action="store_true",
-        help="export what the run directory holds now, finished or not, and train nothing",
-    )
 
 
 def prepare_corpus(directory: Path, root: Path | None = None) -> Corpus:
@@ -236,31 +202,6 @@ def export_pair(
     return manifest
 
 
-def check_arguments(args: argparse.Namespace) -> None:
-    """Refuse settings that could not work.
-
-    Raises:
-        ConfigError: for a count that is too small or a device that is not there.
-    """
-    if args.steps < 0 or (args.steps == 0 and args.start_from is None):
-        raise ConfigError.from_parts(
-            "--steps of at least 1, or 0 (the draft alone) with --start-from", str(args.steps)
-        )
-    counts = {
-        "--cooldown-steps": args.cooldown_steps,
-        "--draft-steps": args.draft_steps,
-        "--samples": args.samples,
-        "--threads": 1 if args.threads is None else args.threads,
-    }
-    for name, value in counts.items():
-        if value < 1:
-            raise ConfigError.from_parts(f"{name} of at least 1", str(value))
-    if not 0.0 < args.rate <= 2.0:
-        raise ConfigError.from_parts("--rate above 0 and at most 2", str(args.rate))
-    if args.device != "cpu" and not torch.cuda.is_available():
-        raise ConfigError.from_parts("--device cpu on a machine without a GPU", args.device)
-
-
 def run(args: argparse.Namespace) -> int:
     """Entry of `sdengine train pair`.
 
@@ -272,14 +213,15 @@ def run(args: argparse.Namespace) -> int:
         told to stop before its end.
 
     Raises:
-        ConfigError: for settings that make no sense or contradict the run directory.
+        ConfigError: for settings that make no sense or contradict the run directory, for a
+            directory that cannot be written to, or without matplotlib.
         CheckpointError: if there is nothing to export.
     """
     check_arguments(args)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)  # AdamW's second moments are denormal for rare tokens
-    args.run_dir.mkdir(parents=True, exist_ok=True)
+    make_directories(args)
     config = PairConfig(seed=args.seed, device=args.device)
     config = replace(
         config,

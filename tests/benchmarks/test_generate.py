@@ -4,6 +4,7 @@ engines; one run with the bundled pair."""
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,16 @@ def test_without_matplotlib_nothing_is_measured_for_plots(opened, tmp_path, monk
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".md"}
 
 
+def test_figures_are_printed_before_they_are_written(opened, tmp_path, monkeypatch, capsys) -> None:
+    def full(args: object, document: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(generate, "write", full)
+    assert generate.main([*FEW, "--out", str(tmp_path), "--no-plots"]) == 1
+    out, err = capsys.readouterr()
+    assert "| dyspec |" in out and "No space left" in err
+
+
 def test_different_tokens_fail_where_identity_is_promised(monkeypatch, capsys) -> None:
     monkeypatch.setattr(
         generate_runs,
@@ -132,6 +143,8 @@ def test_prompts_come_from_files_or_from_what_was_held_out(opened, tmp_path: Pat
         ["--temperatures", "-1"],
         ["--max-tokens", "0"],
         ["--prompt-file", "no/such/file"],
+        ["--prompt-file", os.devnull],
+        ["--out", "README.md/figures", "--no-plots"],
         ["--methods", "magic"],
     ],
 )

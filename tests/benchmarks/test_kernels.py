@@ -125,7 +125,32 @@ def test_a_difference_counts_only_beyond_the_spread() -> None:
     assert compare([], [measurement(11.0)])[0].endswith("new")
 
 
-@pytest.mark.parametrize("argv", [["magic"], ["--threads", "0"], ["--compare", "no/such.json"]])
-def test_wrong_arguments_exit_2_on_one_line(argv: list[str], capfd) -> None:
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["magic"],
+        ["--threads", "0"],
+        ["--threads", "99999"],
+        ["--seconds", "nan"],
+        ["--seconds", "-1"],
+        ["--compare", "no/such.json"],
+        ["--out", "README.md/figures"],
+    ],
+)
+def test_wrong_arguments_exit_2_on_one_line(
+    argv: list[str], monkeypatch: pytest.MonkeyPatch, capfd
+) -> None:
+    measured = []
+    monkeypatch.setattr(kernels, "make_pool", lambda threads: measured.append(threads))
+    monkeypatch.setattr(torch, "set_num_threads", measured.append)
     assert kernels.main(argv) == 2
-    assert capfd.readouterr().err.count("\n") == 1
+    out, err = capfd.readouterr()
+    assert out == "" and err.startswith("sdengine: expected ") and err.count("\n") == 1
+    assert not measured
+
+
+def test_a_case_that_no_op_has_is_refused(capfd) -> None:
+    argv = ["timestamp", "begin_step", "--threads", "1", "--case", "nosuch"]
+    assert kernels.main(argv) == 2
+    out, err = capfd.readouterr()
+    assert "begin_step" not in out and "'nosuch'" in err and err.count("\n") == 1

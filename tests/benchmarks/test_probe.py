@@ -136,8 +136,31 @@ def test_the_bundled_pair_is_probed_from_end_to_end(capsys) -> None:
 
 
 @pytest.mark.parametrize(
-    "argv", [["--repeats", "0"], ["--check", "5"], ["--max-nodes", "0"], ["--model", "no/where"]]
+    "argv",
+    [
+        ["--repeats", "0"],
+        ["--check", "5"],
+        ["--max-nodes", "0"],
+        ["--max-nodes", "5000"],
+        ["--model", "no/where"],
+        ["--held-out", "0"],
+        ["--held-out", "-5"],
+        ["--held-out", "1", "--prompt-file", "README.md"],
+        ["--max-tokens", "1"],
+        ["--max-tokens", "9"],
+    ],
 )
-def test_wrong_arguments_exit_2_on_one_line(argv: list[str], capfd) -> None:
+def test_wrong_arguments_exit_2_on_one_line(
+    argv: list[str], monkeypatch: pytest.MonkeyPatch, capfd
+) -> None:
+    if "--model" not in argv:
+        monkeypatch.setattr(probe, "open_engine", None)
     assert probe.main(argv) == 2
-    assert capfd.readouterr().err.count("\n") == 1
+    err = capfd.readouterr().err
+    assert err.startswith("sdengine: expected ") and err.count("\n") == 1
+
+
+def test_budgets_that_can_be_checked_are_listed_as_numbers(capfd) -> None:
+    assert probe.main(["--max-nodes", "16", "--check", "7", "100", "9"]) == 2
+    err = capfd.readouterr().err
+    assert "--check of 1, 2, 3, 4, 6, 8, 12, 16, adaptive, got 7, 100, 9" in err

@@ -38,6 +38,14 @@ def test_chat_turns_have_seeds_of_their_own(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(set(seeds)) == 2
 
 
+def test_chat_prints_the_seed_that_repeats_the_session(
+    monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    run_chat("a\nb\n", monkeypatch)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and all(line.endswith(", seed 5") for line in lines)
+
+
 def test_chat_refuses_a_model_without_a_template_before_loading(capsys) -> None:
     assert main(["chat"]) == 2
     assert "chat template" in capsys.readouterr().err
@@ -68,6 +76,29 @@ def test_bench_hands_its_options_to_the_harness(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(sys, "argv", list(sys.argv))
     assert main(["bench", "generate", "--repeats", "2"]) == 0
     assert seen == [("benchmarks.generate", ["--repeats", "2"])]
+
+
+def test_bench_hands_debug_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr("runpy.run_module", lambda name, **_: seen.append(sys.argv[1:]))
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
+    assert main(["bench", "generate", "--repeats", "2", "--debug"]) == 0
+    assert seen == [["--debug", "--repeats", "2"]]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"parameters": 3}', '{"parameters": {"target": ""}}'])
+def test_info_survives_a_damaged_manifest(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    target = tmp_path / "mine" / "target"
+    target.mkdir(parents=True)
+    (target / "config.json").write_text("{}")
+    (target / "model.safetensors").write_bytes(bytes(1_500_000))
+    (tmp_path / "mine" / "MANIFEST.json").write_text(text)
+    monkeypatch.setenv("SDENGINE_BUNDLED_DIR", str(tmp_path))
+    assert main(["info"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  mine ")]
+    assert line.endswith("target 1.5 MB, damaged MANIFEST.json")
 
 
 def test_info_tells_about_every_backend_and_why(capsys) -> None:

@@ -12,6 +12,7 @@ import pytest
 from sdengine.cli import generate
 from sdengine.cli.main import main
 from sdengine.cli.prompts import PROMPTS
+from sdengine.model.registry import BUNDLED_DIR
 from tests.cli.fakes import FakeLLM
 
 
@@ -90,6 +91,31 @@ def test_json_is_one_document_on_stdout(llms, capsys) -> None:
     assert document["token_ids"] == [ord(letter) for letter in "abcdef"]
     assert document["speculation"]["num_steps"] == 3
     assert document["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize(
+    ("options", "draft"),
+    [
+        ([], str(BUNDLED_DIR / "python-completion" / "draft")),
+        (["--draft", "."], "."),
+        (["--speculation", "off"], None),
+    ],
+)
+def test_json_names_the_draft_that_ran(options, draft, llms, capsys) -> None:
+    assert main(["generate", "hello", "--json", *options]) == 0
+    assert json.loads(capsys.readouterr().out)["draft"] == draft
+
+
+def test_compare_gives_both_engines_the_same_limit(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    opened = []
+
+    def llm(model: str, draft: str | None, *, speculation: str, **settings: object) -> FakeLLM:
+        opened.append((speculation, settings["max_model_len"]))
+        return FakeLLM()
+
+    monkeypatch.setattr("sdengine.llm.LLM", llm)
+    assert main(["generate", "hello", "--compare", "--max-model-len", "99"]) == 0
+    assert opened == [("auto", 99), ("off", 99)]
 
 
 def test_compare_prints_speeds_ratio_and_identity(llms, capsys) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import subprocess
 import sys
 
@@ -38,6 +39,10 @@ def raiser(error: BaseException):
         ["generate", "--seed", "0.5", "x"],
         ["generate", "--speculation", "magic", "x"],
         ["generate", "--speculation", "off", "--compare", "x"],
+        ["generate", "--speculation", "off", "--draft", ".", "x"],
+        ["generate", "--speculation", "ngram", "--draft", ".", "x"],
+        ["generate", "--max-model-len", "many", "x"],
+        ["generate", "--max-model-len", "1", "x"],
         ["generate", "--model", "no/such/model", "x"],
         ["generate", ""],
         ["generate", "\udcff"],
@@ -53,6 +58,12 @@ def test_wrong_arguments_are_one_line_and_exit_2(argv: list[str], capfd) -> None
     assert out == ""
     assert err.startswith("sdengine: ") and err.count("\n") == 1, err
     assert "Traceback" not in err
+
+
+def test_an_unknown_option_leads_to_the_help_of_its_command(capfd) -> None:
+    assert cli.main(["generate", "x", "--foo"]) == 2
+    err = capfd.readouterr().err
+    assert err == "sdengine: unrecognized arguments: --foo; see sdengine generate --help\n"
 
 
 @pytest.mark.parametrize("error_class", [SdengineError, RequestError, CheckpointError, CacheFull])
@@ -88,6 +99,36 @@ def test_debug_is_found_behind_passed_on_options(monkeypatch: pytest.MonkeyPatch
 def test_ctrl_c_is_quiet(capfd) -> None:
     assert run_with(raiser(KeyboardInterrupt())) == 130
     assert capfd.readouterr() == ("", "")
+
+
+def test_ctrl_c_during_the_imports_is_quiet() -> None:
+    code = (
+        "import sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(name, path=None, target=None):\n"
+        "        if name in ('sdengine.cli.generate', 'sdengine.core.config'):\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupt)\n"
+        "from sdengine.cli.main import main\n"
+        "sys.exit(main(['info']))\n"
+    )
+    done = python(code)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "err"),
+    [
+        ("generate - <&-", 2, "sdengine: expected a prompt, got an empty one\n"),
+        ("info >&-", 0, ""),
+        ("info 2>&-", 0, ""),
+        ("chat <&- 2>&-", 2, ""),
+    ],
+)
+def test_a_closed_stream_is_an_empty_one(options: str, code: int, err: str) -> None:
+    command = f"{shlex.quote(sys.executable)} -m sdengine.cli {options}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (code, err)
 
 
 def test_exit_of_a_harness_is_passed_on(capfd, monkeypatch: pytest.MonkeyPatch) -> None:

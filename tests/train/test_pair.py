@@ -159,6 +159,34 @@ def test_counts_must_be_positive(small_recipe, option):
         recipe.run(arguments(*small_recipe, option, "0"))
 
 
+@pytest.mark.parametrize("option", ["--out", "--run-dir"])
+def test_directories_are_made_before_anything_is_trained(small_recipe, tmp_path, option):
+    file = tmp_path / "file"
+    file.write_text("")
+    for path in (file, file / "below"):
+        with pytest.raises(
+            ConfigError, match=f"{option} to be a directory to write to, got {path}"
+        ):
+            recipe.run(arguments(*small_recipe, option, str(path)))
+    assert not (tmp_path / "run" / "tokenizer.json").exists()
+
+
+def test_without_matplotlib_nothing_is_trained(small_recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("sdengine.train.options.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"matplotlib .*sdengine\[train\]"):
+        recipe.run(arguments(*small_recipe))
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_names_defaults_and_how_long_it_takes(capsys):
+    from sdengine.cli.main import main
+
+    assert main(["train", "pair", "--help"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    for default in ("(runs/pair)", "(1800)", "(4700)", "(cpu)", "hours"):
+        assert default in out
+
+
 @pytest.mark.parametrize("rate", ["0", "-1", "3", "nan"])
 def test_rates_are_bounded(small_recipe, rate):
     with pytest.raises(ConfigError, match=r"--rate above 0"):

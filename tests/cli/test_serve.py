@@ -1,0 +1,56 @@
+"""serve: what becomes of the options; tests/server tests the server itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sdengine.cli import serve
+from sdengine.cli.main import build_parser, main
+from sdengine.core.config import EngineConfig
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names under which a model would have been served."""
+    names: list[str] = []
+    monkeypatch.setattr(serve, "require_libraries", lambda: None)
+    monkeypatch.setattr(
+        "sdengine.server.run.serve", lambda settings, *engines: names.append(settings.model_name)
+    )
+    return names
+
+
+def config(*options: str) -> EngineConfig:
+    return serve.engine_config(build_parser().parse_args(["serve", *options]))
+
+
+def test_as_many_sequences_as_an_engine_takes_can_be_asked_for() -> None:
+    assert config("--max-num-seqs", "1000").max_num_batched_tokens == 1000
+    assert config("--max-num-seqs", "4").max_num_batched_tokens == config().max_num_batched_tokens
+    assert config("--max-model-len", "64").max_model_len == 64
+
+
+def test_a_model_is_named_after_its_directory(
+    served: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "llama").mkdir()
+    monkeypatch.chdir(tmp_path / "llama")
+    for options in (["--model", "."], ["--model", ".", "--name", ""], ["--model", "../llama/"]):
+        assert main(["serve", *options]) == 0
+    assert main(["serve"]) == 0
+    assert main(["serve", "--name", "mine"]) == 0
+    assert served == ["llama"] * 3 + ["python-completion", "mine"]
+
+
+@pytest.mark.parametrize(
+    "options", [["--compare", "--speculation", "off"], ["--speculation", "off", "--draft", "."]]
+)
+def test_options_that_contradict_each_other_are_refused(
+    options: list[str], served: list[str], capfd
+) -> None:
+    assert main(["serve", *options]) == 2
+    err = capfd.readouterr().err
+    assert err.startswith("sdengine: ") and err.count("\n") == 1
+    assert not served
