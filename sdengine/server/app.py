@@ -25,6 +25,7 @@ from sdengine.server.protocol import ChatRequest, CompletionRequest
 from sdengine.server.route import BodyApp, BodyRoute
 from sdengine.server.settings import ServerSettings
 from sdengine.server.streaming import answer
+from sdengine.server.token_texts import TokenTexts
 
 __all__ = ["create_app"]
 
@@ -59,6 +60,10 @@ class Service:
     def generation(self, params: SamplingParams) -> Generation:
         """A new request's."""
         return Generation(self.engine, self.settings, self.metrics, params)
+
+    def token_texts(self, params: SamplingParams) -> TokenTexts:
+        """How a request's log-probabilities write tokens."""
+        return TokenTexts(self.engine.engine.tokenizer, params.skip_special_tokens)
 
     def require_model(self, name: str) -> None:
         """Refuses every model but the one served."""
@@ -99,7 +104,7 @@ def create_app(
     app.router.route_class = BodyRoute
     _add_openai(app, service)
     _add_operations(app, service)
-    add_playground(app, engine, plain_engine, settings)
+    add_playground(app, engine, plain_engine, settings, service.metrics)
     app.add_middleware(Gate, settings=settings, metrics=service.metrics)
     return app
 
@@ -113,7 +118,7 @@ def _add_openai(app: FastAPI, service: Service) -> None:
         params = body.sampling_params(defaults, body.max_new_tokens, body.logprobs)
         generation = service.generation(params)
         await generation.begin(body.prompts)
-        form = CompletionForm(body.model)
+        form = CompletionForm(body.model, service.token_texts(params))
         return await answer(request, generation, form, bool(body.stream), body.includes_usage)
 
     @app.post("/v1/chat/completions", responses=ERRORS)
@@ -128,7 +133,7 @@ def _add_openai(app: FastAPI, service: Service) -> None:
         params = body.sampling_params(defaults, max_tokens, body.num_logprobs)
         generation = service.generation(params)
         await generation.begin([prompt], "messages")
-        form = ChatForm(body.model, body.num_logprobs)
+        form = ChatForm(body.model, body.num_logprobs, service.token_texts(params))
         return await answer(request, generation, form, bool(body.stream), body.includes_usage)
 
     @app.get("/v1/models", responses={401: ERRORS[401]})

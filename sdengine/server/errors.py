@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from sdengine import errors
+from sdengine.server.protocol import field_of
 
 __all__ = [
     "ApiError",
@@ -73,7 +74,8 @@ def api_error(error: errors.SdengineError | ApiError) -> ApiError:
     status, kind, code = next(
         (status, kind, code) for cls, status, kind, code in STATUS_OF if isinstance(error, cls)
     )
-    return ApiError(status, str(error), kind=kind, code=code)
+    param = field_of(str(error)) if status == 400 else None
+    return ApiError(status, str(error), kind=kind, param=param, code=code)
 
 
 def error_response(error: ApiError) -> JSONResponse:
@@ -120,7 +122,8 @@ def _invalid(error: RequestValidationError) -> JSONResponse:
     path = [str(part) for part in first["loc"] if part != "body"]
     if first["type"] == "json_invalid":
         return error_response(ApiError(400, f"expected a body of JSON, got {_why(first)}"))
-    name = str(first.get("ctx", {}).get("field", ".".join(path)))
+    own_field = first.get("ctx", {}).get("field")  # of the object that `path` leads to
+    name = ".".join(path if own_field is None else [*path, own_field])
     message = first["msg"]
     if first["type"] == "extra_forbidden":
         message = f"{name!r} is not a field that this server knows"

@@ -6,15 +6,13 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from operator import attrgetter
 from typing import Any, Protocol
 
 from sdengine.core.outputs import Logprob
 from sdengine.server.generation import Delta
+from sdengine.server.token_texts import TextOffsets, TokenTexts
 
 __all__ = ["ChatForm", "CompletionForm", "Form"]
-
-TokenLogprobs = Sequence[dict[int, Logprob]]
 
 
 class Form(Protocol):
@@ -56,20 +54,20 @@ class CompletionForm:
 
     Args:
         model: what the client called the model.
+        texts: write the tokens of log-probabilities.
     """
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, texts: TokenTexts) -> None:
         self._head = _head("cmpl", "text_completion", model)
-        self._offsets: dict[int, int] = {}
+        self._texts = texts
+        self._offsets: dict[int, TextOffsets] = {}
 
     def opening(self, choice: int) -> None:
         """None: text comes at once."""
 
     def chunk(self, delta: Delta) -> dict[str, Any]:
         """As `Form.chunk`."""
-        offset = self._offsets.get(delta.choice, 0)
-        self._offsets[delta.choice] = offset + sum(map(len, _token_texts(delta)))
-        return self._with_choices([self._choice(delta, offset)])
+        return self._with_choices([self._choice(delta)])
 
     def counts(self, usage: dict[str, int]) -> dict[str, Any]:
         """As `Form.counts`."""
@@ -77,22 +75,39 @@ class CompletionForm:
 
     def document(self, deltas: Sequence[Delta], usage: dict[str, int]) -> dict[str, Any]:
         """As `Form.document`."""
-        choices = [self._choice(delta, 0) for delta in _joined(deltas)]
+        choices = [self._choice(delta) for delta in _joined(deltas)]
         return {**self._with_choices(choices), "usage": usage}
 
     def _with_choices(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {**self._head, "choices": choices}
 
-    def _choice(self, delta: Delta, offset: int) -> dict[str, Any]:
-        logprobs = None
-        if delta.logprobs is not None:
-            logprobs = _completion_logprobs(delta.token_ids, delta.logprobs, offset)
+    def _choice(self, delta: Delta) -> dict[str, Any]:
         return {
             "index": delta.choice,
             "text": delta.text,
-            "logprobs": logprobs,
+            "logprobs": self._logprobs(delta),
             "finish_reason": delta.finish_reason,
         }
+
+    def _logprobs(self, delta: Delta) -> dict[str, Any] | None:
+        if delta.logprobs is None:
+            return None
+        tokens, own = delta.token_ids, _own_entries(delta)
+        if delta.choice not in self._offsets:
+            self._offsets[delta.choice] = self._texts.offsets()
+        offsets = self._offsets[delta.choice].of(tokens, [e.decoded_token for e in own])
+        return {
+            "tokens": list(map(self._texts.name, tokens, own)),
+            "token_logprobs": [_finite(entry.logprob) for entry in own],
+            "top_logprobs": [self._top(entries) for entries in delta.logprobs],
+            "text_offset": offsets,
+        }
+
+    def _top(self, entries: dict[int, Logprob]) -> dict[str, float]:
+        top: dict[str, float] = {}
+        for token, entry in _best(entries, len(entries)):  # of two with one name the likelier stays
+            top.setdefault(self._texts.name(token, entry), _finite(entry.logprob))
+        return top
 
 
 class ChatForm:
@@ -101,9 +116,11 @@ class ChatForm:
     Args:
         model: what the client called the model.
         num_logprobs: alternatives per token to show.
+        texts: write the tokens of log-probabilities.
     """
 
-    def __init__(self, model: str, num_logprobs: int | None) -> None:
+    def __init__(self, model: str, num_logprobs: int | None, texts: TokenTexts) -> None:
+        self._texts = texts
         self._head = _head("chatcmpl", "chat.completion", model)
         self._chunk_head = {**self._head, "object": "chat.completion.chunk"}
         self._num_logprobs = num_logprobs or 0
@@ -152,12 +169,16 @@ class ChatForm:
             return None
         content = [
             {
-                **_chat_logprob(entries[token]),
-                "top_logprobs": [_chat_logprob(e) for e in _best(entries, self._num_logprobs)],
+                **self._logprob(token, entries[token]),
+                "top_logprobs": [self._logprob(*e) for e in _best(entries, self._num_logprobs)],
             }
             for token, entries in zip(delta.token_ids, delta.logprobs)
         ]
         return {"content": content, "refusal": None}
+
+    def _logprob(self, token: int, entry: Logprob) -> dict[str, Any]:
+        told = list(self._texts.bytes_of(token))
+        return {"token": entry.decoded_token, "logprob": _finite(entry.logprob), "bytes": told}
 
 
 def _head(prefix: str, kind: str, model: str) -> dict[str, Any]:
@@ -180,40 +201,12 @@ def _joined(deltas: Sequence[Delta]) -> list[Delta]:
     ]
 
 
-def _token_texts(delta: Delta) -> list[str]:
-    if delta.logprobs is None:
-        return []
-    return [entries[t].decoded_token for t, entries in zip(delta.token_ids, delta.logprobs)]
+def _own_entries(delta: Delta) -> list[Logprob]:
+    return [entries[token] for token, entries in zip(delta.token_ids, delta.logprobs or ())]
 
 
-def _completion_logprobs(
-    token_ids: Sequence[int], logprobs: TokenLogprobs, offset: int
-) -> dict[str, Any]:
-    own = [entries[token] for token, entries in zip(token_ids, logprobs)]
-    offsets = []
-    for entry in own:
-        offsets.append(offset)
-        offset += len(entry.decoded_token)
-    return {
-        "tokens": [entry.decoded_token for entry in own],
-        "token_logprobs": [_finite(entry.logprob) for entry in own],
-        "top_logprobs": [
-            {e.decoded_token: _finite(e.logprob) for e in _best(entries, len(entries))}
-            for entries in logprobs
-        ],
-        "text_offset": offsets,
-    }
-
-
-def _best(entries: dict[int, Logprob], num: int) -> list[Logprob]:
-    return sorted(entries.values(), key=attrgetter("rank"))[:num]
-
-
-def _chat_logprob(entry: Logprob) -> dict[str, Any]:
-    text = entry.decoded_token
-    # A token that is half a character has no text, and its bytes cannot be told from it.
-    known = None if "\N{REPLACEMENT CHARACTER}" in text else list(text.encode())
-    return {"token": text, "logprob": _finite(entry.logprob), "bytes": known}
+def _best(entries: dict[int, Logprob], num: int) -> list[tuple[int, Logprob]]:
+    return sorted(entries.items(), key=lambda item: item[1].rank)[:num]
 
 
 def _finite(value: float) -> float:

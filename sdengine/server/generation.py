@@ -16,7 +16,7 @@ from sdengine.server.errors import ApiError
 from sdengine.server.metrics import Metrics
 from sdengine.server.settings import ServerSettings
 
-__all__ = ["Delta", "Generation", "Usage"]
+__all__ = ["Delta", "Generation", "Usage", "check_prompt"]
 
 
 class Delta(NamedTuple):
@@ -90,16 +90,16 @@ class Generation:
             field: what the client calls them.
 
         Raises:
-            ApiError: more completions or tokens than the server allows.
+            ApiError: more prompts, completions or tokens than the server allows.
             RequestError: as `AsyncEngine.encode`.
         """
-        self._check_counts(len(prompts))
+        self._check_counts(len(prompts), field)
         token_ids = [
             await self._engine.encode(prompt) if isinstance(prompt, str) else prompt
             for prompt in prompts
         ]
         for ids in token_ids:
-            self._check_prompt(len(ids), field)
+            check_prompt(len(ids), self._engine, self._settings, field)
         for ids in token_ids:
             self._streams.append(
                 self._engine.enqueue(
@@ -196,29 +196,49 @@ class Generation:
                 task.cancel()
             await asyncio.gather(*waiting, return_exceptions=True)
 
-    def _check_counts(self, num_prompts: int) -> None:
-        limit, num = self._settings.max_completions, num_prompts * self._params.n
+    def _check_counts(self, num_prompts: int, field: str) -> None:
+        settings, params = self._settings, self._params
+        if num_prompts > settings.max_requests:  # not busy: this would never fit
+            message = f"expected at most {settings.max_requests} prompts in one request"
+            raise ApiError(400, f"{message}, got {num_prompts}; send several", param=field)
+        limit, num = settings.max_completions, num_prompts * params.n
         if num > limit:
-            raise ApiError(400, f"expected at most {limit} completions, got {num}", param="n")
-        limit_tokens = self._settings.max_output_tokens
-        if limit_tokens is not None and self._params.max_tokens > limit_tokens:
+            at_fault = field if num_prompts > limit else "n"
+            message = f"expected at most {limit} completions in one request, got {num}"
+            raise ApiError(400, message, param=at_fault)
+        limit_tokens = settings.max_output_tokens
+        if limit_tokens is not None and params.max_tokens > limit_tokens:
             raise ApiError(
                 400,
-                f"expected max_tokens of at most {limit_tokens}, got {self._params.max_tokens}",
+                f"expected max_tokens of at most {limit_tokens}, got {params.max_tokens}",
                 param="max_tokens",
             )
 
-    def _check_prompt(self, num_tokens: int, field: str) -> None:
-        limit = self._engine.engine.max_model_len - 1
-        if self._settings.max_prompt_tokens is not None:
-            limit = min(limit, self._settings.max_prompt_tokens)
-        if num_tokens > limit:
-            raise ApiError(
-                400,
-                f"expected a prompt of at most {limit} tokens, got {num_tokens}",
-                param=field,
-                code="context_length_exceeded",
-            )
+
+def check_prompt(
+    num_tokens: int, engine: AsyncEngine, settings: ServerSettings, field: str = "prompt"
+) -> None:
+    """Refuses a prompt that is too long for the server or the model.
+
+    Args:
+        num_tokens: its length.
+        engine: the model's.
+        settings: the server's limits.
+        field: what the client calls it.
+
+    Raises:
+        ApiError: it is too long.
+    """
+    limit = engine.engine.max_model_len - 1
+    if settings.max_prompt_tokens is not None:
+        limit = min(limit, settings.max_prompt_tokens)
+    if num_tokens > limit:
+        raise ApiError(
+            400,
+            f"expected a prompt of at most {limit} tokens, got {num_tokens}",
+            param=field,
+            code="context_length_exceeded",
+        )
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import select
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from sdengine.server.head import BoundedHeadProtocol
 
 __all__ = ["HalfCloseProtocol"]
 
@@ -18,7 +18,7 @@ PROBE_S = 0.5
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-class HalfCloseProtocol(HttpToolsProtocol):
+class HalfCloseProtocol(BoundedHeadProtocol):
     """uvicorn's HTTP protocol, which by itself drops a connection at its end of file."""
 
     def eof_received(self) -> bool | None:

@@ -14,6 +14,8 @@ from sdengine.async_engine import AsyncEngine, RequestStream
 from sdengine.core.outputs import RequestOutput, StepTree
 from sdengine.model.tokenizer import Tokenizer
 from sdengine.server.errors import ApiError
+from sdengine.server.generation import check_prompt
+from sdengine.server.metrics import Metrics
 from sdengine.server.protocol import PlaygroundRequest
 from sdengine.server.settings import ServerSettings
 from sdengine.server.streaming import EventStream, event
@@ -43,6 +45,7 @@ def add_playground(
     engine: AsyncEngine,
     plain_engine: AsyncEngine | None,
     settings: ServerSettings,
+    metrics: Metrics,
 ) -> None:
     """Adds the page, what it asks for, and nothing to the API's description."""
     for path, (name, kind) in FILES.items():
@@ -63,8 +66,8 @@ def add_playground(
         chosen = plain_engine if body.is_plain else engine
         if chosen is None:
             raise ApiError(400, "is_plain: expected a server started with --compare, got another")
-        stream = await _submit(chosen, body, settings)
-        return EventStream(_documents(chosen, stream), event, stream.aclose)
+        stream = await _submit(chosen, body, settings, metrics)
+        return EventStream(_documents(chosen, stream, metrics), event, stream.aclose)
 
 
 def _serve_file(name: str, kind: str) -> Any:
@@ -75,8 +78,10 @@ def _serve_file(name: str, kind: str) -> Any:
 
 
 async def _submit(
-    engine: AsyncEngine, body: PlaygroundRequest, settings: ServerSettings
+    engine: AsyncEngine, body: PlaygroundRequest, settings: ServerSettings, metrics: Metrics
 ) -> RequestStream:
+    token_ids = await engine.encode(body.prompt)
+    check_prompt(len(token_ids), engine, settings)
     limit = settings.max_output_tokens
     max_tokens = body.max_tokens if limit is None else min(body.max_tokens, limit)
     params = replace(
@@ -86,17 +91,19 @@ async def _submit(
         temperature=body.temperature,
         seed=body.seed,
     )
-    return await engine.submit(
-        body.prompt,
+    stream = await engine.submit(
+        token_ids,
         params,
         may_wait=False,
         timeout_s=settings.request_timeout_s,
         wants_trees=True,
     )
+    metrics.prompt_tokens += len(token_ids)
+    return stream
 
 
 async def _documents(
-    engine: AsyncEngine, stream: RequestStream
+    engine: AsyncEngine, stream: RequestStream, metrics: Metrics
 ) -> AsyncGenerator[dict[str, Any], None]:
     tokenizer = engine.engine.tokenizer
     assert tokenizer is not None, "the prompt was text"
@@ -111,6 +118,7 @@ async def _documents(
                     completion.token_ids[num_told:], completion.from_draft[num_told:]
                 )
             ]
+            metrics.generated_tokens += len(completion.token_ids) - num_told
             num_told = len(completion.token_ids)
             if output.finished:
                 pieces.append({"text": detokenizer.finish(), "draft": False})

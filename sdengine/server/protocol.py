@@ -5,16 +5,18 @@ A field that is not supported is refused by name unless it holds the value that 
 
 from __future__ import annotations
 
+import re
+import reprlib
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator, model_validator
 from pydantic_core import PydanticCustomError
 
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.errors import RequestError
 
-__all__ = ["ChatRequest", "CompletionRequest", "PlaygroundRequest"]
+__all__ = ["ChatRequest", "CompletionRequest", "PlaygroundRequest", "field_of"]
 
 DEFAULT_MAX_TOKENS = 16
 FIELD_ERROR = "field"
@@ -35,6 +37,12 @@ SAMPLING_FIELDS = (
     "ignore_eos",
     "skip_special_tokens",
     "include_stop_str_in_output",
+)
+# Whose name is in other words comes after them: "n", "stop" (tokens), "prompt" (tokens).
+NAMED_IN_ERRORS = (
+    *(name for name in SAMPLING_FIELDS if name not in ("n", "stop")),
+    *("logit_bias", "max_tokens", "max_completion_tokens", "logprobs", "top_logprobs"),
+    *("messages", "n", "stop", "prompt"),
 )
 
 # Field -> values that ask for nothing; None always does.
@@ -60,12 +68,51 @@ NEUTRAL_IN_CHAT: Neutral = {
     "verbosity": (),
     "web_search_options": (),
 }
+# What answers hold besides their text: clients send whole answers back as messages.
+NEUTRAL_IN_MESSAGES: Neutral = {
+    "refusal": ("",),
+    "tool_calls": ([],),
+    "function_call": ({},),
+    "audio": ({},),
+    "annotations": ([],),
+}
+
+
+def _field_error(field: str, message: str) -> PydanticCustomError:
+    return PydanticCustomError(FIELD_ERROR, "{message}", {"field": field, "message": message})
+
+
+def _either(expected: str) -> WrapValidator:
+    """One error for a field of several types, instead of one for each of them, by its name."""
+
+    def check(value: Any, handler: Any) -> Any:
+        try:
+            return handler(value)
+        except ValidationError:
+            message = {"message": f"expected {expected}, got {reprlib.repr(value)}"}
+            raise PydanticCustomError("either", "{message}", message) from None
+
+    return WrapValidator(check)
 
 
 class Strict(BaseModel):
-    """No unknown fields, no conversions between types."""
+    """No unknown fields, no conversions between types; values that ask for nothing are dropped.
+
+    Fields of `neutral` are known and not supported.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
+    neutral: ClassVar[Neutral] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unsupported(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        for name, values in cls.neutral.items():
+            if data.get(name) is not None and not _is_among(data[name], values):
+                raise _field_error(name, "this server does not support it; leave it out")
+        return {name: value for name, value in data.items() if name not in cls.neutral}
 
 
 class StreamOptions(Strict):
@@ -86,7 +133,7 @@ class GenerationRequest(Strict):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     seed: int | None = None
-    stop: str | list[str] | None = None
+    stop: Annotated[str | list[str] | None, _either("text or a list of texts")] = None
     logit_bias: dict[str, float] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -99,16 +146,6 @@ class GenerationRequest(Strict):
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unsupported(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        for name, values in cls.neutral.items():
-            if data.get(name) is not None and data[name] not in values:
-                raise _field_error(name, "this server does not support it; leave it out")
-        return {name: value for name, value in data.items() if name not in cls.neutral}
 
     @model_validator(mode="after")
     def _check_stream_options(self) -> GenerationRequest:
@@ -135,7 +172,14 @@ class GenerationRequest(Strict):
         if self.logit_bias is not None:
             given["logit_bias"] = {_token_id(key): bias for key, bias in self.logit_bias.items()}
         given.setdefault("min_tokens", min(defaults.min_tokens, max(max_tokens, 0)))
-        return replace(defaults, max_tokens=max_tokens, logprobs=logprobs, **given)
+        try:
+            return replace(defaults, max_tokens=max_tokens, logprobs=logprobs, **given)
+        except RequestError as error:
+            raise self._in_own_words(error) from None
+
+    def _in_own_words(self, error: RequestError) -> RequestError:
+        """An error that names the client's field, where the engine's has another name."""
+        return error
 
 
 class CompletionRequest(GenerationRequest):
@@ -143,7 +187,10 @@ class CompletionRequest(GenerationRequest):
 
     neutral: ClassVar[Neutral] = NEUTRAL_IN_COMPLETIONS
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: Annotated[
+        str | list[str] | list[int] | list[list[int]],
+        _either("text, token ids, or a list of either"),
+    ]
     max_tokens: int | None = None
     logprobs: int | None = None
 
@@ -159,8 +206,8 @@ class CompletionRequest(GenerationRequest):
         if isinstance(self.prompt, str):
             return [self.prompt]
         if isinstance(self.prompt[0], int):
-            return [self.prompt]  # type: ignore[list-item]
-        return list(self.prompt)  # type: ignore[arg-type]
+            return [self.prompt]
+        return list(self.prompt)
 
     @property
     def max_new_tokens(self) -> int:
@@ -178,8 +225,10 @@ class TextPart(Strict):
 class ChatMessage(Strict):
     """A message; `name` is for templates that show it."""
 
+    neutral: ClassVar[Neutral] = NEUTRAL_IN_MESSAGES
+
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: Annotated[str | list[TextPart], _either("text, or text parts only")]
     name: str | None = None
 
 
@@ -212,6 +261,12 @@ class ChatRequest(GenerationRequest):
         """Tokens to generate; None as far as the context goes."""
         return self.max_tokens if self.max_tokens is not None else self.max_completion_tokens
 
+    def _in_own_words(self, error: RequestError) -> RequestError:
+        message = str(error).replace("expected logprobs", "expected top_logprobs")
+        if self.max_completion_tokens is not None:
+            message = message.replace("expected max_tokens", "expected max_completion_tokens")
+        return RequestError(message)
+
 
 class PlaygroundRequest(Strict):
     """Body of POST /playground/generate, the page's own endpoint."""
@@ -223,8 +278,20 @@ class PlaygroundRequest(Strict):
     is_plain: bool = False
 
 
-def _field_error(field: str, message: str) -> PydanticCustomError:
-    return PydanticCustomError(FIELD_ERROR, "{message}", {"field": field, "message": message})
+def field_of(message: str) -> str | None:
+    """The field that an error of the engine speaks of: what it says it expected names it.
+
+    Args:
+        message: as `SdengineError.from_parts` makes them.
+    """
+    expected = message.partition(", got ")[0]
+    found = (name for name in NAMED_IN_ERRORS if re.search(rf"\b{name}\b", expected))
+    return next(found, "prompt" if "token ids" in expected else None)
+
+
+def _is_among(value: Any, values: tuple[Any, ...]) -> bool:
+    """Whether a value is one of these and of its type: 1 is not True."""
+    return any(type(value) is type(other) and value == other for other in values)
 
 
 def _token_id(key: str) -> int:

@@ -34,6 +34,8 @@ NEW_OBJECTS_PER_COLLECTION = 20_000
 twentieth of the event loop's time."""
 LAST_WORDS_S = 5.0
 """For the last events of requests that a drain ended."""
+TICK_S = 0.1
+"""How often a shutdown looks whether it has been told to hurry, as uvicorn's own waiting does."""
 
 
 class DrainingServer(uvicorn.Server):
@@ -77,11 +79,30 @@ class DrainingServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accepts nothing more, lets requests finish, and ends the engines' threads."""
+        hurry = asyncio.ensure_future(self._hurry_when_forced())
         drains = [engine.drain(self._drain_timeout_s) for engine in self._engines]
-        await asyncio.gather(super().shutdown(sockets), *drains)
+        try:
+            await asyncio.gather(super().shutdown(sockets), *drains)
+        finally:
+            if not self.force_exit:
+                hurry.cancel()
+        if self.force_exit:  # uvicorn's part leaves its tasks behind then
+            await hurry
+
+    async def _hurry_when_forced(self) -> None:
+        """After a second interrupt: ends the requests after the running step, and then the
+        connections that are still open, whose clients do not read or have not said all."""
+        while not self.force_exit:
+            await asyncio.sleep(TICK_S)
+        await asyncio.gather(*(engine.drain(0.0) for engine in self._engines))
+        await asyncio.sleep(TICK_S)  # for the last events
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        if tasks := list(self.server_state.tasks):
+            await asyncio.wait(tasks, timeout=LAST_WORDS_S)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal drains; a second interrupt does not wait."""
+        """The first signal drains; a second one, if it is an interrupt, does not wait."""
         if self.should_exit and sig == signal.SIGINT:
             self.force_exit = True
         self.should_exit = True
@@ -93,22 +114,29 @@ def listen(settings: ServerSettings) -> socket.socket:
     Raises:
         ConfigError: the address cannot be bound.
     """
+    host = settings.host.strip("[]")
     try:
         infos = socket.getaddrinfo(
-            settings.host.strip("[]"),
-            settings.port,
-            type=socket.SOCK_STREAM,
-            flags=socket.AI_PASSIVE,
+            host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
-        family, kind, protocol, _, address = infos[0]
-        bound = socket.socket(family, kind, protocol)
+        return _bound(*infos[0])
+    except (OSError, ValueError) as error:  # ValueError: not even a name (empty labels, NUL)
+        raise ConfigError.from_parts(
+            "a free address of this machine",
+            f"{settings.host!r:.100} port {settings.port}: {error}",
+            "choose another --host or --port",
+        ) from None
+
+
+def _bound(family: int, kind: int, protocol: int, _: str, address: Any) -> socket.socket:
+    bound = socket.socket(family, kind, protocol)
+    try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
         bound.listen(BACKLOG)
-    except OSError as error:
-        raise ConfigError.from_parts(
-            f"a free address, got {settings.host} port {settings.port}", str(error)
-        ) from None
+    except OSError:
+        bound.close()
+        raise
     return bound
 
 

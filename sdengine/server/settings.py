@@ -24,7 +24,8 @@ class ServerSettings:
         port: port to bind; 0 takes a free one.
         api_keys: a request must carry one of them; empty lets everybody in.
         allow_public: whether an address that others can reach may be bound without a key.
-        max_requests: most unfinished prompts; more are answered with 503.
+        max_requests: most unfinished prompts; more are answered with 503, more in one request with
+            400, because that would never fit.
         max_requests_per_client: most requests at once of one key, or of one address without keys;
             more are answered with 429.
         max_body_bytes: longest request body.
@@ -84,8 +85,8 @@ class ServerSettings:
 @lru_cache(maxsize=64)
 def is_loopback(host: str) -> bool:
     """Whether an address, or the name localhost, is this machine's own; other names are not asked
-    for and count as public."""
-    if host == "localhost":
+    for and count as public. Names ignore case."""
+    if host.lower() == "localhost":
         return True
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback

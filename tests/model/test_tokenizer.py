@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+import time
 
 import pytest
 import tokenizers
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 
 from sdengine.errors import CheckpointError, ConfigError, RequestError
 from sdengine.model.detokenizer import parse_decoder
-from sdengine.model.tokenizer import Tokenizer, load_tokenizer
+from sdengine.model.tokenizer import LONG_TEXT, Tokenizer, load_tokenizer
 from tests.model.tokenizer_files import CORPUS, KINDS, make_tokenizer_dir
 
 TEXTS = [
@@ -49,6 +51,50 @@ def test_encode_and_decode_equal_transformers(kind: str, loaded: dict[str, Token
                     ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False
                 )
                 assert ours.decode(ids, skip_special_tokens=skip) == expected
+
+
+@any_kind
+def test_a_long_text_has_the_tokens_of_a_short_one(kind: str, loaded: dict[str, Tokenizer]) -> None:
+    """Long texts are encoded another way; here by both ways, which have to agree."""
+    ours = loaded[kind]
+    for text in (LONG_TEXT * "x", "a<s>b</s>c é 🦊\n" * 100, "\n".join(CORPUS) * 4):
+        assert len(text) >= LONG_TEXT
+        for specials in (True, False):
+            one_by_one = ours._backend.encode(text + "x", add_special_tokens=specials)
+            assert ours.encode(text + "x", add_special_tokens=specials) == one_by_one.ids
+
+
+@any_kind
+def test_a_long_text_stops_no_other_thread(kind: str, loaded: dict[str, Tokenizer]) -> None:
+    """Holding Python's lock all the while, as it once did, makes a gap as long as the work."""
+    text = "def f(x): return [y for y in x]\n" * 40_000
+    seconds = 0.0
+
+    def encode() -> None:
+        nonlocal seconds
+        begin = time.perf_counter()
+        loaded[kind].encode(text)
+        seconds = time.perf_counter() - begin
+
+    thread = threading.Thread(target=encode)
+    worst, last = 0.0, time.perf_counter()
+    thread.start()
+    while thread.is_alive():
+        time.sleep(0.001)
+        now = time.perf_counter()
+        worst, last = max(worst, now - last), now
+    assert seconds > 0.05, "the text is too short to tell"
+    assert worst < 0.6 * seconds
+
+
+@any_kind
+def test_bytes_of_tokens(kind: str, loaded: dict[str, Tokenizer]) -> None:
+    tokenizer = loaded[kind]
+    ids = tokenizer.encode("der Käse für 3,50 €", add_special_tokens=False)
+    told = b"".join(map(tokenizer.token_bytes, ids)).decode()
+    assert told.lstrip(" ") == tokenizer.decode(ids).lstrip(" ")
+    assert tokenizer.token_bytes(tokenizer.vocab_size + 100) == b""
+    assert tokenizer.token_bytes(tokenizer.eos_token_id) == b"</s>"
 
 
 @pytest.mark.parametrize("flags", [{}, {"add_bos_token": False}, {"add_eos_token": True}])

@@ -75,7 +75,8 @@ def test_a_reader_that_never_reads_is_cut_off(monkeypatch: pytest.MonkeyPatch) -
     "host,status",
     [
         (b"127.0.0.1", 200), (b"127.0.0.1:8000", 200), (b"localhost:1", 200), (b"[::1]", 200),
-        (b"[::1]:80", 200), (b"evil.example", 421), (b"127.0.0.1.evil.example:80", 421), (b"", 421),
+        (b"[::1]:80", 200), (b"LocalHost:80", 200), (b"evil.example", 421),
+        (b"127.0.0.1.evil.example:80", 421), (b"", 421),
     ],
 )  # fmt: skip
 def test_hosts(monkeypatch: pytest.MonkeyPatch, host: bytes, status: int) -> None:

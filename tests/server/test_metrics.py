@@ -64,3 +64,15 @@ def test_a_prompt_that_the_engine_refuses_is_not_counted() -> None:
         seen = scrape(server)
     assert answer.status_code == 400
     assert seen[("sdengine_prompt_tokens_total",)] == 0
+
+
+def test_the_page_s_tokens_are_counted() -> None:
+    with running(tiny_engine()) as server:
+        page = {"prompt": "def f(x):", "max_tokens": 7}
+        answer = httpx.post(f"{server.url}/playground/generate", json=page)
+        refused = httpx.post(f"{server.url}/playground/generate", json={**page, "temperature": -1})
+        seen = scrape(server)
+        num_prompt_tokens = len(server.engine.engine.tokenizer.encode("def f(x):"))
+    assert (answer.status_code, refused.status_code) == (200, 400)
+    assert seen[("sdengine_generated_tokens_total",)] == 7
+    assert seen[("sdengine_prompt_tokens_total",)] == num_prompt_tokens

@@ -11,6 +11,7 @@ import pytest
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.llm import LLM
 from sdengine.server.protocol import SAMPLING_FIELDS
+from sdengine.server.token_texts import TokenTexts
 from tests.engine.conftest import text_checkpoint, tiny
 from tests.server.conftest import CHAT_TEMPLATE, MODEL, RunningServer
 
@@ -103,10 +104,12 @@ def test_logprobs_of_completions(client: openai.OpenAI, llm: LLM) -> None:
     expected = offline(llm, logprobs=2).outputs[0]
     got = client.completions.create(prompt=PROMPT, logprobs=2, **SEEDED).choices[0].logprobs
     own = [entries[t] for t, entries in zip(expected.token_ids, expected.logprobs)]
-    assert got.tokens == [entry.decoded_token for entry in own]
+    texts = TokenTexts(llm.engine.tokenizer, skip_special_tokens=True)
+    assert got.tokens == [texts.name(t, e) for t, e in zip(expected.token_ids, own)]
     assert got.token_logprobs == pytest.approx([entry.logprob for entry in own])
     assert all(1 <= len(top) <= 3 for top in got.top_logprobs)
-    assert got.text_offset == [sum(map(len, got.tokens[:i])) for i in range(24)]
+    for token, offset in zip(got.tokens, got.text_offset):
+        assert token.startswith(("bytes:", "<")) or expected.text.startswith(token, offset)
     chunks = client.completions.create(prompt=PROMPT, logprobs=2, stream=True, **SEEDED)
     offsets = [o for chunk in chunks for o in chunk.choices[0].logprobs.text_offset]
     assert offsets == got.text_offset
@@ -130,6 +133,14 @@ def test_a_conversation(client: openai.OpenAI, llm: LLM) -> None:
     assert same.choices[0].message.content == expected.outputs[0].text
 
 
+def test_a_conversation_goes_on_with_its_answer(client: openai.OpenAI) -> None:
+    messages: list[Any] = list(MESSAGES)
+    for _ in range(3):
+        got = client.chat.completions.create(messages=messages, **{**SEEDED, "max_tokens": 4})
+        messages += [got.choices[0].message, {"role": "user", "content": "And?"}]
+    assert len(messages) == len(MESSAGES) + 6
+
+
 def test_a_streamed_conversation(client: openai.OpenAI) -> None:
     whole = client.chat.completions.create(messages=MESSAGES, n=2, **SEEDED)
     chunks = list(client.chat.completions.create(messages=MESSAGES, n=2, stream=True, **SEEDED))
@@ -149,7 +160,7 @@ def test_logprobs_of_conversations(client: openai.OpenAI) -> None:
     assert len(content) == 24
     for item in content:
         assert len(item.top_logprobs) == 3 and item.logprob <= 0
-        assert item.bytes in (None, list(item.token.encode()))
+        assert bytes(item.bytes).decode("utf-8", "replace") == item.token
         ranked = [top.logprob for top in item.top_logprobs]
         assert ranked == sorted(ranked, reverse=True)
 

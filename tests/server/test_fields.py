@@ -1,0 +1,122 @@
+"""Fields that ask for nothing, and the field that an error names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.server.conftest import MODEL, running, tiny_engine
+from tests.server.test_refusals import CHAT, USER, error_of
+
+NOTHING = {"refusal": None, "tool_calls": [], "function_call": None, "audio": None}
+
+
+@pytest.mark.parametrize("extra", [NOTHING, {"tool_calls": None, "annotations": []}])
+def test_an_answer_is_the_next_request_s_message(post, extra: dict[str, Any]) -> None:
+    said = {"role": "assistant", "content": "Hello", **extra}
+    assert post(CHAT, messages=[*USER, said, *USER], max_tokens=2).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "field,value",
+    [
+        ("refusal", "no"),
+        ("tool_calls", [{"id": "1"}]),
+        ("function_call", {"name": "f"}),
+        ("audio", {"id": "1"}),
+        ("annotations", [{}]),
+    ],
+)
+def test_what_a_message_asks_for_is_refused(post, field: str, value: object) -> None:
+    said = {"role": "assistant", "content": "Hello", field: value}
+    error = error_of(post(CHAT, messages=[*USER, said, *USER]), 400)
+    assert error["param"] == f"messages.1.{field}" and "does not support" in error["message"]
+
+
+@pytest.mark.parametrize(
+    "field,value", [("best_of", True), ("echo", 0), ("best_of", 1.0), ("store", 0)]
+)
+def test_true_is_not_one(post, field: str, value: object) -> None:
+    assert error_of(post(prompt="x", **{field: value}), 400)["param"] == field
+
+
+@pytest.mark.parametrize("prompt", [[True], 5, {}, [["x"]], [[1], "x"], [None], [1.5]])
+def test_a_prompt_of_another_type(post, prompt: object) -> None:
+    error = error_of(post(prompt=prompt), 400)
+    assert error["param"] == "prompt"
+    assert error["message"].startswith("prompt: expected text, token ids, or a list of either, got")
+
+
+@pytest.mark.parametrize("stop", [[3], 3, {"a": "b"}])
+def test_a_stop_of_another_type(post, stop: object) -> None:
+    error = error_of(post(prompt="x", stop=stop), 400)
+    assert error["param"] == "stop"
+    assert "expected text or a list of texts, got" in error["message"]
+
+
+@pytest.mark.parametrize("content", [None, 3, [{"type": "image_url", "image_url": {"url": "x"}}]])
+def test_content_of_another_type(post, content: object) -> None:
+    error = error_of(post(CHAT, messages=[{"role": "user", "content": content}]), 400)
+    assert error["param"] == "messages.0.content"
+    assert "text parts only" in error["message"]
+
+
+@pytest.mark.parametrize(
+    "field,value",
+    [
+        ("n", 0),
+        ("temperature", -1),
+        ("top_p", 2),
+        ("top_k", -2),
+        ("min_p", -1),
+        ("max_tokens", 0),
+        ("min_tokens", 99),
+        ("seed", 2**63),
+        ("logprobs", 21),
+        ("stop", ""),
+        ("presence_penalty", 3),
+        ("repetition_penalty", 0),
+        ("stop_token_ids", [-1]),
+        ("stop_token_ids", [99_999]),
+        ("logit_bias", {"-1": 1}),
+        ("logit_bias", {"99999": 1}),
+        ("logit_bias", {"1": 101}),
+        ("prompt", ""),
+        ("prompt", [[]]),
+        ("prompt", [99_999]),
+        ("prompt", [10**4000]),
+        ("prompt", ["x"] * 129),
+    ],
+)
+def test_a_value_out_of_range_is_named(post, field: str, value: object) -> None:
+    body = {"prompt": "x", field: value}
+    assert error_of(post(**body), 400)["param"] == field
+
+
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+def test_a_conversation_s_own_names(post, field: str) -> None:
+    error = error_of(post(CHAT, messages=USER, **{field: 0}), 400)
+    assert error["param"] == field and f"expected {field} to be" in error["message"]
+    error = error_of(post(CHAT, messages=USER, logprobs=True, top_logprobs=21), 400)
+    assert error["param"] == "top_logprobs" and "expected top_logprobs" in error["message"]
+
+
+def test_more_prompts_than_ever_fit_are_not_asked_to_come_back() -> None:
+    with running(tiny_engine(), max_requests=2) as handle:
+        url = f"{handle.url}/v1/completions"
+        body = {"model": MODEL, "prompt": ["x"] * 3, "max_tokens": 1}
+        answer = httpx.post(url, json=body)
+        error = error_of(answer, 400)
+        assert error["param"] == "prompt" and "at most 2 prompts" in error["message"]
+        assert "retry-after" not in answer.headers
+        assert httpx.post(url, json={**body, "prompt": ["x"] * 2}).status_code == 200
+
+
+def test_the_page_s_prompts_have_the_same_limit() -> None:
+    with running(tiny_engine(), max_prompt_tokens=5) as handle:
+        url = f"{handle.url}/playground/generate"
+        long = error_of(httpx.post(url, json={"prompt": "zq" * 20}), 400)
+        assert (long["param"], long["code"]) == ("prompt", "context_length_exceeded")
+        assert httpx.post(url, json={"prompt": "x", "max_tokens": 2}).status_code == 200
