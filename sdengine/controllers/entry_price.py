@@ -12,6 +12,7 @@ from sdengine.core.cost_model import CostModel
 from sdengine.core.plan import Outlook
 
 HOPE = 0.8  # of a draft token after another, that it is accepted: a draft that follows well
+WORTH = 2.0  # times what its draft reads that a trial must be able to win: it may be lost
 
 
 def is_worth_trying(costs: CostModel, num_decoding: int, outlook: Outlook) -> bool:
@@ -24,7 +25,7 @@ def is_worth_trying(costs: CostModel, num_decoding: int, outlook: Outlook) -> bo
     """
     plain_s = costs.verify_time(num_decoding)
     price = outlook.draft_backlog * draft_token_seconds(costs) / plain_s
-    return most_gain(costs, num_decoding) * outlook.tokens_left > price
+    return most_gain(costs, num_decoding) * outlook.tokens_left > WORTH * price
 
 
 def draft_token_seconds(costs: CostModel) -> float:

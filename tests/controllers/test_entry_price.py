@@ -50,6 +50,8 @@ def test_the_most_that_chains_can_gain() -> None:
         (1, 31, 3000, False),  # 26 plain steps of reading
         (1, 128, 3000, True),
         (2, 31, PROMPT, True),
+        (4, 31, PROMPT, False),  # what it can win is little more than its price
+        (4, 128, PROMPT, True),
         (8, 31, PROMPT, False),
         (8, 512, PROMPT, True),
         (8, 31, 1, True),  # a draft that has read its prompts costs nothing to ask

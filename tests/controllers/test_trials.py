@@ -133,11 +133,11 @@ def test_trials_that_earn_nothing_but_their_length_would_cost_far_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The negative control: pauses that double up to 1024 steps, whatever was lost before."""
-    mended = pair(0.2, 6000)
+    mended = pair(0.2, 6000, tells=False)
     monkeypatch.setattr(adaptive, "TRIAL_SHARE", 1e9)
     monkeypatch.setattr(adaptive, "LONGEST_PAUSE", 1024)
     monkeypatch.setattr(accounts, "HOPELESS", 1e9)
-    before = pair(0.2, 6000)
+    before = pair(0.2, 6000, tells=False)
     assert before.loss > 0.02 and before.loss > 2 * mended.loss, (before.loss, mended.loss)
 
 
@@ -262,7 +262,7 @@ def test_most_plain_steps_of_a_long_pause_are_only_counted(monkeypatch: pytest.M
 def test_the_last_sequence_of_a_batch_does_not_end_speculation_for_all() -> None:
     """It is on its own for a step or two, and then a token may well be refused."""
     controller = AdaptiveController(SMALL, GrowingSize(4, 6))
-    World(acceptance=0.9, overhead_s=0.0, batch=2).run(controller, 300)
+    World(acceptance=0.9, overhead_s=0.0, batch=2, tells=False).run(controller, 300)
     plan = controller.plan(1)
     assert plan.depth > 0 and controller.plan(2).depth > 0
     verify, draft = SMALL.verify_time(4), SMALL.draft_time(2)
