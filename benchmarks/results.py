@@ -31,6 +31,7 @@ from sdengine.cli.info import processor, usable_cores
 from sdengine.cli.main import run_alone
 from sdengine.cli.options import LineParser, add_debug
 from sdengine.errors import ConfigError
+from sdengine.train.directories import make_directory
 
 METHODS = ("dyspec", "chain", "kary", "ngram")
 COMMON = ["--held-out", "6", "--max-tokens", "64", "--repeats", "9"]
@@ -123,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError.from_parts(f"slices among {', '.join(SLICES)}", ", ".join(unknown))
     require_matplotlib()
     directory = args.out or ROOT / "benchmarks" / "results" / machine_name()
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory("--out", directory)
     for name in [] if args.render_only else args.slices or SLICES:
         print(f"measuring {name}", file=sys.stderr, flush=True)
         SLICES[name](directory)

@@ -45,8 +45,7 @@ def flat(m: Measurement) -> dict[str, Any]:
 def write(
     directory: Path, conditions: Mapping[str, object], measurements: Sequence[Measurement]
 ) -> None:
-    """kernels.json and kernels.csv; the directory is made."""
-    directory.mkdir(parents=True, exist_ok=True)
+    """kernels.json and kernels.csv, into a directory that is there."""
     document = {"conditions": conditions, "measurements": [asdict(m) for m in measurements]}
     (directory / "kernels.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     rows = [flat(m) for m in measurements]

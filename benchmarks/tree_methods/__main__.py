@@ -27,6 +27,7 @@ from sdengine.cli.main import run_alone
 from sdengine.cli.options import LineParser, add_debug, integer, number
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.errors import ConfigError
+from sdengine.train.directories import make_directory
 
 BUDGETS = (8, 16, 32, 64, 128, 256, 512, 768)
 
@@ -73,6 +74,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError.from_parts(f"--prompts, a multiple of {BATCH}", str(args.prompts))
     if args.replays < 1:
         raise ConfigError.from_parts("--replays of at least 1", str(args.replays))
+    if args.out is not None:
+        make_directory("--out", args.out)
     torch.set_num_threads(1)
     path = None if args.out is None else args.out / "tree_methods.json"
     document = {"conditions": conditions(args), "cells": []}
@@ -118,7 +121,6 @@ def measure(
 
 def write(document: dict, path: Path) -> None:
     """JSON, a cell a line, and Markdown."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     cells = ",\n".join(map(json.dumps, document["cells"]))
     conditions = json.dumps(document["conditions"], indent=1)
     text = f'{{"conditions": {conditions},\n"cells": [\n{cells}\n]}}\n'

@@ -25,13 +25,12 @@ from sdengine.core.outputs import RequestOutput
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.engine import Engine
 from sdengine.errors import ConfigError, RequestError
+from sdengine.model.tokenizer import LONG_TEXT
 
 __all__ = ["AsyncEngine", "EngineStatus"]
 
 NUM_TOKENIZER_THREADS = 2
 """Long prompts are tokenised beside the engine; one of them does not keep a short one waiting."""
-SHORT_TEXT = 1024
-"""Characters that are tokenised at once, in less time than a thread takes to be woken and heard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +214,7 @@ class AsyncEngine:
             raise RequestError.from_parts(
                 "token ids, because the checkpoint has no tokenizer.json", "text"
             )
-        if len(text) <= SHORT_TEXT:
+        if len(text) <= LONG_TEXT:  # sooner done than a thread is woken and heard
             return tokenizer.encode(text, add_special_tokens=add_special_tokens)
         encode = partial(tokenizer.encode, text, add_special_tokens=add_special_tokens)
         try:

@@ -12,9 +12,9 @@ from contextlib import closing
 import pytest
 
 from sdengine.async_engine import AsyncEngine
-from sdengine.async_engine.engine import SHORT_TEXT
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.errors import ConfigError, EngineBusy, EngineFailed, EngineStopped
+from sdengine.model.tokenizer import LONG_TEXT
 from tests.async_engine.conftest import Turnstile
 from tests.async_engine.test_requests import LONG, last_output, params_for
 from tests.engine.conftest import MakeEngine, text_checkpoint
@@ -184,7 +184,7 @@ def test_an_engine_in_use_or_without_room_is_refused(make_engine: MakeEngine) ->
 
 
 @pytest.mark.parametrize("end", ["drain", "close"])
-@pytest.mark.parametrize("length", [8, 4 * SHORT_TEXT])
+@pytest.mark.parametrize("length", [8, 4 * LONG_TEXT])
 def test_text_after_the_end_is_refused_as_token_ids_are(
     make_engine: MakeEngine, end: str, length: int
 ) -> None:
@@ -208,7 +208,7 @@ def test_long_text_is_not_encoded_after_the_end(make_engine: MakeEngine) -> None
         engine = AsyncEngine(make_engine(text_checkpoint()))
         engine.close()
         with pytest.raises(EngineStopped, match="shutting down"):
-            await engine.encode("x" * 4 * SHORT_TEXT)
+            await engine.encode("x" * 4 * LONG_TEXT)
 
     asyncio.run(asyncio.wait_for(main(), 60))
 
