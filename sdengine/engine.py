@@ -59,7 +59,7 @@ class Engine:
         self.default_params = parts.default_params
         self._runner = parts.runner
         self._scheduler = parts.scheduler
-        self._controller = parts.controller
+        self.controller = parts.controller  # for benchmarks, to exchange between two steps
         self._book = RequestBook(
             parts.tokenizer, parts.limits, parts.runner.pool_capacity_tokens, config.seed
         )
@@ -172,7 +172,7 @@ class Engine:
         if following is not None:
             self._scheduler.hold()
         outputs = [self._advance(commit) for commit in self._commits]
-        self._controller.observe(flight.plan, self._runner.report)
+        self.controller.observe(flight.plan, self._runner.report)
         self._flight = following
         return outputs
 
@@ -212,7 +212,7 @@ class Engine:
 
     def _start(self, schedule: Schedule, after: Flight | None = None) -> Flight:
         num_decoding = self._runner.prepare(schedule, after)
-        plan = self._controller.plan(num_decoding, lambda: self._runner.outlook(schedule))
+        plan = self.controller.plan(num_decoding, lambda: self._runner.outlook(schedule))
         return self._runner.start(schedule, plan)
 
     def _advance(self, commit: Commit) -> RequestOutput:

@@ -167,6 +167,7 @@ def run_batch(
     prompts: Sequence[Prompt],
     params: SamplingParams,
     after_step: Callable[[], None] | None = None,
+    clock: Callable[[], float] = perf_counter,
 ) -> Run:
     """Runs a batch; request i has the seed `params.seed + i`.
 
@@ -175,6 +176,7 @@ def run_batch(
         prompts: one per request.
         params: with a seed; n must be 1.
         after_step: called after every step, untimed runs only: its time counts.
+        clock: seconds that count.
 
     Raises:
         SdengineError: a request came to logits that are not finite.
@@ -183,14 +185,14 @@ def run_batch(
 
     assert params.seed is not None and params.n == 1, params
     ids = [f"batch-{i}" for i in range(len(prompts))]
-    start = perf_counter()
+    start = clock()
     for i, (request_id, prompt) in enumerate(zip(ids, prompts)):
         engine.add_request(request_id, prompt, replace(params, seed=params.seed + i))
     commits: dict[str, list[tuple[float, int]]] = {request_id: [] for request_id in ids}
     outputs: dict[str, RequestOutput] = {}
     while engine.has_unfinished_requests():
         moved = engine.step()
-        now = perf_counter() - start
+        now = clock() - start
         for output in moved:
             require_finite(output)
             commits[output.request_id].append((now, len(output.outputs[0].token_ids)))

@@ -95,6 +95,7 @@ class AdaptiveController:
         self._least_tokens = 1.0 + min(LEAST_GAIN, LAYERS_EARNED * layer)
         self._spent: dict[int, Spent] = {}  # by decoding sequences, while speculating
         self._plain_s: dict[int, float] = {}  # of a plain step, by decoding sequences
+        self._share = 1.0  # of a plain token's time that a token takes while speculating
         self._steps_left = TRIAL_STEPS
         self._until_probe = PROBE_EVERY
         self._pause = FIRST_PAUSE  # the least of the next
@@ -223,7 +224,9 @@ class AdaptiveController:
         """Seconds per committed token of the whole batch, at best what plain decoding takes."""
         plain = self._plain_seconds(num_decoding)
         spent = self._spent.get(num_decoding)
-        return plain if spent is None else min(spent.seconds / spent.tokens, plain)
+        if spent is None:
+            return plain * self._share
+        return min(spent.seconds / spent.tokens, plain)
 
     def _learn(self, num_decoding: int, plan: StepPlan, report: StepReport) -> None:
         self._size.learn(plan.depth, report)
@@ -242,6 +245,7 @@ class AdaptiveController:
         self._trial.add(-self._earn(plain_s - seconds, num_decoding))
         spent = self._spent.setdefault(num_decoding, Spent())
         spent.add(seconds, tokens)
+        self._share = self._token_seconds(num_decoding) / self._plain_seconds(num_decoding)
 
     def _earn(self, gain_s: float, num_decoding: int) -> float:
         """Credits a gain over plain decoding; returns it in plain steps."""
@@ -295,3 +299,4 @@ class AdaptiveController:
         self._is_paused = True
         # The next trial starts from what is known then, not from the trial that failed.
         self._spent.pop(num_decoding, None)
+        self._share = 1.0

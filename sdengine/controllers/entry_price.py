@@ -12,6 +12,7 @@ from sdengine.core.cost_model import CostModel
 from sdengine.core.plan import Outlook
 
 HOPE = 0.8  # of a draft token after another, that it is accepted: a draft that follows well
+DEEPEST = 8  # nodes: measured row counts alone may leave out all that suit a batch
 WORTH = 2.0  # times what its draft reads that a trial must be able to win: it may be lost
 
 
@@ -39,16 +40,15 @@ def draft_token_seconds(costs: CostModel) -> float:
 
 def most_gain(costs: CostModel, num_decoding: int) -> float:
     """Share of plain decoding's time that chains save if HOPE comes true; the best of the measured
-    row counts, 0 where none saves any."""
+    row counts and of up to DEEPEST nodes a sequence, 0 where none saves any."""
+    chains = [(rows - num_decoding) / num_decoding for rows in costs.rows if rows > num_decoding]
     plain_s = costs.verify_time(num_decoding)
     best = 0.0
-    for rows, verify_s in zip(costs.rows, costs.verify_s):
-        nodes = (rows - num_decoding) / num_decoding  # of each sequence
-        if nodes <= 0.0:
-            continue
+    for nodes in (*chains, *range(1, DEEPEST + 1)):
         whole = int(nodes)
         reach = HOPE**whole
         tokens = 1.0 + HOPE * (1.0 - reach) / (1.0 - HOPE) + (nodes - whole) * reach * HOPE
+        verify_s = costs.verify_time(round(num_decoding * (1.0 + nodes)))
         seconds = verify_s + costs.draft_time(whole + (nodes > whole))
         best = max(best, 1.0 - seconds / (tokens * plain_s))
     return best

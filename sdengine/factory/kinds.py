@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
 
@@ -12,15 +12,14 @@ from sdengine.controllers.base import BudgetController
 from sdengine.controllers.fixed import FixedController
 from sdengine.controllers.tree_size import GrowingSize, StaticSize
 from sdengine.core.config import SpeculationConfig
+from sdengine.core.cost_model import CostModel
 from sdengine.core.growth import TreePolicy
 from sdengine.drafters.draft_model import DraftModelDrafter
 from sdengine.drafters.ngram import NgramDrafter
 from sdengine.policies.dyspec import DySpecPolicy
 from sdengine.policies.static import StaticPolicy
 from sdengine.runner.batch_state import FLOAT32_MAX
-from sdengine.runner.costs import measure_costs
 from sdengine.runner.drafter import Drafter
-from sdengine.runner.iteration import Iteration
 from sdengine.runner.verifier import Verifier
 from sdengine.runner.weights import ModelWeights
 from sdengine.runner.workspace import Workspace
@@ -83,15 +82,15 @@ def make_verifier(
 
 
 def make_controller(
-    speculation: SpeculationConfig | None, iteration: Iteration, cache_dir: Path
+    speculation: SpeculationConfig | None,
+    drafter: Drafter | None,
+    ask_costs: Callable[[], CostModel],
 ) -> BudgetController:
-    drafter = iteration.drafter
     if speculation is None or drafter is None:
         return FixedController(0, 0)
     nodes, limit = speculation.max_nodes, speculation.max_batch_nodes
     if not speculation.adaptive:
         return FixedController(drafter.max_depth, nodes, limit)
-    costs = measure_costs(iteration, cache_dir)
     widths = speculation.level_widths
     size = StaticSize(widths, limit) if widths else GrowingSize(drafter.max_depth, nodes)
-    return AdaptiveController(costs, size, limit, prices_nodes=not widths)
+    return AdaptiveController(ask_costs(), size, limit, prices_nodes=not widths)

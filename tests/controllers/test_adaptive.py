@@ -220,6 +220,20 @@ def test_a_faster_engine_asks_more_of_a_row() -> None:
     assert fast.plan(1).tokens_per_s > slow.plan(1).tokens_per_s > 0
 
 
+def test_a_batch_of_another_size_starts_from_what_is_known() -> None:
+    """Of one sequence left by a batch of two nothing had been seen, and a token's time was taken
+    for a plain one's: trees of forty nodes."""
+    controller = AdaptiveController(COSTS, GrowingSize(8, 16))
+    simulate(controller, 6, 0.5, 100)
+    known = controller.plan(1).tokens_per_s  # a plain token takes a second, both of two sequences
+    assert known > 3.0
+    assert controller.plan(2).tokens_per_s == pytest.approx(2.0 * known)
+    for goes_on in (True, False):  # until it is given up, until the next trial
+        while (controller.plan(1).depth > 0) is goes_on:
+            simulate(controller, 0, 0.5, 1)
+    assert controller.plan(2).tokens_per_s == pytest.approx(2.0), "nor after it was given up"
+
+
 def test_nothing_is_drafted_without_decoding_sequences() -> None:
     assert AdaptiveController(COSTS, GrowingSize(8, 16)).plan(0).depth == 0
     assert FixedController(8, 16).plan(0).depth == 0

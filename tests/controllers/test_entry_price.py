@@ -36,6 +36,8 @@ def test_the_most_that_chains_can_gain() -> None:
     flat = CostModel((1, 2, 3, 5), (1.0, 1.0, 1.0, 10.0), 0.0, 0.0)
     assert most_gain(flat, 1) == pytest.approx(1.0 - 1.0 / (1.0 + 0.8 + 0.64))
     assert most_gain(flat, 2) == pytest.approx(1.0 - 1.0 / (1.0 + 0.8 / 2)), "one node for two"
+    coarse = CostModel((1, 2, 65), (1.0, 1.0, 1.5), 0.2, 0.2)
+    assert 0.4 < most_gain(coarse, 4) < 0.45, "between rows that were measured, too"
     steep = CostModel((1, 2, 4), (1.0, 2.0, 4.0), 0.1, 0.1)
     assert most_gain(steep, 1) == 0.0, "a row that costs a step is never won back"
     assert most_gain(steep, 4) == 0.0, "no larger step was measured"

@@ -116,7 +116,7 @@ def test_each_plan_has_a_limit_of_its_own(
 ) -> None:
     """A small one leaves nothing behind for a larger one after it."""
     engine = engine_with(make_engine, NGRAM)
-    engine._controller = Scripted([2, 48, 1, 9, 48], tokens_per_s)
+    engine.controller = Scripted([2, 48, 1, 9, 48], tokens_per_s)
     assert max(nodes_by_step(engine, params())) > 9
     closed = np.isinf(engine.iteration.workspace.thresholds.numpy())
     assert closed.sum() <= 1
@@ -126,7 +126,7 @@ def test_adaptive_trees_of_ngrams_begin_small(make_engine: MakeEngine) -> None:
     """Two nodes a sequence, where rows cost nothing that would cut them and text is ambiguous."""
     engine = engine_with(make_engine, replace(NGRAM, max_batch_nodes=None))
     flat = CostModel((1, 64), (1.0, 1.0), 0.0, 0.0)
-    engine._controller = AdaptiveController(flat, GrowingSize(8, 16))
+    engine.controller = AdaptiveController(flat, GrowingSize(8, 16))
     few_words = [replace(one, temperature=2.0, top_k=2) for one in params(max_tokens=60)]
     first = next(nodes for nodes in nodes_by_step(engine, few_words) if nodes)
     assert first == 2 * len(PROMPTS)

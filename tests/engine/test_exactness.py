@@ -138,11 +138,11 @@ def test_a_prompt_that_only_the_target_has_read_is_reused(make_engine: MakeEngin
     fresh = make_engine(draft=related_draft(), speculation=spec)
     expected = run_outputs(fresh, [prompt], [sampling("T=0.8", 2)])[0]
     engine = make_engine(draft=related_draft(), speculation=spec)
-    fixed, engine._controller = engine._controller, FixedController(0, 0)
+    fixed, engine.controller = engine.controller, FixedController(0, 0)
     assert run_all(engine, [prompt], [sampling("T=0.8", 2, 3)]) == [
         list(expected.outputs[0].token_ids[:3])
     ]
-    engine._controller = fixed
+    engine.controller = fixed
     engine.add_request("again", prompt, sampling("T=0.8", 2))
     engine.step()
     report = engine.last_report

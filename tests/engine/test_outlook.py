@@ -37,7 +37,7 @@ def outlooks(
         speculation=SpeculationConfig(method=method, adaptive=False, max_nodes=2),
     )
     asking = Asking(tree_step)
-    engine._controller = asking
+    engine.controller = asking
     for i, (prompt, room) in enumerate(zip(PROMPTS, max_tokens)):
         engine.add_request(str(i), prompt, SamplingParams(max_tokens=room, ignore_eos=True))
     while engine.has_unfinished_requests():

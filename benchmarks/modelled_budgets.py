@@ -1,0 +1,181 @@
+"""What budgets gain where steps take what a table says; no clock decides.
+
+    python -m benchmarks.modelled_budgets                           # a 1.1B target on two cores
+    python -m benchmarks.modelled_budgets --step-costs 8b-h200 --budgets adaptive 8 16 32 64
+    python -m benchmarks.modelled_budgets --step-costs my.json      # rows, verify_ms, ...
+
+Text, trees and acceptance are those of an engine that runs (the bundled pair unless another one is
+named), seconds come from the table (`step_costs.py`). So the adaptive budget can be held against
+fixed ones, and both against plain decoding, without a machine's noise, and two runs print the same.
+It says nothing about the machine it runs on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict, dataclass
+
+from benchmarks.generate import (
+    ADAPTIVE,
+    budget,
+    check_requests,
+    combinations,
+    read_prompts,
+    request_params,
+    speculation,
+)
+from benchmarks.generate_runs import batches, open_engine
+from benchmarks.progress import progress_bar
+from benchmarks.step_costs import TABLES, ModelledTime, StepCosts, read_step_costs
+from sdengine.cli.main import run_alone
+from sdengine.cli.measure import Run, run_batch
+from sdengine.cli.options import BUNDLED_MODEL, LineParser, add_debug, integer, number
+from sdengine.core.config import DTYPES, METHODS, VERIFIERS, SpeculationConfig
+from sdengine.core.sampling_params import SamplingParams
+
+DRAFTING = tuple(method for method in METHODS if method != "ngram")  # those with a draft model
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One method and budget at one temperature and batch size.
+
+    Args:
+        speedup: over plain decoding, all batches together.
+        tokens_per_step: of a sequence.
+    """
+
+    temperature: float
+    batch_size: int
+    method: str
+    budget: str
+    speedup: float
+    tokens_per_step: float
+
+
+def build_parser() -> LineParser:
+    """The command line."""
+    parser = LineParser(
+        prog="python -m benchmarks.modelled_budgets",
+        description=(__doc__ or "").partition("\n\n")[0],
+    )
+    parser.add_argument(
+        "--step-costs",
+        default="1.1b-avx2",
+        metavar="TABLE",
+        help=f"{', '.join(TABLES)} or a JSON file (%(default)s)",
+    )
+    parser.add_argument("--model", default=BUNDLED_MODEL, metavar="DIR", help="(%(default)s)")
+    parser.add_argument("--draft", metavar="DIR")
+    parser.add_argument("--methods", nargs="+", choices=DRAFTING, default=["dyspec"])
+    parser.add_argument("--budgets", nargs="+", type=budget, default=[ADAPTIVE, "1", "2", "4", "8"])
+    parser.add_argument("--temperatures", nargs="+", type=number, default=[0.0, 0.6, 1.0])
+    parser.add_argument("--batch-sizes", nargs="+", type=integer, default=[1], metavar="B")
+    parser.add_argument("--verifier", choices=VERIFIERS, default="coupled")
+    parser.add_argument("--held-out", type=integer, default=12, metavar="N", help="prompts")
+    parser.add_argument("--max-tokens", type=integer, default=64, metavar="N")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto")
+    parser.add_argument("--num-threads", type=integer, metavar="N")
+    parser.add_argument("--seed", type=integer, default=1)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of Markdown")
+    parser.set_defaults(repeats=1, prompt_file=None)
+    add_debug(parser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    return run_alone(build_parser(), run, argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Decodes everything that was asked for and prints the table."""
+    check_requests(args)
+    step_costs = read_step_costs(args.step_costs)
+    jobs = [(name, size, speculation(args, name, size)) for name, size in combinations(args)]
+    settings = [request_params(args, temperature) for temperature in args.temperatures]
+    prompts = [prompt.text for prompt in read_prompts(args)]
+    rows: list[Row] = []
+    with progress_bar() as bar:
+        task = bar.add_task("budgets", total=len(args.batch_sizes) * len(settings) * len(jobs))
+        for batch_size in args.batch_sizes:
+            groups = batches(prompts, batch_size)
+            for params in settings:
+                plain = decode(args, None, step_costs, params, groups)
+                for method, size, config in jobs:
+                    runs = decode(args, config, step_costs, params, groups)
+                    rows.append(row_of(method, size, params, batch_size, plain, runs))
+                    bar.advance(task)
+    document = {"step costs": args.step_costs, "rows": [asdict(row) for row in rows]}
+    print(json.dumps(document, indent=2) if args.json else to_markdown(args, rows))
+    return 0
+
+
+def decode(
+    args: argparse.Namespace,
+    config: SpeculationConfig | None,
+    step_costs: StepCosts,
+    params: SamplingParams,
+    groups: list[list[str]],
+) -> list[Run]:
+    """Every batch once, by a new engine, one after the other as its requests would come."""
+    from sdengine.factory.kinds import make_controller
+
+    engine = open_engine(args, config, len(groups[0]))
+    controller = make_controller(config, engine.iteration.drafter, lambda: step_costs.costs)
+    time = ModelledTime(engine, controller, step_costs)
+    engine.controller = time
+    return [run_batch(engine, group, params, clock=time) for group in groups]
+
+
+def row_of(
+    method: str,
+    size: str,
+    params: SamplingParams,
+    batch_size: int,
+    plain: list[Run],
+    runs: list[Run],
+) -> Row:
+    """A line of the table."""
+    stats = [s for run in runs for s in run.speculation]
+    committed = sum(s.mean_acceptance_length * s.num_steps for s in stats)
+    return Row(
+        temperature=params.temperature,
+        batch_size=batch_size,
+        method=method,
+        budget=size,
+        speedup=sum(1.0 / run.tokens_per_s for run in plain)
+        / sum(1.0 / run.tokens_per_s for run in runs),
+        tokens_per_step=committed / sum(s.num_steps for s in stats),
+    )
+
+
+def to_markdown(args: argparse.Namespace, rows: list[Row]) -> str:
+    """The table, a line for each temperature, batch size and method."""
+    lines = [
+        f"step costs {args.step_costs}, {args.held_out} held-out prompts, {args.max_tokens} tokens "
+        f"each, verifier {args.verifier}; over plain decoding (tokens a step)",
+        "",
+        f"| T | sequences | method | {' | '.join(args.budgets)} | adaptive of the best fixed |",
+        "|---" * (4 + len(args.budgets)) + "|",
+    ]
+    for first in range(0, len(rows), len(args.budgets)):
+        line = rows[first : first + len(args.budgets)]
+        cells = [f"{row.speedup:.2f}x ({row.tokens_per_step:.2f})" for row in line]
+        head = f"| {line[0].temperature:g} | {line[0].batch_size} | {line[0].method} | "
+        lines.append(head + " | ".join(cells) + f" | {share_of_best(line)} |")
+    return "\n".join(lines)
+
+
+def share_of_best(line: list[Row]) -> str:
+    """What the adaptive budget reaches of the best fixed one, plain decoding among them."""
+    adaptive = [row.speedup for row in line if row.budget == ADAPTIVE]
+    if not adaptive:
+        return ""
+    fixed = [1.0, *(row.speedup for row in line if row.budget != ADAPTIVE)]
+    return f"{adaptive[0] / max(fixed):.2f}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

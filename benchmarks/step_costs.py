@@ -1,0 +1,159 @@
+"""Steps that take what a table says instead of what the clock says.
+
+Two runs on a shared machine differ by more than what two budgets differ by. Here tokens, trees and
+acceptance are an engine's own, and only seconds come from a table, so that a run says the same
+every time, also of machines that are not at hand.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdengine.controllers.base import AskOutlook, BudgetController
+from sdengine.controllers.entry_price import draft_token_seconds
+from sdengine.core.cost_model import CostModel
+from sdengine.core.plan import StepPlan, StepReport
+from sdengine.errors import ConfigError
+from sdengine.runner.runner import MAX_STEADY_PENDING
+
+if TYPE_CHECKING:
+    from sdengine.engine import Engine
+
+__all__ = ["TABLES", "ModelledTime", "StepCosts", "read_step_costs"]
+
+
+@dataclass(frozen=True, slots=True)
+class StepCosts:
+    """What a step takes.
+
+    Args:
+        costs: of the target's rows and the draft's layers.
+        overhead_s: of every step, outside the programs.
+    """
+
+    costs: CostModel
+    overhead_s: float
+
+    def report(self, seen: StepReport, num_layers: int, num_missed: int) -> StepReport:
+        """A step with these times instead of its own.
+
+        Args:
+            seen: the step.
+            num_layers: of the draft; 0 when it grew no tree.
+            num_missed: tokens that the draft read before, beyond those of a steady step.
+        """
+        draft_s = self.costs.draft_time(num_layers)
+        draft_s += num_missed * draft_token_seconds(self.costs)
+        verify_s = self.costs.verify_time(seen.num_rows)
+        return replace(
+            seen,
+            draft_time_s=draft_s,
+            verify_time_s=verify_s,
+            step_s=draft_s + verify_s + self.overhead_s,
+        )
+
+
+class ModelledTime:
+    """A budget controller that tells another one what steps take by a table; the clock of a run.
+
+    Args:
+        engine: whose steps they are; with a draft model, or decoding plainly.
+        controller: plans and learns.
+        step_costs: the table.
+    """
+
+    def __init__(self, engine: Engine, controller: BudgetController, step_costs: StepCosts) -> None:
+        tree, state = engine.iteration.workspace.draft_tree, engine.iteration.workspace.state
+        self._num_grown, self._depths = tree.num_nodes.numpy(), tree.depths.numpy()
+        self._wants_tree = state.wants_logits.numpy()
+        self._controller = controller
+        self._step_costs = step_costs
+        self._backlog = 0
+        self._seconds = 0.0
+
+    def __call__(self) -> float:
+        """Seconds of all steps so far."""
+        return self._seconds
+
+    def plan(self, num_decoding: int, outlook: AskOutlook | None = None) -> StepPlan:
+        """The controller's plan."""
+        assert outlook is not None, "an engine says what is before its sequences"
+        self._backlog = outlook().draft_backlog
+        return self._controller.plan(num_decoding, outlook)
+
+    def observe(self, plan: StepPlan, report: StepReport) -> None:
+        """Lets the controller learn from the step as the table has it, and time pass."""
+        num_layers = self._layers_grown() if plan.depth else 0
+        steady = MAX_STEADY_PENDING * len(report.num_accepted)
+        missed = max(self._backlog - steady, 0) if plan.depth else 0
+        modelled = self._step_costs.report(report, num_layers, missed)
+        self._seconds += modelled.step_s
+        self._controller.observe(plan, modelled)
+
+    def _layers_grown(self) -> int:
+        """Depth of the deepest tree; a last layer of which no node was kept is not counted."""
+        deepest = 1
+        for slot in self._wants_tree.nonzero()[0]:
+            depths = self._depths[slot, : int(self._num_grown[slot]) + 1]
+            deepest = max(deepest, int(depths.max()))
+        return deepest
+
+
+def read_step_costs(name: str) -> StepCosts:
+    """A table by name, or from a JSON file with the keys of `TABLES`' entries.
+
+    Raises:
+        ConfigError: neither, or a file that does not hold a table.
+    """
+    if name in TABLES:
+        return _table(**TABLES[name])
+    expected = f"one of {', '.join(TABLES)}, or a JSON file with {', '.join(_KEYS)}"
+    try:
+        return _table(**json.loads(Path(name).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError.from_parts(expected, f"{name}: {error}") from None
+
+
+def _table(
+    rows: list[int],
+    verify_ms: list[float],
+    draft_first_ms: float,
+    draft_layer_ms: float,
+    overhead_ms: float,
+) -> StepCosts:
+    """Raises: ValueError, TypeError: not a table."""
+    if len(rows) != len(verify_ms) or rows[:1] != [1] or sorted(set(rows)) != rows:
+        raise ValueError("rows must rise from 1, with one of verify_ms for each")
+    times = [float(ms) for ms in (*verify_ms, draft_first_ms, draft_layer_ms, overhead_ms)]
+    if not all(0.0 <= ms < float("inf") for ms in times) or min(times[: len(rows)]) <= 0.0:
+        raise ValueError("times must be finite and not negative, those of rows positive")
+    first_s, layer_s, overhead_s = (ms * 1e-3 for ms in times[len(rows) :])
+    verify_s = [ms * 1e-3 for ms in times[: len(rows)]]
+    return StepCosts(CostModel.from_samples(rows, verify_s, first_s, layer_s), overhead_s)
+
+
+_KEYS = ("rows", "verify_ms", "draft_first_ms", "draft_layer_ms", "overhead_ms")
+
+TABLES: dict[str, dict[str, Any]] = {
+    # A TinyLlama's shape and a 68M draft, bfloat16, two cores of a Zen 3 server (AVX2) in a quiet
+    # hour, as the adaptive budget measures them.
+    "1.1b-avx2": {
+        "rows": [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64],
+        "verify_ms": [62.9, 63.2, 66.6, 70.9, 76.9, 104.0, 143.5, 192.6, 281.5, 378.3, 755.4],
+        "draft_first_ms": 2.3,
+        "draft_layer_ms": 1.4,
+        "overhead_ms": 0.2,
+    },
+    # Llama-3.1-8B's and Llama-3.2-1B's shapes, bfloat16, H200 (benchmarks/results/nvidia-h200);
+    # between 2 and 65 rows nothing was measured.
+    "8b-h200": {
+        "rows": [1, 2, 65, 129],
+        "verify_ms": [4.18, 4.22, 5.36, 6.80],
+        "draft_first_ms": 0.94,
+        "draft_layer_ms": 0.94,
+        "overhead_ms": 0.05,
+    },
+}
