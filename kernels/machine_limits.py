@@ -43,11 +43,6 @@ class MachineLimits:
     fp32_gflops: float
     bf16_gflops: float
 
-    def floor_seconds(self, bytes_moved: int, operations: int, dtype: torch.dtype) -> float:
-        """No kernel that reads `bytes_moved` from memory and does `operations` can be faster."""
-        peak = self.bf16_gflops if dtype == torch.bfloat16 else self.fp32_gflops
-        return max(bytes_moved / (self.dram_gbps * 1e9), operations / (peak * 1e9))
-
 
 class LimitProbe:
     """Measures limits as often as asked, with buffers allocated once.

@@ -117,7 +117,7 @@ def check(
         scratch: [any] float32, see `attention_scratch`; with less, fewer threads share the work and
             the result is the same. On a GPU see `split_scratch_floats` of the Triton kernel: with
             less, rows are done in more passes; less than one row's part is refused.
-        num_heads, num_kv_heads, head_dim: H, H_kv, D; H / H_kv is an integer of at most 64.
+        num_heads, num_kv_heads, head_dim: H, H_kv, D; H / H_kv is an integer of at most 128.
         scale: Factor on q k^T.
         window: Sliding window in tokens, the row itself included; 0 is none. Prefix keys at logical
             index <= position - window are hidden, and all but the last `window` bits of the mask

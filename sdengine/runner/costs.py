@@ -32,7 +32,8 @@ from sdengine.runner.iteration import Iteration
 
 ROW_COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)
 CONTEXT = 64
-"""Tokens before the dummy root: short, because attention is a small part of a step."""
+"""Tokens before the dummy root: short, because attention is a small part of a step. Fewer where the
+model length has no position for what comes after them."""
 BUDGET_S = 0.4
 """Turns stop after so long; fast models get more of them."""
 MIN_TURNS, MAX_TURNS = 1, 8
@@ -72,10 +73,9 @@ def measure_costs(iteration: Iteration, cache_dir: Path) -> CostModel:
     path = cache_dir / "costs.json"
     key = _key(iteration)
     known = _read(path)
-    if key in known:
-        return CostModel(
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in known[key].items()}
-        )
+    found = _entry(known, key)
+    if found is not None:
+        return found
     costs = _measure(iteration)
     _write(path, {**known, key: asdict(costs)})
     return costs
@@ -87,7 +87,8 @@ def _measure(iteration: Iteration) -> CostModel:
     is_slow = _is_slow(iteration)
     if is_slow:
         counts = counts[:: len(counts) - 1 or 1]  # an oracle: a line through two points will do
-    depth = min(iteration.drafter.max_depth, 4) if iteration.drafter is not None else 0
+    drafter, positions = iteration.drafter, _num_positions(iteration)
+    depth = min(drafter.max_depth, 4, positions) if drafter is not None else 0
     trials = [_verify_trial(iteration, host, m) for m in counts]
     trials += [_draft_trial(iteration, host, layers) for layers in (1, depth) if depth]
     try:
@@ -108,10 +109,15 @@ def verify_trials(iteration: Iteration, row_counts: Sequence[int]) -> list[Trial
 def _verify_trial(iteration: Iteration, host: HostView, num_rows: int) -> Trial:
     """From the trees to the commit, over a tree of `num_rows` rows."""
     iteration = _uncounted(iteration)
+    # About as deep as trees of so many nodes are, because a row costs by the keys of its path that
+    # it shares with no other; all below the root where there are no positions for that.
+    depth, branching = num_rows.bit_length() - 1, 2
+    if depth >= _num_positions(iteration):
+        depth, branching = 1, num_rows - 1
 
     def reset() -> None:
-        _reset(iteration, host, wants_logits=ROOT_AND_NODES if num_rows > 1 else ROOT_ONLY)
-        _set_tree(iteration, num_rows - 1)
+        _reset(iteration, host, ROOT_AND_NODES if num_rows > 1 else ROOT_ONLY, depth)
+        _set_tree(iteration, num_rows - 1, branching)
 
     describe = partial(iteration.describe_verify, has_trees=num_rows > 1)
     return _trial(iteration, describe, reset, num_rows)
@@ -131,14 +137,13 @@ def _uncounted(iteration: Iteration) -> Iteration:
 
 def _draft_trial(iteration: Iteration, host: HostView, layers: int) -> Trial:
     """Growing a tree of so many layers and as many nodes: narrow, as the adaptive trees of a
-    machine
-    on which layers are dear. A wide layer costs more, but then it also promises more."""
+    machine on which layers are dear. A wide layer costs more, but then it also promises more."""
     drafter = iteration.drafter
     assert drafter is not None
     workspace, view = iteration.workspace, iteration.workspace.memory.host
 
     def reset() -> None:
-        _reset(iteration, host, wants_logits=ROOT_AND_NODES)
+        _reset(iteration, host, ROOT_AND_NODES, layers - 1)
         host.node_budgets[0] = host.depth_limits[0] = layers
         view(workspace.total_budget)[0] = layers
         view(workspace.min_layer_gain)[0] = 0.0
@@ -191,11 +196,16 @@ def _is_slow(iteration: Iteration) -> bool:
     return iteration.backend == "reference" or is_interpreted
 
 
-def _reset(iteration: Iteration, host: HostView, wants_logits: int) -> None:
-    """A sequence in slot 0 with CONTEXT cached tokens and one pending, nodes at any value."""
+def _num_positions(iteration: Iteration) -> int:
+    """Positions that target and draft know."""
+    return len(iteration.weights.cos_sin)
+
+
+def _reset(iteration: Iteration, host: HostView, wants_logits: int, depth: int) -> None:
+    """A sequence in slot 0: CONTEXT cached tokens, or what leaves room for nodes of `depth`."""
     workspace = iteration.workspace
     workspace.memory.host(workspace.thresholds)[:] = 0.0
-    context = min(CONTEXT, workspace.state.history.shape[1] // 2)
+    context = min(CONTEXT, _num_positions(iteration) - 1 - depth)
     host.history_lens[0] = context + 1
     host.computed_lens[0] = context
     host.draft_computed_lens[0] = context
@@ -208,16 +218,16 @@ def _reset(iteration: Iteration, host: HostView, wants_logits: int) -> None:
     host.set_blocks(0, [0] * host.block_tables.shape[1])
 
 
-def _set_tree(iteration: Iteration, num_nodes: int) -> None:
-    """Puts a binary tree of dummy tokens into slot 0's draft tree: about as deep as trees of so
-    many nodes are, because a row costs by the keys of its path that it shares with no other."""
+def _set_tree(iteration: Iteration, num_nodes: int, branching: int) -> None:
+    """Puts a tree of dummy tokens into slot 0's draft tree: a heap whose root is node 0, of two
+    children a node, or of all below the root."""
     tree = iteration.workspace.draft_tree
     tree.clear()
     index = torch.arange(1, num_nodes + 1, dtype=torch.int32)
-    depth = (index + 1).float().log2().int()  # node i is i of a heap that begins with the root at 0
+    depth = (index + 1).float().log2().int() if branching == 2 else torch.ones_like(index)
     device = tree.tokens.device
     tree.tokens[0, 1 : num_nodes + 1] = (index % 2).to(device)
-    tree.parents[0, 1 : num_nodes + 1] = ((index - 1) // 2).to(device)
+    tree.parents[0, 1 : num_nodes + 1] = ((index - 1) // branching).to(device)
     tree.depths[0, 1 : num_nodes + 1] = depth.to(device)
     tree.ranks[0, 1 : num_nodes + 1] = 0
     tree.values[0, 1 : num_nodes + 1] = 1.0
@@ -268,6 +278,15 @@ def _read(path: Path) -> dict[str, dict[str, object]]:
         return known if isinstance(known, dict) else {}
     except (OSError, ValueError):
         return {}
+
+
+def _entry(known: dict[str, dict[str, object]], key: str) -> CostModel | None:
+    """A kept cost model; None for none, and for one that is written otherwise than today's."""
+    try:
+        parts = {k: tuple(v) if isinstance(v, list) else v for k, v in known[key].items()}
+        return CostModel(**parts)  # type: ignore[arg-type]
+    except (KeyError, AttributeError, TypeError):
+        return None
 
 
 def _write(path: Path, known: dict[str, dict[str, object]]) -> None:

@@ -33,7 +33,7 @@ def append_logprobs(
     tokens = torch.tensor(token_ids, dtype=torch.int64, device=logits.device)[:, None]
     chosen = logprobs.gather(1, tokens)
     ranks = (logprobs > chosen).sum(dim=1) + 1
-    best = logprobs.topk(sequence.params.logprobs)
+    best = logprobs.topk(min(sequence.params.logprobs, logprobs.shape[1]))
     # Four reads for all tokens: each one waits for the device.
     values, ids = best.values.tolist(), best.indices.tolist()
     own = zip(token_ids, chosen[:, 0].tolist(), ranks.tolist(), strict=True)

@@ -114,6 +114,8 @@ class Runner:
             self._pool.prepare(WAKE_US)
         for slot in schedule.preempted_slots:
             self.release(slot)
+        for slot in schedule.shrunk_slots:
+            self._written_blocks[slot] = 0
         for sequence in schedule.admitted:
             self._admit(sequence)
         if after is not None:

@@ -79,7 +79,6 @@ class Workspace:
         target_rows: the target's pass.
         pending_tokens [N], cu_pending [B + 1]: its pending tokens, packed.
         logits [R, V]: its logits; logit_rows [N], cu_logits [B + 1], num_logits [1] say whose.
-        target_tokens [R]: what the target draws at each of them.
         thresholds [N]: value a node must have to become row r of the target's pass.
         depth_limit [1]: deepest tree of this step.
         total_budget [1]: tree nodes of the whole batch.
@@ -103,7 +102,6 @@ class Workspace:
     logit_rows: torch.Tensor
     cu_logits: torch.Tensor
     num_logits: torch.Tensor
-    target_tokens: torch.Tensor
     thresholds: torch.Tensor
     depth_limit: torch.Tensor
     total_budget: torch.Tensor
@@ -142,7 +140,6 @@ class Workspace:
             logit_rows=ints(rows),
             cu_logits=memory.results(b + 1),
             num_logits=ints(1),
-            target_tokens=ints(logit_rows),
             thresholds=memory.inputs(rows, dtype=torch.float32),
             depth_limit=memory.inputs(1),
             total_budget=memory.inputs(1),

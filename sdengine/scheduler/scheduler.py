@@ -38,11 +38,12 @@ class ScheduledSequence:
 
 @dataclass(slots=True)
 class Schedule:
-    """A step: who runs, who joined, which slots were taken back."""
+    """A step: who runs, who joined, which slots were taken back, and which of their blocks."""
 
     scheduled: list[ScheduledSequence] = field(default_factory=list)
     admitted: list[Sequence] = field(default_factory=list)
     preempted_slots: list[int] = field(default_factory=list)
+    shrunk_slots: list[int] = field(default_factory=list)
 
 
 class Scheduler:
@@ -215,14 +216,39 @@ class Scheduler:
         if self._grow(sequence, end + self._tree_room):
             return ScheduledSequence(sequence, num_tokens, decodes, True)
         while not self._grow(sequence, end):
+            if self._take_tree_room(sequence, step):
+                continue
             victim = self.running[-1]
             self._preempt(victim, step)
             if victim is sequence:
                 return None
         return ScheduledSequence(sequence, num_tokens, decodes, False)
 
+    def _take_tree_room(self, wanting: Sequence, step: Schedule) -> bool:
+        """Frees the blocks that one other sequence has for a tree, the youngest first; False: none
+        has any, or the step under way may be writing to them."""
+        if self._is_holding:
+            return False
+        entries = {entry.sequence.slot: entry for entry in step.scheduled}
+        for sequence in reversed(self.running):
+            entry = entries.get(sequence.slot)
+            end = sequence.num_computed + (1 if entry is None else entry.num_tokens)
+            room = sequence.block_table[self._num_blocks(end) :]
+            if sequence is wanting or not room:
+                continue
+            del sequence.block_table[-len(room) :]
+            self.pool.free(room)
+            step.shrunk_slots.append(sequence.slot)
+            if entry is not None:
+                entry.can_draft = False
+            return True
+        return False
+
+    def _num_blocks(self, num_slots: int) -> int:
+        return -(-num_slots // self.pool.block_size)
+
     def _grow(self, sequence: Sequence, num_slots: int) -> bool:
-        missing = -(-num_slots // self.pool.block_size) - len(sequence.block_table)
+        missing = self._num_blocks(num_slots) - len(sequence.block_table)
         if missing <= 0:
             return True
         if missing > self.pool.num_free:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,17 @@ def test_a_file_that_cannot_be_read_is_measured_anew(
     first = costs.measure_costs(iteration, tmp_path)
     assert costs.measure_costs(iteration, tmp_path) == first
     assert len(measured) == 1
+
+
+@pytest.mark.parametrize("entry", [{}, {"rows": [1]}, [], 5])
+def test_an_entry_of_another_shape_is_measured_anew(
+    iteration: Iteration, measured: list[CostModel], tmp_path: Path, entry: object
+) -> None:
+    key = costs._key(iteration)
+    (tmp_path / "costs.json").write_text(json.dumps({key: entry, "other": 1}))
+    first = costs.measure_costs(iteration, tmp_path)
+    assert costs.measure_costs(iteration, tmp_path) == first
+    assert measured == [first]
 
 
 def test_benchmarks_keep_them_where_the_environment_says(

@@ -112,6 +112,41 @@ def test_preemption_changes_nothing(make_engine: MakeEngine, name: str) -> None:
     assert preempted > 0, "the cache was large enough after all"
 
 
+@pytest.mark.parametrize("num_blocks", [14, 17, 20])
+def test_sequences_that_fit_without_trees_run_side_by_side_with_them(
+    make_engine: MakeEngine, num_blocks: int
+) -> None:
+    """Tree room goes to whoever needs blocks for tokens, and the tables follow."""
+    prompts, params = PROMPTS[:2], [sampling("T=0.8", i) for i in range(2)]
+    expected = plain_tokens(make_engine, "T=0.8")[:2]
+    spec = SpeculationConfig(max_nodes=64, max_depth=4, adaptive=False)
+    engine = make_engine(draft=related_draft(), speculation=spec, num_kv_blocks=num_blocks)
+    for i, (prompt, one) in enumerate(zip(prompts, params)):
+        engine.add_request(f"r{i}", prompt, one)
+    sequences = list(engine._scheduler.waiting)
+    tokens: dict[str, list[int]] = {}
+    while engine.has_unfinished_requests():
+        for output in engine.step():
+            tokens[output.request_id] = list(output.outputs[0].token_ids)
+    assert [tokens[f"r{i}"] for i in range(2)] == expected
+    assert not any(sequence.num_preemptions for sequence in sequences)
+
+
+def test_a_table_that_lost_blocks_and_got_others_is_written_anew(make_engine: MakeEngine) -> None:
+    spec = SpeculationConfig(adaptive=False)
+    engine = make_engine(draft=related_draft(), speculation=spec, block_size=64)
+    engine.add_request("r", PROMPTS[0], sampling("greedy", 0))
+    engine.step()
+    (sequence,) = engine._scheduler.running
+    schedule = engine._scheduler.schedule()
+    sequence.block_table.reverse()  # as many as before, and others
+    schedule.shrunk_slots.append(sequence.slot)
+    engine._runner.prepare(schedule)
+    table = engine.iteration.workspace.state.block_tables[sequence.slot]
+    assert table[: len(sequence.block_table)].tolist() == sequence.block_table
+    engine.abort_request("r")
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("num_threads", [2, 3, 5])
 def test_the_number_of_workers_changes_no_bit(

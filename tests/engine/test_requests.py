@@ -137,6 +137,18 @@ def test_without_alternatives_only_the_token_itself_is_reported(make_engine: Mak
     assert completion(make_engine(), PROMPT).cumulative_logprob is None
 
 
+@pytest.mark.parametrize("speculates", [False, True])
+def test_a_small_vocabulary_has_no_more_alternatives_than_tokens(
+    make_engine: MakeEngine, speculates: bool
+) -> None:
+    target = str(make_checkpoint(vocab_size=17))
+    draft = str(make_checkpoint(vocab_size=17, num_hidden_layers=2)) if speculates else None
+    engine = make_engine(target=target, draft=draft, speculation=TREES if speculates else None)
+    got = completion(engine, [5, 6, 7], logprobs=20)
+    assert got.logprobs is not None
+    assert [sorted(entry) for entry in got.logprobs] == [list(range(17))] * 24
+
+
 def test_decoded_tokens_are_named(make_llm: MakeLLM) -> None:
     llm = make_llm()
     params = SamplingParams(max_tokens=5, temperature=0, logprobs=1, ignore_eos=True)

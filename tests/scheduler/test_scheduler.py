@@ -70,6 +70,29 @@ def test_tree_room_is_given_up_before_anyone_is_preempted() -> None:
     assert roomy.schedule().scheduled[0].can_draft
 
 
+def test_tree_room_of_others_is_taken_before_anyone_is_preempted() -> None:
+    scheduler = Scheduler(BlockPool(5, 4, enable_prefix_caching=False), 2, 64, tree_room=8)
+    old, young = make_sequence("old", 5), make_sequence("young", 4)
+    scheduler.add(old)
+    scheduler.add(young)
+    run(scheduler.schedule())
+    assert (len(old.block_table), len(young.block_table)) == (4, 1)
+    step = scheduler.schedule()
+    assert not step.preempted_slots and step.shrunk_slots == [old.slot]
+    assert [(e.sequence, e.can_draft) for e in step.scheduled] == [(old, False), (young, False)]
+    assert (len(old.block_table), len(young.block_table)) == (2, 2)
+
+
+def test_tree_room_is_not_taken_while_a_step_under_way_may_write_to_it() -> None:
+    scheduler = Scheduler(BlockPool(5, 4), 2, 64, tree_room=8)
+    old, young = make_sequence("old", 5), make_sequence("young", 4)
+    scheduler.add(old)
+    scheduler.add(young)
+    run(scheduler.schedule())
+    scheduler.hold()
+    assert scheduler.schedule().preempted_slots and len(old.block_table) == 4
+
+
 def test_the_youngest_is_preempted_and_comes_back_first() -> None:
     pool = BlockPool(4, 4, enable_prefix_caching=False)
     scheduler = Scheduler(pool, 3, 64, tree_room=0)

@@ -147,7 +147,7 @@ def test_every_tensor_of_a_launch_was_made_for_the_device(
 def test_preemption_changes_nothing(make_tiny: MakePair, on_host: None, method: str) -> None:
     settings = {"speculation": spec_of(method), "max_num_seqs": 3}
     expected = run(make_tiny("cpu", **settings))
-    engine = make_tiny("triton", num_kv_blocks=12, **settings)
+    engine = make_tiny("triton", num_kv_blocks=10, **settings)
     preempted = []
     preempt = engine._scheduler._preempt
 

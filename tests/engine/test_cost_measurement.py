@@ -1,0 +1,39 @@
+"""Costs are measured on a dummy sequence, which keeps to what the engine has room for."""
+
+from __future__ import annotations
+
+import pytest
+
+from sdengine.core.config import SpeculationConfig
+from sdengine.runner.costs import ROW_COUNTS, verify_trials
+from tests.engine.conftest import MakeEngine, related_draft
+
+
+@pytest.mark.parametrize(
+    "max_model_len, max_depth, max_nodes",
+    [(2, 1, 1), (2, 256, 127), (3, 4, 2), (16, 4, 127), (64, 256, 8), (70, 256, 127)],
+)
+def test_no_position_lies_beyond_the_model_length(
+    make_engine: MakeEngine, max_model_len: int, max_depth: int, max_nodes: int
+) -> None:
+    """The reference refuses a position without angles, where a kernel reads past their table."""
+    make_engine(
+        draft=related_draft(),
+        speculation=SpeculationConfig(max_nodes=max_nodes, max_depth=max_depth),
+        max_model_len=max_model_len,
+        max_num_seqs=1,
+        backend="reference",
+    )
+
+
+@pytest.mark.parametrize("max_model_len", [4, 256])
+def test_a_dummy_tree_has_as_many_rows_as_are_timed(
+    make_engine: MakeEngine, max_model_len: int
+) -> None:
+    spec = SpeculationConfig(max_nodes=127)
+    engine = make_engine(draft=related_draft(), speculation=spec, max_model_len=max_model_len)
+    workspace = engine.iteration.workspace
+    for num_rows, trial in zip(ROW_COUNTS, verify_trials(engine.iteration, ROW_COUNTS)):
+        trial.run()
+        assert int(workspace.target_rows.num_rows) == num_rows
+        assert int(workspace.target_rows.positions[:num_rows].max()) < max_model_len
