@@ -31,16 +31,11 @@ class LayerGrowth:
 
 
 class TreePolicy(Protocol):
-    """Grow a tree layer by layer, then trim it once."""
+    """Grows a tree layer by layer."""
 
     @property
     def num_candidates(self) -> int:
         """Most children any node may have: how many candidates a draft row must offer."""
-
-    @property
-    def is_trimmed(self) -> bool:
-        """Whether nodes that do not pay may be cut after growing (`finish`); static trees are kept
-        whole."""
 
     def grow(self, layer: int) -> LayerGrowth:
         """Growth of layer `layer` (0 = children of the root)."""

@@ -24,7 +24,6 @@ class DySpecPolicy:
     num_candidates: int
     rule: ValueRule
     max_width: int = MIN_WIDTH
-    is_trimmed: bool = True
 
     @classmethod
     def from_config(cls, config: SpeculationConfig) -> DySpecPolicy:

@@ -19,7 +19,6 @@ class StaticPolicy:
 
     level_widths: tuple[int, ...]
     rule: ValueRule
-    is_trimmed: bool = False
 
     @classmethod
     def from_config(cls, config: SpeculationConfig) -> StaticPolicy:
