@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
-import subprocess
 import sys
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.records import Recorder, Skip, slice_main
+from benchmarks.gpu.tests import run_group
 from sdengine.kernels.backends import why_unavailable
 from sdengine.kernels.cuda_library import CUDA_OPS
 
-ROOT = Path(__file__).resolve().parents[2]
 FOUND = 86  # exit code when the tool has something to report
 TOOL = "compute-sanitizer"
+LEAST_S = 30.0  # that an op gets, however little is left; a slice is not ended so soon
 
 
 class SanitizerReport(Exception):
@@ -43,26 +42,24 @@ def watch(tool: str, op: str, seconds: float) -> dict[str, Any]:
     Raises:
         Skip: there is no tool, or no library.
         SanitizerReport: it found something.
+        subprocess.TimeoutExpired: it took too long.
     """
     if shutil.which(TOOL) is None:
         raise Skip(f"{TOOL} is not on the PATH; it comes with the CUDA toolkit")
     reason = why_unavailable("cuda")
     if reason is not None:
         raise Skip(reason)
-    done = subprocess.run(
-        command_of(tool, op), cwd=ROOT, capture_output=True, text=True, timeout=max(seconds, 60.0)
-    )
-    said = done.stdout + done.stderr
+    code, said = run_group(command_of(tool, op), dict(os.environ), max(seconds, LEAST_S))
     print(said[-3000:], flush=True)
-    if done.returncode != 0:
-        raise SanitizerReport(f"ended with {done.returncode}: {summary_of(said)}")
+    if code != 0:
+        raise SanitizerReport(f"ended with {code}: {summary_of(said)}")
     return {"found": summary_of(said)}
 
 
 def run(recorder: Recorder, options: argparse.Namespace) -> None:
     """One case an op, under the tool that the variant names."""
     for op in CUDA_OPS:
-        recorder.run(op, partial(watch, options.variant, op, recorder.seconds_left()))
+        recorder.run(op, lambda op=op: watch(options.variant, op, recorder.seconds_left()))
 
 
 if __name__ == "__main__":

@@ -14,11 +14,16 @@ Choice = TypeVar("Choice")
 
 def compile_side_by_side(compile_one: Callable[[Job], None], jobs: list[Job]) -> None:
     """Calls a function of a module for every job, in processes of their own: Triton keeps what is
-    compiled on disk for the others."""
-    workers = max(1, (os.cpu_count() or 1) - 2)
+    compiled on disk for the others. A job that fails, or ends its process, is met again where it is
+    timed; here it would cost all others."""
+    workers = max(1, min(len(jobs), (os.cpu_count() or 1) - 2))
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        list(pool.map(compile_one, jobs))
+        pending = [(job, pool.submit(compile_one, job)) for job in jobs]
+        for job, future in pending:
+            error = future.exception()
+            if error is not None:
+                print(f"{job}: {type(error).__name__}: {error}", flush=True)
 
 
 def time_each(

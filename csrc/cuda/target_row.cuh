@@ -24,6 +24,13 @@ __device__ inline float from_order_bits(uint32_t bits) {
   return __uint_as_float(bits & 0x80000000u ? bits & 0x7fffffffu : ~bits);
 }
 
+// At least the Gumbel noise of a word, -log(-log(1 - u)) with u = (word + 1/2) 2^-32: it is at most
+// -log u, and u at least 2^(k - 33) for a word of k bits. The slack covers what logarithms and
+// scores are rounded by.
+__device__ inline float most_noise(uint32_t word) {
+  return 0.6931472f * static_cast<float>(1 + __clz(static_cast<int>(word))) + 1e-3f;
+}
+
 __device__ inline float minus_infinity() { return __uint_as_float(0xff800000u); }
 
 // (score, token) as one integer: the larger score first, the lower token on ties. 0: no token.
@@ -222,36 +229,46 @@ class DeviceRow {
   // 1, 2, 4, .. 32 temperatures below the best; what lies further below weighs nothing.
   __device__ static float level(int32_t i) { return static_cast<float>(1 << i); }
 
-  // This thread's best token among the allowed that are not left out. Groups whose logits cannot
-  // reach `bound` (a score known to be attained) are skipped before their noise is drawn.
+  // This thread's best token among the allowed that are not left out. What cannot reach `bound`, a
+  // score known to be attained, is skipped: groups before their noise is drawn, tokens before their
+  // logarithms are. The lanes of a warp tell one another how far they have come.
   template <class LeftOut>
   __device__ uint64_t race(const NoiseKey& key, float bound, LeftOut is_left_out) const {
     uint64_t best = 0;
-    for (int32_t first = team_->rank() * kGroup; first < vocab_size_;
-         first += team_->num_threads() * kGroup) {
-      float z[kGroup];
-      read_group(first, z);
-      bool reaches = false;
-      for (int32_t j = 0; j < kGroup; ++j) {
-        reaches |= z[j] >= plan_.threshold && scaled(z[j]) + kMaxGumbel >= bound;
-      }
-      if (!reaches) continue;
-      const PhiloxBlock words = philox4x32_10(
-          static_cast<uint32_t>(first / kGroup), static_cast<uint32_t>(key.position),
-          static_cast<uint32_t>(key.purpose), static_cast<uint32_t>(key.extra), key.seed);
-      for (int32_t j = 0; j < kGroup; ++j) {
-        if (first + j >= vocab_size_ || !(z[j] >= plan_.threshold)) continue;
-        if (!(scaled(z[j]) + kMaxGumbel >= bound)) continue;
-        const float noise = scalar::gumbel_noise(scalar::wrap(words.words[j])).v;
-        const float score =
-            perturbed_score(z[j], plan_.scale.max, plan_.scale.inverse_temperature, noise);
-        const uint64_t own = score_key(score, first + j);
-        if (own <= best || !(z[j] - z[j] == 0.0f) || is_left_out(first + j)) continue;
-        best = own;
-        bound = score > bound ? score : bound;
-      }
+    const int32_t lane_first = team_->rank() % kWarpSize * kGroup;
+    for (int32_t base = team_->rank() * kGroup - lane_first; base < vocab_size_;
+         base += team_->num_threads() * kGroup) {
+      if (base + lane_first < vocab_size_)
+        enter(key, base + lane_first, is_left_out, &best, &bound);
+      bound = from_order_bits(~__reduce_min_sync(kWholeWarp, ~order_bits(bound)));
     }
     return best;
+  }
+
+  // Lets a group of four into the race.
+  template <class LeftOut>
+  __device__ void enter(const NoiseKey& key, int32_t first, LeftOut is_left_out, uint64_t* best,
+                        float* bound) const {
+    float z[kGroup];
+    read_group(first, z);
+    bool reaches = false;
+    for (int32_t j = 0; j < kGroup; ++j)
+      reaches |= z[j] >= plan_.threshold && scaled(z[j]) + kMaxGumbel >= *bound;
+    if (!reaches) return;
+    const PhiloxBlock words = philox4x32_10(
+        static_cast<uint32_t>(first / kGroup), static_cast<uint32_t>(key.position),
+        static_cast<uint32_t>(key.purpose), static_cast<uint32_t>(key.extra), key.seed);
+    for (int32_t j = 0; j < kGroup; ++j) {
+      if (first + j >= vocab_size_ || !(z[j] >= plan_.threshold)) continue;
+      if (!(scaled(z[j]) + most_noise(words.words[j]) >= *bound)) continue;
+      const float noise = scalar::gumbel_noise(scalar::wrap(words.words[j])).v;
+      const float score =
+          perturbed_score(z[j], plan_.scale.max, plan_.scale.inverse_temperature, noise);
+      const uint64_t own = score_key(score, first + j);
+      if (own <= *best || !(z[j] - z[j] == 0.0f) || is_left_out(first + j)) continue;
+      *best = own;
+      *bound = score > *bound ? score : *bound;
+    }
   }
 
   // Entry i of the support with what the residual keeps of it.

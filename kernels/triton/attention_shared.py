@@ -54,6 +54,7 @@ def _store_part(
     partial, stats, part, state_max, state_sum, acc, is_live, dim, HEAD_DIM: tl.constexpr
 ):
     """Leaves a split to the second kernel."""
+    part = part.to(tl.int64)
     mask = is_live[None, :] & (dim < HEAD_DIM)[:, None]
     tl.store(partial + part[None, :] * HEAD_DIM + dim[:, None], acc, mask=mask)
     tl.store(stats + 2 * part, state_max, mask=is_live)
@@ -137,7 +138,8 @@ def shared_splits_kernel(
     state_sum = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([DIM_LANES, ROWS], tl.float32)
     cache = kv_cache + kv_head * (BLOCK_SIZE * HEAD_DIM)
-    part = ((rows - first_row).to(tl.int64) * (NUM_KV_HEADS * GROUP) + head) * num_splits + split
+    # Narrow: a wide row tile has no registers to spare, and `scratch` holds no 2^31 parts.
+    part = ((rows - first_row) * (NUM_KV_HEADS * GROUP) + head) * num_splits + split
     split_end = tl.minimum(split_begin(split + 1), stop)
     for start in tl.range(begin, stop, TILE):
         key = start + tl.arange(0, TILE)

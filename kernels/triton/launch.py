@@ -35,6 +35,7 @@ class Launch:
         constants: `tl.constexpr` arguments by name.
         num_warps, num_stages: Of a program.
         fp_fusion: Whether a * b + c may be contracted. Off where bits must equal the reference's.
+        max_registers: Of a thread; None leaves it to the compiler.
     """
 
     kernel: Any
@@ -44,6 +45,7 @@ class Launch:
     num_warps: int = 4
     num_stages: int = 2
     fp_fusion: bool = True
+    max_registers: int | None = None
 
     @property
     def overlaps(self) -> bool:
@@ -61,6 +63,7 @@ class Launch:
             num_stages=self.num_stages,
             enable_fp_fusion=self.fp_fusion,
             **({"launch_pdl": True} if self.overlaps else {}),
+            **({"maxnreg": self.max_registers} if self.max_registers else {}),
         )
 
 

@@ -43,39 +43,63 @@ TILE = 64  # keys of one product
 # the number of programs where so many have work: in one stretch of keys, and in all of them.
 MIN_WIDE_PROGRAMS = 40
 ENOUGH_PROGRAMS = 250
+USUAL_DIM = 128
 MAX_EARLY_ROWS = 16  # up to which a row's first tile is held in registers while others work
+SHARED_BYTES = 227 << 10  # of a program, on 90 and 100; elsewhere what is configured fits
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Tuning of `shared_splits`: widest row tile, warps and pipeline stages."""
+    """Tuning of `shared_splits`: widest row tile, warps, most pipeline stages, and shared memory of
+    a program where there are many."""
 
     max_rows: int
     num_warps: int
     num_stages: int
+    crowded_bytes: int = SHARED_BYTES
 
 
 # bfloat16 by architecture; float32 has no tensor cores here and is for exactness, not for speed.
+# On 90, two of many programs share a multiprocessor: while one multiplies, the other takes
+# exponents. A few have one each, and load both tiles of a short split at once.
 BF16_CONFIGS = {
     80: Config(64, 4, 2),
-    90: Config(64, 4, 3),
+    90: Config(64, 4, 3, 113 << 10),
     100: Config(64, 8, 3),  # 4 warps spill: a thread then holds half a row of tensor memory
     120: Config(32, 4, 2),  # 64 rows spill
 }
 F32_CONFIG = Config(16, 8, 1)
 
 
-def row_tile(config: Config, max_rows: int, num_seqs: int, group: int) -> int:
-    """Width of a row tile: what the rows of a sequence fill, on average, up to the configured."""
+def row_tile(config: Config, max_rows: int, num_seqs: int, group: int, dim: int) -> int:
+    """Width of a row tile: what the rows of a sequence fill, on average, up to the configured, or
+    half of it where sums over more than USUAL_DIM dims take twice the registers."""
     tokens = triton.cdiv(max_rows, num_seqs)
     wanted = triton.next_power_of_2(tokens * group)
-    return max(MIN_ROWS, min(config.max_rows, wanted), triton.next_power_of_2(group))
+    widest = config.max_rows if dim <= USUAL_DIM else config.max_rows // 2
+    return max(MIN_ROWS, min(widest, wanted), triton.next_power_of_2(group))
+
+
+def num_stages(config: Config, rows: int, dim: int, may_go_on: bool) -> int:
+    """Pipeline stages of bfloat16: a stage is a tile of keys and one of values. Beside them lie
+    queries and weights, and what turns the sums of a split that is not the program's last."""
+    left = SHARED_BYTES - 2 * rows * (dim + TILE)
+    if may_go_on:
+        left += config.crowded_bytes - SHARED_BYTES - 3 * rows * dim
+    return max(2, min(config.num_stages, left // (4 * TILE * dim)))
+
+
+def row_registers(arch: int, dim: int) -> int | None:
+    """Registers of a thread of `finish_rows` with which a multiprocessor holds three programs; left
+    to itself the compiler of Triton 3.6 takes 176 for heads of 128."""
+    return 168 if arch // 10 == 9 and dim == USUAL_DIM else None
 
 
 def goes_on(arch: int, is_f32: bool, tile_programs: int) -> bool:
-    """Whether a program may go through several splits; in float32 it would spill, and the
-    interpreter does it to be tested."""
-    return tile_programs >= MIN_WIDE_PROGRAMS and (not is_f32 or arch == INTERPRETER)
+    """Whether a program may go through several splits; in float32, and before 9.0, it would spill,
+    and the interpreter does it to be tested."""
+    has_registers = arch == INTERPRETER or (arch >= 90 and not is_f32)
+    return tile_programs >= MIN_WIDE_PROGRAMS and has_registers
 
 
 def loads_early(arch: int, num_rows: int) -> bool:
@@ -117,7 +141,8 @@ def launches(
         f"scratch: expected at least {floats_per_row} elements (one row of {capacity} keys), "
         f"got {scratch.numel()}",
     )
-    rows = F32_CONFIG.max_rows if is_f32 else row_tile(config, qkv.shape[0], num_seqs, group)
+    dim = triton.next_power_of_2(head_dim)
+    rows = F32_CONFIG.max_rows if is_f32 else row_tile(config, qkv.shape[0], num_seqs, group, dim)
     rows = max(rows, triton.next_power_of_2(group))
     shared = {
         "qkv": qkv,
@@ -143,7 +168,7 @@ def launches(
         "NUM_KV_HEADS": num_kv_heads,
         "GROUP": group,
         "HEAD_DIM": head_dim,
-        "DIM_LANES": triton.next_power_of_2(head_dim),
+        "DIM_LANES": dim,
         "BLOCK_SIZE": kv_cache.shape[3],
         "WINDOW": window,
         "TILE": TILE,
@@ -171,6 +196,7 @@ def launches(
         }
         tiles = pass_rows // tokens + num_seqs
         tile_programs = tiles * num_kv_heads
+        may_go_on = goes_on(arch, is_f32, tile_programs)
         plan += [
             Launch(
                 shared_splits_kernel,
@@ -186,10 +212,10 @@ def launches(
                     **shapes,
                     "ROWS": rows,
                     "SEQS": triton.next_power_of_2(num_seqs),
-                    "GOES_ON": goes_on(arch, is_f32, tile_programs),
+                    "GOES_ON": may_go_on,
                 },
                 config.num_warps,
-                config.num_stages,
+                config.num_stages if is_f32 else num_stages(config, rows, dim, may_go_on),
                 fp_fusion=False,
             ),
             Launch(
@@ -200,6 +226,7 @@ def launches(
                 F32_CONFIG.num_warps if is_f32 else 4,
                 num_stages=1,
                 fp_fusion=False,
+                max_registers=None if is_f32 else row_registers(arch, dim),
             ),
         ]
     return plan

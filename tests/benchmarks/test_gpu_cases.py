@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +17,7 @@ from benchmarks.gpu.cases import WrongResult, check, device_args, expect_close
 from benchmarks.gpu.records import Skip
 from benchmarks.gpu.timing import Limits, Timing
 from benchmarks.gpu.trees import AttentionCase, ancestors, make_inputs, packed
+from benchmarks.gpu.tries import compile_side_by_side
 from benchmarks.model_shape import write_checkpoint
 from sdengine import SpeculationConfig
 from sdengine.engine import Engine
@@ -262,6 +264,17 @@ def test_a_checkpoint_goes_where_there_is_room(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(Skip, match="no room for a checkpoint of 1000000000 GB"):
         decode.roomiest(10**18)
     assert decode.roomiest(1).is_dir()
+
+
+@pytest.mark.parametrize(
+    "job,args,said", [(int, ["x", "1"], "ValueError"), (os._exit, [1], "Broken")]
+)
+def test_what_cannot_be_compiled_ahead_costs_no_case(
+    job: Callable[[Any], None], args: list[Any], said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It is compiled, and fails, where it is timed."""
+    compile_side_by_side(job, args)
+    assert said in capfd.readouterr().out
 
 
 def test_attention_is_tried_with_other_tiles_and_the_table_left_as_it_is() -> None:

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -336,14 +337,34 @@ def test_the_sanitizer_reports_errors_and_is_skipped_where_it_is_missing(
     said = "========= ERROR SUMMARY: {} errors\n"
     answers = [(86, said.format(2)), (0, said.format(0))]
 
-    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+    def run(command: list[str], *_: Any) -> tuple[int, str]:
         assert command[:3] == ["compute-sanitizer", "--tool", "memcheck"]
-        return subprocess.CompletedProcess(command, *answers.pop(0), "")
+        return answers.pop(0)
 
-    monkeypatch.setattr(sanitizer.subprocess, "run", run)
+    monkeypatch.setattr(sanitizer, "run_group", run)
     with pytest.raises(sanitizer.SanitizerReport, match="ended with 86: ERROR SUMMARY: 2 errors"):
         sanitizer.watch("memcheck", "tree_verify", 10.0)
     assert sanitizer.watch("memcheck", "tree_verify", 9.0) == {"found": "ERROR SUMMARY: 0 errors"}
+
+
+def test_a_sanitizer_that_takes_too_long_is_ended_with_the_program_under_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It would go on beside the next slice, on the same device."""
+    tool, noted = tmp_path / "tool", tmp_path / "pid"
+    tool.write_text(f"#!/bin/sh\nsleep 60 &\necho $! > {noted}\nwait\n")
+    tool.chmod(0o755)
+    monkeypatch.setattr(sanitizer, "TOOL", str(tool))
+    monkeypatch.setattr(sanitizer, "LEAST_S", 0.5)
+    monkeypatch.setattr(sanitizer, "why_unavailable", lambda _: None)
+    with pytest.raises(subprocess.TimeoutExpired):
+        sanitizer.watch("racecheck", "tree_expand", 0.5)
+    status = Path(f"/proc/{noted.read_text().strip()}/stat")
+    for _ in range(100):
+        if not status.exists() or status.read_text().split()[2] == "Z":
+            return
+        time.sleep(0.05)
+    raise AssertionError("the program is still running")
 
 
 def test_memcheck_does_not_report_what_torch_asks_the_driver_in_vain() -> None:

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "cuda/target_row.cuh"
 #include "cuda_entry_points.h"
 #include "cuda_runtime.h"
 #include "growth_case.h"
@@ -48,6 +49,21 @@ void require_chain(const TokenTreeView& tree, const WalkView& walk, int32_t acce
   for (int32_t i = 0; i < accepted; ++i) {
     require(tree.parents[walk.path[i]] == (i ? walk.path[i - 1] : 0), "path is a chain");
     require(tree.tokens[walk.path[i]] == walk.out_tokens[i], "tokens of the path");
+  }
+}
+
+// A bound that is too low would lose a winner once in many draws.
+SDENGINE_FUZZ(cuda_most_noise, 1) {
+  for (int32_t word_bits = 0; word_bits <= 32; ++word_bits) {
+    const uint64_t low = word_bits == 0 ? 0 : uint64_t{1} << (word_bits - 1);
+    const uint64_t high = (uint64_t{1} << word_bits) - 1;
+    for (int32_t i = 0; i < 2000; ++i) {
+      const uint64_t between = low + (high == low ? 0 : random.bits() % (high - low + 1));
+      const uint32_t word = static_cast<uint32_t>(i == 0 ? low : i == 1 ? high : between);
+      const float noise = scalar::gumbel_noise(scalar::wrap(word)).v;
+      require(noise <= most_noise(word), "no noise is larger than its word allows");
+      require(word_bits > 28 || most_noise(word) <= noise + 0.8f, "the bound is near");
+    }
   }
 }
 

@@ -49,6 +49,7 @@ CASES = (
     "cuda_commit_plan",
     "cuda_kv_compact",
     "cuda_ngram_match",
+    "cuda_most_noise",
     "cuda_tree_verify",
 )
 MISSING_BARRIER = 100  # plant 100 + n leaves out the n-th barrier of every thread

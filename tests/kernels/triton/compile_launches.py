@@ -45,6 +45,17 @@ def attention(rows: int, heads: int, dim: int, dtype: torch.dtype) -> Callable[[
     return args
 
 
+def one_pass_attention(rows: int, heads: int, dim: int) -> Callable[[], Args]:
+    """As an engine's: scratch for all rows, so that there are programs enough to go on."""
+
+    def args() -> Args:
+        made = attention(rows, heads, dim, BF16)()
+        size = tree_attention.split_scratch_floats(rows, heads, dim, 2048)
+        return {**made, "scratch": torch.empty(size)}
+
+    return args
+
+
 def ones_attention() -> Args:
     """One row of one sequence with one block, in passes of one row: the second begins at row 1."""
     args = tree_attention.bench_case(2, 2, 8, 8, 64, torch.bfloat16).args
@@ -107,6 +118,8 @@ CASES: dict[str, tuple[str, Callable[[], Args]]] = {
     "attention-tree": ("tree_attention", attention(64, 32, 128, BF16)),
     "attention-row": ("tree_attention", attention(1, 32, 128, BF16)),
     "attention-narrow": ("tree_attention", attention(64, 64, 64, BF16)),
+    "attention-wide": ("tree_attention", one_pass_attention(64, 32, 128)),
+    "attention-large": ("tree_attention", one_pass_attention(64, 32, 256)),
     "attention-f32": ("tree_attention", attention(64, 32, 128, F32)),
     # Sizes of 1 become constants of a kernel, whose methods a tensor has and they have not.
     "attention-one": ("tree_attention", ones_attention),
@@ -193,6 +206,7 @@ def compile_launch(case: str, launch: Launch, arch: int) -> Compiled:
         "num_stages": launch.num_stages,
         "enable_fp_fusion": launch.fp_fusion,
         "launch_pdl": launch.overlaps,
+        "maxnreg": launch.max_registers,
     }
     kernel = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     usage, sass = (cuobjdump(kernel.asm["cubin"], flag) for flag in ("-res-usage", "-sass"))

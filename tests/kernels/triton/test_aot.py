@@ -31,6 +31,8 @@ TENSOR_CORE = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA", 120: "HMMA"}
 USUAL = [
     ("attention-tree", 90),
     ("attention-row", 90),
+    ("attention-wide", 90),
+    ("attention-large", 90),
     ("linear-gated", 90),
     ("linear-parts", 90),
     ("linear-in-parts", 90),
@@ -43,7 +45,8 @@ USUAL = [
     ("embed", 80),
     ("kv_compact", 80),
 ]
-EVERYTHING = [(case, arch) for case in CASES for arch in SHARED_LIMIT]
+SPILLING = [("attention-large", 80), ("attention-large", 100)]  # heads of 256, a few words
+EVERYTHING = [(c, arch) for c in CASES for arch in SHARED_LIMIT if (c, arch) not in SPILLING]
 
 
 @cache
@@ -139,11 +142,32 @@ def test_all_kernels_pass_the_gates(case: str, arch: int) -> None:
         assert_gates(kernel)
 
 
+def programs_of_a_multiprocessor(kernel: Compiled, num_warps: int = 4) -> int:
+    """How many fit into the shared memory and the registers of compute capability 9.0."""
+    by_memory = (228 << 10) // (kernel.shared + 1024)
+    return min(by_memory, 65536 // (32 * num_warps * -(-kernel.registers // 8) * 8))
+
+
+def test_wide_row_tiles_leave_room_for_another_program() -> None:
+    """One alone would wait for each of its products, and each of its exponents."""
+    first, second = (k for k in compiled(tuple(USUAL)) if k.case == "attention-wide")
+    assert programs_of_a_multiprocessor(first) == 2, first
+    assert programs_of_a_multiprocessor(second) >= 3, second
+
+
+def test_the_wide_case_goes_through_several_splits() -> None:
+    expected = {("attention-tree", 90): False, ("attention-wide", 90): True}
+    for (case, arch), goes_on in {**expected, ("attention-wide", 80): False}.items():
+        op, make_args = CASES[case]
+        assert plan_op(op, arch, make_args())[-2].constants["GOES_ON"] == goes_on
+
+
 def assert_one_order_of_keys(kernels: list[Compiled]) -> None:
     """One layout along the keys in both attention kernels, for one row and for a tree of them."""
-    attention = [kernel for kernel in kernels if kernel.case in ("attention-tree", "attention-row")]
+    cases = ("attention-tree", "attention-row", "attention-wide")
+    attention = [kernel for kernel in kernels if kernel.case in cases]
     layouts = {tuple(kernel.key_layouts) for kernel in attention}
-    assert len(attention) == 4 and len(layouts) == 1 and len(next(iter(layouts))) == 1, layouts
+    assert len(attention) == 6 and len(layouts) == 1 and len(next(iter(layouts))) == 1, layouts
 
 
 def test_attention_adds_up_keys_in_one_order_whatever_the_row_tile() -> None:
@@ -153,7 +177,8 @@ def test_attention_adds_up_keys_in_one_order_whatever_the_row_tile() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", SHARED_LIMIT)
 def test_the_order_of_keys_on_every_architecture(arch: int) -> None:
-    assert_one_order_of_keys(compiled((("attention-tree", arch), ("attention-row", arch))))
+    cases = ("attention-tree", "attention-row", "attention-wide")
+    assert_one_order_of_keys(compiled(tuple((case, arch) for case in cases)))
 
 
 def test_two_orders_of_keys_are_noticed() -> None:

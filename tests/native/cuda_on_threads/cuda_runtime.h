@@ -178,6 +178,7 @@ inline uint32_t __reduce_min_sync(uint32_t, uint32_t value) {
 }
 
 inline int __popc(uint32_t bits) { return __builtin_popcount(bits); }
+inline int __clz(int bits) { return bits == 0 ? 32 : __builtin_clz(static_cast<uint32_t>(bits)); }
 inline void __nanosleep(unsigned) { sched_yield(); }
 inline float __uint_as_float(uint32_t bits) { return cuda_on_threads::from_word<float>(bits); }
 inline uint32_t __float_as_uint(float x) {
