@@ -240,7 +240,7 @@ class AsyncEngine:
         ended = asyncio.wrap_future(self._thread.ended)
         done, _ = await asyncio.wait([ended], timeout=timeout_s)
         self._thread.stop()
-        await ended
+        await asyncio.wait([ended])  # which a cancellation leaves alone, unlike `await ended`
         self.close()
         return bool(done) and self._thread.failure is None
 

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         print(palette_for(sys.stderr).faint(INTRODUCTION), file=sys.stderr)
     messages: list[Message] = []
     while (line := read_line()) is not None:
-        if line == RESET:
+        if line.strip() == RESET:
             messages = []
         elif line.strip():
             messages = answer(llm, [*messages, {"role": "user", "content": line}], params)

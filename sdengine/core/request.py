@@ -221,9 +221,8 @@ class RequestBook:
                 raise RequestError.from_parts(
                     "token ids, because the checkpoint has no tokenizer.json", "text"
                 )
-            token_ids = self._codec.encode(prompt)
-        else:
-            token_ids = checked_ids(prompt, self.limits)
+            prompt = self._codec.encode(prompt)
+        token_ids = checked_ids(prompt, self.limits)
         if not token_ids:
             raise RequestError.from_parts("a prompt of at least one token", "an empty prompt")
         return token_ids

@@ -50,7 +50,8 @@ def ending_tokens(params: SamplingParams, limits: RequestLimits) -> frozenset[in
 
 
 def checked_ids(prompt: object, limits: RequestLimits) -> list[int]:
-    """The token ids of a prompt that is no text, in a list of its own.
+    """The token ids of a prompt, in a list of its own; also of a text's, because a tokenizer may
+    have more tokens than the model's embedding has rows.
 
     Raises:
         RequestError: it is no list of integers, or one of them is no token.
@@ -84,7 +85,7 @@ def check_length(
     needed = min(num_prompt_tokens + params.max_tokens, limit)
     if needed > capacity_tokens:
         raise RequestError.from_parts(
-            f"a request of at most {capacity_tokens} tokens, the whole KV cache",
+            f"prompt and max_tokens of at most {capacity_tokens} tokens, the whole KV cache",
             f"{num_prompt_tokens} prompt + {params.max_tokens} new tokens",
             "raise num_kv_blocks or lower max_tokens",
         )
@@ -128,9 +129,12 @@ def prompt_items(prompt: object) -> list[Any]:
 
 
 def is_integer(value: object) -> bool:
-    """Whether a value is an integer of any library; a bool is none."""
+    """Whether a value is an integer of any library; a bool is none, nor a row of a tensor, which
+    says of itself that it is one when it has a single number."""
+    if isinstance(value, bool) or getattr(value, "ndim", False):
+        return False
     try:
-        return not isinstance(value, bool) and operator.index(value) is not None  # type: ignore[arg-type]
+        return operator.index(value) is not None  # type: ignore[arg-type]
     except TypeError:
         return False
 

@@ -45,15 +45,18 @@ def num_held_back(text: str, params: SamplingParams) -> int:
     a stream must not show them yet."""
     if params.include_stop_str_in_output:
         return 0
-    return max(
-        (
-            size
-            for stop in params.stop_strings
-            for size in range(1, len(stop))
-            if text.endswith(stop[:size])
-        ),
-        default=0,
-    )
+    return max((_num_begun(text, stop) for stop in params.stop_strings), default=0)
+
+
+def _num_begun(text: str, stop: str) -> int:
+    """Characters at the end of a text that begin a stop string without being all of it. The work
+    follows the text, not the stop string, which may be of any length."""
+    start = max(0, len(text) - len(stop) + 1)
+    while (start := text.find(stop[0], start)) >= 0:
+        if stop.startswith(text[start:]):
+            return len(text) - start
+        start += 1
+    return 0
 
 
 class StopChecker:

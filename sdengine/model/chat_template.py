@@ -21,7 +21,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from sdengine.core.argument import shown
 from sdengine.errors import CheckpointError, RequestError
-from sdengine.model.tokenizer import special_token_strings, tokenizer_settings
+from sdengine.model.tokenizer_settings import special_token_strings, tokenizer_settings
 
 __all__ = ["ChatTemplate", "load_chat_template"]
 
@@ -89,10 +89,11 @@ class ChatTemplate:
         Raises:
             RequestError: the messages are malformed, or the template refuses them.
         """
+        checked = [_checked_message(i, item) for i, item in enumerate(_as_list(messages))]
         try:
             return self._template.render(
                 **self._special_tokens,
-                messages=[_checked_message(i, item) for i, item in enumerate(_as_list(messages))],
+                messages=checked,
                 add_generation_prompt=add_generation_prompt,
                 tools=None if tools is None else list(tools),
                 documents=None,
@@ -102,7 +103,7 @@ class ChatTemplate:
             raise RequestError.from_parts(
                 "messages that the chat template accepts", str(error)
             ) from None
-        except (TypeError, ValueError, KeyError, OverflowError) as error:
+        except Exception as error:  # a template is a program: whatever it stumbles over
             raise RequestError.from_parts(
                 "messages that the chat template can render", f"{type(error).__name__}: {error}"
             ) from None
@@ -125,9 +126,9 @@ def load_chat_template(directory: str | Path) -> ChatTemplate | None:
         except (OSError, UnicodeDecodeError) as error:
             raise CheckpointError.from_parts(f"{file} to be readable text", str(error)) from None
     source = settings.get("chat_template")
-    if isinstance(source, list):  # several named templates
-        named = {item.get("name"): item.get("template") for item in source}
-        source = named.get("default")
+    if isinstance(source, list) and all(isinstance(item, Mapping) for item in source):
+        named = [item.get("template") for item in source if item.get("name") == "default"]
+        source = named[-1] if named else None
     if source is None:
         return None
     if not isinstance(source, str):

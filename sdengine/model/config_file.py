@@ -10,7 +10,7 @@ from typing import Any
 from sdengine.core.argument import check_bool, check_float, check_int, shown
 from sdengine.errors import CheckpointError
 from sdengine.model.config import ModelConfig
-from sdengine.model.rope_config import parse_rope
+from sdengine.model.rope_config import MAX_CONTEXT, parse_rope
 
 __all__ = ["ARCHITECTURES", "load_model_config", "parse_model_config", "read_json", "token_ids"]
 
@@ -24,7 +24,7 @@ ARCHITECTURES = {
 DTYPES = ("float32", "bfloat16", "float16")
 
 # Far beyond any model; what is larger would be allocated, or counted to, before a tensor is missed.
-LIMITS = {"num_hidden_layers": 4096, "max_position_embeddings": 2**24}
+LIMITS = {"num_hidden_layers": 4096, "max_position_embeddings": MAX_CONTEXT}
 
 # What a missing key means in each family, where it is not the common default.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -156,17 +156,17 @@ def _family(config: Mapping[str, Any]) -> str:
     architectures = config.get("architectures")
     if not architectures:
         model_type = config.get("model_type")
-        if model_type in DEFAULTS:
+        if str(model_type) in DEFAULTS:
             return str(model_type)
         architectures = [f"model_type {model_type!r}"]
-    if not isinstance(architectures, list) or architectures[0] not in ARCHITECTURES:
-        name = architectures[0] if isinstance(architectures, list) else architectures
+    name = architectures[0] if isinstance(architectures, list) else architectures
+    if not isinstance(architectures, list) or str(name) not in ARCHITECTURES:
         raise CheckpointError.from_parts(
-            f"architecture in config.json to be one of {', '.join(ARCHITECTURES)}",
-            str(name),
+            f"architectures in config.json to be a list of one of {', '.join(ARCHITECTURES)}",
+            str(name) if isinstance(architectures, list) else shown(architectures),
             "this model is not supported",
         )
-    return ARCHITECTURES[architectures[0]]
+    return ARCHITECTURES[str(name)]
 
 
 def _refuse_unsupported(config: Mapping[str, Any], family: str) -> None:

@@ -41,6 +41,8 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "forced_eos_token_id": (None,),
     "exponential_decay_length_penalty": (None,),
     "guidance_scale": (None, 1, 1.0),
+    "stop_strings": (None, []),
+    "min_length": (None, 0),
 }
 
 
@@ -87,7 +89,7 @@ def default_sampling_params(directory: str | Path) -> SamplingParams:
             raise CheckpointError.from_parts(
                 f"{path} without {key}",
                 repr(given[key]),
-                "it is not supported; pass SamplingParams of your own",
+                "it is not supported; take it out of the file",
             )
     try:
         return SamplingParams(**_arguments(given))

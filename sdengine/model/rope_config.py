@@ -14,10 +14,12 @@ from typing import Any
 from sdengine.core.argument import check_bool, check_float, check_int, shown
 from sdengine.errors import CheckpointError
 
-__all__ = ["ROPE_TYPES", "RopeConfig", "parse_rope"]
+__all__ = ["MAX_CONTEXT", "ROPE_TYPES", "RopeConfig", "parse_rope"]
 
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
 
+MAX_CONTEXT = 2**24
+"""Far beyond any model; what is larger would be allocated before anything is missed."""
 SHARED_KEYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 REQUIRED_KEYS: dict[str, set[str]] = {
     "default": set(),
@@ -142,6 +144,7 @@ def parse_rope(
         )
     original = _original_context(config, scaling, family, rope_type, max_position_embeddings)
     values = _values(rope_type, scaling)
+    _check_stretch(original, values.get("factor", 1.0))
     if rope_type == "longrope":
         values.update(_longrope_values(scaling, dim))
         # The older notation (original context outside rope_scaling) always means this ratio.
@@ -226,6 +229,16 @@ def _values(rope_type: str, scaling: Mapping[str, Any]) -> dict[str, Any]:
             f"{values['high_freq_factor']} and {values['low_freq_factor']}",
         )
     return values
+
+
+def _check_stretch(original: int, factor: float) -> None:
+    """A context is stretched to no more than max_position_embeddings may be."""
+    if original * factor > MAX_CONTEXT:
+        raise CheckpointError.from_parts(
+            f"factor in rope_scaling of config.json to stretch {original} tokens to at most "
+            f"{MAX_CONTEXT}",
+            f"{factor:g}",
+        )
 
 
 def _longrope_values(scaling: Mapping[str, Any], dim: int) -> dict[str, Any]:

@@ -25,6 +25,7 @@ __all__ = ["SafetensorsFile", "StoredTensor"]
 FLOAT_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000
+MAX_DIMENSIONS = 64  # of a tensor of torch
 WAY_OUT = "download or save the file again"
 
 
@@ -131,6 +132,7 @@ class SafetensorsFile:
             is_sound = (
                 isinstance(dtype_name, str)
                 and isinstance(shape, list)
+                and len(shape) <= MAX_DIMENSIONS
                 and all(type(number) is int and number >= 0 for number in (*shape, begin, end))
                 and begin <= end
             )

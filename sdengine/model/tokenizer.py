@@ -16,12 +16,16 @@ import tokenizers
 from tokenizers import AddedToken
 
 from sdengine.errors import CheckpointError, ConfigError, RequestError
-from sdengine.model.config_file import read_json
 from sdengine.model.detokenizer import (
     BYTE_TOKEN,
     Detokenizer,
     byte_level_bytes,
     parse_decoder,
+)
+from sdengine.model.tokenizer_settings import (
+    apply_declarations,
+    special_token_strings,
+    tokenizer_settings,
 )
 
 __all__ = ["Tokenizer", "load_tokenizer"]
@@ -33,7 +37,6 @@ FLAGGED_CLASSES = (
     "CodeLlamaTokenizer",
     "CodeLlamaTokenizerFast",
 )
-SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 LONG_TEXT = 1024
 """Characters beyond which a text is encoded without Python's lock. `encode` keeps it all the while:
 2.0 s for 640 kB of code (2 cores of a Zen 3 server), in which no other thread runs, beside gaps of
@@ -68,7 +71,7 @@ class Tokenizer:
         backend.no_padding()
         self._backend = backend
         self.special_tokens = special_token_strings(settings)
-        _add_missing_tokens(backend, settings, self.special_tokens)
+        apply_declarations(backend, settings, self.special_tokens)
         decoder = backend.decoder
         self._rules = parse_decoder(None if decoder is None else json.loads(decoder.__getstate__()))
         self._added: dict[int, AddedToken] = backend.get_added_tokens_decoder()
@@ -251,47 +254,3 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     except Exception as error:  # the library raises bare Exception
         raise CheckpointError.from_parts(f"{path} to be a tokenizer", str(error)[:200]) from None
     return Tokenizer(backend, tokenizer_settings(path.parent))
-
-
-def tokenizer_settings(directory: Path) -> dict[str, Any]:
-    """Return tokenizer_config.json over special_tokens_map.json, both optional."""
-    settings: dict[str, Any] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        if (directory / name).is_file():
-            settings.update(read_json(directory / name))
-    return settings
-
-
-def special_token_strings(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Return the named special tokens, such as bos_token, that the settings give."""
-    strings = {}
-    for name in SPECIAL_NAMES:
-        value = settings.get(name)
-        if isinstance(value, Mapping):
-            value = value.get("content")
-        if isinstance(value, str):
-            strings[name] = value
-    return strings
-
-
-def _add_missing_tokens(
-    backend: tokenizers.Tokenizer, settings: Mapping[str, Any], specials: Mapping[str, str]
-) -> None:
-    """Add tokens that only tokenizer_config.json declares; each must get the id it declares."""
-    declared = settings.get("added_tokens_decoder") or {}
-    known = backend.get_added_tokens_decoder()
-    for index, entry in sorted((int(index), entry) for index, entry in declared.items()):
-        content = entry["content"]
-        is_special = bool(entry.get("special")) or content in specials.values()
-        if index in known and known[index].content == content:
-            continue
-        flags = {
-            key: bool(entry.get(key)) for key in ("lstrip", "rstrip", "normalized", "single_word")
-        }
-        backend.add_tokens([AddedToken(content, special=is_special, **flags)])
-        if backend.token_to_id(content) != index:
-            raise CheckpointError.from_parts(
-                f"token {content!r} of tokenizer_config.json to have id {index}",
-                str(backend.token_to_id(content)),
-                "tokenizer.json and tokenizer_config.json are not of the same tokenizer",
-            )

@@ -18,7 +18,7 @@ from sdengine.model.chat_template import ChatTemplate, load_chat_template
 from sdengine.server.errors import ApiError, install_handlers
 from sdengine.server.forms import ChatForm, CompletionForm
 from sdengine.server.gate import Gate
-from sdengine.server.generation import Generation
+from sdengine.server.generation import Generation, longest_sequence
 from sdengine.server.metrics import Metrics
 from sdengine.server.playground import add_playground
 from sdengine.server.protocol import ChatRequest, CompletionRequest
@@ -177,9 +177,8 @@ async def _rendered(service: Service, body: ChatRequest) -> list[int]:
 
 def _room(service: Service, num_prompt_tokens: int) -> int:
     """Most tokens that can follow a prompt."""
-    engine, limit = service.engine.engine, service.settings.max_output_tokens
-    capacity = min(engine.max_model_len, engine.num_blocks * engine.config.block_size)
-    room = max(capacity - num_prompt_tokens, 1)
+    limit = service.settings.max_output_tokens
+    room = max(longest_sequence(service.engine) - num_prompt_tokens, 1)
     return room if limit is None else min(room, limit)
 
 

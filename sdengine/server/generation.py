@@ -16,7 +16,7 @@ from sdengine.server.errors import ApiError
 from sdengine.server.metrics import Metrics
 from sdengine.server.settings import ServerSettings
 
-__all__ = ["Delta", "Generation", "Usage", "check_prompt"]
+__all__ = ["Delta", "Generation", "Usage", "check_prompt", "longest_sequence"]
 
 
 class Delta(NamedTuple):
@@ -218,7 +218,7 @@ class Generation:
 def check_prompt(
     num_tokens: int, engine: AsyncEngine, settings: ServerSettings, field: str = "prompt"
 ) -> None:
-    """Refuses a prompt that is too long for the server or the model.
+    """Refuses a prompt that is too long for the server, the model or the KV cache.
 
     Args:
         num_tokens: its length.
@@ -229,7 +229,7 @@ def check_prompt(
     Raises:
         ApiError: it is too long.
     """
-    limit = engine.engine.max_model_len - 1
+    limit = longest_sequence(engine) - 1
     if settings.max_prompt_tokens is not None:
         limit = min(limit, settings.max_prompt_tokens)
     if num_tokens > limit:
@@ -239,6 +239,12 @@ def check_prompt(
             param=field,
             code="context_length_exceeded",
         )
+
+
+def longest_sequence(engine: AsyncEngine) -> int:
+    """Tokens that the model's context and the whole KV cache have room for, prompt included."""
+    inner = engine.engine
+    return min(inner.max_model_len, inner.num_blocks * inner.config.block_size)
 
 
 @dataclass(slots=True)

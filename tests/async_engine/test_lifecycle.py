@@ -12,6 +12,7 @@ from contextlib import closing
 import pytest
 
 from sdengine.async_engine import AsyncEngine
+from sdengine.core.outputs import RequestOutput
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.errors import ConfigError, EngineBusy, EngineFailed, EngineStopped
 from sdengine.model.tokenizer import LONG_TEXT
@@ -112,6 +113,38 @@ def test_a_drain_has_an_end(make_turnstile) -> None:
         for reader in (last_output(inside), in_line):
             with pytest.raises(EngineStopped):
                 await reader
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_a_drain_that_is_cancelled_ends_the_thread_all_the_same(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    is_stepping, may_go_on, step = threading.Event(), threading.Event(), engine.step
+
+    def held_step() -> list[RequestOutput]:
+        is_stepping.set()
+        may_go_on.wait(60)
+        return step()
+
+    engine.step = held_step  # type: ignore[method-assign]
+
+    async def main() -> None:
+        served = AsyncEngine(engine)
+        stream = await served.submit([4, 5], LONG)
+        await asyncio.to_thread(is_stepping.wait, 60)
+        draining = asyncio.create_task(served.drain(0.0))
+        while not served._thread._is_stopping:
+            await asyncio.sleep(0.001)
+        await settled()
+        draining.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await draining
+        assert served.status().state == "draining"
+        may_go_on.set()
+        with pytest.raises(EngineStopped):
+            await last_output(stream)
+        assert await served.drain()
+        assert served.status().state == "stopped"
 
     asyncio.run(asyncio.wait_for(main(), 60))
 

@@ -27,7 +27,7 @@ def run_chat(lines: str, monkeypatch: pytest.MonkeyPatch) -> FakeLLM:
 
 
 def test_chat_remembers_and_forgets(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    llm = run_chat("abc\n\nde\n/reset\nf\n/exit\nignored\n", monkeypatch)
+    llm = run_chat("abc\n\nde\n /reset \nf\n/exit\nignored\n", monkeypatch)
     # prompts are the lengths of the messages: user, assistant, user, ...
     assert [prompt for prompt, _ in llm.requests] == [[3], [3, 2, 2], [1]]
     assert capsys.readouterr().out == "ok\nok\nok\n"

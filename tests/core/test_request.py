@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sdengine.core.request import RequestBook, RequestLimits, completion_seed
+from sdengine.core.request import NoText, RequestBook, RequestLimits, completion_seed
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.errors import RequestError
 
@@ -65,6 +65,23 @@ def test_requests_without_a_seed_share_no_noise_with_completions_of_the_engine_s
 def test_a_prompt_that_is_no_list_is_refused(prompt: Any, name: str) -> None:
     with pytest.raises(RequestError, match=f"a prompt of text or of token ids, got {name}"):
         book().open("r", prompt, SamplingParams())
+
+
+class WideCodec:
+    """A tokenizer with more tokens than the model has, as after adding one of padding."""
+
+    def encode(self, text: str) -> list[int]:
+        return [5, 100]
+
+    def detokenizer(self, *, skip_special_tokens: bool, continues_text: bool) -> NoText:
+        return NoText()
+
+
+def test_a_token_of_a_text_that_the_model_does_not_have_is_refused() -> None:
+    opened = RequestBook(WideCodec(), LIMITS, 64, 0)
+    with pytest.raises(RequestError, match=r"token ids in \[0, 100\), got 100 at position 1"):
+        opened.open("r", "text", SamplingParams())
+    assert len(opened) == 0
 
 
 @pytest.mark.parametrize("min_tokens", [0, 2])

@@ -177,6 +177,9 @@ def test_every_kind_of_list_is_a_list_of_prompts_or_of_token_ids(make_llm: MakeL
     for prompts in ((5, 6), np.array([5, 6]), torch.tensor([5, 6]), iter([5, 6]), range(5, 7)):
         (output,) = llm.generate(prompts, one)  # type: ignore[arg-type]
         assert output.prompt_token_ids == [5, 6]
+    for column in (np.array([[5], [6]]), torch.tensor([[5], [6]])):
+        outputs = llm.generate(column, one)  # type: ignore[arg-type]
+        assert [output.prompt_token_ids for output in outputs] == [[5], [6]]
     for several in (np.array([[5, 6], [7, 8]]), (p for p in ([5, 6], [7, 8]))):
         outputs = llm.generate(several, one)  # type: ignore[arg-type]
         assert [output.prompt_token_ids for output in outputs] == [[5, 6], [7, 8]]

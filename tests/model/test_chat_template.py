@@ -109,6 +109,22 @@ def test_refusals_of_the_template_reach_the_caller() -> None:
         template.render(MESSAGES)
 
 
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [("{{ 1 / 0 }}", "ZeroDivisionError"), ("{{ '{}'.format() }}", "IndexError")],
+)
+def test_whatever_a_template_stumbles_over_is_the_request_s(source: str, words: str) -> None:
+    with pytest.raises(RequestError, match=f"that the chat template can render, got {words}"):
+        ChatTemplate(source, {}).render(MESSAGES)
+
+
+@pytest.mark.parametrize("named", [[5], ["x"], [None]])
+def test_a_damaged_list_of_templates_is_refused(tmp_path, named: list[object]) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
+    with pytest.raises(CheckpointError, match=r"chat_template in .* to be text, got"):
+        load_chat_template(tmp_path)
+
+
 def test_a_broken_template_is_a_checkpoint_error() -> None:
     with pytest.raises(CheckpointError, match=r"valid chat template in x\.jinja"):
         ChatTemplate("{% if %}", {}, "x.jinja")
@@ -125,8 +141,9 @@ def test_a_broken_template_is_a_checkpoint_error() -> None:
     ],
 )
 def test_malformed_messages_are_refused(messages, words: str) -> None:
-    with pytest.raises(RequestError, match=words):
+    with pytest.raises(RequestError, match=words) as refusal:
         ChatTemplate("{{ messages }}", {}).render(messages)
+    assert "chat template" not in str(refusal.value)
 
 
 def test_text_parts_are_joined() -> None:

@@ -140,6 +140,7 @@ def test_truncated_anywhere_is_refused(copy: Path) -> None:
         (lambda text: text.replace('"F32"', '"F16"', 1), r"to take \d+ bytes, got \d+ bytes"),
         (lambda text: text.replace("[199,96]", "[-1,96]", 1), "with dtype, shape"),
         (lambda text: text.replace("[199,96]", "[true,96]", 1), "with dtype, shape"),
+        (lambda text: text.replace("[199,96]", f"{[9] * 5000}", 1), "with dtype, shape"),
         (lambda text: text.replace('"F32"', '"I32"'), "quantised checkpoints are not supported"),
         (
             lambda text: text.replace("layers.1.mlp.down", "layers.0.mlp.down"),
@@ -300,6 +301,9 @@ def test_damaged_indexes_are_refused(tmp_path: Path) -> None:
         open_checkpoint(copy)
     shutil.copy(copy / shards[0], copy / shards[1])
     with pytest.raises(CheckpointError, match=f"got {shards[0]} and {shards[1]}"):
+        open_checkpoint(copy)
+    index_file.write_text(json.dumps({"weight_map": {"a": "b" * 5000}}))
+    with pytest.raises(CheckpointError, match="for tensor a, got no such file"):
         open_checkpoint(copy)
     for bad in ({}, [], None, {"a": 3}, {"a": "../other.safetensors"}, {"a": "/etc/passwd"}):
         index_file.write_text(json.dumps({"weight_map": bad}))

@@ -40,7 +40,12 @@ def test_without_do_sample_decoding_is_greedy(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"num_beams": 4}, "without num_beams, got 4"),
+        (
+            {"num_beams": 4},
+            "without num_beams, got 4; it is not supported; take it out of the file",
+        ),
+        ({"stop_strings": ["\n"]}, "without stop_strings"),
+        ({"min_length": 9}, "without min_length, got 9"),
         ({"no_repeat_ngram_size": 3}, "no_repeat_ngram_size"),
         ({"do_sample": True, "temperature": -1}, "generation_config.json: expected temperature"),
         ({"do_sample": True, "top_p": "0.9"}, "top_p"),

@@ -170,6 +170,8 @@ def test_early_names_of_longrope_in_phi3(alias: str) -> None:
         ({"rope_scaling": {"type": "linear", "factor": "2"}}, "factor in config.json"),
         ({"rope_scaling": {"type": "linear", "factor": True}}, "factor in config.json"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0, "twist": 1}}, "got twist"),
+        ({"rope_scaling": {"type": "linear", "factor": 1e6}}, "2048 tokens to at most 16777216"),
+        ({"rope_scaling": {**YARN, "factor": 1e308}}, "factor in rope_scaling.*got 1e\\+308"),
         ({"rope_scaling": {**LONGROPE, "long_factor": [1.0]}}, "long_factor.*32 numbers, got 1"),
         ({"rope_scaling": {**LLAMA3, "high_freq_factor": 1.0}}, "high_freq_factor > low"),
         ({"rope_theta": 0}, "rope_theta"),

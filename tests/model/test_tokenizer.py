@@ -245,6 +245,46 @@ def test_tokens_that_only_the_settings_declare_get_their_id(tmp_path) -> None:
         load_tokenizer(tmp_path)
 
 
+FLAGS = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False}
+TOOL = {"content": "<tool call>", **FLAGS}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"added_tokens_decoder": {"420": {**TOOL, "special": True}}},
+        {"added_tokens_decoder": {"420": {**TOOL, "special": False, "rstrip": True}}},
+        {"additional_special_tokens": ["<tool call>"]},
+        {"pad_token": "<tool call>"},
+    ],
+)
+def test_the_settings_win_as_in_transformers(tmp_path, changes: dict[str, object]) -> None:
+    transformers = pytest.importorskip("transformers")
+    shutil.copytree(make_tokenizer_dir("byte_level"), tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    ours, text = load_tokenizer(tmp_path), "a <tool call>  b</s>"
+    ids = ours.encode(text)
+    assert 420 in ids and ids == theirs.encode(text)
+    for skip in (True, False):
+        expected = theirs.decode(ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
+        assert ours.decode(ids, skip_special_tokens=skip) == expected
+        stream = ours.detokenizer(skip_special_tokens=skip)
+        assert stream.push(ids) + stream.finish() == expected
+
+
+@pytest.mark.parametrize(
+    "declared", [{"x": TOOL}, {"420": {}}, {"420": None}, {"420": {"content": 5}}, ["x"]]
+)
+def test_damaged_declarations_are_refused(tmp_path, declared: object) -> None:
+    shutil.copytree(make_tokenizer_dir("byte_level"), tmp_path, dirs_exist_ok=True)
+    settings = json.dumps({"added_tokens_decoder": declared})
+    (tmp_path / "tokenizer_config.json").write_text(settings)
+    with pytest.raises(CheckpointError, match=r"added_tokens_decoder of tokenizer_config\.json"):
+        load_tokenizer(tmp_path)
+
+
 @pytest.mark.parametrize(
     "decoder",
     [

@@ -13,7 +13,10 @@ from tests.server.test_refusals import CHAT, USER, error_of
 NOTHING = {"refusal": None, "tool_calls": [], "function_call": None, "audio": None}
 
 
-@pytest.mark.parametrize("extra", [NOTHING, {"tool_calls": None, "annotations": []}])
+@pytest.mark.parametrize(
+    "extra",
+    [NOTHING, {"tool_calls": None, "annotations": []}, {"parsed": None}],
+)
 def test_an_answer_is_the_next_request_s_message(post, extra: dict[str, Any]) -> None:
     said = {"role": "assistant", "content": "Hello", **extra}
     assert post(CHAT, messages=[*USER, said, *USER], max_tokens=2).status_code == 200
@@ -42,6 +45,35 @@ def test_true_is_not_one(post, field: str, value: object) -> None:
     assert error_of(post(prompt="x", **{field: value}), 400)["param"] == field
 
 
+@pytest.mark.parametrize(
+    "field",
+    [
+        *("moderation", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"),
+        *("safety_identifier", "verbosity", "web_search_options", "prediction", "audio"),
+    ],
+)
+def test_null_asks_for_nothing(post, field: str) -> None:
+    assert post(CHAT, messages=USER, max_tokens=2, **{field: None}).status_code == 200
+    error = error_of(post(CHAT, messages=USER, **{field: "x"}), 400)
+    assert error["param"] == field and "does not support" in error["message"]
+
+
+@pytest.mark.parametrize(
+    "options,has_usage",
+    [
+        ({"include_usage": True, "include_obfuscation": False}, True),
+        ({"include_usage": None}, False),
+        ({"include_obfuscation": None}, False),
+    ],
+)
+def test_stream_options_that_ask_for_nothing(post, options: object, has_usage: bool) -> None:
+    answer = post(prompt="x", stream=True, stream_options=options, max_tokens=2)
+    assert answer.status_code == 200 and ('"usage"' in answer.text) == has_usage
+    options = {"include_obfuscation": True}
+    error = error_of(post(prompt="x", stream=True, stream_options=options), 400)
+    assert error["param"] == "stream_options.include_obfuscation"
+
+
 @pytest.mark.parametrize("prompt", [[True], 5, {}, [["x"]], [[1], "x"], [None], [1.5]])
 def test_a_prompt_of_another_type(post, prompt: object) -> None:
     error = error_of(post(prompt=prompt), 400)
@@ -49,11 +81,12 @@ def test_a_prompt_of_another_type(post, prompt: object) -> None:
     assert error["message"].startswith("prompt: expected text, token ids, or a list of either, got")
 
 
-@pytest.mark.parametrize("stop", [[3], 3, {"a": "b"}])
+@pytest.mark.parametrize("stop", [[3], 3, {"a": "b"}, ["x"] * 65])
 def test_a_stop_of_another_type(post, stop: object) -> None:
     error = error_of(post(prompt="x", stop=stop), 400)
     assert error["param"] == "stop"
-    assert "expected text or a list of texts, got" in error["message"]
+    assert "expected text or a list of at most 64 texts, got" in error["message"]
+    assert post(prompt="x", stop=["~~"] * 64, max_tokens=2).status_code == 200
 
 
 @pytest.mark.parametrize("content", [None, 3, [{"type": "image_url", "image_url": {"url": "x"}}]])
@@ -112,6 +145,17 @@ def test_more_prompts_than_ever_fit_are_not_asked_to_come_back() -> None:
         assert error["param"] == "prompt" and "at most 2 prompts" in error["message"]
         assert "retry-after" not in answer.headers
         assert httpx.post(url, json={**body, "prompt": ["x"] * 2}).status_code == 200
+
+
+def test_what_the_kv_cache_has_no_room_for_is_named() -> None:
+    with running(tiny_engine(num_kv_blocks=6)) as handle:  # 48 tokens
+        url = f"{handle.url}/v1/completions"
+        body = {"model": MODEL, "prompt": [5] * 47, "max_tokens": 1}
+        assert httpx.post(url, json=body).status_code == 200
+        long = error_of(httpx.post(url, json={**body, "prompt": [5] * 48}), 400)
+        assert (long["param"], long["code"]) == ("prompt", "context_length_exceeded")
+        many = error_of(httpx.post(url, json={**body, "max_tokens": 2}), 400)
+        assert many["param"] == "max_tokens" and "at most 48 tokens" in many["message"]
 
 
 def test_the_page_s_prompts_have_the_same_limit() -> None:

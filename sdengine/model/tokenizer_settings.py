@@ -1,0 +1,107 @@
+"""tokenizer_config.json: settings of a tokenizer, and what it says of added tokens.
+
+What it declares wins over tokenizer.json, and tokens that only it declares are added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken
+
+from sdengine.errors import CheckpointError
+from sdengine.model.config_file import read_json
+
+__all__ = ["apply_declarations", "special_token_strings", "tokenizer_settings"]
+
+SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+
+def tokenizer_settings(directory: Path) -> dict[str, Any]:
+    """Return tokenizer_config.json over special_tokens_map.json, both optional."""
+    settings: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (directory / name).is_file():
+            settings.update(read_json(directory / name))
+    return settings
+
+
+def special_token_strings(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return the named special tokens, such as bos_token, that the settings give."""
+    found = {name: _content(settings.get(name)) for name in SPECIAL_NAMES}
+    return {name: content for name, content in found.items() if content is not None}
+
+
+def apply_declarations(
+    backend: tokenizers.Tokenizer, settings: Mapping[str, Any], specials: Mapping[str, str]
+) -> None:
+    """Give added tokens what the settings say of them.
+
+    Args:
+        backend: the tokenizer proper; is changed.
+        settings: of `tokenizer_settings`.
+        specials: of `special_token_strings`.
+
+    Raises:
+        CheckpointError: a declaration is malformed, or its token gets another id than it declares.
+    """
+    known = backend.get_added_tokens_decoder()
+    for index, token in _declared_tokens(settings):
+        if index in known and _properties(known[index]) == _properties(token):
+            continue
+        backend.add_tokens([token])
+        if backend.token_to_id(token.content) != index:
+            raise CheckpointError.from_parts(
+                f"token {token.content!r} of tokenizer_config.json to have id {index}",
+                str(backend.token_to_id(token.content)),
+                "tokenizer.json and tokenizer_config.json are not of the same tokenizer",
+            )
+    more = settings.get("additional_special_tokens") or ()
+    for content in {*specials.values(), *filter(None, map(_content, more))}:
+        _make_special(backend, content)
+
+
+def _declared_tokens(settings: Mapping[str, Any]) -> list[tuple[int, AddedToken]]:
+    """The tokens of added_tokens_decoder by id."""
+    tokens = []
+    try:
+        for index, entry in (settings.get("added_tokens_decoder") or {}).items():
+            flags = {key: bool(entry.get(key)) for key in ("lstrip", "rstrip", "single_word")}
+            is_special = bool(entry.get("special"))
+            is_normalized = bool(entry.get("normalized", not is_special))
+            token = AddedToken(
+                entry["content"], special=is_special, normalized=is_normalized, **flags
+            )
+            tokens.append((int(index), token))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError.from_parts(
+            "added_tokens_decoder of tokenizer_config.json to map ids to tokens with a content",
+            f"{type(error).__name__}: {error}",
+        ) from None
+    return sorted(tokens, key=lambda item: item[0])
+
+
+def _make_special(backend: tokenizers.Tokenizer, content: str) -> None:
+    """Make a token special that tokenizer_config.json names as one; text is no token for that."""
+    index = backend.token_to_id(content)
+    known = backend.get_added_tokens_decoder().get(index)
+    if index is None or (known is not None and known.special):
+        return
+    flags = {} if known is None else {"lstrip": known.lstrip, "rstrip": known.rstrip}
+    backend.add_special_tokens([AddedToken(content, special=True, **flags)])
+
+
+def _content(value: object) -> str | None:
+    """The string of a special token, written as such or as an object that holds it."""
+    if isinstance(value, Mapping):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
+
+
+def _properties(token: AddedToken) -> tuple[Any, ...]:
+    """All that an added token is."""
+    flags = (token.lstrip, token.rstrip, token.normalized, token.single_word, token.special)
+    return token.content, *flags
