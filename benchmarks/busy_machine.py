@@ -16,8 +16,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from statistics import median, quantiles
+from statistics import median
 
+import numpy as np
+
+from benchmarks.conditions import as_lines, describe_machine
 from sdengine import LLM, SamplingParams
 from sdengine.cli.main import run_alone
 from sdengine.cli.measure import run_request
@@ -52,7 +55,7 @@ def measure(engines: dict[str, LLM], params: SamplingParams, seconds: float) -> 
     for prompt in itertools.cycle(PROMPTS):
         for name, llm in engines.items():
             run = run_request(llm, prompt.text, params)
-            speeds[name].append(len(run.token_ids[0]) / run.decode_s)
+            speeds[name].append(run.tokens_per_s)
         if time.monotonic() > end:
             return speeds
     raise AssertionError("unreachable")
@@ -98,16 +101,17 @@ def run(args: argparse.Namespace) -> int:
         "one thread": LLM(args.model, speculation=None, max_num_seqs=1, num_threads=1),
     }
     measure(engines, params, 0.0)
+    print(as_lines(describe_machine("python -m benchmarks.busy_machine", None, with_limits=False)))
     print("busy processes  engine       tok/s: p10  median    p90  of one thread's")
     for num in args.neighbours:
         with neighbours(num):
             speeds = measure(engines, params, args.seconds)
         alone = median(speeds["one thread"])
         for name, values in speeds.items():
-            tenths = quantiles([*values, values[-1]], n=10)
+            low, middle, high = np.percentile(values, (10, 50, 90))
             print(
-                f"{num:14d}  {name:10s}  {tenths[0]:11.0f}  {median(values):6.0f}"
-                f"  {tenths[-1]:5.0f}  {median(values) / alone:15.2f}x",
+                f"{num:14d}  {name:10s}  {low:11.0f}  {middle:6.0f}"
+                f"  {high:5.0f}  {middle / alone:15.2f}x",
                 flush=True,
             )
     return 0

@@ -6,13 +6,14 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 
 from sdengine import __version__
 from sdengine.cli.info import isa_text, processor, usable_cores
 
-__all__ = ["MemoryMeter", "describe_machine", "machine_limits"]
+__all__ = ["MemoryMeter", "as_lines", "describe_machine", "machine_limits"]
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -44,6 +45,11 @@ def describe_machine(command: str, num_threads: int | None, with_limits: bool) -
     if with_limits:
         found["machine limits"] = machine_limits(threads)
     return found
+
+
+def as_lines(conditions: Mapping[str, object]) -> str:
+    """A condition a line."""
+    return "\n".join(f"{name}: {value}" for name, value in conditions.items())
 
 
 def commit() -> str:

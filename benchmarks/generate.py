@@ -29,14 +29,14 @@ from sdengine.core.sampling_params import SamplingParams
 from sdengine.errors import ConfigError, RequestError
 from sdengine.train.directories import make_directory
 
+PROGRAM = "sdengine bench generate"
 ADAPTIVE = "adaptive"
 
 
-def build_parser() -> LineParser:
-    """The benchmark's command line."""
-    parser = LineParser(
-        prog="sdengine bench generate", description=(__doc__ or "").partition("\n\n")[2]
-    )
+def build_parser(program: str = PROGRAM) -> LineParser:
+    """The benchmark's command line, of a program that may pass it options of its own."""
+    parser = LineParser(prog=PROGRAM, description=(__doc__ or "").partition("\n\n")[2])
+    parser.set_defaults(program=program)
     parser.add_argument("--model", default=BUNDLED_MODEL, metavar="DIR", help="(%(default)s)")
     parser.add_argument("--draft", metavar="DIR")
     parser.add_argument(
@@ -92,9 +92,14 @@ def budget(text: str) -> str:
     return text if text == ADAPTIVE else str(integer(text))
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the benchmark and returns its exit code."""
-    return run_alone(build_parser(), run, argv)
+def main(argv: list[str] | None = None, program: str = PROGRAM) -> int:
+    """Runs the benchmark and returns its exit code.
+
+    Args:
+        argv: arguments; None for the process's.
+        program: what was typed, for the conditions: the process's arguments follow it there.
+    """
+    return run_alone(build_parser(program), run, argv)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -201,7 +206,7 @@ def to_document(
     args: argparse.Namespace, prompts: list[Prompt], figures: Figures
 ) -> dict[str, object]:
     """Everything as JSON: conditions, rows, costs."""
-    conditions = describe_machine("sdengine bench generate", args.num_threads, not args.no_limits)
+    conditions = describe_machine(args.program, args.num_threads, not args.no_limits)
     conditions |= {
         "model": args.model,
         "draft": args.draft or "the pair's own",

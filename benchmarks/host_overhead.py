@@ -20,7 +20,7 @@ from time import perf_counter
 from types import FrameType
 from typing import Any
 
-from benchmarks.conditions import describe_machine
+from benchmarks.conditions import as_lines, describe_machine
 from sdengine import Engine, SpeculationConfig
 from sdengine.cli.main import run_alone
 from sdengine.cli.options import BUNDLED_MODEL, LineParser, add_debug, integer
@@ -145,7 +145,11 @@ class Case:
         return cls(name, batch_size, engine, ReplayTimer(engine), Tally())
 
     def run(self, num_steps: int) -> None:
-        """Times so many steps in which everybody decodes, and counts the calls of as many more."""
+        """Times so many steps in which everybody decodes, and counts the calls of as many more.
+
+        Raises:
+            ConfigError: a request came to its end before.
+        """
         self._add_requests(2 * num_steps + WARM_UP_STEPS)
         engine, tally = self.engine, self.tally
         for _ in range(WARM_UP_STEPS):
@@ -162,17 +166,22 @@ class Case:
             num_calls, num_native_calls = counter.count(engine.step)
             tally.num_calls.append(num_calls - 2)  # the timer's own
             tally.num_native_calls.append(num_native_calls - 3)
-        for index in range(self.batch_size):
-            if engine.has_request(str(index)):
-                engine.abort_request(str(index))
+        running = [str(index) for index in range(self.batch_size) if engine.has_request(str(index))]
+        for request_id in running:
+            engine.abort_request(request_id)
+        if len(running) < self.batch_size:
+            raise ConfigError.from_parts(
+                "--steps that requests of half a context outlast", str(num_steps), "give fewer"
+            )
 
     def _add_requests(self, num_steps: int) -> None:
-        longest = FIXED.max_depth + 1 if self.name != "plain" else 1
+        speculation = SPECULATION[self.name]
+        longest = 1 if speculation is None else speculation.max_depth + 1
         for index in range(self.batch_size):
             prompt = PROMPTS[index % len(PROMPTS)].text
             params = replace(
                 self.engine.default_params,
-                max_tokens=min(num_steps * longest, self.engine.max_model_len // 2),
+                max_tokens=min(num_steps * longest + 1, self.engine.max_model_len // 2),
                 temperature=0.8,
                 seed=index,
                 ignore_eos=True,
@@ -204,7 +213,7 @@ def run(args: argparse.Namespace) -> int:
     """Measures and prints a table.
 
     Raises:
-        ConfigError: a number is out of range.
+        ConfigError: a number is out of range, or requests are too short for so many steps.
     """
     for name, value in (("--steps", args.steps), ("--turns", args.turns)):
         check_int(ConfigError, name, value, 1)
@@ -219,8 +228,7 @@ def run(args: argparse.Namespace) -> int:
     conditions: dict[str, Any] = describe_machine(
         "python -m benchmarks.host_overhead", args.num_threads, with_limits=False
     )
-    for name, value in conditions.items():
-        print(f"{name + ':':17}{value}")
+    print(as_lines(conditions))
     print("medians per step, microseconds; share: of the whole step; native: calls of C functions")
     print("batch  mode       step  outside  share   goal  Python  calls  native")
     for case in cases:

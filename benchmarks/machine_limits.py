@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 
+from sdengine.cli.info import usable_cores
 from sdengine.cli.main import run_alone
 from sdengine.cli.options import LineParser, add_debug, integer
 from sdengine.core.argument import check_int
@@ -23,9 +23,9 @@ def build_parser() -> LineParser:
     parser.add_argument(
         "--threads",
         type=integer,
-        default=os.cpu_count() or 1,
+        default=usable_cores(),
         metavar="N",
-        help="measure 1 to this many threads (all cores)",
+        help="measure 1 to this many threads (all usable cores)",
     )
     parser.add_argument("--repeats", type=integer, default=5, metavar="N", help="(%(default)s)")
     add_debug(parser)

@@ -22,6 +22,7 @@ from statistics import median
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.conditions import as_lines, describe_machine
 from benchmarks.shapes import SHAPES, Shape
 from sdengine import SpeculationConfig
 from sdengine.cli.main import run_alone
@@ -184,7 +185,13 @@ def run(options: argparse.Namespace) -> int:
             ),
         )
         points = measure(engine, options.rows, options.rounds)
-    print(json.dumps(points) if options.json else table(options.shape, points))
+    conditions = describe_machine(
+        "python -m benchmarks.model_shape", options.threads, with_limits=False
+    )
+    if options.json:
+        print(json.dumps({"conditions": conditions, "points": points}))
+    else:
+        print(f"{as_lines(conditions)}\n\n{table(options.shape, points)}")
     return 0
 
 
@@ -194,7 +201,7 @@ def table(shape: str, points: list[dict[str, float]]) -> str:
     lines = [
         f"{shape} bf16, batch 1; DRAM read {first['dram_gbps']:.1f} GB/s, "
         f"peak {first['peak_gflops']:.0f} GFLOP/s (medians of this run)",
-        "rows  median ms  /floor    best ms  /floor  T(M)/T(1)",
+        f"rows  median ms  /floor    best ms  /floor  T(M)/T({first['rows']})",
     ]
     lines += [
         f"{p['rows']:4}  {p['median_ms']:9.2f}  {p['median_over_floor']:6.2f}"

@@ -16,6 +16,7 @@ import argparse
 import json
 from dataclasses import asdict, dataclass
 
+from benchmarks.conditions import as_lines, describe_machine
 from benchmarks.generate import (
     ADAPTIVE,
     budget,
@@ -34,6 +35,7 @@ from sdengine.cli.options import BUNDLED_MODEL, LineParser, add_debug, integer, 
 from sdengine.core.config import DTYPES, METHODS, VERIFIERS, SpeculationConfig
 from sdengine.core.sampling_params import SamplingParams
 
+PROGRAM = "python -m benchmarks.modelled_budgets"
 DRAFTING = tuple(method for method in METHODS if method != "ngram")  # those with a draft model
 
 
@@ -57,7 +59,7 @@ class Row:
 def build_parser() -> LineParser:
     """The command line."""
     parser = LineParser(
-        prog="python -m benchmarks.modelled_budgets",
+        prog=PROGRAM,
         description=(__doc__ or "").partition("\n\n")[0],
     )
     parser.add_argument(
@@ -107,8 +109,11 @@ def run(args: argparse.Namespace) -> int:
                     runs = decode(args, config, step_costs, params, groups)
                     rows.append(row_of(method, size, params, batch_size, plain, runs))
                     bar.advance(task)
-    document = {"step costs": args.step_costs, "rows": [asdict(row) for row in rows]}
-    print(json.dumps(document, indent=2) if args.json else to_markdown(args, rows))
+    conditions = describe_machine(PROGRAM, args.num_threads, with_limits=False)
+    if args.json:
+        print(json.dumps({"conditions": conditions, "rows": [asdict(row) for row in rows]}))
+    else:
+        print(f"{as_lines(conditions)}\n\n{to_markdown(args, rows)}")
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from benchmarks.conditions import as_lines
 from benchmarks.generate import ADAPTIVE
 from benchmarks.probe_model import Prediction
 
@@ -59,7 +60,7 @@ def to_document(verdict: Verdict) -> dict[str, Any]:
 
 def to_text(conditions: dict, verdicts: list[Verdict]) -> str:
     """What a person reads."""
-    lines = [f"{name}: {value}" for name, value in conditions.items()]
+    lines = [as_lines(conditions)]
     for v in verdicts:
         lines += ["", f"batch {v.batch_size}, temperature {v.temperature:g}", ""]
         lines.append("budget  tokens/step  draft layers  cost in plain steps  predicted speed-up")

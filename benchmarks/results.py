@@ -67,6 +67,8 @@ def kernels_slice(directory: Path) -> None:
     keep(kernels.main, argv, directory / "kernels.json")
 
 
+OF_A_SLICE = ("commit", "date", "versions", "machine limits")
+"""Conditions in which the slices of a page may differ."""
 LEAST_ACCEPTANCE = 1.05
 """Tokens per step of what is called speculating."""
 
@@ -123,7 +125,9 @@ def run(args: argparse.Namespace) -> int:
     if unknown:
         raise ConfigError.from_parts(f"slices among {', '.join(SLICES)}", ", ".join(unknown))
     require_matplotlib()
-    directory = args.out or ROOT / "benchmarks" / "results" / machine_name()
+    directory = (args.out or ROOT / "benchmarks" / "results" / machine_name()).resolve()
+    if args.headline and not directory.is_relative_to(ROOT):
+        raise ConfigError.from_parts(f"--headline of a page below {ROOT}", str(directory))
     make_directory("--out", directory)
     for name in [] if args.render_only else args.slices or SLICES:
         print(f"measuring {name}", file=sys.stderr, flush=True)
@@ -174,9 +178,10 @@ def merged_speeds(directory: Path) -> dict[str, Any]:
     conditions = dict(documents[0]["conditions"])
     conditions["command"] = "python -m benchmarks.results"
     for name, document in list(zip(names, documents))[1:]:  # each slice has a minute of its own
-        limits = document["conditions"].get("machine limits")
-        if limits:
-            conditions[f"machine limits, {name}"] = limits
+        for what in OF_A_SLICE:
+            own = document["conditions"].get(what)
+            if own and own != conditions.get(what):
+                conditions[f"{what}, {name}"] = own
     return {"conditions": conditions, "rows": rows, "costs": costs[0] if costs else None}
 
 
@@ -203,21 +208,32 @@ def headline_table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def summary(conditions: dict[str, Any]) -> str:
-    """Under which conditions speeds were measured, in a line."""
+    """Under which conditions speeds were measured, in a line; commits of single slices, too."""
+    commits = [
+        f"{name.removeprefix('commit, ')}: {value}"
+        for name, value in conditions.items()
+        if name.startswith("commit, ")
+    ]
     words = [
         f"{len(conditions['prompts'])} held-out prompts, {conditions['new tokens']} tokens each",
         f"medians of {conditions['repeats']} repeats in turns",
         f"dtype {conditions['dtype']}",
         f"verifier {conditions['verifier']}",
         *(conditions[name] for name in ("machine limits", "date") if conditions.get(name)),
-        f"commit {conditions['commit']}",
+        f"commit {conditions['commit']}" + (f" ({', '.join(commits)})" if commits else ""),
     ]
     return ", ".join(words)
 
 
+def origin(conditions: dict[str, Any]) -> str:
+    """Where the figures of a section come from: command, limits, date, commit."""
+    limits, date, commit = (conditions[name] for name in ("machine limits", "date", "commit"))
+    return f"`{conditions['command']}`: {limits}, {date}, commit {commit}"
+
+
 def probe_section(document: dict[str, Any]) -> list[str]:
     """Predicted against measured speeds."""
-    lines = ["## Probe", "", f"`{document['conditions']['command']}`", ""]
+    lines = ["## Probe", "", origin(document["conditions"]), ""]
     lines += ["| batch | T | budget | predicted | measured | error | use |", "|---" * 7 + "|"]
     for v in document["verdicts"]:
         lines += [
@@ -231,8 +247,7 @@ def probe_section(document: dict[str, Any]) -> list[str]:
 
 def kernels_section(document: dict[str, Any]) -> list[str]:
     """Every case of every op."""
-    conditions = document["conditions"]
-    lines = ["## Kernels", "", f"`{conditions['command']}`: {conditions['machine limits']}", ""]
+    lines = ["## Kernels", "", origin(document["conditions"]), ""]
     lines += ["| op | case | median us | p10 | p90 | torch us | GB/s | GFLOP/s | % of limit |"]
     lines.append("|---" * 9 + "|")
     for m in document["measurements"]:

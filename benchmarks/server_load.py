@@ -20,9 +20,14 @@ from statistics import median
 from time import perf_counter, process_time
 from urllib.request import urlopen
 
+from benchmarks.conditions import as_lines, describe_machine
 from benchmarks.load_clients import Case, Mix, Tally, run_clients
 from sdengine import Engine, SamplingParams
+from sdengine.cli.main import run_alone
+from sdengine.cli.options import LineParser, add_debug, integer, number
 from sdengine.cli.prompts import PROMPTS
+from sdengine.core.argument import check_float, check_int
+from sdengine.errors import ConfigError
 
 MODEL = "python-completion"
 
@@ -57,9 +62,26 @@ class Cost:
         return server_s / self.offline_processor_s - 1
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
+    """Runs the load and returns the exit code."""
+    return run_alone(build_parser(), run, argv)
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuses loads that could not be run.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
+    for name in ("clients", "cases", "max_tokens", "max_num_seqs", "repeats"):
+        check_int(ConfigError, "--" + name.replace("_", "-"), getattr(args, name), 1)
+    check_int(ConfigError, "--num-threads", args.num_threads, 0)
+    check_float(ConfigError, "--seconds", args.seconds, 0.0)
+
+
+def run(args: argparse.Namespace) -> int:
     """Runs the load and prints what was seen; 1 when something was wrong."""
-    args = build_parser().parse_args()
+    check_arguments(args)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the server is ended, too
     engine = Engine(MODEL, max_num_seqs=args.max_num_seqs, num_threads=args.num_threads or None)
     cases = make_cases(engine, args.cases, args.max_tokens)
@@ -79,6 +101,8 @@ def main() -> int:
     finally:
         process.terminate()
         _, log = process.communicate(timeout=60)
+    command, threads = "python -m benchmarks.server_load", args.num_threads or None
+    print(as_lines(describe_machine(command, threads, with_limits=False)), end="\n\n")
     print_load(args, tally, memory, leaked)
     print_costs(costs, args.cases * args.max_tokens)
     for line in [*tally.failures[:5], *log.splitlines()[:20]]:
@@ -86,9 +110,11 @@ def main() -> int:
     return int(bool(tally.failures or leaked or log or process.returncode))
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> LineParser:
     """The options."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.server_load")
+    parser = LineParser(
+        prog="python -m benchmarks.server_load", description=(__doc__ or "").partition("\n\n")[0]
+    )
     for name, default, text in (
         ("--clients", 64, "requests at once"),
         ("--seconds", 30.0, "of mixed load"),
@@ -98,7 +124,10 @@ def build_parser() -> argparse.ArgumentParser:
         ("--num-threads", 0, "CPU threads of the engine, in the server and offline; 0: all cores"),
         ("--repeats", 3, "of the comparison with the offline engine"),
     ):
-        parser.add_argument(name, type=type(default), default=default, help=text)
+        kind = number if isinstance(default, float) else integer
+        text = f"{text} (%(default)s)"
+        parser.add_argument(name, type=kind, default=default, metavar="N", help=text)
+    add_debug(parser)
     return parser
 
 
@@ -213,7 +242,7 @@ def print_load(args: argparse.Namespace, tally: Tally, memory: list[float], leak
     num = sum(tally.kinds.values())
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(tally.kinds.items()))
     threads = args.num_threads or "all"
-    print(f"{args.clients} clients, {tally.seconds:.0f} s, {args.max_num_seqs} sequences at once, ")
+    print(f"{args.clients} clients, {tally.seconds:.0f} s, {args.max_num_seqs} sequences at once")
     print(f"engine threads:    {threads}")
     print(f"requests:          {num} ({num / tally.seconds:.1f}/s): {kinds}")
     print(f"wrong or lost:     {len(tally.failures)}")

@@ -29,6 +29,7 @@ from sdengine.core.env import read_environment
 from sdengine.errors import ConfigError
 from sdengine.model.registry import ModelPaths, resolve_model
 
+PROGRAM = "python -m benchmarks.upscaled_pair"
 FORMAT = 1  # of the enlargement: raised when the same arguments give other weights
 CHECKED_TOKENS = 256
 CHECKED_PROMPTS = 20
@@ -38,7 +39,7 @@ TOLERANCE = 0.1
 def build_parser() -> LineParser:
     """The command line."""
     parser = LineParser(
-        prog="python -m benchmarks.upscaled_pair",
+        prog=PROGRAM,
         description=(__doc__ or "").partition("\n\n")[0],
     )
     add_pair_options(parser)
@@ -86,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     if args.make_only:
         return 0
     pair = ["--model", str(large.target), "--draft", str(large.draft), "--dtype", "bfloat16"]
-    return generate.main([*pair, *args.options])
+    return generate.main([*pair, *args.options], PROGRAM)
 
 
 def upscaled_pair(args: argparse.Namespace) -> ModelPaths:

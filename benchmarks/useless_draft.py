@@ -18,6 +18,7 @@ import argparse
 import itertools
 import json
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,10 +27,14 @@ from statistics import median
 import torch
 from safetensors.torch import load_file, save_file
 
-from sdengine import LLM, SamplingParams
+from benchmarks.conditions import as_lines, describe_machine
+from sdengine import LLM, SamplingParams, SpeculationConfig
+from sdengine.cli.main import run_alone
 from sdengine.cli.measure import Run, run_request
-from sdengine.cli.options import BUNDLED_MODEL
+from sdengine.cli.options import BUNDLED_MODEL, LineParser, add_debug, integer, number
 from sdengine.cli.prompts import PROMPTS
+from sdengine.core.argument import check_float, check_int
+from sdengine.errors import ConfigError
 from sdengine.model.registry import resolve_model
 
 WEIGHTS_FILE = "model.safetensors"
@@ -116,16 +121,48 @@ def measure_pair(
     return points
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Measures and prints the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
-    parser.add_argument("--requests", type=int, default=48, help="of each kind (%(default)s)")
-    parser.add_argument("--max-tokens", type=int, default=128, help="a request (%(default)s)")
-    parser.add_argument("--pairs", type=int, default=3, help="pairs of engines (%(default)s)")
-    parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0, 0.8])
-    parser.add_argument("--seed", type=int, default=1)
+def build_parser() -> LineParser:
+    """The command line."""
+    parser = LineParser(
+        prog="python -m benchmarks.useless_draft", description=(__doc__ or "").partition("\n\n")[0]
+    )
+    for name, default, text in (
+        ("--requests", 48, "of each kind (%(default)s)"),
+        ("--max-tokens", 128, "a request (%(default)s)"),
+        ("--pairs", 3, "pairs of engines (%(default)s)"),
+        ("--seed", 1, "of draft and requests (%(default)s)"),
+    ):
+        parser.add_argument(name, type=integer, default=default, metavar="N", help=text)
+    parser.add_argument("--temperatures", type=number, nargs="+", default=[0.0, 0.8], metavar="T")
     parser.add_argument("--json", action="store_true", help="one JSON document instead")
-    args = parser.parse_args(argv)
+    add_debug(parser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measures and returns the exit code."""
+    return run_alone(build_parser(), run, argv)
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuses what could not be measured.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
+    check_int(ConfigError, "--requests", args.requests, 1)
+    check_int(ConfigError, "--pairs", args.pairs, 1)
+    check_int(ConfigError, "--seed", args.seed, 0)
+    least = SpeculationConfig().max_depth + 2
+    way_out = "shorter requests may end with their first step, which is not timed"
+    check_int(ConfigError, "--max-tokens", args.max_tokens, least, way_out=way_out)
+    for temperature in args.temperatures:
+        check_float(ConfigError, "--temperatures", temperature, 0.0)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures and prints the table."""
+    check_arguments(args)
     points = []
     with tempfile.TemporaryDirectory() as directory:
         draft = Path(directory) / "draft"
@@ -134,16 +171,24 @@ def main(argv: list[str] | None = None) -> None:
         write_useless_draft(source, draft, args.seed)
         for temperature in args.temperatures:
             points += measure(args, draft, temperature)
+    conditions = describe_machine("python -m benchmarks.useless_draft", None, with_limits=False)
     if args.json:
-        print(json.dumps(points, indent=2))
-        return
-    print("   T  tokens so far  speed over plain  median request  draft tokens a step")
-    for p in points:
-        print(
-            f"{p['temperature']:4.1f}  {p['tokens']:13.0f}  {p['speed_ratio']:15.2f}x"
-            f"  {p['median_request_ratio']:13.2f}x  {p['draft_tokens_per_step']:19.2f}"
-        )
+        print(json.dumps({"conditions": conditions, "points": points}, indent=2))
+    else:
+        print(f"{as_lines(conditions)}\n\n{table(points)}")
+    return 0
+
+
+def table(points: list[dict[str, float]]) -> str:
+    """A line for every point."""
+    lines = ["   T  tokens so far  speed over plain  median request  draft tokens a step"]
+    lines += [
+        f"{p['temperature']:4.1f}  {p['tokens']:13.0f}  {p['speed_ratio']:15.2f}x"
+        f"  {p['median_request_ratio']:13.2f}x  {p['draft_tokens_per_step']:19.2f}"
+        for p in points
+    ]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

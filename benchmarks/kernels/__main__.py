@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -23,12 +22,13 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.conditions import describe_machine
+from benchmarks.conditions import as_lines, describe_machine
 from benchmarks.kernels.baselines import BASELINES
 from benchmarks.kernels.harness import Measurement, WrongResult, check_case, measure_case
 from benchmarks.kernels.report import HEADER, compare, read, row, write
 from benchmarks.kernels.shapes import NAMED, cases_of, read_shape
 from benchmarks.shapes import Shape
+from sdengine.cli.info import usable_cores
 from sdengine.cli.main import run_alone
 from sdengine.cli.options import LineParser, add_debug, integer, number
 from sdengine.core.argument import check_float, check_int
@@ -59,7 +59,7 @@ def build_parser() -> LineParser:
     parser.add_argument("--case", default="", metavar="TEXT", help="only cases with TEXT in them")
     parser.add_argument("--cache", choices=sorted(CACHES), default="warm", help="(%(default)s)")
     parser.add_argument("--baseline", choices=BASELINES, default="torch", help="(%(default)s)")
-    parser.add_argument("--threads", type=integer, default=os.cpu_count() or 1)
+    parser.add_argument("--threads", type=integer, default=usable_cores(), help="(%(default)s)")
     parser.add_argument("--seconds", type=number, default=1.0, help="measuring time of a case")
     parser.add_argument("--compare", type=Path, metavar="FILE", help="kernels.json of another run")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write kernels.json and .csv there")
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     pool = make_pool(args.threads)
     probe = LimitProbe(pool)
     conditions = describe_machine("sdengine bench kernels", args.threads, with_limits=True)
-    say(args, "\n".join(f"{name}: {value}" for name, value in conditions.items()))
+    say(args, as_lines(conditions))
     found: list[Measurement] = []
     results = [
         run_op(args, op, shape, pool, probe, found) for op in map(get_op, args.ops or OP_NAMES)

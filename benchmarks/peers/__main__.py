@@ -21,7 +21,7 @@ from benchmarks.peers.comparison import Standing, compare, to_markdown
 from benchmarks.peers.contestant import Contestant, LeftOut, Peer, Settings, Task
 from benchmarks.peers.llama_cpp import LlamaCppPeer
 from benchmarks.peers.openvino_genai_peer import OpenVinoPeer
-from benchmarks.peers.own import PLAIN, SPECULATIVE, OwnPeer
+from benchmarks.peers.own import PLAIN, SPECULATION, SPECULATIVE, OwnPeer
 from benchmarks.peers.transformers_peer import TransformersPeer
 from benchmarks.progress import progress_bar
 from benchmarks.upscaled_pair import add_pair_options, upscaled_pair
@@ -29,6 +29,7 @@ from sdengine.cli.info import usable_cores
 from sdengine.cli.main import run_alone
 from sdengine.cli.options import LineParser, add_debug, integer
 from sdengine.cli.prompts import PROMPTS
+from sdengine.core.argument import check_int
 from sdengine.core.env import read_environment
 from sdengine.errors import ConfigError, SdengineError
 from sdengine.model.config_file import load_model_config
@@ -37,6 +38,7 @@ from sdengine.model.tokenizer import load_tokenizer
 
 PEERS: tuple[Peer, ...] = (TransformersPeer(), LlamaCppPeer(), OpenVinoPeer())
 WARM_UP_TOKENS = 8
+LEAST_TOKENS = SPECULATION.max_depth + 2
 
 
 def build_parser() -> LineParser:
@@ -73,10 +75,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Measures one batch size after the other; each table is printed when it is done."""
-    if min(args.repeats, args.num_prompts, *args.batch_sizes) < 1:
-        raise ConfigError.from_parts(
-            "--repeats, --num-prompts and --batch-sizes of at least 1", "less"
-        )
+    check_arguments(args)
     pair = pair_of(args)
     conditions = describe(pair, args)
     if not args.json:
@@ -91,6 +90,24 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"conditions": conditions, "tables": tables}, indent=2))
     return 0
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuses what could not be compared before anything is made or loaded.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
+    for name, value in (
+        ("--repeats", args.repeats),
+        ("--num-prompts", args.num_prompts),
+        ("--batch-sizes", min(args.batch_sizes)),
+        ("--draft-lengths", min(args.draft_lengths, default=1)),
+    ):
+        check_int(ConfigError, name, value, 1)
+    # A step may commit a whole path and one token more: behind the first there must be a second.
+    way_out = "shorter answers may end with their first step"
+    check_int(ConfigError, "--max-tokens", args.max_tokens, LEAST_TOKENS, way_out=way_out)
 
 
 def measure(settings: Settings, args: argparse.Namespace) -> tuple[list[Standing], dict[str, str]]:

@@ -10,10 +10,11 @@ from sdengine.core.config import SpeculationConfig
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.engine import Engine
 
-__all__ = ["PLAIN", "SPECULATIVE", "OwnPeer"]
+__all__ = ["PLAIN", "SPECULATION", "SPECULATIVE", "OwnPeer"]
 
 PLAIN = "sdengine plain"
 SPECULATIVE = "sdengine dyspec"
+SPECULATION = SpeculationConfig(method="dyspec")
 
 
 class OwnContestant:
@@ -61,4 +62,4 @@ class OwnPeer:
     def contestants(self, settings: Settings) -> Iterator[Contestant]:
         """Plain, then speculative."""
         yield OwnContestant(PLAIN, settings, None)
-        yield OwnContestant(SPECULATIVE, settings, SpeculationConfig(method="dyspec"))
+        yield OwnContestant(SPECULATIVE, settings, SPECULATION)

@@ -6,7 +6,7 @@
 Figures are tokens per target forward, so the machine does not matter. Prompts come from files that
 no model was trained on; Sequoia's vector and SpecInfer's depth are fitted on other prompts than the
 measured ones, and DySpec's calibration has seen those for a while. The coupled walks of a pair at a
-temperature all decode the very same text. A table that exists is continued.
+temperature all decode the very same text. A table that exists is continued, with its own settings.
 """
 
 from __future__ import annotations
@@ -25,11 +25,22 @@ from benchmarks.tree_methods.pairs import PAIRS, load_pair
 from benchmarks.tree_methods.report import to_markdown
 from sdengine.cli.main import run_alone
 from sdengine.cli.options import LineParser, add_debug, integer, number
+from sdengine.core.argument import check_int
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.errors import ConfigError
 from sdengine.train.directories import make_directory
 
 BUDGETS = (8, 16, 32, 64, 128, 256, 512, 768)
+SETTINGS = (
+    "bundled pair",
+    "prompts",
+    "new tokens",
+    "new tokens of a fitting text",
+    "deepest tree",
+    "seed",
+    "replays by rejection walks",
+)
+"""Conditions that all cells of a table share."""
 
 
 def build_parser() -> LineParser:
@@ -70,50 +81,85 @@ def run(args: argparse.Namespace) -> int:
     """Measures every cell that the table in --out does not hold yet."""
     import torch
 
-    if args.prompts < BATCH or args.prompts % BATCH:
-        raise ConfigError.from_parts(f"--prompts, a multiple of {BATCH}", str(args.prompts))
-    if args.replays < 1:
-        raise ConfigError.from_parts("--replays of at least 1", str(args.replays))
-    if args.out is not None:
-        make_directory("--out", args.out)
+    check_arguments(args)
     torch.set_num_threads(1)
     path = None if args.out is None else args.out / "tree_methods.json"
-    document = {"conditions": conditions(args), "cells": []}
-    if path is not None and path.is_file():
-        document = json.loads(path.read_text(encoding="utf-8"))
+    document = open_table(path, conditions(args))
     prompts = tokenized_prompts(args.prompts)
     for name in args.pairs:
         for temperature in args.temperatures:
             known = {key(cell) for cell in document["cells"]}
-            wanted = [b for b in args.budgets if (name, temperature, b) not in known]
-            if wanted:
+            wanted = {
+                budget: [m for m in args.methods if (name, temperature, budget, m) not in known]
+                for budget in args.budgets
+            }
+            if any(wanted.values()):
                 measure(args, name, temperature, wanted, prompts, document, path)
     print(to_markdown(document))
     return 0
 
 
-def key(cell: dict) -> tuple[str, float, int]:
-    """Cells of one key are measured together."""
-    return cell["pair"], cell["temperature"], cell["budget"]
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuses what could not be measured, and makes the directory of --out.
+
+    Raises:
+        ConfigError: a number out of range, or a directory that cannot be written to.
+    """
+    if args.prompts < BATCH or args.prompts % BATCH:
+        raise ConfigError.from_parts(f"--prompts, a multiple of {BATCH}", str(args.prompts))
+    for name, least in (
+        ("--replays", args.replays),
+        ("--budgets", min(args.budgets)),
+        ("--max-depth", args.max_depth),
+        ("--fit-tokens", args.fit_tokens),
+        ("--max-tokens", args.max_tokens),
+    ):
+        check_int(ConfigError, name, least, 1)
+    if args.out is not None:
+        make_directory("--out", args.out)
+
+
+def open_table(path: Path | None, wanted: dict[str, object]) -> dict:
+    """The table to be continued, or an empty one.
+
+    Raises:
+        ConfigError: the table is of other settings; its cells could not stand beside new ones.
+    """
+    if path is None or not path.is_file():
+        return {"conditions": wanted, "cells": []}
+    document: dict = json.loads(path.read_text(encoding="utf-8"))
+    found = document["conditions"]
+    for name in SETTINGS:
+        if found.get(name, wanted[name]) != wanted[name]:
+            raise ConfigError.from_parts(
+                f"{name} {found[name]} of the table in {path}", str(wanted[name]), "another --out"
+            )
+    return document
+
+
+def key(cell: dict) -> tuple[str, float, int, str]:
+    """Cells of one key, both walks, are measured together."""
+    return cell["pair"], cell["temperature"], cell["budget"], cell["method"]
 
 
 def measure(
     args: argparse.Namespace,
     name: str,
     temperature: float,
-    budgets: list[int],
+    wanted: dict[int, list[str]],
     prompts: Prompts,
     document: dict,
     path: Path | None,
 ) -> None:
-    """Adds one pair's cells at one temperature, and writes the table after every budget."""
+    """Adds one pair's cells at one temperature, the wanted methods of every budget, and writes the
+    table after each budget."""
     params = SamplingParams(max_tokens=args.max_tokens, temperature=temperature, seed=args.seed)
     pair = load_pair(name, args.drafts)
     comparison = Comparison(
         pair, prompts, params, args.max_depth, args.fit_tokens, replays=args.replays
     )
-    for budget in budgets:
-        document["cells"] += map(asdict, compare(comparison, args.methods, [budget]))
+    for budget, methods in wanted.items():
+        document["cells"] += map(asdict, compare(comparison, methods, [budget]))
         print(f"{name}, T {temperature:g}, budget {budget}", file=sys.stderr, flush=True)
         if path is not None:
             write(document, path)
@@ -152,6 +198,7 @@ def conditions(args: argparse.Namespace) -> dict[str, object]:
         "dtype": "float32",
         "prompts": f"{args.prompts} held-out statements to measure, {args.prompts} others to fit",
         "new tokens": args.max_tokens,
+        "new tokens of a fitting text": args.fit_tokens,
         "deepest tree": args.max_depth,
         "seed": args.seed,
         "replays by rejection walks": args.replays,

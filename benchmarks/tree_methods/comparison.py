@@ -179,7 +179,8 @@ class Comparison:
     def _specinfer_depth(self, budget: int) -> int:
         """The best of a few depths on some of the fitting prompts."""
         params = replace(self._fit_params, max_tokens=2 * FIT_TOKENS)
-        depths = [d for d in SPECINFER_DEPTHS if d <= budget]
+        deepest = min(budget, self.max_depth)
+        depths = [d for d in SPECINFER_DEPTHS if d <= deepest] or [deepest]
         some = self.prompts.fit[: BATCH // 2]
 
         def tokens_per_step(depth: int) -> float:

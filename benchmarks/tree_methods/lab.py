@@ -18,10 +18,11 @@ from benchmarks.tree_methods.pairs import Pair
 from sdengine.cache.kv_cache import KVCache
 from sdengine.core.growth import TreePolicy
 from sdengine.core.sampling_params import SamplingParams
-from sdengine.drafters.draft_model import DraftModelDrafter, tree_room
+from sdengine.drafters.draft_model import MAX_MASK_WORDS, DraftModelDrafter, tree_room
 from sdengine.kernels.calibration import identity_table
 from sdengine.kernels.device_memory import HostMemory
 from sdengine.kernels.program import Program, make_pool, make_program
+from sdengine.kernels.token_tree import MASK_BITS
 from sdengine.runner.batch_state import HostView
 from sdengine.runner.calibration import Calibrator
 from sdengine.runner.iteration import Iteration
@@ -190,9 +191,16 @@ class TreeLab:
         return len(tokens)
 
 
-def _sizes(pair: Pair, growth: Growth, batch_size: int, max_len: int) -> Sizes:
+def _max_width(growth: Growth) -> int:
+    """Most nodes that a draft layer forwards: the engine's rule (`sdengine/factory/sizes.py`)."""
     width = max(growth.policy.grow(layer).max_width for layer in range(growth.max_depth))
-    width = min(width, growth.max_nodes)
+    if growth.is_rejection and growth.max_depth > 1:
+        width = min(width, MASK_BITS * MAX_MASK_WORDS // (growth.max_depth - 1))
+    return min(width, growth.max_nodes)
+
+
+def _sizes(pair: Pair, growth: Growth, batch_size: int, max_len: int) -> Sizes:
+    width = _max_width(growth)
     room = tree_room(growth.max_nodes, growth.max_depth, width)
     max_blocks = -(-(max_len + room) // BLOCK_SIZE)
     return Sizes(

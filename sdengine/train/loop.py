@@ -25,12 +25,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from pickle import UnpicklingError
+from typing import Any, Protocol
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
+
+from sdengine.errors import CheckpointError
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,9 +174,28 @@ def save_checkpoint(path: Path, objective: Objective, state: LoopState) -> None:
     os.replace(partial, path)
 
 
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What `save_checkpoint` wrote: "modules", "optimizers" and "loop".
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    try:
+        payload: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, UnpicklingError) as error:  # torch has no class of its own
+        raise CheckpointError.from_parts(
+            f"a checkpoint in {path}", f"a damaged file ({type(error).__name__})", "remove it"
+        ) from error
+    return payload
+
+
 def load_checkpoint(path: Path, objective: Objective) -> LoopState:
-    """Restore `objective` in place from a file of `save_checkpoint`; returns the loop's state."""
-    payload = torch.load(path, map_location="cpu", weights_only=True)
+    """Restore `objective` in place from a file of `save_checkpoint`; returns the loop's state.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    payload = read_checkpoint(path)
     for name, module in objective.modules.items():
         module.load_state_dict(payload["modules"][name])
     for name, optimizer in objective.optimizers.items():

@@ -64,7 +64,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     """Refuse settings that could not work.
 
     Raises:
-        ConfigError: for a count that is too small, a device that is not there, or no matplotlib.
+        ConfigError: for a number out of range, a device that is not there, or no matplotlib.
     """
     if args.steps < 0 or (args.steps == 0 and args.start_from is None):
         raise ConfigError.from_parts(
@@ -79,6 +79,8 @@ def check_arguments(args: argparse.Namespace) -> None:
     for name, value in counts.items():
         if value < 1:
             raise ConfigError.from_parts(f"{name} of at least 1", str(value))
+    if args.seed < 0:
+        raise ConfigError.from_parts("--seed of at least 0", str(args.seed))
     if not 0.0 < args.rate <= 2.0:
         raise ConfigError.from_parts("--rate above 0 and at most 2", str(args.rate))
     if args.device != "cpu" and not torch.cuda.is_available():

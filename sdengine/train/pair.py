@@ -12,6 +12,7 @@ steps make a better pair.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -32,7 +33,7 @@ from sdengine.train.export import (
 )
 from sdengine.train.grow import grow
 from sdengine.train.lineage import adopt_tokenizer, origin_of, pin_recipe
-from sdengine.train.loop import LoopConfig, LoopState, last_step, train
+from sdengine.train.loop import LoopConfig, LoopState, last_step, read_checkpoint, train
 from sdengine.train.module import LlamaModule, LlamaShape
 from sdengine.train.options import add_arguments, check_arguments, make_directories
 from sdengine.train.report import (
@@ -94,8 +95,10 @@ def build_models(
 
 
 def stage_configs(args: argparse.Namespace) -> tuple[LoopConfig, LoopConfig]:
-    """Lengths of both stages; the draft's own stage is a cooldown from its first step."""
-    joint = LoopConfig(args.steps, warmup_steps=40, cooldown_steps=args.cooldown_steps)
+    """Lengths of both stages; the draft's own stage is a cooldown from its first step, and so is a
+    first one of no more steps than its cooldown."""
+    cooldown_steps = min(args.cooldown_steps, args.steps)
+    joint = LoopConfig(args.steps, warmup_steps=40, cooldown_steps=cooldown_steps)
     draft = LoopConfig(
         args.draft_steps,
         warmup_steps=10,
@@ -115,7 +118,10 @@ def stored_samples(
         export_checkpoint(target, corpus.tokenizer, directory / "target")
         llm = open_target(directory / "target", config.workers)
         length = config.short_length + 1
-        np.save(path, target_samples(llm, corpus.streams.train, count, length, config.seed))
+        samples = target_samples(llm, corpus.streams.train, count, length, config.seed)
+        partial = path.with_suffix(".partial.npy")
+        np.save(partial, samples)
+        os.replace(partial, path)
     return np.load(path)
 
 
@@ -140,7 +146,7 @@ def restore_models(
     """Target and draft of the newest checkpoints, and the loop's state of each stage begun.
 
     Raises:
-        CheckpointError: if the run directory has no checkpoint yet.
+        CheckpointError: if the run directory has no checkpoint yet, or a damaged one.
     """
     if not (directory / "pair.pt").exists():
         raise CheckpointError.from_parts(f"a checkpoint pair.pt in {directory}", "none")
@@ -149,7 +155,7 @@ def restore_models(
     for stage in ("pair", "draft"):
         path = directory / f"{stage}.pt"
         if path.exists():
-            payload = torch.load(path, map_location="cpu", weights_only=True)
+            payload = read_checkpoint(path)
             schedules[stage] = payload["loop"]
             for name, module in zip(MODEL_NAMES, (target, draft)):
                 if name in payload["modules"]:

@@ -170,13 +170,17 @@ following, nothing newer than the library it read.
 def read_log(path: Path) -> list[dict]:
     """Records of a JSON-lines log; none if there is no file. A step logged twice counts once.
 
-    A run that stopped hard repeats the steps after its last checkpoint; the later record wins.
+    A run that stopped hard repeats the steps after its last checkpoint; the later record wins. What
+    it left of a line, on a full disk for example, is no record.
     """
     if not path.exists():
         return []
     records: dict[tuple[int, bool], dict] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
         records[record["step"], "loss" in record] = record
     return [records[key] for key in sorted(records)]
 

@@ -38,6 +38,17 @@ from sdengine.errors import RequestError
         ("model_shape", ["--context", "1"]),
         ("model_shape", ["--threads", "0"]),
         ("model_shape", ["--shape", "9b"]),
+        ("peers.__main__", ["--max-tokens", "1"]),
+        ("peers.__main__", ["--draft-lengths", "0"]),
+        ("server_load", ["--clients", "0"]),
+        ("server_load", ["--repeats", "0"]),
+        ("server_load", ["--seconds", "nan"]),
+        ("server_load", ["--max-tokens", "many"]),
+        ("useless_draft", ["--requests", "0"]),
+        ("useless_draft", ["--pairs", "0"]),
+        ("useless_draft", ["--max-tokens", "1"]),
+        ("useless_draft", ["--temperatures", "-1"]),
+        ("useless_draft", ["--seed", "-1"]),
     ],
 )
 def test_bad_arguments_are_one_line_and_exit_2(
@@ -63,6 +74,17 @@ def test_limits_are_printed_for_every_number_of_threads(monkeypatch, capsys) -> 
     assert machine_limits.main(["--threads", "2", "--repeats", "1"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
     assert [row[0] for row in rows] == ["1", "2"] and all(len(row) == 5 for row in rows)
+
+
+def test_threads_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not those of the machine: `taskset` and containers leave fewer."""
+    from benchmarks import machine_limits
+    from benchmarks.kernels import __main__ as kernels
+    from sdengine.cli.info import usable_cores
+
+    monkeypatch.setattr("os.cpu_count", lambda: 1000)
+    for module in (machine_limits, kernels):
+        assert module.build_parser().parse_args([]).threads == usable_cores() < 1000
 
 
 @pytest.mark.parametrize("count", [0, -5])

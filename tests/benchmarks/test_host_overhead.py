@@ -24,6 +24,13 @@ def test_what_is_left_of_a_step() -> None:
     assert tally.goal_s == pytest.approx(0.1 + 30e-6)
 
 
+def test_steps_that_outlast_the_requests_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """Half a context of 1024: steps of nobody would be counted, too."""
+    options = ["--batch-sizes", "1", "--modes", "plain", "--turns", "1", "--num-threads", "1"]
+    assert main([*options, "--steps", "300"]) == 2
+    assert "--steps that requests of half a context outlast" in capsys.readouterr().err
+
+
 def test_a_run_prints_a_line_for_every_case(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--batch-sizes", "1", "2", "--modes", "plain", "4 nodes", "--steps", "2"]
     assert main([*options, "--turns", "2", "--num-threads", "1"]) == 0

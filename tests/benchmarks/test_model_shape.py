@@ -27,6 +27,12 @@ class Limits:
         return [1.0] * repeats
 
 
+def test_the_last_column_names_what_it_is_over() -> None:
+    keys = ("median_ms", "median_over_floor", "best_ms", "best_over_floor", "dram_gbps")
+    points = [{"rows": rows, "peak_gflops": 1.0, **dict.fromkeys(keys, 1.0)} for rows in (8, 16)]
+    assert model_shape.table("tiny", points).splitlines()[1].endswith("T(M)/T(8)")
+
+
 def test_rows_are_timed_beside_their_floor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_shape, "LimitProbe", Limits)
     model_shape.write_checkpoint(tmp_path, TINY.as_config(), 64)

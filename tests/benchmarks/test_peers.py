@@ -159,7 +159,7 @@ def test_the_command_prints_the_table_and_who_is_missing(
     monkeypatch.setattr(peers, "PEERS", (OpenVinoPeer(),))
     monkeypatch.setattr("benchmarks.peers.openvino_genai_peer.find_spec", lambda name: None)
     argv = ["--model", str(settings.target), "--draft", str(settings.draft)]
-    argv += ["--max-tokens", "6", "--num-prompts", "1", "--repeats", "1", "--num-threads", "1"]
+    argv += ["--max-tokens", "12", "--num-prompts", "1", "--repeats", "1", "--num-threads", "1"]
     argv += ["--dtype", "float32", "--cache-dir", str(tmp_path), "--peers", "openvino-genai"]
     assert peers.main(argv) == 0
     out = capsys.readouterr().out

@@ -85,6 +85,44 @@ def test_the_readme_gets_the_table_and_the_plot_of_a_page(page: Path, tmp_path: 
         results.update_readme(page, readme)
 
 
+def test_slices_of_other_commits_are_told_apart(page: Path, tmp_path: Path) -> None:
+    path = page / "generate-ngram.json"
+    document = json.loads(path.read_text())
+    document["conditions"] |= {"commit": "def with changes", "machine limits": "DRAM 2 GB/s"}
+    path.write_text(json.dumps(document))
+    assert results.main(["--render-only", "--out", str(page)]) == 0
+    text = (page / "README.md").read_text()
+    assert "- commit: abc\n" in text and "- commit, ngram: def with changes\n" in text
+    assert "- machine limits, ngram: DRAM 2 GB/s\n" in text and "versions, ngram" not in text
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- headline -->\n<!-- end of headline -->\n")
+    results.update_readme(page, readme)
+    assert "commit abc (ngram: def with changes):" in readme.read_text()
+
+
+def test_every_section_says_where_its_figures_come_from() -> None:
+    conditions = {"command": "c", "machine limits": "DRAM 1 GB/s", "date": "d", "commit": "abc"}
+    for section, name in (
+        (results.probe_section, "verdicts"),
+        (results.kernels_section, "measurements"),
+    ):
+        assert "`c`: DRAM 1 GB/s, d, commit abc" in section({"conditions": conditions, name: []})
+
+
+def test_a_headline_is_of_a_page_in_the_clone(
+    page: Path, tmp_path: Path, monkeypatch, capfd
+) -> None:
+    monkeypatch.setitem(results.SLICES, "probe", None)
+    assert results.main(["probe", "--headline", "--out", str(page)]) == 2
+    assert "--headline of a page below" in capfd.readouterr().err
+    monkeypatch.setattr(results, "ROOT", tmp_path.resolve())
+    (tmp_path / "README.md").write_text("<!-- headline -->\n<!-- end of headline -->\n")
+    monkeypatch.chdir(tmp_path)
+    out = str(page.relative_to(tmp_path))
+    assert results.main(["--render-only", "--headline", "--out", out]) == 0
+    assert f"]({out}/README.md)" in (tmp_path / "README.md").read_text()
+
+
 def test_the_best_one_speculated() -> None:
     row = {"batch_size": 1, "temperature": 0.0, "tokens_per_s": 9.0}
     plain = {**row, "method": "plain", "budget": "0", "ratio": 1.0, "mean_acceptance_length": 1.0}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
@@ -76,6 +77,41 @@ def test_the_lab_commits_what_the_engine_commits(verifier: str, pair: Pair, prom
     generated = list(output.outputs[0].token_ids)
     assert lab.tokens[0][len(prompt) :] == generated[: sum(committed)]
     assert max(committed) > 1 and sum(committed) >= PARAMS.max_tokens
+
+
+@pytest.mark.parametrize("verifier", ["coupled", "rejection"])
+def test_the_labs_layers_are_as_wide_as_the_engines(verifier: str, pair: Pair) -> None:
+    wide = replace(config(verifier), max_nodes=512, max_depth=10)
+    growth = Growth(DySpecPolicy.from_config(wide), 512, 10, 64, verifier == "rejection")
+    engine = Engine(
+        "python-completion", dtype="float32", num_threads=1, max_num_seqs=1, speculation=wide
+    )
+    expected = engine.iteration.workspace.sizes.max_width
+    assert TreeLab(pair, growth, 1, 100).sizes.max_width == expected
+
+
+def test_chains_of_specinfer_fit_the_budget_and_the_depth(pair: Pair, prompts) -> None:
+    params = replace(PARAMS, max_tokens=2)
+    comparison = Comparison(pair, Prompts(prompts, prompts), params, 2, fit_tokens=2)
+    assert comparison.cell("specinfer", 1, True).note == "1 chains of 1"
+    assert comparison.cell("specinfer", 9, True).note == "4 chains of 2"
+
+
+def test_a_table_gets_the_methods_that_it_lacks_and_no_other_settings(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    from benchmarks.tree_methods import __main__ as command
+
+    monkeypatch.setattr(command, "load_pair", lambda *_: pair)
+    words = ["--pairs", "bundled", "--temperatures", "0", "--budgets", "2", "--out", str(tmp_path)]
+    words += ["--max-tokens", "2", "--fit-tokens", "2", "--max-depth", "2", "--prompts", "6"]
+    for methods in (["chain"], ["chain", "dyspec-raw"]):
+        assert command.main([*words, "--methods", *methods]) == 0
+        document = json.loads((tmp_path / "tree_methods.json").read_text())
+        assert [cell["method"] for cell in document["cells"]] == methods
+    capsys.readouterr()
+    assert command.main([*words, "--max-tokens", "3"]) == 2
+    assert "expected new tokens 2 of the table" in capsys.readouterr().err
 
 
 def test_every_method_is_compared(pair: Pair, prompts) -> None:
@@ -223,5 +259,6 @@ def test_the_command_refuses_prompts_that_fill_no_batch(tmp_path: Path, capsys) 
 
     assert main(["--prompts", "5", "--out", str(tmp_path)]) == 2
     assert "multiple of 6" in capsys.readouterr().err
-    assert main(["--replays", "0", "--out", str(tmp_path)]) == 2
-    assert "--replays" in capsys.readouterr().err
+    for option in ("--replays", "--budgets", "--max-depth", "--fit-tokens", "--max-tokens"):
+        assert main([option, "0", "--out", str(tmp_path)]) == 2
+        assert option in capsys.readouterr().err

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import upscaled_pair
+from benchmarks.generate_runs import Figures
 from benchmarks.upscale import Shape
 from benchmarks.upscale.agreement import LogitAgreement, TextAgreement
 from sdengine.model.registry import resolve_model
@@ -33,7 +34,7 @@ def argv(tmp_path: Path) -> list[str]:
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Command lines that the end-to-end benchmark got."""
     calls: list[list[str]] = []
-    monkeypatch.setattr(upscaled_pair.generate, "main", lambda argv: calls.append(argv) or 0)
+    monkeypatch.setattr(upscaled_pair.generate, "main", lambda argv, _: calls.append(argv) or 0)
     return calls
 
 
@@ -51,6 +52,18 @@ def test_a_pair_is_made_once_and_measured(argv, measured, tmp_path: Path, capsys
     assert upscaled_pair.main([*argv, "--enlarge-seed", "1", "--make-only"]) == 0
     assert len(list((tmp_path / "cache").glob("*/*"))) == 4, "another seed, another pair"
     assert len(measured) == 2
+
+
+def test_the_conditions_name_the_command_that_was_typed(
+    argv, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setattr(upscaled_pair, "upscaled_pair", lambda args: resolve_model(args.pair))
+    monkeypatch.setattr(upscaled_pair.generate, "measure", lambda *_: Figures())
+    argv = ["--", "--methods", "ngram", "--no-limits", "--json"]
+    monkeypatch.setattr("sys.argv", ["upscaled_pair.py", *argv])
+    assert upscaled_pair.main(argv) == 0
+    command = json.loads(capsys.readouterr().out)["conditions"]["command"]
+    assert command == f"python -m benchmarks.upscaled_pair {' '.join(argv)}"
 
 
 def test_the_check_compares_the_pairs(argv, measured, capsys) -> None:

@@ -16,6 +16,7 @@ from sdengine.llm import LLM
 from sdengine.train import pair as recipe
 from sdengine.train.distill import PairConfig
 from sdengine.train.export import export_checkpoint, load_exported
+from sdengine.train.loop import Control, LoopState, last_step
 from sdengine.train.module import LlamaModule, LlamaShape
 from sdengine.train.sampling import generate, open_target, repeated_ngram_share, target_samples
 from tests.train.conftest import TINY_TARGET, source
@@ -159,6 +160,43 @@ def test_counts_must_be_positive(small_recipe, option):
         recipe.run(arguments(*small_recipe, option, "0"))
 
 
+def test_a_seed_must_not_be_negative(small_recipe, tmp_path):
+    with pytest.raises(ConfigError, match="--seed of at least 0, got -1"):
+        recipe.run(arguments(*small_recipe, "--seed", "-1"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_fewer_steps_than_its_cooldown_is_no_longer():
+    joint, _ = recipe.stage_configs(arguments("--out", "x", "--steps", "5"))
+    state = LoopState()
+    Control(Path("nowhere")).update_cooldown(state, joint)
+    assert (state.cooldown_start, last_step(state, joint)) == (0, 5)
+
+
+def test_samples_that_were_cut_short_are_made_again(small_recipe, tmp_path, monkeypatch):
+    def full_disk(path, array):
+        Path(path).write_bytes(b"\x93NUMPY")
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "save", full_disk)
+        with pytest.raises(OSError, match="no space"):
+            recipe.run(arguments(*small_recipe))
+    assert recipe.run(arguments(*small_recipe)) == 0
+    assert not list((tmp_path / "run").glob("*.partial*"))
+
+
+def test_a_damaged_checkpoint_is_named(small_recipe, tmp_path):
+    assert recipe.run(arguments(*small_recipe)) == 0
+    checkpoint = tmp_path / "run" / "draft.pt"
+    whole = checkpoint.read_bytes()
+    for rest in (b"", b"no archive", whole[: len(whole) // 2]):
+        checkpoint.write_bytes(rest)
+        for words in ([], ["--export-only"]):
+            with pytest.raises(CheckpointError, match=r"draft\.pt, got a damaged file"):
+                recipe.run(arguments(*small_recipe, *words))
+
+
 @pytest.mark.parametrize("option", ["--out", "--run-dir"])
 def test_directories_are_made_before_anything_is_trained(small_recipe, tmp_path, option):
     file = tmp_path / "file"
@@ -269,3 +307,11 @@ def test_log_written_twice_counts_once(tmp_path: Path):
         '{"step": 1, "loss": 3.0}\n{"step": 1, "held_out_alpha": 0.5}\n{"step": 1, "loss": 2.0}\n'
     )
     assert [record.get("loss") for record in read_log(path)] == [None, 2.0]
+
+
+def test_a_line_that_was_cut_short_is_no_record(tmp_path):
+    from sdengine.train.report import read_log
+
+    path = tmp_path / "run.jsonl"
+    path.write_text('{"step": 1, "loss": 3.0}\n{"step": 2, "lo{"step": 3, "loss": 1.0}\n{"st')
+    assert read_log(path) == [{"step": 1, "loss": 3.0}]
