@@ -165,7 +165,8 @@ def row_of(
 def open_engine(
     args: argparse.Namespace, config: SpeculationConfig | None, batch_size: int
 ) -> Engine:
-    """One engine with room for a batch."""
+    """One engine with room for a batch, which reads every prompt anew: the runs before have read
+    the same ones, of some contenders one more than of others."""
     from sdengine.engine import Engine
 
     return Engine(
@@ -175,6 +176,7 @@ def open_engine(
         dtype=args.dtype,
         num_threads=args.num_threads,
         max_num_seqs=batch_size,
+        enable_prefix_caching=False,
     )
 
 

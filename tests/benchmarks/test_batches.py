@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks.generate_runs import Contender, batches, compare
+from benchmarks.generate import build_parser
+from benchmarks.generate_runs import Contender, batches, compare, open_engine
 from benchmarks.reliability import ReliabilityBin, TreeObserver, expected_error
 from sdengine.cli.measure import Run, run_batch
 from sdengine.core.sampling_params import SamplingParams
@@ -38,6 +39,16 @@ def test_speed_counts_from_the_last_first_token_and_gaps_are_shared() -> None:
     assert run.decode_s == 2.0 and run.num_decoded == 4
     assert run.tokens_per_s == 2.0
     assert list(run.gaps_s) == pytest.approx([1 / 3] * 3 + [1.0] * 2 + [0.5] * 2)
+
+
+def test_every_run_reads_its_prompts_anew() -> None:
+    engine = open_engine(build_parser().parse_args(["--num-threads", "1"]), None, 1)
+    rows: list[list[int]] = []  # of the target's passes
+    for _ in range(2):
+        rows.append([])
+        prompts = ["class Point:\n    def __init__(self, x, y):\n        self.x = x\n" * 3]
+        run_batch(engine, prompts, PARAMS, lambda: rows[-1].append(engine.last_report.num_rows))
+    assert rows[0] == rows[1] and rows[0][0] > engine.config.block_size
 
 
 def test_everybody_takes_turns_and_is_held_against_the_same_plain_runs() -> None:
