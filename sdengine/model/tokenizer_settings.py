@@ -12,6 +12,7 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken
 
+from sdengine.core.argument import shown
 from sdengine.errors import CheckpointError
 from sdengine.model.config_file import read_json
 
@@ -59,8 +60,7 @@ def apply_declarations(
                 str(backend.token_to_id(token.content)),
                 "tokenizer.json and tokenizer_config.json are not of the same tokenizer",
             )
-    more = settings.get("additional_special_tokens") or ()
-    for content in {*specials.values(), *filter(None, map(_content, more))}:
+    for content in {*specials.values(), *_more_special(settings)}:
         _make_special(backend, content)
 
 
@@ -82,6 +82,16 @@ def _declared_tokens(settings: Mapping[str, Any]) -> list[tuple[int, AddedToken]
             f"{type(error).__name__}: {error}",
         ) from None
     return sorted(tokens, key=lambda item: item[0])
+
+
+def _more_special(settings: Mapping[str, Any]) -> list[str]:
+    """Special tokens without a name."""
+    more = settings.get("additional_special_tokens") or []
+    if not isinstance(more, list):
+        raise CheckpointError.from_parts(
+            "additional_special_tokens of tokenizer_config.json to be a list of tokens", shown(more)
+        )
+    return [content for content in map(_content, more) if content]
 
 
 def _make_special(backend: tokenizers.Tokenizer, content: str) -> None:

@@ -274,6 +274,15 @@ def test_the_settings_win_as_in_transformers(tmp_path, changes: dict[str, object
         assert stream.push(ids) + stream.finish() == expected
 
 
+@pytest.mark.parametrize("more", [5, "</s>", {"content": "</s>"}])
+def test_more_special_tokens_that_are_no_list_are_refused(tmp_path, more: object) -> None:
+    shutil.copytree(make_tokenizer_dir("byte_level"), tmp_path, dirs_exist_ok=True)
+    settings = json.dumps({"additional_special_tokens": more})
+    (tmp_path / "tokenizer_config.json").write_text(settings)
+    with pytest.raises(CheckpointError, match=r"additional_special_tokens of .* to be a list"):
+        load_tokenizer(tmp_path)
+
+
 @pytest.mark.parametrize(
     "declared", [{"x": TOOL}, {"420": {}}, {"420": None}, {"420": {"content": 5}}, ["x"]]
 )
