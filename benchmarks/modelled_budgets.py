@@ -36,7 +36,6 @@ from sdengine.core.config import DTYPES, METHODS, VERIFIERS, SpeculationConfig
 from sdengine.core.sampling_params import SamplingParams
 
 PROGRAM = "python -m benchmarks.modelled_budgets"
-DRAFTING = tuple(method for method in METHODS if method != "ngram")  # those with a draft model
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +69,7 @@ def build_parser() -> LineParser:
     )
     parser.add_argument("--model", default=BUNDLED_MODEL, metavar="DIR", help="(%(default)s)")
     parser.add_argument("--draft", metavar="DIR")
-    parser.add_argument("--methods", nargs="+", choices=DRAFTING, default=["dyspec"])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["dyspec"])
     parser.add_argument("--budgets", nargs="+", type=budget, default=[ADAPTIVE, "1", "2", "4", "8"])
     parser.add_argument("--temperatures", nargs="+", type=number, default=[0.0, 0.6, 1.0])
     parser.add_argument("--batch-sizes", nargs="+", type=integer, default=[1], metavar="B")
@@ -125,12 +124,8 @@ def decode(
     groups: list[list[str]],
 ) -> list[Run]:
     """Every batch once, by a new engine, one after the other as its requests would come."""
-    from sdengine.factory.kinds import make_controller
-
     engine = open_engine(args, config, len(groups[0]))
-    controller = make_controller(config, engine.iteration.drafter, lambda: step_costs.costs)
-    time = ModelledTime(engine, controller, step_costs)
-    engine.controller = time
+    time = ModelledTime.of(engine, config, step_costs)
     return [run_batch(engine, group, params, clock=time) for group in groups]
 
 

@@ -14,27 +14,26 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
-from statistics import harmonic_mean, median
-from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from statistics import median
+from typing import TYPE_CHECKING
 
 from benchmarks.conditions import describe_machine
 from benchmarks.generate import ADAPTIVE, check_requests, read_prompts, request_params
-from benchmarks.generate_runs import batches, open_engine
+from benchmarks.generate_runs import batches
 from benchmarks.probe_adaptive import StepTimes, replay_speedup
 from benchmarks.probe_model import Prediction, Rung, TreeSampler, predict, step_cost
 from benchmarks.probe_report import Check, Verdict, to_document, to_text
+from benchmarks.probe_runs import Contestant, run_beside, sample, time_steps
+from benchmarks.step_costs import TABLES, StepCosts, read_step_costs
 from sdengine.cli.main import run_alone
-from sdengine.cli.measure import WARM_UP_TOKENS, alternate, run_batch, short
+from sdengine.cli.measure import WARM_UP_TOKENS
 from sdengine.cli.options import BUNDLED_MODEL, LineParser, add_debug, integer, number
 from sdengine.controllers.adaptive import AdaptiveController
 from sdengine.controllers.tree_size import GrowingSize
 from sdengine.core.argument import check_int
 from sdengine.core.config import DTYPES, MAX_TREE_NODES, SpeculationConfig
-from sdengine.core.env import read_environment
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.errors import ConfigError
 
@@ -44,9 +43,6 @@ if TYPE_CHECKING:
 BUDGETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 REPLAYS = 5
 """Engines whose adaptive budget is simulated: what its trials find is partly chance."""
-RUNG_BUDGET_S = 20.0
-"""A budget's steps are timed over all prompts again and again for so long, --repeats times at
-most."""
 
 
 def build_parser() -> LineParser:
@@ -69,6 +65,12 @@ def build_parser() -> LineParser:
         metavar="N",
         help="budgets to run for real, or adaptive; otherwise the best one",
     )
+    parser.add_argument(
+        "--step-costs",
+        metavar="TABLE",
+        help="steps take what a table says, prediction and check alike: how far off the method is "
+        f"without a machine's noise; {', '.join(TABLES)} or a JSON file",
+    )
     parser.add_argument("--dtype", choices=DTYPES, default="auto")
     parser.add_argument("--num-threads", type=integer, metavar="N")
     parser.add_argument("--seed", type=integer, default=1)
@@ -85,11 +87,15 @@ def main(argv: list[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     """Probes every batch size and temperature that was asked for, and prints what it found."""
     check_arguments(args)
+    step_costs = None if args.step_costs is None else read_step_costs(args.step_costs)
     prompts = [prompt.text for prompt in read_prompts(args)]
     verdicts = []
     for size in args.batch_sizes:
-        verdicts += probe_batch_size(args, batches(prompts, size))
-    conditions = describe_machine("sdengine bench probe", args.num_threads, with_limits=True)
+        verdicts += probe_batch_size(args, step_costs, batches(prompts, size))
+    is_timed = step_costs is None
+    conditions = describe_machine("sdengine bench probe", args.num_threads, with_limits=is_timed)
+    if not is_timed:
+        conditions["step costs"] = args.step_costs
     found = [to_document(verdict) for verdict in verdicts]
     document = {"conditions": conditions, "verdicts": found}
     print(json.dumps(document, indent=2) if args.json else to_text(conditions, verdicts))
@@ -108,44 +114,51 @@ def check_arguments(args: argparse.Namespace) -> None:
     least = config_of(args, ADAPTIVE).max_depth + 2
     way_out = "shorter requests may end with their first step"
     check_int(ConfigError, "--max-tokens", args.max_tokens, least, way_out=way_out)
-    known = [*(str(n) for n in BUDGETS if n <= args.max_nodes), ADAPTIVE]
+    known = [*map(str, budgets(args.max_nodes)), ADAPTIVE]
     if unknown := [budget for budget in args.check or () if budget not in known]:
         raise ConfigError.from_parts(f"--check of {', '.join(known)}", ", ".join(unknown))
 
 
+def budgets(max_nodes: int) -> list[int]:
+    """Budgets that are predicted, the largest among them."""
+    return sorted({n for n in BUDGETS if n < max_nodes} | {max_nodes})
+
+
 def ladder(max_nodes: int) -> list[int]:
-    """Budgets whose steps are timed: powers of two, and the largest."""
-    return sorted({n for n in BUDGETS if n < max_nodes and n & (n - 1) == 0} | {max_nodes})
+    """Those whose steps are timed: powers of two, and the largest."""
+    return [n for n in budgets(max_nodes) if n & (n - 1) == 0 or n == max_nodes]
 
 
-def probe_batch_size(args: argparse.Namespace, groups: list[list[str]]) -> list[Verdict]:
+def probe_batch_size(
+    args: argparse.Namespace, step_costs: StepCosts | None, groups: list[list[str]]
+) -> list[Verdict]:
     """Samples, predicts and checks; the plain engine and one other are open at a time."""
-    from sdengine.runner.costs import measure_costs
-
     size = len(groups[0])
     settings = [request_params(args, temperature) for temperature in args.temperatures]
-    plain = open_engine(args, None, size)
+
+    def enter(config: SpeculationConfig | None) -> Contestant:
+        return Contestant.open(args, config, size, step_costs)
+
+    plain = enter(None)
     rungs: list[list[Rung]] = [[] for _ in settings]
     measured: list[dict[str, float]] = [{} for _ in settings]
     for nodes in ladder(args.max_nodes):
-        engine = open_engine(args, config_of(args, nodes), size)
+        other = enter(config_of(args, nodes))
         for params, found, ratios in zip(settings, rungs, measured):
-            timed = time_steps(plain, engine, groups, params, args.repeats)
+            timed = time_steps(plain, other, groups, params, args.repeats)
             if str(nodes) in (args.check or ()):  # in between: the machine changes by the minute
-                ratios[str(nodes)] = run_beside(plain, engine, groups, params, args.repeats)
-                timed += time_steps(plain, engine, groups, params, args.repeats)
-            found.append(Rung.from_pairs(nodes, timed))
-    samplers = [sample(engine, groups, params) for params in settings]  # of the largest trees
-    costs = measure_costs(engine.iteration, read_environment().cache_dir)
+                ratios[str(nodes)] = run_beside(plain, other, groups, params, args.repeats)
+                timed += time_steps(plain, other, groups, params, args.repeats)
+            found.append(Rung.from_turns(nodes, timed))
+    samplers = [sample(other, groups, params) for params in settings]  # of the largest trees
+    costs = other.costs()
     verdicts = []
     for params, found, some, ratios in zip(settings, rungs, samplers, measured):
         predictions = [
-            predict(some, costs, found, n, size, args.max_tokens)
-            for n in BUDGETS
-            if n <= args.max_nodes
+            predict(some, costs, found, n, size, args.max_tokens) for n in budgets(args.max_nodes)
         ]
         adaptive = predict_adaptive(args, some, costs, found, size)
-        verdicts.append(settle(args, plain, groups, params, predictions, adaptive, ratios))
+        verdicts.append(settle(args, enter, plain, groups, params, predictions, adaptive, ratios))
     return verdicts
 
 
@@ -176,49 +189,10 @@ def predict_adaptive(
     )
 
 
-def time_steps(
-    plain: Any, engine: Any, groups: list[list[str]], params: SamplingParams, repeats: int
-) -> list[tuple[float, float]]:
-    """Seconds of a step of either engine: of batches decoded in turns, all of them once at
-    least."""
-    for each in (plain, engine):
-        run_batch(each, groups[0], short(params))
-    pairs: list[tuple[float, float]] = []
-    deadline = perf_counter() + RUNG_BUDGET_S
-    for repeat in range(repeats):
-        for i, group in enumerate(groups):
-            if repeat and perf_counter() > deadline:
-                break
-            order = (plain, engine) if (i + repeat) % 2 == 0 else (engine, plain)
-            seconds = {id(each): step_seconds(each, group, params) for each in order}
-            pairs.append((seconds[id(plain)], seconds[id(engine)]))
-    return pairs
-
-
-def step_seconds(engine: Any, group: list[str], params: SamplingParams) -> float:
-    """Mean time of a step once every request of the batch decodes."""
-    num_decoding: list[int] = []
-    run = run_batch(
-        engine, group, params, lambda: num_decoding.append(len(engine.last_report.num_accepted))
-    )
-    started = num_decoding.index(len(group))
-    return run.decode_s / (len(num_decoding) - 1 - started)
-
-
-def sample(engine: Any, groups: list[list[str]], params: SamplingParams) -> list[TreeSampler]:
-    """Decodes every batch once and notes what its trees would have done. Longer by the deepest
-    tree: the last steps of a request, which end it, are not noted."""
-    depth = engine.iteration.workspace.sizes.max_depth
-    params = replace(params, max_tokens=params.max_tokens + depth)
-    samplers = [TreeSampler(engine) for _ in groups]
-    for group, sampler in zip(groups, samplers):
-        run_batch(engine, group, params, sampler)
-    return samplers
-
-
 def settle(
     args: argparse.Namespace,
-    plain: Any,
+    enter: Callable[[SpeculationConfig | None], Contestant],
+    plain: Contestant,
     groups: list[list[str]],
     params: SamplingParams,
     predictions: list[Prediction],
@@ -233,30 +207,13 @@ def settle(
     checks = []
     for budget in args.check or [str(top.budget)]:
         if budget not in measured:
-            engine = open_engine(args, config_of(args, budget), len(groups[0]))
-            run_batch(engine, groups[0], short(params))
-            measured[budget] = run_beside(plain, engine, groups, params, args.repeats)
+            other = enter(config_of(args, budget))
+            other.warm_up(groups[0], params)
+            measured[budget] = run_beside(plain, other, groups, params, args.repeats)
         checks.append(Check(budget, expected[budget], measured[budget]))
     best = top.budget if top.speedup > 1.0 else 0
     return Verdict(
         len(groups[0]), params.temperature, predictions, best, adaptive, setting(args, best), checks
-    )
-
-
-def run_beside(
-    plain: Any, engine: Any, groups: list[list[str]], params: SamplingParams, repeats: int
-) -> float:
-    """Speed over plain decoding, of all batches together."""
-    runs = [
-        alternate(
-            partial(run_batch, plain, group, params),
-            partial(run_batch, engine, group, params),
-            repeats,
-        )
-        for group in groups
-    ]
-    return harmonic_mean([run.speculative_tokens_per_s for run in runs]) / harmonic_mean(
-        [run.plain_tokens_per_s for run in runs]
     )
 
 

@@ -20,6 +20,7 @@ from sdengine.errors import ConfigError
 from sdengine.runner.runner import MAX_STEADY_PENDING
 
 if TYPE_CHECKING:
+    from sdengine.core.config import SpeculationConfig
     from sdengine.engine import Engine
 
 __all__ = ["TABLES", "ModelledTime", "StepCosts", "read_step_costs"]
@@ -32,10 +33,17 @@ class StepCosts:
     Args:
         costs: of the target's rows and the draft's layers.
         overhead_s: of every step, outside the programs.
+        lookup_s: of a drafter without a model.
     """
 
     costs: CostModel
     overhead_s: float
+    lookup_s: float
+
+    def of_lookups(self) -> StepCosts:
+        """The same where the drafter looks the text's own repetitions up."""
+        costs = replace(self.costs, draft_first_s=self.lookup_s, draft_layer_s=0.0)
+        return replace(self, costs=costs)
 
     def report(self, seen: StepReport, num_layers: int, num_missed: int) -> StepReport:
         """A step with these times instead of its own.
@@ -43,7 +51,7 @@ class StepCosts:
         Args:
             seen: the step.
             num_layers: of the draft; 0 when it grew no tree.
-            num_missed: tokens that the draft read before, beyond those of a steady step.
+            num_missed: tokens that the draft read, beyond those of a steady step.
         """
         draft_s = self.costs.draft_time(num_layers)
         draft_s += num_missed * draft_token_seconds(self.costs)
@@ -60,7 +68,7 @@ class ModelledTime:
     """A budget controller that tells another one what steps take by a table; the clock of a run.
 
     Args:
-        engine: whose steps they are; with a draft model, or decoding plainly.
+        engine: whose steps they are.
         controller: plans and learns.
         step_costs: the table.
     """
@@ -69,10 +77,25 @@ class ModelledTime:
         tree, state = engine.iteration.workspace.draft_tree, engine.iteration.workspace.state
         self._num_grown, self._depths = tree.num_nodes.numpy(), tree.depths.numpy()
         self._wants_tree = state.wants_logits.numpy()
+        self._draft_pending = state.draft_pending_lens.numpy()
         self._controller = controller
-        self._step_costs = step_costs
-        self._backlog = 0
+        self.step_costs = step_costs
+        self.last_report: StepReport = engine.last_report  # with the table's times
         self._seconds = 0.0
+
+    @classmethod
+    def of(
+        cls, engine: Engine, config: SpeculationConfig | None, step_costs: StepCosts
+    ) -> ModelledTime:
+        """Puts itself between an engine and the controller that it would have with these costs."""
+        from sdengine.factory.kinds import make_controller
+
+        drafter = engine.iteration.drafter
+        if config is not None and not config.needs_draft_model:
+            step_costs = step_costs.of_lookups()
+        controller = make_controller(config, drafter, lambda: step_costs.costs)
+        engine.controller = time = cls(engine, controller, step_costs)
+        return time
 
     def __call__(self) -> float:
         """Seconds of all steps so far."""
@@ -80,16 +103,14 @@ class ModelledTime:
 
     def plan(self, num_decoding: int, outlook: AskOutlook | None = None) -> StepPlan:
         """The controller's plan."""
-        assert outlook is not None, "an engine says what is before its sequences"
-        self._backlog = outlook().draft_backlog
         return self._controller.plan(num_decoding, outlook)
 
     def observe(self, plan: StepPlan, report: StepReport) -> None:
         """Lets the controller learn from the step as the table has it, and time pass."""
         num_layers = self._layers_grown() if plan.depth else 0
         steady = MAX_STEADY_PENDING * len(report.num_accepted)
-        missed = max(self._backlog - steady, 0) if plan.depth else 0
-        modelled = self._step_costs.report(report, num_layers, missed)
+        missed = max(int(self._draft_pending.sum()) - steady, 0)
+        self.last_report = modelled = self.step_costs.report(report, num_layers, missed)
         self._seconds += modelled.step_s
         self._controller.observe(plan, modelled)
 
@@ -123,19 +144,22 @@ def _table(
     draft_first_ms: float,
     draft_layer_ms: float,
     overhead_ms: float,
+    lookup_ms: float,
 ) -> StepCosts:
     """Raises: ValueError, TypeError: not a table."""
     if len(rows) != len(verify_ms) or rows[:1] != [1] or sorted(set(rows)) != rows:
         raise ValueError("rows must rise from 1, with one of verify_ms for each")
-    times = [float(ms) for ms in (*verify_ms, draft_first_ms, draft_layer_ms, overhead_ms)]
+    others = (draft_first_ms, draft_layer_ms, overhead_ms, lookup_ms)
+    times = [float(ms) for ms in (*verify_ms, *others)]
     if not all(0.0 <= ms < float("inf") for ms in times) or min(times[: len(rows)]) <= 0.0:
         raise ValueError("times must be finite and not negative, those of rows positive")
-    first_s, layer_s, overhead_s = (ms * 1e-3 for ms in times[len(rows) :])
+    first_s, layer_s, overhead_s, lookup_s = (ms * 1e-3 for ms in times[len(rows) :])
     verify_s = [ms * 1e-3 for ms in times[: len(rows)]]
-    return StepCosts(CostModel.from_samples(rows, verify_s, first_s, layer_s), overhead_s)
+    costs = CostModel.from_samples(rows, verify_s, first_s, layer_s)
+    return StepCosts(costs, overhead_s, lookup_s)
 
 
-_KEYS = ("rows", "verify_ms", "draft_first_ms", "draft_layer_ms", "overhead_ms")
+_KEYS = ("rows", "verify_ms", "draft_first_ms", "draft_layer_ms", "overhead_ms", "lookup_ms")
 
 TABLES: dict[str, dict[str, Any]] = {
     # A TinyLlama's shape and a 68M draft, bfloat16, two cores of a Zen 3 server (AVX2) in a quiet
@@ -146,6 +170,7 @@ TABLES: dict[str, dict[str, Any]] = {
         "draft_first_ms": 2.3,
         "draft_layer_ms": 1.4,
         "overhead_ms": 0.2,
+        "lookup_ms": 0.02,
     },
     # Llama-3.1-8B's and Llama-3.2-1B's shapes, bfloat16, H200 (benchmarks/results/nvidia-h200);
     # between 2 and 65 rows nothing was measured.
@@ -155,5 +180,6 @@ TABLES: dict[str, dict[str, Any]] = {
         "draft_first_ms": 0.94,
         "draft_layer_ms": 0.94,
         "overhead_ms": 0.05,
+        "lookup_ms": 0.02,
     },
 }

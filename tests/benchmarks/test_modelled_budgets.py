@@ -17,15 +17,17 @@ from sdengine.core.plan import StepReport
 from sdengine.errors import ConfigError
 
 TOKENS = 64
-FREE_ROWS = StepCosts(CostModel((1, 64), (1.0, 1.0), 0.0, 0.0), 0.0)
-DEAR_ROWS = StepCosts(CostModel((1, 64), (1.0, 64.0), 2.0, 1.0), 0.5)
+FREE_ROWS = StepCosts(CostModel((1, 64), (1.0, 1.0), 0.0, 0.0), 0.0, 0.0)
+DEAR_ROWS = StepCosts(CostModel((1, 64), (1.0, 64.0), 2.0, 1.0), 0.5, 0.25)
 GOOD = TABLES["1.1b-avx2"]
 
 
-def runs_of(step_costs: StepCosts, size: str | None, prompts: list[str]) -> Run:
+def runs_of(
+    step_costs: StepCosts, size: str | None, prompts: list[str], method: str = "chain"
+) -> Run:
     """One batch of the bundled pair, greedy; None decodes plainly."""
     args = build_parser().parse_args(["--max-tokens", str(TOKENS), "--num-threads", "1"])
-    config = None if size is None else speculation(args, "chain", size)
+    config = None if size is None else speculation(args, method, size)
     (run,) = decode(args, config, step_costs, request_params(args, 0.0), [prompts])
     return run
 
@@ -43,6 +45,15 @@ def test_rows_and_layers_are_paid_for() -> None:
     steps = stats.num_steps - 1
     whole = 0.5 + 3.0 + 3.0
     assert (steps - 2) * whole < run.decode_s <= steps * whole
+
+
+def test_looking_up_has_a_price_of_its_own() -> None:
+    run = runs_of(DEAR_ROWS, "2", ["def main("], "ngram")
+    (stats,) = run.speculation
+    assert stats.num_draft_tokens > 10
+    # A row, its nodes, a lookup and what surrounds them; the first step is not timed.
+    nodes = run.decode_s - (stats.num_steps - 1) * (1.0 + 0.25 + 0.5)
+    assert stats.num_draft_tokens - 2 <= round(nodes, 9) <= stats.num_draft_tokens
 
 
 def test_free_rows_save_what_is_accepted() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import probe
-from benchmarks.probe_model import Rung, TreeSampler, predict, steps_of_a_request
+from benchmarks.probe_model import Rung, TreeSampler, Turn, predict, steps_of_a_request
 from sdengine.core.cost_model import CostModel
 from sdengine.core.plan import StepReport
 from sdengine.kernels.token_tree import DraftTree, TokenTree
@@ -36,10 +36,8 @@ def sampled() -> TreeSampler:
     sizes = SimpleNamespace(max_depth=4)
     workspace = SimpleNamespace(draft_tree=draft, token_tree=tree, state=state, sizes=sizes)
     report = StepReport((2,), 4, 5, 6e-4, 4e-3, 5e-3, True)
-    engine = SimpleNamespace(
-        iteration=SimpleNamespace(workspace=workspace, verdict=verdict), last_report=report
-    )
-    sampler = TreeSampler(engine)
+    engine = SimpleNamespace(iteration=SimpleNamespace(workspace=workspace, verdict=verdict))
+    sampler = TreeSampler(engine, lambda: report)
     sampler()
     return sampler
 
@@ -54,9 +52,9 @@ def test_a_budget_accepts_what_lies_among_its_first_nodes() -> None:
 
 def test_a_step_without_a_tree_commits_one_token() -> None:
     sampler = sampled()
-    sampler._engine.last_report = StepReport((0,), 0, 1, 0.0, 1e-3, 1e-3, True)
+    sampler._last_report = lambda: StepReport((0,), 0, 1, 0.0, 1e-3, 1e-3, True)
     sampler()
-    sampler._engine.last_report = StepReport((0,), 0, 9, 0.0, 1e-3, 1e-3, False)  # prefill
+    sampler._last_report = lambda: StepReport((0,), 0, 9, 0.0, 1e-3, 1e-3, False)  # prefill
     sampler()
     assert sampler.tokens(4).tolist() == [3, 1] and sampler.nodes(4) == 2
 
@@ -74,7 +72,8 @@ def test_steps_that_a_request_cuts_short_are_not_sampled() -> None:
 def test_the_draft_time_of_a_prompt_tells_what_a_missed_token_takes() -> None:
     sampler = sampled()
     assert sampler.prompt_tokens == 0 and sampler.missed_token_s(1e-4) == 0.0
-    sampler._engine.last_report = StepReport((2,), 4, 44, 1e-4 + 40 * 2e-5, 4e-3, 5e-3, False)
+    prompt = StepReport((2,), 4, 44, 1e-4 + 40 * 2e-5, 4e-3, 5e-3, False)
+    sampler._last_report = lambda: prompt
     sampler()
     assert sampler.prompt_tokens == 40
     assert sampler.missed_token_s(1e-4) == pytest.approx(2e-5)
@@ -92,6 +91,22 @@ def test_predictions_follow_the_cost_model_between_measured_steps() -> None:
     decoded = 60 - 3  # the first step comes with the prompt
     steps = decoded / 3 + (3 - 1) / 2 / 3
     assert found.speedup == pytest.approx(decoded / (steps * found.plain_steps))
+
+
+def test_samples_are_corrected_by_the_steps_that_requests_took() -> None:
+    """Every sampled step commits three tokens, but the requests' steps committed more."""
+    sampler = sampled()
+    steps = steps_of_a_request(sampler.tokens(4), 60)  # (60 + 1) / 3
+    turns = [Turn(1.0, 2.0, 0, [(60, 10)]), Turn(2.0, 4.0, 0, [(60, 10), (60, 20)])]
+    rung = Rung.from_turns(4, turns)
+    assert (rung.plain_steps, rung.plain_s) == (2.0, 1.5)
+    assert rung.correction([sampler]) == pytest.approx(3 * steps / 40)
+    rungs = [Rung(1, 2.0), rung]
+    found = {n: predict([sampler], COSTS, rungs, n, 1, 60) for n in (1, 2, 4)}
+    plain = {n: predict([sampler], COSTS, [Rung(1, 2.0), Rung(4, 2.0)], n, 1, 60) for n in found}
+    factors = [found[n].speedup / plain[n].speedup for n in found]
+    assert factors == pytest.approx([1.0, (3 * steps / 40) ** 0.5, 3 * steps / 40])
+    assert found[4].tokens_per_step == pytest.approx(3 * 3 * steps / 40)
 
 
 def test_a_speed_up_is_of_all_batches_together() -> None:
@@ -135,9 +150,32 @@ def test_the_bundled_pair_is_probed_from_end_to_end(capsys) -> None:
         assert f"max_nodes={found['best']}" in found["use"]
 
 
+def test_a_table_of_costs_decides_instead_of_the_clock(capsys) -> None:
+    argv = ["--held-out", "2", "--max-tokens", "48", "--repeats", "1", "--max-nodes", "5"]
+    argv += ["--temperatures", "0", "--json", "--check", "2", "5", "adaptive"]
+    argv += ["--step-costs", "1.1b-avx2"]
+    found = []
+    for _ in range(2):
+        assert probe.main(argv) == 0
+        document = json.loads(capsys.readouterr().out)
+        assert document["conditions"]["step costs"] == "1.1b-avx2"
+        assert "machine limits" not in document["conditions"]
+        found.append(document["verdicts"])
+    assert found[0] == found[1], "no clock decides"
+    (verdict,) = found[0]
+    assert [p["budget"] for p in verdict["predictions"]] == [1, 2, 3, 4, 5]
+    two, five, adaptive = verdict["checks"]
+    # by the table a step of 3 rows and 2 draft layers at most takes 70.5 ms, a plain one 63.1
+    step = verdict["predictions"][1]["plain_steps"]
+    assert (2.3 + 66.6 + 0.2) / 63.1 - 1e-6 <= step <= (2.3 + 1.4 + 66.6 + 0.2) / 63.1 + 1e-6
+    assert abs(two["error"]) < 0.07 and abs(five["error"]) < 0.07
+    assert 0.7 < adaptive["measured"] < 6.0
+
+
 @pytest.mark.parametrize(
     "argv",
     [
+        ["--step-costs", "no-table"],
         ["--repeats", "0"],
         ["--check", "5"],
         ["--max-nodes", "0"],
@@ -154,7 +192,7 @@ def test_wrong_arguments_exit_2_on_one_line(
     argv: list[str], monkeypatch: pytest.MonkeyPatch, capfd
 ) -> None:
     if "--model" not in argv:
-        monkeypatch.setattr(probe, "open_engine", None)
+        monkeypatch.setattr(probe, "Contestant", None)
     assert probe.main(argv) == 2
     err = capfd.readouterr().err
     assert err.startswith("sdengine: expected ") and err.count("\n") == 1

@@ -152,6 +152,30 @@ def test_a_trial_ends_when_it_can_hardly_be_won_any_more() -> None:
     assert 3 <= world.num_trees - trees <= 5
 
 
+def test_a_single_walk_more_is_waited_for() -> None:
+    trial, spent = accounts.Trial(), accounts.Spent()
+    verdicts = []
+    for _ in range(3):
+        trial.add(8.0)
+        spent.add(9.0, 1)
+        verdicts.append([trial.is_hopeless(spent, batch, 1.0 / batch) for batch in (1, 2)])
+    assert verdicts == [[False, False], [False, True], [True, True]]
+
+
+def test_the_last_sequence_of_a_batch_does_not_end_a_trial_that_gains() -> None:
+    """Seven steps of two sequences gained; the first of the one that is left accepted nothing."""
+    trial, alone = accounts.Trial(), accounts.Spent()
+    for _ in range(7):
+        trial.add(-0.7)
+    trial.add(2.0)
+    alone.add(3.0, 1)
+    assert not trial.is_hopeless(alone, 1, 1.0)
+    for _ in range(2):
+        trial.add(2.0)
+        alone.add(3.0, 1)
+    assert trial.is_hopeless(alone, 1, 1.0), "three of its own say it"
+
+
 def test_in_a_batch_a_trial_is_seen_through_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight walks a step: two steps say as much as sixteen of a single sequence."""
     world = pair(0.6, 8 * 800, batch=8, tells=False)
