@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -84,6 +85,18 @@ def is_fresh(target: Path, depfile: Path) -> bool:
     return all(os.path.exists(d) and os.stat(d).st_mtime <= made for d in dependencies(depfile))
 
 
+def compile_once(command: list[str], source: str, target: Path) -> None:
+    """Compiles a source, unless its object is fresh and was made by the same command."""
+    depfile, record = target.with_suffix(".d"), target.with_suffix(".command")
+    command = [*command, "-MF", str(depfile), source, "-o", str(target)]
+    text = shlex.join(command)
+    if record.exists() and record.read_text() == text and is_fresh(target, depfile):
+        return
+    record.unlink(missing_ok=True)
+    subprocess.check_call(command)
+    record.write_text(text)
+
+
 def cuda_compiler() -> str | None:
     """nvcc, when the CUDA library is to be built: asked for, of use, or there from before."""
     wish = os.environ.get("SDENGINE_BUILD_CUDA", "")
@@ -130,14 +143,11 @@ class BuildNative(build_ext):
         out_dir = ROOT / "build" / f"cuda-{self.plat_name}"
         out_dir.mkdir(parents=True, exist_ok=True)
         compile_command = [nvcc, *CUDA_FLAGS, *cuda_targets(nvcc)]
-        compile_command += [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc' / 'include'}", "-c"]
+        compile_command += [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc' / 'include'}", "-c", "-MD"]
 
         def compile_one(source: Path) -> str:
             target = out_dir / (source.stem + ".o")
-            depfile = target.with_suffix(".d")
-            if not is_fresh(target, depfile):
-                made = ["-MD", "-MF", str(depfile), str(source), "-o", str(target)]
-                subprocess.check_call([*compile_command, *made])
+            compile_once(compile_command, str(source), target)
             return str(target)
 
         try:
@@ -178,23 +188,7 @@ class BuildNative(build_ext):
         self, compiler: str, source: str, flags: list[str], includes: list[str], out_dir: Path
     ) -> Path:
         target = out_dir / (Path(source).stem + ".o")
-        depfile = target.with_suffix(".d")
-        if not is_fresh(target, depfile):
-            subprocess.check_call(
-                [
-                    compiler,
-                    "-c",
-                    "-fPIC",
-                    *flags,
-                    *includes,
-                    "-MMD",
-                    "-MF",
-                    str(depfile),
-                    source,
-                    "-o",
-                    str(target),
-                ]
-            )
+        compile_once([compiler, "-c", "-fPIC", *flags, *includes, "-MMD"], source, target)
         return target
 
     def write_op_list(self, out_dir: Path) -> None:

@@ -32,12 +32,14 @@ __all__ = [
     "BACKENDS",
     "DTYPES",
     "METHODS",
+    "METHODS_WITHOUT_DRAFT_MODEL",
     "VERIFIERS",
     "EngineConfig",
     "SpeculationConfig",
 ]
 
 METHODS = ("dyspec", "chain", "kary", "sampled", "ngram")
+METHODS_WITHOUT_DRAFT_MODEL = ("ngram",)
 VERIFIERS = ("coupled", "rejection")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 BACKENDS = ("reference", "cpu", "triton", "cuda")
@@ -133,7 +135,7 @@ class SpeculationConfig:
     @property
     def needs_draft_model(self) -> bool:
         """Whether the method cannot work without a draft model."""
-        return self.method != "ngram"
+        return self.method not in METHODS_WITHOUT_DRAFT_MODEL
 
     @property
     def level_widths(self) -> tuple[int, ...]:
@@ -227,7 +229,8 @@ class EngineConfig:
         model: a directory in Hugging Face format, or the name of a bundled pair.
         draft: directory of the draft model; None takes the bundled pair's, or none.
         device: "cpu", "cuda" or "cuda:<index>"; "auto" is the CPU, unless the backend is a GPU's.
-        dtype: of weights and KV cache: "auto", "float32", "bfloat16" or "float16".
+        dtype: of weights and KV cache: "float32" or "bfloat16" ("float16" is refused for now);
+            "auto" is float32 for checkpoints in float32, else bfloat16.
         speculation: a SpeculationConfig, the name of a method, None (or "off") for plain decoding,
             or "auto": "dyspec" when there is a draft model, else "ngram". Kept as
             SpeculationConfig, None or "auto".
