@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict, dataclass
+from statistics import fmean
 
 from benchmarks.conditions import as_lines, describe_machine
 from benchmarks.generate import (
@@ -43,7 +44,8 @@ class Row:
     """One method and budget at one temperature and batch size.
 
     Args:
-        speedup: over plain decoding, all batches together.
+        speedup: over plain decoding, all batches together: a batch ends with its last request.
+        request_speedup: of a request, mean: how much faster its tokens come than plain decoding's.
         tokens_per_step: of a sequence.
     """
 
@@ -52,6 +54,7 @@ class Row:
     method: str
     budget: str
     speedup: float
+    request_speedup: float
     tokens_per_step: float
 
 
@@ -140,6 +143,7 @@ def row_of(
     """A line of the table."""
     stats = [s for run in runs for s in run.speculation]
     committed = sum(s.mean_acceptance_length * s.num_steps for s in stats)
+    waits = [[wait for run in side for wait in run.token_s] for side in (plain, runs)]
     return Row(
         temperature=params.temperature,
         batch_size=batch_size,
@@ -147,6 +151,7 @@ def row_of(
         budget=size,
         speedup=sum(1.0 / run.tokens_per_s for run in plain)
         / sum(1.0 / run.tokens_per_s for run in runs),
+        request_speedup=fmean(before / max(now, 1e-9) for before, now in zip(*waits)),
         tokens_per_step=committed / sum(s.num_steps for s in stats),
     )
 
@@ -157,23 +162,27 @@ def to_markdown(args: argparse.Namespace, rows: list[Row]) -> str:
         f"step costs {args.step_costs}, {args.held_out} held-out prompts, {args.max_tokens} tokens "
         f"each, verifier {args.verifier}; over plain decoding (tokens a step)",
         "",
-        f"| T | sequences | method | {' | '.join(args.budgets)} | adaptive of the best fixed |",
-        "|---" * (4 + len(args.budgets)) + "|",
+        "A batch ends with its last request; by requests: the mean of theirs.",
+        "",
+        f"| T | sequences | method | {' | '.join(args.budgets)} | adaptive of the best fixed "
+        "| by requests |",
+        "|---" * (5 + len(args.budgets)) + "|",
     ]
     for first in range(0, len(rows), len(args.budgets)):
         line = rows[first : first + len(args.budgets)]
         cells = [f"{row.speedup:.2f}x ({row.tokens_per_step:.2f})" for row in line]
         head = f"| {line[0].temperature:g} | {line[0].batch_size} | {line[0].method} | "
-        lines.append(head + " | ".join(cells) + f" | {share_of_best(line)} |")
+        shares = [share_of_best(line, by) for by in ("speedup", "request_speedup")]
+        lines.append(head + " | ".join([*cells, *shares]) + " |")
     return "\n".join(lines)
 
 
-def share_of_best(line: list[Row]) -> str:
+def share_of_best(line: list[Row], by: str = "speedup") -> str:
     """What the adaptive budget reaches of the best fixed one, plain decoding among them."""
-    adaptive = [row.speedup for row in line if row.budget == ADAPTIVE]
+    adaptive = [getattr(row, by) for row in line if row.budget == ADAPTIVE]
     if not adaptive:
         return ""
-    fixed = [1.0, *(row.speedup for row in line if row.budget != ADAPTIVE)]
+    fixed = [1.0, *(getattr(row, by) for row in line if row.budget != ADAPTIVE)]
     return f"{adaptive[0] / max(fixed):.2f}"
 
 

@@ -172,6 +172,16 @@ TABLES: dict[str, dict[str, Any]] = {
         "overhead_ms": 0.2,
         "lookup_ms": 0.02,
     },
+    # The bundled pair on the same machine, whose cache holds most of it (the cost curve of
+    # benchmarks/results/amd-epyc-avx2-2-threads, 2026-11-27).
+    "13m-avx2": {
+        "rows": [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64],
+        "verify_ms": [1.03, 1.10, 1.25, 1.37, 1.37, 1.81, 2.11, 3.81, 5.25, 7.55, 13.39],
+        "draft_first_ms": 0.043,
+        "draft_layer_ms": 0.029,
+        "overhead_ms": 0.12,
+        "lookup_ms": 0.01,
+    },
     # Llama-3.1-8B's and Llama-3.2-1B's shapes, bfloat16, H200 (benchmarks/results/nvidia-h200);
     # between 2 and 65 rows nothing was measured.
     "8b-h200": {

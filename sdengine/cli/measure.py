@@ -36,6 +36,7 @@ class Run:
         first_token_s: of every request, from the start of the batch to its first commit.
         gaps_s: of every token after a request's first commit: the time since the commit before,
             shared evenly among the tokens of a commit.
+        token_s: of every request, mean of its gaps; 0 where everything came at once.
         decode_s: from the moment at which every request had a token to the last commit.
         num_decoded: tokens committed in that time.
     """
@@ -43,6 +44,7 @@ class Run:
     outputs: Sequence[RequestOutput]
     first_token_s: Sequence[float]
     gaps_s: Sequence[float]
+    token_s: Sequence[float]
     decode_s: float
     num_decoded: int
 
@@ -60,7 +62,11 @@ class Run:
             for (before, fewer), (now, more) in pairwise(history):
                 gaps += [(now - before) / (more - fewer)] * (more - fewer)
                 decoded += more - fewer if now > all_started else 0
-        return cls(outputs, first, gaps, end - all_started, decoded)
+        token_s = [
+            (history[-1][0] - history[0][0]) / max(history[-1][1] - history[0][1], 1)
+            for history in commits
+        ]
+        return cls(outputs, first, gaps, token_s, end - all_started, decoded)
 
     @property
     def tokens_per_s(self) -> float:

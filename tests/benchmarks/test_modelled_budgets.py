@@ -36,6 +36,7 @@ def test_plain_steps_take_what_the_table_says() -> None:
     run = runs_of(DEAR_ROWS, None, ["def main("])
     assert run.decode_s == pytest.approx((TOKENS - 1) * 1.5)
     assert run.first_token_s[0] > 1.5  # a prompt of some rows
+    assert run.token_s == pytest.approx([1.5])
 
 
 def test_rows_and_layers_are_paid_for() -> None:
@@ -87,19 +88,21 @@ def test_the_table_has_a_column_for_every_budget(capsys: pytest.CaptureFixture[s
     assert main([*options, "--methods", "chain", "kary", "--budgets", "1", "4"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert cells[0] == ["T", "sequences", "method", "1", "4", "adaptive of the best fixed"]
+    head = ["T", "sequences", "method", "1", "4", "adaptive of the best fixed", "by requests"]
+    assert cells[0] == head
     heads = [("0", "1", "chain"), ("0", "1", "kary"), ("1", "1", "chain"), ("1", "1", "kary")]
     assert [tuple(line[:3]) for line in cells[2:]] == heads
-    assert {len(line) for line in cells} == {6}
+    assert {len(line) for line in cells} == {7}
 
 
 def test_the_best_fixed_budget_may_be_none() -> None:
     def row(budget: str, speedup: float) -> Row:
-        return Row(0.0, 1, "dyspec", budget, speedup, 1.0)
+        return Row(0.0, 1, "dyspec", budget, speedup, 2 * speedup, 1.0)
 
     assert share_of_best([row("adaptive", 0.9), row("4", 0.8)]) == "0.90"
     assert share_of_best([row("adaptive", 1.2), row("4", 1.5)]) == "0.80"
     assert share_of_best([row("4", 1.5)]) == ""
+    assert share_of_best([row("adaptive", 0.9), row("4", 0.8)], "request_speedup") == "1.12"
 
 
 @pytest.mark.parametrize(
