@@ -41,10 +41,29 @@ class PassedEvent:
         """It has been passed."""
 
 
+class QueueEvent:
+    """A mark in the current stream of a GPU, which need not be the current GPU.
+
+    Args:
+        device: that GPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._event = torch.cuda.Event()
+
+    def record(self) -> None:
+        """Puts it behind everything that is enqueued."""
+        self._event.record(torch.cuda.current_stream(self._device))
+
+    def synchronize(self) -> None:
+        """Waits until the GPU has passed it."""
+        self._event.synchronize()
+
+
 def make_event(device: torch.device) -> Event:
     """An event of a device."""
-    event: Event = torch.cuda.Event() if device.type == "cuda" else PassedEvent()
-    return event
+    return QueueEvent(device) if device.type == "cuda" else PassedEvent()
 
 
 class ResultsRing:

@@ -209,12 +209,15 @@ def allocate_tree_scratch(
 def tree_scratch_size(
     batch_size: int, max_nodes: int, max_width: int = 1, num_candidates: int = 1
 ) -> int:
-    """Elements of the int64 scratch tensor: two key arrays, 16-byte candidates, and int32 maps; on
-    a GPU, the keys of all sequences and what its launches tell one another about each."""
+    """Elements of the int64 scratch tensor: two key arrays, 24-byte candidates, and int32 maps; on
+    a GPU, the keys of all sequences and what its launches tell one another about each, and every
+    sequence's own candidates, keys and map, which its shared memory may be too small for."""
     candidates = max_width * num_candidates
     keys = max(batch_size * max_nodes, max_nodes + candidates)
     serial = 2 * keys + 3 * candidates + 2 * (max_nodes + 1)
-    return max(serial, batch_size * (max_nodes + max_width + 1))
+    told = max_nodes + max_width + 1
+    own = max_nodes + 4 * candidates + (max_nodes + max_width + 2) // 2
+    return max(serial, batch_size * (told + own))
 
 
 def expect_draft_tree(op: str, name: str, tree: object) -> DraftTree:

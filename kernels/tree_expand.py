@@ -107,8 +107,9 @@ def check(
         min_layer_gain: [1] float32; no next rows when the sum over them of (reach - the larger of
             smallest kept value and what a newcomer costs by `row_prices`) is below it. That sum
             bounds what the layer can add to the expected acceptance beyond what it costs. By the
-            slot rules each node has to reach its share, min_layer_gain / num_seqs, instead: a sum
-            would let a node's drawn token decide about others, and so about itself.
+            slot rules each node has to reach its share, min_layer_gain / sequences whose depth
+            limit is above 0, instead: a sum would let a node's drawn token decide about others, and
+            so about itself.
         block_tables: [B, P_max] int32; must cover logical slots up to tree_starts + forwarded
             nodes. Nodes that would need a slot past P_max * block_size are not forwarded.
         num_seqs: [1] int32, live sequences.

@@ -271,7 +271,8 @@ def _layer_share(args: dict[str, Any]) -> np.float32:
     """What a node has to reach for its layer's sake: by the slot rules each by itself."""
     if "slot" not in args["rule"]:
         return F32(0)
-    return F32(args["min_layer_gain"].numpy()[0] / F32(int(args["num_seqs"])))
+    growing = int((args["depth_limits"][: int(args["num_seqs"])] > 0).sum())
+    return F32(args["min_layer_gain"].numpy()[0] / F32(growing))
 
 
 def _selection_floor(nodes: list[Node], args: dict[str, Any]) -> np.float32:

@@ -37,6 +37,7 @@ def check(
     num_seqs: torch.Tensor,
     scratch: torch.Tensor,
     tree: TokenTree,
+    total_budget: torch.Tensor | None = None,
 ) -> None:
     """Contract.
 
@@ -51,6 +52,7 @@ def check(
         scratch: int64, at least tree_scratch_size(B, T) elements.
         tree: TokenTree [B, T + 1], written. The root's draft slot is 0, its proposal row that of
             the draft tree.
+        total_budget: [1] int32, most nodes of the batch; None: as many as there are rows for.
     """
     expect_draft_tree(OP_NAME, "draft", draft)
     expect_token_tree(OP_NAME, "tree", tree)
@@ -59,6 +61,8 @@ def check(
     expect_tensor(OP_NAME, "thresholds", thresholds, torch.float32, (None,))
     expect_tensor(OP_NAME, "cu_pending", cu_pending, torch.int32, (draft.batch_size + 1,))
     expect_tensor(OP_NAME, "num_seqs", num_seqs, torch.int32, (1,))
+    if total_budget is not None:
+        expect_tensor(OP_NAME, "total_budget", total_budget, torch.int32, (1,))
     orders = draft.batch_size * (draft.max_nodes + 1) ** 2
     expect(OP_NAME, orders < 2**32, f"draft: B * (T + 1)^2 must be below 2^32, got {orders}")
     needed = tree_scratch_size(draft.batch_size, draft.max_nodes)
@@ -74,6 +78,7 @@ def reference(
     num_seqs: torch.Tensor,
     scratch: torch.Tensor,
     tree: TokenTree,
+    total_budget: torch.Tensor | None = None,
 ) -> None:
     """Sorts all nodes, takes a prefix, renumbers recursively."""
     live = int(num_seqs)
@@ -83,6 +88,8 @@ def reference(
         for i in range(1, int(draft.num_nodes[b]) + 1)
     )
     base = int(cu_pending[live])
+    if total_budget is not None:
+        ranked = ranked[: max(int(total_budget), 0)]
     kept: set[tuple[int, int]] = set()
     for taken, (negative, _, b, i) in enumerate(ranked):
         row = base + taken
@@ -138,6 +145,7 @@ def cpu(
     num_seqs: torch.Tensor,
     scratch: torch.Tensor,
     tree: TokenTree,
+    total_budget: torch.Tensor | None = None,
 ) -> None:
     """Appends the native launch."""
     load_cpu().tree_select(
@@ -151,6 +159,7 @@ def cpu(
         thresholds.shape[0],
         address(cu_pending),
         address(num_seqs),
+        address(total_budget),
         address(scratch),
     )
 

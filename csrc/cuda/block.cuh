@@ -48,8 +48,8 @@ __device__ inline int64_t device_clock_ns() {
 }
 #endif
 
-// Cuts a block's shared memory into arrays. With base nullptr it only counts, so that the launcher
-// asks for exactly what the kernel takes.
+// Cuts a block's shared memory, or its part of a scratch tensor, into arrays. With base nullptr it
+// only counts, so that the launcher asks for exactly what the kernel takes.
 class SharedLayout {
  public:
   SDE_HD explicit SharedLayout(unsigned char* base) : base_(base) {}

@@ -22,14 +22,30 @@ struct LaunchShape {
 
 constexpr int64_t kPlainSharedBytes = 48 * 1024;  // above it a kernel has to ask for its memory
 
+// Shared memory that a block of the current device can have; no kernel has any of fixed size.
+inline cudaError_t shared_limit(int64_t* bytes) {
+  int device = 0, limit = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return error;
+  error = cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  *bytes = limit;
+  return error;
+}
+
 template <class... Params>
 cudaError_t launch(void (*kernel)(Params...), const LaunchShape& shape, void* stream,
                    Params... params) {
   if (shape.grid.x == 0 || shape.grid.y == 0) return cudaSuccess;
   if (shape.shared_bytes > kPlainSharedBytes) {
-    const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                                   cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                   static_cast<int>(shape.shared_bytes));
+    int64_t limit = 0;
+    cudaError_t error = shared_limit(&limit);
+    if (error != cudaSuccess) return error;
+    if (shape.shared_bytes > limit) return cudaErrorLaunchOutOfResources;
+    // All that there is, not what this launch takes: the permission is the kernel's, and another
+    // thread's launch, or a captured one, may have counted on more.
+    error =
+        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(limit));
     if (error != cudaSuccess) return error;
   }
   cudaLaunchAttribute attribute{};

@@ -19,34 +19,38 @@ namespace {
 constexpr int32_t kExpandThreads = 128;
 constexpr int64_t kMaxPooledKeys = 4096;  // of the batch, held in shared memory; more are read anew
 
-// Most children of a node: a proposal may hold more candidates than are taken of it.
-SDE_HD int32_t most_children(const TreeExpandArgs& args) {
-  return expand::min_of(args.max_children, args.num_candidates);
-}
-
+// A block's memory. Its arrays are in shared memory where the device has room for them there, else
+// in scratch: kIsShared tells the compiler which, so that neither pays for the other.
+template <bool kIsShared>
 struct GrowSpace {
-  SDE_HD GrowSpace(unsigned char* base, const TreeExpandArgs& args) : layout(base) {
-    const int64_t slots = int64_t{args.max_width} * most_children(args);
-    select = layout.take<SelectSpace>(1);
-    keys = layout.take<uint64_t>(args.tree.capacity + slots);
-    candidates = layout.take<Candidate>(slots);
-    counts = layout.take<int32_t>(args.max_width);
-    remap = layout.take<int32_t>(args.tree.capacity + 1);
-    words = layout.take<uint32_t>(kMaxWarps);
-  }
+  SDE_HD GrowSpace(unsigned char* base, const TreeExpandArgs& args, int64_t b)
+      : layout(base),
+        select(layout.take<SelectSpace>(1)),
+        words(layout.take<uint32_t>(kMaxWarps)),
+        arrays(arrays_of(args, b)) {}
+
   SharedLayout layout;
   SelectSpace* select;
-  uint64_t* keys;         // [T + W C], C most_children
-  Candidate* candidates;  // [W, C]
-  int32_t* counts;        // [W], candidates of a row
-  int32_t* remap;         // [T + 1]
   uint32_t* words;
+  GrowArrays arrays;
+
+ private:
+  SDE_HD GrowArrays arrays_of(const TreeExpandArgs& args, int64_t b) {
+    if constexpr (kIsShared) {
+      return GrowArrays(&layout, args);
+    } else {
+      uint64_t* own = expand_scratch(args).arrays + b * grow_words(args);
+      SharedLayout in_scratch(reinterpret_cast<unsigned char*>(own));
+      return GrowArrays(&in_scratch, args);
+    }
+  }
 };
 
 // Proposes the children of every frontier row; returns how many there are in all.
+template <class Space>
 __device__ int32_t propose_layer(const TreeExpandArgs& args, const Block& block, int64_t b,
                                  const DraftTreeView& tree, int32_t num_rows, int32_t budget,
-                                 const GrowSpace& space) {
+                                 const Space& space) {
   const float floor = entry_floor(block, tree, *tree.num_nodes, budget);
   const int32_t limit = expand::min_of(most_children(args), budget);
   int32_t proposed = 0;
@@ -54,51 +58,55 @@ __device__ int32_t propose_layer(const TreeExpandArgs& args, const Block& block,
     const int32_t row = args.cu_rows[b] + r;
     const int32_t node = args.frontier_nodes ? args.frontier_nodes[row] : 0;
     tree.proposal_rows[node] = args.proposal_offset + row;
-    space.counts[r] = expand::propose_children(args, b, tree, node, row, limit, floor,
-                                               space.candidates + r * most_children(args));
-    proposed += space.counts[r];
+    space.arrays.counts[r] = expand::propose_children(
+        args, b, tree, node, row, limit, floor, space.arrays.candidates + r * most_children(args));
+    proposed += space.arrays.counts[r];
   }
   return block.sum(proposed);
 }
 
-__device__ bool is_candidate(const TreeExpandArgs& args, const GrowSpace& space, int32_t at) {
-  return at % most_children(args) < space.counts[at / most_children(args)];
+template <class Space>
+__device__ bool is_candidate(const TreeExpandArgs& args, const Space& space, int32_t at) {
+  return at % most_children(args) < space.arrays.counts[at / most_children(args)];
 }
 
 // Key of a candidate. Its place among all that there could be orders like its place among those
 // that there are.
-__device__ uint64_t candidate_key(const TreeExpandArgs& args, const GrowSpace& space, int32_t held,
+template <class Space>
+__device__ uint64_t candidate_key(const TreeExpandArgs& args, const Space& space, int32_t held,
                                   int32_t at) {
   if (!is_candidate(args, space, at)) return 0;
-  return rank_key(space.candidates[at].value, static_cast<uint32_t>(held + 1 + at));
+  return rank_key(space.arrays.candidates[at].value, static_cast<uint32_t>(held + 1 + at));
 }
 
 // The key of the budget-th best among held nodes and candidates.
+template <class Space>
 __device__ uint64_t layer_cut(const TreeExpandArgs& args, const Block& block,
                               const DraftTreeView& tree, int32_t held, int32_t slots,
-                              int32_t budget, const GrowSpace& space) {
+                              int32_t budget, const Space& space) {
   for (int32_t i = block.rank(); i < held; i += block.size())
-    space.keys[i] = rank_key(tree.values[i + 1], static_cast<uint32_t>(i + 1));
+    space.arrays.keys[i] = rank_key(tree.values[i + 1], static_cast<uint32_t>(i + 1));
   for (int32_t at = block.rank(); at < slots; at += block.size())
-    space.keys[held + at] = candidate_key(args, space, held, at);
+    space.arrays.keys[held + at] = candidate_key(args, space, held, at);
   block.sync();
-  const uint64_t* keys = space.keys;
+  const uint64_t* keys = space.arrays.keys;
   return kth_largest_key(
       block, [=](int32_t i) { return keys[i]; }, held + slots, budget, space.select);
 }
 
 // Appends the candidates whose key is at least `cut`, in order; returns the number of nodes.
+template <class Space>
 __device__ int32_t append_candidates(const TreeExpandArgs& args, const Block& block,
                                      const DraftTreeView& tree, int32_t held, int32_t kept,
-                                     int32_t slots, uint64_t cut, const GrowSpace& space) {
+                                     int32_t slots, uint64_t cut, const Space& space) {
   for (int32_t first = 0; first < slots; first += block.size()) {
     const int32_t at = first + block.rank();
     const uint64_t key = at < slots ? candidate_key(args, space, held, at) : 0;
     const bool enters = key != 0 && key >= cut;
     const RunningSum sum = block.count_flags(enters);
     if (enters) {
-      const Candidate& candidate = space.candidates[at];
-      const int32_t parent = cut == 0 ? candidate.parent : space.remap[candidate.parent];
+      const Candidate& candidate = space.arrays.candidates[at];
+      const int32_t parent = cut == 0 ? candidate.parent : space.arrays.remap[candidate.parent];
       expand::write_node(args, tree, kept + sum.before + 1, candidate, parent);
     }
     kept += sum.total;
@@ -107,8 +115,9 @@ __device__ int32_t append_candidates(const TreeExpandArgs& args, const Block& bl
 }
 
 // Merges the layer into the sequence's tree; returns its number of nodes.
+template <class Space>
 __device__ int32_t merge_layer(const TreeExpandArgs& args, const Block& block, int64_t b,
-                               const DraftTreeView& tree, const GrowSpace& space) {
+                               const DraftTreeView& tree, const Space& space) {
   const int32_t held = *tree.num_nodes;
   if (args.layer >= args.depth_limits[b]) return held;
   const int32_t budget = expand::node_budget(args, b);
@@ -119,14 +128,16 @@ __device__ int32_t merge_layer(const TreeExpandArgs& args, const Block& block, i
   if (held + proposed <= budget)
     return append_candidates(args, block, tree, held, held, slots, 0, space);
   const uint64_t cut = layer_cut(args, block, tree, held, slots, budget, space);
-  const int32_t kept = drop_below(block, tree, held, cut, expand::NodeOrder{0, 0}, space.remap);
+  const int32_t kept =
+      drop_below(block, tree, held, cut, expand::NodeOrder{0, 0}, space.arrays.remap);
   return append_candidates(args, block, tree, held, kept, slots, cut, space);
 }
 
+template <bool kIsShared>
 __global__ void grow_kernel(TreeExpandArgs args) {
-  const GrowSpace space(shared_memory(), args);
-  const Block block(space.words);
   const int64_t b = blockIdx.x;
+  const GrowSpace<kIsShared> space(shared_memory(), args, b);
+  const Block block(space.words);
   if (b >= *args.num_seqs) return;
   const DraftTreeView tree = args.tree.sequence(b);
   if (args.layer == 0 && block.is_leader()) expand::reset_to_root(tree);
@@ -234,6 +245,15 @@ __device__ float selection_floor(const TreeExpandArgs& args, const Block& block,
   return expand::newcomer_cost(args, kept, block.least_positive(last));
 }
 
+// expand::layer_share, by a block.
+__device__ float layer_share(const TreeExpandArgs& args, const Block& block) {
+  if (!expand::is_slot_rule(args.rule)) return 0.0f;
+  int32_t growing = 0;
+  for (int32_t b = block.rank(); b < *args.num_seqs; b += block.size())
+    growing += expand::is_growing(args, b) ? 1 : 0;
+  return expand::layer_share(args, block.sum(growing));
+}
+
 // Chooses the nodes to forward next (expand::choose_frontier, by a block); returns how many.
 __device__ int32_t choose_frontier(const TreeExpandArgs& args, const Block& block, int64_t b,
                                    const DraftTreeView& tree, float pool_floor,
@@ -244,7 +264,7 @@ __device__ int32_t choose_frontier(const TreeExpandArgs& args, const Block& bloc
   if (room <= 0 || depth >= args.depth_limits[b]) return 0;
   const float own_floor = entry_floor(block, tree, num_nodes, expand::node_budget(args, b));
   const float floor = expand::max_of(own_floor, pool_floor);
-  const float cost = expand::max_of(selection_floor(args, block, tree), expand::layer_share(args));
+  const float cost = expand::max_of(selection_floor(args, block, tree), layer_share(args, block));
   int32_t eligible = 0;
   for (int32_t i = 1 + block.rank(); i <= num_nodes; i += block.size()) {
     const bool is_eligible =
@@ -348,6 +368,20 @@ __global__ void emit_kernel(TreeExpandArgs args) {
   if (b + 1 == num_seqs) *rows.num_rows = first + count;
 }
 
+template <bool kIsShared>
+int64_t grow_bytes(const TreeExpandArgs& args) {
+  return GrowSpace<kIsShared>(nullptr, args, 0).layout.bytes();
+}
+
+cudaError_t launch_grow(const TreeExpandArgs& args, const dim3& grid, void* stream) {
+  int64_t limit = 0;
+  const cudaError_t error = shared_limit(&limit);
+  if (error != cudaSuccess) return error;
+  if (grow_bytes<true>(args) <= limit)
+    return launch(grow_kernel<true>, {grid, kExpandThreads, grow_bytes<true>(args)}, stream, args);
+  return launch(grow_kernel<false>, {grid, kExpandThreads, grow_bytes<false>(args)}, stream, args);
+}
+
 }  // namespace
 }  // namespace sdengine
 
@@ -355,8 +389,7 @@ SDENGINE_CUDA_API int sdengine_cuda_tree_expand(const sdengine::TreeExpandArgs* 
                                                 int32_t batch_size, void* stream) {
   using namespace sdengine;
   const dim3 grid(batch_size);
-  const int64_t grow_bytes = GrowSpace(nullptr, *args).layout.bytes();
-  cudaError_t error = launch(grow_kernel, {grid, kExpandThreads, grow_bytes}, stream, *args);
+  cudaError_t error = launch_grow(*args, grid, stream);
   if (error != cudaSuccess) return error;
   const int64_t trim_bytes = TrimSpace(nullptr, *args).layout.bytes();
   error = launch(trim_kernel, {grid, kExpandThreads, trim_bytes}, stream, *args);

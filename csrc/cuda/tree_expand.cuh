@@ -6,20 +6,51 @@
 
 namespace sdengine {
 
-// The op's scratch tensor between its launches: B (T + W + 1) words, W = max_width.
+// Most children of a node: a proposal may hold more candidates than are taken of it.
+SDE_HD inline int32_t most_children(const TreeExpandArgs& args) {
+  return expand::min_of(args.max_children, args.num_candidates);
+}
+
+// What a block of `grow` works on, which is as large as tree, frontier and proposals are: 270 KiB
+// for 1024 nodes and 256 rows of 32 candidates.
+struct GrowArrays {
+  SDE_HD GrowArrays(SharedLayout* layout, const TreeExpandArgs& args) {
+    const int64_t slots = int64_t{args.max_width} * most_children(args);
+    keys = layout->take<uint64_t>(args.tree.capacity + slots);
+    candidates = layout->take<Candidate>(slots);
+    counts = layout->take<int32_t>(args.max_width);
+    remap = layout->take<int32_t>(args.tree.capacity + 1);
+  }
+  uint64_t* keys;         // [T + W C], C most_children
+  Candidate* candidates;  // [W, C]
+  int32_t* counts;        // [W], candidates of a row
+  int32_t* remap;         // [T + 1]
+};
+
+// Words of one sequence's GrowArrays.
+SDE_HD inline int64_t grow_words(const TreeExpandArgs& args) {
+  SharedLayout layout(nullptr);
+  const GrowArrays arrays(&layout, args);
+  return (layout.bytes() + 7) / 8;
+}
+
+// The op's scratch tensor between its launches, W = max_width: B (T + W + 1) words, then, where
+// shared memory has no room for them, the GrowArrays of every sequence.
 struct ExpandScratch {
   uint64_t* keys;       // [B, T], order of the batch, of the nodes that a sequence holds
   int32_t* num_nodes;   // [B], how many those are
   int32_t* num_chosen;  // [B], nodes to forward next
   float* gains;         // [B], what forwarding them promises
   int32_t* chosen;      // [B, W], in creation order
+  uint64_t* arrays;     // [B, grow_words]
 };
 
 SDE_HD inline ExpandScratch expand_scratch(const TreeExpandArgs& args) {
   const int64_t batch = args.batch_size;
   int32_t* ints = reinterpret_cast<int32_t*>(args.keys + batch * args.tree.capacity);
   float* gains = reinterpret_cast<float*>(ints + 2 * batch);
-  return {args.keys, ints, ints + batch, gains, ints + 3 * batch};
+  uint64_t* arrays = args.keys + batch * (args.tree.capacity + args.max_width + 1);
+  return {args.keys, ints, ints + batch, gains, ints + 3 * batch, arrays};
 }
 
 // The value below or at which a newcomer cannot enter (expand::entry_floor, by a block).

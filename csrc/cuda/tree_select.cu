@@ -91,6 +91,7 @@ __global__ void rank_nodes_kernel(TreeSelectArgs args) {
   const SelectScratch scratch = scratch_of(args);
   const DraftTreeView draft = args.draft.sequence(b);
   const int32_t base = args.cu_pending[num_seqs];
+  const int32_t room = select::room_for_nodes(args, base);
   const int32_t num_nodes = *draft.num_nodes;
   uint32_t failure = static_cast<uint32_t>(space.starts[num_seqs]);
   for (int32_t first = 1; first <= num_nodes; first += block.size()) {
@@ -100,8 +101,7 @@ __global__ void rank_nodes_kernel(TreeSelectArgs args) {
     const int32_t rank = count_above(args, block, space, num_seqs, key);
     if (!is_live) continue;
     scratch.ranks[int64_t{b} * args.draft.capacity + i - 1] = rank;
-    const bool is_worth =
-        base + rank < args.max_rows && key_value(key) >= args.thresholds[base + rank];
+    const bool is_worth = rank < room && key_value(key) >= args.thresholds[base + rank];
     if (!is_worth && static_cast<uint32_t>(rank) < failure) failure = static_cast<uint32_t>(rank);
   }
   failure = block.least(failure);

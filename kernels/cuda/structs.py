@@ -184,7 +184,7 @@ class TreeSelectArgs(Structure):
         ("draft", DraftTreeView),
         *pointers("thresholds"),
         *ints("max_rows"),
-        *pointers("cu_pending", "num_seqs"),
+        *pointers("cu_pending", "num_seqs", "total_budget"),
         *ints("batch_size"),
         ("tree", TokenTreeView),
         *pointers("keys", "buffer", "sizes", "places", "next"),

@@ -17,6 +17,7 @@ def launch_of(**args: Any) -> Launch:
         thresholds.shape[0],
         address(args["cu_pending"]),
         address(args["num_seqs"]),
+        address(args.get("total_budget")),
         draft.batch_size,
         TokenTreeView.of(args["tree"]),
         address(args["scratch"]),

@@ -19,6 +19,8 @@ from sdengine.runner.workspace import Sizes
 
 DEVICE_STOP_TOKENS = 8
 """Stop tokens per sequence below which the device drafts nothing; more are only cut by the host."""
+RANK_BITS = 32
+"""Of a node's place in the order of the batch, by depth, sequence and index (`tree_select`)."""
 PROPOSAL_SUPPORT = 64
 """Likeliest tokens that sampled drafts are drawn from (renormalised): the rejection verifier then
 reads 64 probabilities per node instead of a whole vocabulary, and stays exact for any support."""
@@ -77,8 +79,13 @@ def choose_sizes(
     vocab_size: int,
     max_model_len: int,
 ) -> Sizes:
-    """Capacities, but for the number of KV blocks, which depends on what all others take."""
+    """Capacities, but for the number of KV blocks, which depends on what all others take.
+
+    Raises:
+        ConfigError: more nodes in a batch than `tree_select` can tell apart.
+    """
     nodes = speculation.max_nodes if speculation else 0
+    _check_ranks(config.max_num_seqs, nodes)
     depth = speculation.max_depth if speculation else 0
     candidates, width = (speculation.max_children if speculation else 0), 0
     if policy is not None and speculation is not None:
@@ -106,15 +113,26 @@ def choose_sizes(
     )
 
 
+def _check_ranks(max_num_seqs: int, max_nodes: int) -> None:
+    most_seqs = (2**RANK_BITS - 1) // (max_nodes + 1) ** 2
+    if max_num_seqs > most_seqs:
+        raise ConfigError.from_parts(
+            f"max_num_seqs with max_nodes = {max_nodes} of at most {most_seqs}, whose nodes can be "
+            "ranked together",
+            str(max_num_seqs),
+            "lower max_num_seqs or the speculation's max_nodes",
+        )
+
+
 def _max_width(speculation: SpeculationConfig, policy: TreePolicy, depth: int) -> int:
-    """Most nodes of a sequence that a draft layer forwards.
+    """Most nodes of a sequence that a draft layer forwards; the last forwards none.
 
     The attention's masks hold so many forwarded nodes of a tree. Were there more, the last layers
     would get what the others leave, and how many those forward depends on the tokens that were
     drawn: under rejection a draw would decide about its own slot. Trees that are not drawn may; a
     static one forwards each of its at most 1024 nodes once.
     """
-    width = max(policy.grow(layer).max_width for layer in range(depth))
+    width = max((policy.grow(layer).max_width for layer in range(depth - 1)), default=1)
     if speculation.verifier == "rejection" and not speculation.level_widths and depth > 1:
         width = min(width, MASK_BITS * MAX_MASK_WORDS // (depth - 1))
     return min(width, speculation.max_nodes)

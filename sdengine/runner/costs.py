@@ -205,6 +205,7 @@ def _reset(iteration: Iteration, host: HostView, wants_logits: int, depth: int) 
     """A sequence in slot 0: CONTEXT cached tokens, or what leaves room for nodes of `depth`."""
     workspace = iteration.workspace
     workspace.memory.host(workspace.thresholds)[:] = 0.0
+    workspace.memory.host(workspace.total_budget)[0] = workspace.sizes.max_nodes
     context = min(CONTEXT, _num_positions(iteration) - 1 - depth)
     host.history_lens[0] = context + 1
     host.computed_lens[0] = context

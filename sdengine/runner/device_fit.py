@@ -11,6 +11,7 @@ import torch
 from sdengine.cache.kv_cache import KVCache
 from sdengine.errors import CacheFull
 from sdengine.kernels.draft_topk import device_scratch_size
+from sdengine.kernels.token_tree import mask_words, tree_scratch_size
 from sdengine.kernels.tree_attention import device_scratch_floats
 from sdengine.kernels.tree_verify import walk_scratch_size
 from sdengine.model.checkpoint import Checkpoint
@@ -21,8 +22,8 @@ from sdengine.runner.workspace import Sizes
 HEADROOM_SHARE = 0.08
 """Part of the free memory that stays free, for compiled kernels, graphs and fragments. A guess that
 waits for a measurement on a GPU."""
-NODE_ARRAYS = 24
-"""4-byte arrays of draft tree, token tree and their scratch, per node."""
+NODE_ARRAYS, TREE_COUNTS = 21, 3
+"""4-byte elements of draft tree and token tree, per node and per sequence."""
 WAY_OUT = (
     "lower max_model_len, max_num_seqs, max_num_batched_tokens or the speculation's max_nodes, or "
     "use a smaller model"
@@ -115,13 +116,17 @@ def _scratch_floats(sizes: Sizes, model: ModelConfig) -> int:
 
 
 def _tree_bytes(sizes: Sizes) -> int:
-    """Trees with their masks, the draft's logits, memory to find their best, all proposals."""
-    slots = sizes.max_num_seqs
-    nodes = slots * (sizes.max_nodes + 1) * (4 * NODE_ARRAYS + sizes.max_nodes // 8)
+    """Trees with their masks, the memory they grow in, the draft's logits, memory to find their
+    best, all proposals."""
+    slots, capacity = sizes.max_num_seqs, max(sizes.max_nodes, 1)
+    node = 4 * NODE_ARRAYS + 8 * mask_words(capacity)
+    trees = slots * ((capacity + 1) * node + 4 * TREE_COUNTS)
+    width, candidates = max(sizes.max_width, 1), max(sizes.num_candidates, 1)
+    scratch = tree_scratch_size(slots, capacity, width, candidates)
     frontier = slots * sizes.max_width
     proposals = 8 * sizes.max_depth * frontier * sizes.num_candidates
     topk = 8 * device_scratch_size(frontier, sizes.num_candidates)
-    return nodes + 4 * frontier * sizes.vocab_size + topk + proposals
+    return trees + 8 * scratch + 4 * frontier * sizes.vocab_size + topk + proposals
 
 
 def _gib(num_bytes: int) -> str:

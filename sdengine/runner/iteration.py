@@ -246,6 +246,7 @@ class Iteration:
             num_seqs=workspace.num_seqs,
             scratch=workspace.tree_scratch,
             tree=workspace.token_tree,
+            total_budget=workspace.total_budget,
         )
 
     def _describe_propose(self, program: Program, variant: Variant) -> None:

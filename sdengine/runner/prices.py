@@ -26,38 +26,12 @@ class Prices:
         self._row_costs: np.ndarray | None = None
         self._draft_layer_s = 0.0
         self._tokens_per_s = -1.0  # that thresholds were written for
-        self._closed_row: tuple[int, float] | None = None  # and its threshold when it is open
 
-    def write(self, plan: StepPlan, num_tokens: int, num_decoding: int) -> None:
-        """Writes a plan down.
-
-        Args:
-            plan: of the next step, which drafts.
-            num_tokens: pending tokens of the target; their rows come before those of nodes.
-            num_decoding: sequences that may have a tree.
-        """
+    def write(self, plan: StepPlan) -> None:
+        """Writes down the plan of the next step, which drafts."""
         self._total_budget[0] = plan.max_batch_nodes
-        self._open_row()
         if plan.costs is not None or plan.tokens_per_s != self._tokens_per_s:
             self._write_thresholds(plan)
-        if plan.max_batch_nodes < self._sizes.max_nodes * num_decoding:
-            self._close_row(num_tokens + plan.max_batch_nodes)
-
-    def _close_row(self, row: int) -> None:
-        """Lets no node become this row: the selection, best nodes of the batch first, ends there.
-
-        So the limit holds for drafters that do not look at the total budget, too. The others never
-        come to this row. (A sequence of which nobody knew yet that the step before was its last
-        leaves its own row to one more node.)
-        """
-        self._closed_row = row, float(self._thresholds[row])
-        self._thresholds[row] = np.inf
-
-    def _open_row(self) -> None:
-        if self._closed_row is not None:
-            row, threshold = self._closed_row
-            self._thresholds[row] = threshold
-            self._closed_row = None
 
     def _write_thresholds(self, plan: StepPlan) -> None:
         self._tokens_per_s = plan.tokens_per_s

@@ -82,7 +82,7 @@ class Runner:
         self.runs_ahead = isinstance(workspace.memory, StagedMemory)
         self._has_drafter = iteration.drafter is not None
         self._has_draft_cache = self._has_drafter and iteration.drafter.cache is not None
-        self._num_tokens = self._num_decoding = 0
+        self._num_tokens = 0
         self._prepared_at = 0.0
         self.report = StepReport((), 0, 0, 0.0, 0.0, 0.0, False)
 
@@ -135,7 +135,7 @@ class Runner:
             num_decoding += entry.decodes
         if self._has_draft_cache:
             self._count_missing(schedule, after)
-        self._num_tokens, self._num_decoding = num_tokens, num_decoding
+        self._num_tokens = num_tokens
         return num_decoding
 
     def outlook(self, schedule: Schedule) -> Outlook:
@@ -164,7 +164,7 @@ class Runner:
             missing = [self._most_missing[entry.sequence.slot] for entry in scheduled]
         if is_drafting:
             self._depth_limit[0] = min(plan.depth, self._sizes.max_depth)
-            self._prices.write(plan, self._num_tokens, self._num_decoding)
+            self._prices.write(plan)
         flight = Flight(
             schedule,
             plan,

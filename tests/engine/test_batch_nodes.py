@@ -118,8 +118,7 @@ def test_each_plan_has_a_limit_of_its_own(
     engine = engine_with(make_engine, NGRAM)
     engine.controller = Scripted([2, 48, 1, 9, 48], tokens_per_s)
     assert max(nodes_by_step(engine, params())) > 9
-    closed = np.isinf(engine.iteration.workspace.thresholds.numpy())
-    assert closed.sum() <= 1
+    assert np.isfinite(engine.iteration.workspace.thresholds.numpy()).all()
 
 
 def test_adaptive_trees_of_ngrams_begin_small(make_engine: MakeEngine) -> None:

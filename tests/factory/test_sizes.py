@@ -8,6 +8,7 @@ import pytest
 
 from sdengine.core.config import EngineConfig, SpeculationConfig
 from sdengine.drafters.draft_model import MAX_MASK_WORDS, tree_room
+from sdengine.errors import ConfigError
 from sdengine.factory import kinds
 from sdengine.factory.sizes import choose_sizes
 from sdengine.kernels.token_tree import MASK_BITS
@@ -63,3 +64,23 @@ def test_a_static_tree_keeps_its_width() -> None:
         max_children=32,
     )
     assert sizes.max_width == 200
+
+
+@pytest.mark.parametrize("branching,width", [((10, 10, 9), 100), ((7,), 1), ((3, 3), 3)])
+def test_the_last_layer_of_a_static_tree_forwards_nothing(
+    branching: tuple[int, ...], width: int
+) -> None:
+    """Its nodes would otherwise have rows of logits of their own: 900 of a vocabulary instead of
+    100."""
+    sizes = sizes_of(method="kary", branching=branching, max_nodes=1024, max_depth=9)
+    assert sizes.max_width == width
+
+
+def test_trees_that_cannot_be_ranked_together_are_refused() -> None:
+    """Selecting gives every node of the batch a number of its own, of 32 bits."""
+    config = EngineConfig("m", max_num_seqs=4096, max_num_batched_tokens=4096)
+    speculation = SpeculationConfig(max_nodes=1023)
+    policy = kinds.make_policy(speculation)
+    with pytest.raises(ConfigError, match=r"max_num_seqs .* of at most 4095.*, got 4096; lower"):
+        choose_sizes(config, speculation, policy, 1000, 4096)
+    choose_sizes(config.with_changes(max_num_seqs=4095), speculation, policy, 1000, 4096)

@@ -65,8 +65,21 @@ def test_growing_and_selecting(rule: str, seed: int) -> None:
         "thresholds": expected.tree.values[0, middle].repeat(40 * batch),  # a tie
         "cu_pending": torch.arange(batch + 1, dtype=torch.int32),
         "num_seqs": int_tensor([batch - 1]),
+        "total_budget": int_tensor([6 * batch]),
         "scratch": expected.args["scratch"],
     }
     run_op("tree_select", "reference", **select, tree=trees[0])
     run_on_device("tree_select", **select, tree=trees[1])
     assert_same_trees(trees[0], trees[1], world.live)
+
+
+@pytest.mark.parametrize("rule", ["node", "slot"])
+def test_the_largest_trees_grow_beyond_shared_memory(rule: str) -> None:
+    """256 rows of 32 candidates and 1024 nodes take 270 KiB."""
+    batch = 1 if IS_DRY_RUN else 5
+    world = World(3, batch, 1024, 3, k=32, width=256, rule=rule, sharpness=0.5, vocab=40)
+    expected, mine = grow(world), grow(world, run=run_on_device)
+    assert_same_trees(expected.tree, mine.tree, batch)
+    for left, right in zip(expected.layers, mine.layers):
+        assert_same_rows(left, right, batch)
+    assert int(expected.layers[1].num_rows) == 256 * batch

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sdengine.kernels.device_memory import HostMemory, Memory, StagedMemory
+from sdengine.kernels.results_ring import ResultsRing
 from sdengine.kernels.twins import CHUNK_BYTES
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -147,3 +148,25 @@ def test_on_a_cpu_host_and_kernels_share_everything() -> None:
 def test_what_is_the_kernels_alone_has_no_view(staged: StagedMemory) -> None:
     with pytest.raises(KeyError):
         staged.host(staged.zeros(3))
+
+
+def test_a_half_started_replay_is_waited_for_on_its_own_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After an interrupt no device need be the current one; another's queue would be empty."""
+    marks: list[tuple[str, torch.device | None]] = []
+
+    class Event:
+        def record(self, stream: torch.device | None = None) -> None:
+            marks.append(("record", stream))
+
+        def synchronize(self) -> None:
+            marks.append(("wait", None))
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: device)
+    second = torch.device("cuda", 1)
+    ring = ResultsRing(second)
+    ring.open()
+    ring.abandon()
+    assert marks == [("record", second), ("wait", None)]

@@ -25,8 +25,9 @@ def select(
     base_rows: int = 0,
     live: int | None = None,
     backend: str = "cpu",
+    total: int | None = None,
 ) -> TokenTree:
-    """Selects with `base_rows` pending rows before the nodes."""
+    """Selects with `base_rows` pending rows before the nodes, at most `total` of these."""
     batch = draft.batch_size
     tree = TokenTree.allocate(batch, draft.max_nodes)
     run_op(
@@ -38,6 +39,7 @@ def select(
         num_seqs=torch.tensor([batch if live is None else live], dtype=I32),
         scratch=allocate_tree_scratch(batch, draft.max_nodes),
         tree=tree,
+        total_budget=None if total is None else torch.tensor([total], dtype=I32),
     )
     return tree
 
@@ -96,8 +98,10 @@ def test_equals_the_reference(seed: int) -> None:
     if r.random() < 0.5:
         thresholds = thresholds.sort().values
     base, live = r.randint(0, 5), r.randint(0, world.batch)
-    native = select(draft, thresholds, base, live)
-    assert_same_trees(native, select(draft, thresholds, base, live, "reference"), live)
+    limit = r.choice([None, r.randint(-1, total + 1)])
+    native = select(draft, thresholds, base, live, total=limit)
+    assert_same_trees(native, select(draft, thresholds, base, live, "reference", limit), live)
+    assert limit is None or int(native.num_nodes[:live].sum()) <= max(limit, 0)
     for b in range(live):
         check_preorder(native, b)
 
@@ -130,9 +134,10 @@ def test_a_smaller_choice_is_the_smaller_heap_tree() -> None:
         world, draft = random_draft(seed, nodes=12, layers=3, rule=["node", "slot"][seed % 2])
         for rows in (0, 1, 5, 11):
             expected = {(s.b, s.child) for s in heap_tree(replace(world, width=99, total=rows))}
-            tree = select(draft, torch.zeros(rows))
-            got = {(b, p) for b in range(world.batch) for p in paths_of(tree, b)[1:]}
-            assert got == expected
+            by_rows = select(draft, torch.zeros(rows))
+            for tree in (by_rows, select(draft, torch.zeros(1000), total=rows)):
+                got = {(b, p) for b in range(world.batch) for p in paths_of(tree, b)[1:]}
+                assert got == expected
 
 
 def test_the_choice_ends_at_the_first_node_below_its_threshold() -> None:
@@ -197,6 +202,7 @@ def test_the_door_names_the_wrong_argument() -> None:
     for change, message in (
         ({"tree": TokenTree.allocate(1, 5)}, r"tree: expected shape \[1, 5\], got \[1, 6\]"),
         ({"thresholds": torch.zeros(4, dtype=torch.float64)}, "thresholds: expected torch.float32"),
+        ({"total_budget": torch.zeros(2, dtype=I32)}, r"total_budget: expected shape \[1\]"),
         ({"scratch": torch.zeros(3, dtype=torch.int64)}, "scratch: expected at least"),
         ({"cu_pending": torch.zeros(3, dtype=I32)}, r"cu_pending: expected shape \[2\], got \[3\]"),
     ):

@@ -1,7 +1,10 @@
 // The device's tree_expand and tree_select against the serial ones, on the same random batches.
 #include <cstdlib>
+#include <utility>
 
+#include "cuda/tree_expand.cuh"
 #include "cuda_entry_points.h"
+#include "cuda_runtime.h"
 #include "growth_case.h"
 
 namespace {
@@ -15,8 +18,10 @@ using fuzz::Selection;
 
 // The op's scratch tensor in exactly the size that the device needs.
 void expand_on_device(TreeExpandArgs args) {
-  const int64_t words = int64_t{args.batch_size} * (args.tree.capacity + args.max_width + 1);
-  Exact<uint64_t> scratch(static_cast<size_t>(words), 0xdeadbeefdeadbeefull);
+  const bool is_shared = cuda_on_threads::max_shared_bytes() > 0;
+  const int64_t words =
+      args.tree.capacity + args.max_width + 1 + (is_shared ? 0 : grow_words(args));
+  Exact<uint64_t> scratch(static_cast<size_t>(args.batch_size * words), 0xdeadbeefdeadbeefull);
   args.keys = scratch.get();
   args.candidates = nullptr;
   args.remap = nullptr;
@@ -83,7 +88,7 @@ void require_same_tokens(const TokenTreeView& a, const TokenTreeView& b, int32_t
 }
 
 // Layers, then a choice of them: both sides draw the same random numbers as long as they agree.
-SDENGINE_FUZZ(cuda_tree_growth, 12) {
+void grow_and_select(Random& random) {
   Random twin = random;
   const bool is_clean = random.chance(0.3f);
   (void)twin.chance(0.3f);
@@ -106,6 +111,15 @@ SDENGINE_FUZZ(cuda_tree_growth, 12) {
   select_grown(serial, chosen, thresholds);
   select_grown(device, twin_chosen, thresholds, select_on_device);
   require_same_tokens(chosen.tree.view, twin_chosen.tree.view, live);
+}
+
+SDENGINE_FUZZ(cuda_tree_growth, 12) { grow_and_select(random); }
+
+// What grows with the tree does not fit into shared memory, and lies in scratch.
+SDENGINE_FUZZ(cuda_growth_in_scratch, 12) {
+  const int usual = std::exchange(cuda_on_threads::max_shared_bytes(), 0);
+  grow_and_select(random);
+  cuda_on_threads::max_shared_bytes() = usual;
 }
 
 }  // namespace

@@ -177,6 +177,7 @@ struct Selection {
       : pending(growth.batch + 1, 0),
         computed(growth.batch, 0),
         wants(growth.batch, 0),
+        total(1, random.integer(-1, growth.nodes)),
         tree(growth.batch, growth.nodes),
         keys(growth.batch * static_cast<size_t>(growth.nodes)),
         buffer(keys.size()),
@@ -189,7 +190,7 @@ struct Selection {
       wants[b] = random.integer(0, 2);
     }
   }
-  Exact<int32_t> pending, computed, wants;
+  Exact<int32_t> pending, computed, wants, total;
   TokenTreeBuffers tree;
   Exact<uint64_t> keys, buffer;
   Exact<int32_t> sizes, places, next;
@@ -204,6 +205,7 @@ inline void select_grown(const Growth& growth, Selection& chosen, const Exact<fl
   args.max_rows = static_cast<int32_t>(thresholds.size());
   args.cu_pending = chosen.pending.get();
   args.num_seqs = growth.live.get();
+  args.total_budget = chosen.total[0] % 3 == 0 ? nullptr : chosen.total.get();
   args.batch_size = growth.batch;
   args.tree = chosen.tree.view;
   args.keys = chosen.keys.get();
@@ -212,6 +214,10 @@ inline void select_grown(const Growth& growth, Selection& chosen, const Exact<fl
   args.places = chosen.places.get();
   args.next = chosen.next.get();
   select(args);
+  int32_t taken = 0;
+  for (int32_t b = 0; b < growth.live[0]; ++b) taken += chosen.tree.view.num_nodes[b];
+  if (args.total_budget != nullptr)
+    require(taken <= std::max(chosen.total[0], 0), "total budget of the choice");
   if (plant() == Plant::kWrongTree && *chosen.tree.view.num_nodes > 1)
     chosen.tree.view.parents[2] = 2;
   for (int32_t b = 0; b < growth.live[0]; ++b)

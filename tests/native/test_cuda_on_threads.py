@@ -43,6 +43,10 @@ from .test_sanitizers import HERE, at_fixed_addresses, compile_driver, run
 SOURCES = [KERNELS, *sorted(HERE.glob("cuda_fuzz_*.cpp")), HERE / "fuzz_main.cpp"]
 CASES = (
     "cuda_tree_growth",
+    "cuda_growth_in_scratch",
+    "cuda_limits",
+    "cuda_shared_memory_stays_granted",
+    "cuda_too_much_is_refused",
     "cuda_begin_step",
     "cuda_gather_pending",
     "cuda_build_rows",
@@ -52,6 +56,7 @@ CASES = (
     "cuda_most_noise",
     "cuda_tree_verify",
 )
+GUARD = -0x0123456789ABCDEF
 MISSING_BARRIER = 100  # plant 100 + n leaves out the n-th barrier of every thread
 
 
@@ -92,6 +97,7 @@ def test_random_batches_equal_the_serial_results(memory_checked: list[str]) -> N
         ("cuda_kv_compact", [1, 3]),
         ("cuda_ngram_match", [1, 3]),
         ("cuda_tree_growth", [1, 4, 5, 7]),
+        ("cuda_growth_in_scratch", [1, 4, 5, 7]),
         ("cuda_tree_verify", [2, 3]),
     ],
 )
@@ -103,7 +109,12 @@ def test_nothing_races(race_checked: list[str], case: str, seeds: list[int]) -> 
 
 @pytest.mark.parametrize(
     "case,seed,barrier",
-    [("cuda_gather_pending", 1, 1), ("cuda_tree_growth", 1, 5), ("cuda_tree_verify", 3, 3)],
+    [
+        ("cuda_gather_pending", 1, 1),
+        ("cuda_tree_growth", 1, 5),
+        ("cuda_growth_in_scratch", 1, 5),
+        ("cuda_tree_verify", 3, 3),
+    ],
 )
 def test_a_missing_barrier_is_found(
     race_checked: list[str], case: str, seed: int, barrier: int
@@ -178,6 +189,7 @@ def test_growing_and_selecting_with_every_option(
         "thresholds": cpu.tree.values[0, int(cpu.tree.num_nodes[0]) // 2].repeat(30),  # a tie
         "cu_pending": torch.arange(4, dtype=torch.int32),
         "num_seqs": int_tensor([2]),
+        "total_budget": int_tensor([3 * seed]),
         "scratch": cpu.args["scratch"],
     }
     run_op("tree_select", **select, tree=trees[0])
@@ -196,6 +208,40 @@ def test_growing_beside_rows_that_are_dear(rule: str, seed: int, library: CudaLi
     assert_same_trees(cpu.tree, mine.tree, world.live)
     for left, right in zip(cpu.layers, mine.layers):
         assert_same_rows(left, right, world.live)
+
+
+@pytest.mark.parametrize("rule", ["node", "slot"])
+def test_growing_among_slots_without_a_tree(rule: str, library: CudaLibrary) -> None:
+    world = World(0, 4, 40, 5, k=6, rule=rule, vocab=30, min_gain=0.3, depth_limits=[5, 0, 0, 0])
+    cpu = grow(world)
+    mine = grow(world, run=lambda op, _, **args: library.launch(op, 0, **args))
+    assert_same_trees(cpu.tree, mine.tree, world.live)
+    for left, right in zip(cpu.layers, mine.layers):
+        assert_same_rows(left, right, world.live)
+
+
+def with_guarded_scratch(args: dict[str, Any]) -> tuple[dict[str, Any], torch.Tensor]:
+    """The arguments with a scratch of exactly the promised size, and what lies behind it."""
+    size = args["scratch"].numel()
+    guarded = torch.full((size + 512,), GUARD)
+    return {**args, "scratch": guarded[:size]}, guarded[size:]
+
+
+@pytest.mark.parametrize("rule", ["node", "slot"])
+def test_the_largest_trees_grow_beyond_shared_memory(rule: str, library: CudaLibrary) -> None:
+    """256 rows of 32 candidates and 1024 nodes take 270 KiB, of which no GPU has so many."""
+    world = World(7, 2, 1024, 3, k=32, width=256, rule=rule, sharpness=0.5, vocab=40, num_seqs=2)
+
+    def run(op: str, _: str = "", **args: Any) -> None:
+        args, behind = with_guarded_scratch(args)
+        library.launch(op, 0, **args)
+        assert bool((behind == GUARD).all()), "past the end of the scratch"
+
+    cpu, mine = grow(world), grow(world, run=run)
+    assert_same_trees(cpu.tree, mine.tree, world.live)
+    for left, right in zip(cpu.layers, mine.layers):
+        assert_same_rows(left, right, world.live)
+    assert int(cpu.layers[1].num_rows) == 512 and int(cpu.tree.num_nodes.sum()) == 2048
 
 
 def assert_same_walks(args: dict[str, Any], library: CudaLibrary) -> None:

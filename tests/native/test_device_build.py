@@ -58,6 +58,7 @@ def test_no_kernel_spills(architecture: str, kernels_ptx: Path, tmp_path: Path) 
     assert len(frames) >= len(re.findall(r"\.entry ", kernels_ptx.read_text())) > 10
     for stack, stores, loads in frames:
         assert int(stores) == int(loads) == 0 and int(stack) <= MOST_STACK_BYTES, said[-3000:]
+    assert " bytes smem" not in said, "static shared memory is not what a launcher counts with"
 
 
 def test_arithmetic_is_never_contracted(kernels_ptx: Path) -> None:

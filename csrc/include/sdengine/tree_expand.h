@@ -102,9 +102,21 @@ SDE_HD inline bool is_worth_forwarding(const TreeExpandArgs& args, int64_t b, Dr
   return can_enter && tree.reach[node] >= cost && !is_stop_token(args, b, tree.tokens[node]);
 }
 
-// What a node has to reach for its layer's sake.
-SDE_HD inline float layer_share(const TreeExpandArgs& args) {
-  return is_slot_rule(args.rule) ? *args.min_layer_gain / static_cast<float>(*args.num_seqs) : 0.0f;
+// Whether the sequence grows a tree in this step.
+SDE_HD inline bool is_growing(const TreeExpandArgs& args, int64_t b) {
+  return args.depth_limits[b] > 0;
+}
+
+SDE_HD inline int32_t count_growing(const TreeExpandArgs& args) {
+  int32_t count = 0;
+  for (int32_t b = 0; b < *args.num_seqs; ++b) count += is_growing(args, b) ? 1 : 0;
+  return count;
+}
+
+// What a node has to reach for the sake of its layer, which so many sequences share.
+SDE_HD inline float layer_share(const TreeExpandArgs& args, int32_t num_growing) {
+  if (!is_slot_rule(args.rule) || num_growing == 0) return 0.0f;
+  return *args.min_layer_gain / static_cast<float>(num_growing);
 }
 
 // The most that a child can be worth.
@@ -119,14 +131,14 @@ SDE_HD inline bool is_worth_running(const TreeExpandArgs& args, float gain) {
 
 // Writes the nodes to forward next at rows.row_node[first...] in creation order; returns how many.
 SDE_HD inline int32_t choose_frontier(const TreeExpandArgs& args, int64_t b, float pool_floor,
-                                      int32_t first, float* gain) {
+                                      float share, int32_t first, float* gain) {
   const DraftTreeView tree = args.tree.sequence(b);
   const int32_t depth = args.layer + 1;
   const int32_t room = frontier_room(args, b, first);
   if (room <= 0 || depth >= args.depth_limits[b]) return 0;
   const float own_floor = entry_floor(tree, node_budget(args, b));
   const float floor = max_of(own_floor, pool_floor);
-  const float cost = max_of(selection_floor(args, tree), layer_share(args));
+  const float cost = max_of(selection_floor(args, tree), share);
   int32_t begin = *tree.num_nodes + 1;
   while (tree.depths[begin - 1] == depth) --begin;
   int32_t eligible = 0;
@@ -184,12 +196,13 @@ SDE_HD inline void emit_rows(const TreeExpandArgs& args, int64_t b) {
 SDE_HD inline void next_rows(const TreeExpandArgs& args, float pool_floor) {
   const RowBatchView& rows = args.rows;
   const int32_t num_seqs = *args.num_seqs;
+  const float share = layer_share(args, count_growing(args));
   float gain = 0.0f;
   rows.cu_rows[0] = 0;
   for (int32_t b = 0; b < num_seqs; ++b) {
     const int32_t first = rows.cu_rows[b];
     float own_gain = 0.0f;
-    rows.cu_rows[b + 1] = first + choose_frontier(args, b, pool_floor, first, &own_gain);
+    rows.cu_rows[b + 1] = first + choose_frontier(args, b, pool_floor, share, first, &own_gain);
     gain += own_gain;
     rows.tree_starts[b] = args.tree_starts[b];
   }

@@ -19,9 +19,10 @@ struct TreeSelectArgs {
   const float*
       thresholds;    // [N]: least value of the node that would become row i of the target batch
   int32_t max_rows;  // N
-  const int32_t* cu_pending;  // [B + 1]
-  const int32_t* num_seqs;    // [1]
-  int32_t batch_size;         // B
+  const int32_t* cu_pending;    // [B + 1]
+  const int32_t* num_seqs;      // [1]
+  const int32_t* total_budget;  // [1], most nodes of the batch; null: as many as there are rows
+  int32_t batch_size;           // B
   TokenTreeView tree;
   uint64_t* keys;    // [B T]
   uint64_t* buffer;  // [B T]
@@ -40,9 +41,16 @@ SDE_HD inline uint64_t node_key(const TreeSelectArgs& args, DraftTreeView draft,
   return rank_key(draft.values[i], order * stride + i);
 }
 
+// How many nodes may be taken.
+SDE_HD inline int32_t room_for_nodes(const TreeSelectArgs& args, int32_t base) {
+  const int32_t rows = args.max_rows - base;
+  if (args.total_budget == nullptr || *args.total_budget >= rows) return rows;
+  return *args.total_budget;
+}
+
 // Whether every node passes the thresholds in any order, so that nothing has to be sorted.
 SDE_HD inline bool keeps_all(const TreeSelectArgs& args, int32_t base, int32_t total) {
-  if (base + total > args.max_rows) return false;
+  if (total > room_for_nodes(args, base)) return false;
   float highest = 0.0f;
   for (int32_t i = base; i < base + total; ++i) {
     if (args.thresholds[i] != args.thresholds[i]) return false;  // a NaN lets nothing pass
@@ -71,8 +79,9 @@ SDE_HD inline uint64_t cut_key(const TreeSelectArgs& args) {
       args.keys[count++] = node_key(args, draft, b, i);
   }
   sort_descending(args.keys, args.buffer, count);
+  const int32_t room = room_for_nodes(args, base);
   int32_t kept = 0;
-  while (kept < count && base + kept < args.max_rows &&
+  while (kept < count && kept < room &&
          key_value(args.keys[kept]) >= args.thresholds[base + kept]) {
     ++kept;
   }

@@ -228,6 +228,24 @@ def test_no_step_is_started_for_sequences_that_end_for_certain(
     assert device.log.count("start") == max_tokens == device.num_ahead() + 1
 
 
+@pytest.mark.parametrize("method", ["ngram-pool", "dyspec-pool"])
+def test_a_limit_of_nodes_holds_where_sequences_end_unseen(
+    make_tiny: MakePair, device: LaggingDevice, method: str
+) -> None:
+    """The rows of a sequence that the step under way ends are not left to more nodes."""
+    speculation = spec_of(method)
+    assert speculation is not None
+    engine = make_tiny("triton", speculation=speculation, max_num_seqs=3)
+    for i in range(9):
+        params = SamplingParams(max_tokens=9 + 4 * i, temperature=0, ignore_eos=True)
+        engine.add_request(f"r{i}", PROMPTS[i % 2], params)
+    seen = []
+    while engine.has_unfinished_requests():
+        engine.step()
+        seen.append(engine.last_report.num_nodes)
+    assert max(seen) == speculation.max_batch_nodes and device.num_ahead() > 10
+
+
 # Order
 
 

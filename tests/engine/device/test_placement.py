@@ -11,10 +11,14 @@ import torch
 from sdengine.core.config import EngineConfig
 from sdengine.errors import BackendUnavailable, CacheFull, ConfigError
 from sdengine.kernels import backends, cuda_library
+from sdengine.kernels.calibration import identity_table
 from sdengine.kernels.device_memory import HostMemory
+from sdengine.kernels.draft_topk import device_scratch_size
+from sdengine.kernels.spec import tensors_of
 from sdengine.runner import device_fit
 from sdengine.runner.device_fit import Needs
 from sdengine.runner.placement import choose_placement
+from sdengine.runner.workspace import Sizes, Workspace
 from tests.engine.device.conftest import MakePair
 
 GIB = 2**30
@@ -167,6 +171,37 @@ def test_needs_count_what_an_engine_really_allocates(
     large = [iteration.workspace.logits, *vars_of(iteration._buffers)]
     assert needs[0].buffers >= sum(tensor.nbytes for tensor in large)
     assert needs[0].block * engine.num_blocks == iteration._cache.tensor.nbytes
+
+
+@pytest.mark.parametrize(
+    "max_nodes,max_width,num_candidates", [(1, 1, 1), (64, 16, 64), (1024, 256, 64)]
+)
+def test_needs_count_trees_and_their_scratch(
+    max_nodes: int, max_width: int, num_candidates: int
+) -> None:
+    """Large trees grow in scratch, where a GPU's shared memory is too small for them."""
+    sizes = Sizes(
+        max_num_seqs=3,
+        max_batched_tokens=8,
+        max_history=16,
+        block_size=8,
+        num_blocks=4,
+        max_blocks=4,
+        vocab_size=1,
+        max_nodes=max_nodes,
+        max_depth=1,
+        num_candidates=num_candidates,
+        max_width=max_width,
+        num_stop_tokens=1,
+    )
+    workspace = Workspace.allocate(sizes, identity_table(), HostMemory())
+    trees = [workspace.draft_tree, workspace.token_tree]
+    tensors = [tensor for tree in trees for _, tensor in tensors_of({"tree": tree})]
+    taken = sum(tensor.nbytes for tensor in (*tensors, workspace.tree_scratch))
+    proposed = 3 * max_width * (8 * num_candidates + 4)  # and logits of one token
+    topk = 8 * device_scratch_size(3 * max_width, num_candidates)
+    needed = device_fit.device_needs(sizes, [], torch.float32).trees
+    assert taken + proposed + topk <= needed <= 1.1 * (taken + proposed + topk)
 
 
 def vars_of(buffers) -> list[torch.Tensor]:

@@ -6,7 +6,8 @@
 // size asked for, so that the address sanitizer sees every step beyond. Blocks are made smaller
 // than asked for (a warp, or what max_block_threads says): kernels have to work for any whole
 // number of warps. Not modelled: the order of memory between blocks beyond acquire and release, and
-// the lockstep of a warp, which no kernel may rely on.
+// the lockstep of a warp, which no kernel may rely on. Shared memory beyond 48 KiB has to be asked
+// for, and there is an end to it, as on a device.
 #pragma once
 
 #include <pthread.h>
@@ -16,6 +17,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <thread>
 #include <utility>
@@ -57,6 +59,24 @@ inline int& missing_barrier() {
 inline int& num_multiprocessors() {
   static int count = 8;
   return count;
+}
+
+// Shared memory that a block can have; as on 9.0.
+inline int& max_shared_bytes() {
+  static int bytes = 227 * 1024;
+  return bytes;
+}
+
+// What a launch may take of it: by kernel, where more than the usual was asked for.
+inline std::map<const void*, size_t>& granted_bytes() {
+  static std::map<const void*, size_t> bytes;
+  return bytes;
+}
+
+// Launches are checked, but nothing runs: for sizes that would take the threads of a machine.
+inline bool& is_dry() {
+  static bool is_dry = false;
+  return is_dry;
 }
 
 // A barrier. Sleeping in the kernel is the fast way: with far more threads than cores, a version
@@ -210,10 +230,14 @@ inline int64_t device_clock_ns() {
 }  // namespace sdengine
 
 using cudaStream_t = void*;
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorLaunchOutOfResources = 701
+};
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 enum cudaLaunchAttributeID { cudaLaunchAttributeCooperative };
-enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrMaxSharedMemoryPerBlockOptin };
 struct cudaLaunchAttribute {
   cudaLaunchAttributeID id;
   union {
@@ -228,9 +252,14 @@ struct cudaLaunchConfig_t {
   unsigned numAttrs = 0;
 };
 
-inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
+inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int bytes) {
+  using namespace cuda_on_threads;
+  if (bytes > max_shared_bytes()) return cudaErrorInvalidValue;
+  granted_bytes()[kernel] = static_cast<size_t>(bytes);
+  return cudaSuccess;
+}
 inline cudaError_t cudaMemsetAsync(void* at, int value, size_t bytes, cudaStream_t) {
-  std::memset(at, value, bytes);
+  if (!cuda_on_threads::is_dry()) std::memset(at, value, bytes);
   return cudaSuccess;
 }
 inline const char* cudaGetErrorString(cudaError_t error) {
@@ -240,8 +269,9 @@ inline cudaError_t cudaGetDevice(int* device) {
   *device = 0;
   return cudaSuccess;
 }
-inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
-  *value = cuda_on_threads::num_multiprocessors();
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  using namespace cuda_on_threads;
+  *value = attribute == cudaDevAttrMultiProcessorCount ? num_multiprocessors() : max_shared_bytes();
   return cudaSuccess;
 }
 template <class Kernel>
@@ -254,8 +284,12 @@ template <class... Params>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Params...),
                                Params... params) {
   using namespace cuda_on_threads;
-  const unsigned asked = config->blockDim.x, most = static_cast<unsigned>(max_block_threads());
-  const unsigned threads = asked < most ? asked : most;
+  const auto granted = granted_bytes().find(reinterpret_cast<const void*>(kernel));
+  const size_t most = granted == granted_bytes().end() ? size_t{48} * 1024 : granted->second;
+  if (config->dynamicSmemBytes > most) return cudaErrorInvalidValue;
+  if (is_dry()) return cudaSuccess;
+  const unsigned asked = config->blockDim.x, limit = static_cast<unsigned>(max_block_threads());
+  const unsigned threads = asked < limit ? asked : limit;
   const unsigned blocks = config->gridDim.x * config->gridDim.y;
   const unsigned wave = config->numAttrs > 0 ? blocks : unsigned{kMaxBlocksAtOnce};
   for (unsigned first = 0; first < blocks; first += wave) {
