@@ -193,7 +193,7 @@ def reference(
         assert draft_move_dst_start is not None and num_draft_moves is not None
         reached = int(draft_computed_lens[b]) + int(draft_pending_lens[b])
         slots: list[int] = []
-        if emitted and draft_slots is not None and reached == root + 1:
+        if draft_slots is not None and reached == root + 1:
             for node in nodes:
                 if int(draft_slots[b, node]) <= 0:
                     break

@@ -117,7 +117,7 @@ class BlockPool:
         key = self._key_before(token_ids, blocks, first)
         for i in range(first, last):
             key = self._next_key(key, token_ids, i)
-            if key not in self._block_of and blocks[i] not in self._key_of:
+            if key not in self._block_of:
                 self._block_of[key] = blocks[i]
                 self._key_of[blocks[i]] = key
 

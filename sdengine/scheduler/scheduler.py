@@ -88,7 +88,7 @@ class Scheduler:
     def schedule(self) -> Schedule:
         """Decides the next step and reserves its blocks."""
         step = Schedule()
-        budget = self._max_num_batched_tokens - len(self.running)
+        budget = self._max_num_batched_tokens - len(self.running)  # not negative: a row for each
         block_size, tree_room = self.pool.block_size, self._tree_room
         for sequence in list(self.running):
             if sequence.status is not SequenceStatus.RUNNING:
@@ -99,7 +99,7 @@ class Scheduler:
                 # Most steps: it decodes, in the blocks that it has.
                 step.scheduled.append(ScheduledSequence(sequence, 1, True, True))
                 continue
-            extra = min(extra, max(budget, 0))
+            extra = min(extra, budget)
             entry = self._reserve(sequence, 1 + extra, step)
             if entry is not None:
                 budget -= extra
@@ -257,7 +257,7 @@ class Scheduler:
         return True
 
     def _preempt(self, sequence: Sequence, step: Schedule) -> None:
-        step.scheduled = [entry for entry in step.scheduled if entry.sequence is not sequence]
+        # It is the youngest: whoever has a part in the step already is older.
         step.preempted_slots.append(sequence.slot)
         self._leave(sequence)
         sequence.status = SequenceStatus.WAITING

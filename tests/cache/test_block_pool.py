@@ -62,6 +62,19 @@ def test_evicted_prefix_is_forgotten() -> None:
     assert pool.match_prefix(tokens) == []
 
 
+def test_the_end_of_a_prefix_is_evicted_before_its_beginning() -> None:
+    pool = BlockPool(3, 4)
+    tokens = list(range(13))
+    blocks = pool.allocate(3)
+    pool.publish(tokens, blocks, 0, 3)
+    pool.free(blocks)
+    for left in (2, 1, 0):
+        pool.allocate(1)
+        matched = pool.match_prefix(tokens)
+        assert matched == blocks[:left]
+        pool.free(matched)
+
+
 def test_publishing_continues_an_earlier_chain() -> None:
     pool = BlockPool(8, 2)
     tokens = list(range(8))
@@ -145,4 +158,4 @@ def test_a_block_is_drafted_until_it_holds_something_else() -> None:
     matched = pool.match_prefix(range(9))
     assert matched == blocks and pool.num_drafted(matched) == 1
     pool.free(matched)
-    assert pool.num_drafted(pool.allocate(2)) == 0
+    assert [pool.num_drafted([block]) for block in pool.allocate(2)] == [0, 0]

@@ -202,6 +202,33 @@ def test_comes_back_when_the_draft_becomes_useful() -> None:
     assert speculated > LONGEST_PAUSE // 2
 
 
+def test_a_trial_is_not_judged_by_the_one_that_failed_before_it() -> None:
+    """The draft comes to gain one per cent: with the steps of the failed trial it loses four."""
+    controller = AdaptiveController(COSTS, GrowingSize(8, 16))
+    while controller.plan(1).depth == 0:
+        simulate(controller, 0, 0.5, 1)
+    while controller.plan(1).depth > 0:
+        simulate(controller, 0, 0.5, 1)
+    _, _, speculated = simulate(controller, 1, 0.98, 400)
+    assert speculated > 200
+
+
+def test_what_was_gained_pays_for_little_of_what_is_lost() -> None:
+    """Twenty catch-ups of some ten plain steps each, after thousands were gained."""
+    controller = AdaptiveController(COSTS, GrowingSize(8, 16))
+    simulate(controller, 4, 0.1, 2000)
+    num_lost = 0
+    while num_lost < 20:
+        plan = controller.plan(1)
+        if plan.depth == 0:
+            simulate(controller, 0, 0.0, 1)
+            continue
+        controller.observe(plan, StepReport([0], 7, 8, 99.0, 1.0, 100.0, False))
+        num_lost += 1
+    simulate(controller, 0, 0.5, 100)
+    assert simulate(controller, 0, 0.5, 2000)[2] == 0
+
+
 def test_depth_follows_what_is_accepted() -> None:
     controller = AdaptiveController(COSTS, GrowingSize(8, 16))
     simulate(controller, 1, 0.05, 200)
@@ -267,6 +294,7 @@ def test_the_foot_of_a_stair_is_dear_and_the_stair_itself_free() -> None:
 def test_where_times_are_convex_a_row_costs_what_it_adds() -> None:
     convex = CostModel((1, 2, 3, 4, 5), (1.0, 1.1, 1.3, 1.6, 2.0), 0.1, 0.05)
     assert convex.row_costs(5)[1:] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert convex.row_costs(9)[5:] == pytest.approx([0.4] * 4), "beyond the measurements as before"
 
 
 MEASURED = CostModel(  # a 1.1B shape in bfloat16 on two Zen 3 cores, milliseconds

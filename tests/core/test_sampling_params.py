@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import json
 import pickle
 
 import numpy as np
@@ -205,3 +207,27 @@ def test_any_value_is_accepted_or_a_request_error(name: str, value: object) -> N
         SamplingParams(**{name: value})
     except RequestError as error:
         assert name in str(error)
+
+
+def test_what_was_checked_stays_as_it_was() -> None:
+    given = {5: 1.0}
+    params = SamplingParams(logit_bias=given)
+    given[5] = 1e9
+    bias = params.logit_bias
+    assert bias == {5: 1.0} and isinstance(bias, dict)
+    changes = (
+        lambda: bias.__setitem__(5, 1e9),
+        lambda: bias.update({7: 1e9}),
+        lambda: bias.setdefault(7, 1e9),
+        lambda: bias.__ior__({7: 1e9}),
+        lambda: bias.pop(5),
+        bias.clear,
+        bias.popitem,
+    )
+    for change in changes:
+        with pytest.raises(TypeError, match="frozen"):
+            change()
+    for copied in (copy.deepcopy(params), copy.copy(params), pickle.loads(pickle.dumps(params))):
+        assert copied == params and type(copied.logit_bias) is type(bias)
+    assert json.loads(json.dumps(dataclasses.asdict(params)))["logit_bias"] == {"5": 1.0}
+    assert {**bias, 6: 2.0} == {5: 1.0, 6: 2.0}

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from sdengine.core.config import SpeculationConfig
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.kernels.calibration import CELLS, bin_centers, identity_table
 from sdengine.runner.calibration import (
     EARLY_REFRESHES,
+    STEPS_PER_REFRESH,
     AcceptanceCurve,
     Calibrator,
     non_decreasing,
@@ -152,6 +154,15 @@ def test_counters_may_wrap_around() -> None:
     assert np.array_equal(counts.tables, wrapping.tables)
 
 
+def test_what_was_seen_long_ago_is_forgotten() -> None:
+    counts = Counts()
+    counts.calibrator.assign(0, GREEDY)
+    for accepted in (36, 4):
+        for _ in range(60 * STEPS_PER_REFRESH):
+            counts.step(0, 40, accepted)
+        assert counts.tables[0, 0, 0] == pytest.approx(accepted / 40, abs=0.1)
+
+
 def test_what_was_counted_in_a_slot_belongs_to_the_sequence_that_leaves_it() -> None:
     """Requests are often shorter than the time between two refreshes."""
     counts = Counts()
@@ -185,6 +196,19 @@ def test_no_count_is_lost_or_doubled_when_sequences_join(lengths: tuple[int, ...
         whole.accepted[0, :3, 5] += np.int32(10)
         whole.calibrator.observe()
     assert np.array_equal(counts.tables[0], whole.tables[0])
+
+
+def test_a_greedy_request_does_not_believe_what_sampled_ones_have_taught(
+    make_engine: MakeEngine,
+) -> None:
+    speculation = SpeculationConfig(max_nodes=8, adaptive=False)
+    engine = make_engine(draft=related_draft(), speculation=speculation, max_num_seqs=1)
+    table = engine.iteration.workspace.calibration[0]
+    sampled = SamplingParams(max_tokens=20, temperature=0.8, seed=1, ignore_eos=True)
+    run_all(engine, [[5, 9, 5, 9]], [sampled])
+    assert not torch.equal(table, identity_table())
+    run_all(engine, [[5, 9]], [SamplingParams(max_tokens=1, temperature=0.0)])
+    assert torch.equal(table, identity_table())
 
 
 def test_the_dummy_trees_of_the_cost_measurement_are_not_learnt_from(

@@ -64,6 +64,20 @@ def test_a_prompt_that_makes_nan_ends_alone(make_engine: MakeEngine, speculates:
     assert (list(bad.token_ids), bad.logprobs, bad.text) == ([], [], "")
 
 
+def test_keys_and_values_that_a_nan_has_touched_are_not_shared(make_engine: MakeEngine) -> None:
+    """Whatever it came of: where it does not come again, the same prompt goes well."""
+    prompt = PROMPTS[0]
+    expected = run_all(make_engine(), [prompt], [GREEDY])
+    engine = make_engine()
+    sound = engine.iteration.weights
+    poison(engine, prompt[:1])
+    (bad,) = run_outputs(engine, [prompt], [GREEDY])
+    assert bad.outputs[0].stop_reason == NOT_FINITE
+    engine.iteration.weights = sound
+    engine.iteration._programs.clear()
+    assert run_all(engine, [prompt], [GREEDY]) == expected
+
+
 @pytest.mark.parametrize("speculates", [False, True])
 def test_tokens_before_the_first_nan_are_kept(make_engine: MakeEngine, speculates: bool) -> None:
     """With a perfect draft of depth 4, the NaN comes at different places of a path."""

@@ -92,6 +92,7 @@ def test_a_slot_is_neutral_for_its_next_sequence(make_engine: MakeEngine) -> Non
     before = run_all(engine, [PROMPTS[0]], [plain])
     run_all(engine, [PROMPTS[0]], [params_of("all", 0)])
     assert run_all(engine, [PROMPTS[0]], [plain]) == before
+    assert not engine._runner._penalties.is_needed, "its logits are not looked at any more"
 
 
 def test_preemption_keeps_the_counts(make_engine: MakeEngine) -> None:
@@ -106,3 +107,5 @@ def test_more_biases_than_the_tables_hold_are_refused(make_engine: MakeEngine) -
     params = SamplingParams(logit_bias=dict.fromkeys(range(1025), 1.0))
     with pytest.raises(RequestError, match=r"at most 1024 .*1025"):
         engine.add_request("r", [5], params)
+    params = SamplingParams(logit_bias={**dict.fromkeys(range(1023), 0.0), 1999: 100.0})
+    assert set(run_all(engine, [[5]], [params])[0]) == {1999}, "so many are held"

@@ -4,6 +4,9 @@ target's law, whatever drafts; a broken draw (negative control) is noticed."""
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +19,7 @@ from sdengine.core.sampling_params import GREEDY_TEMPERATURE, SamplingParams
 from sdengine.errors import ConfigError
 from sdengine.model.checkpoint import open_checkpoint
 from sdengine.model.reference import load_weights, reference_logits
-from tests.engine.conftest import MakeEngine, related_draft, run_all
+from tests.engine.conftest import MakeEngine, related_draft, run_all, run_outputs
 from tests.engine.test_exactness import PROMPTS, plain_tokens, sampling
 from tests.model.checkpoints import make_checkpoint
 
@@ -45,6 +48,51 @@ def test_greedy_text_is_plain_greedy_text(make_engine: MakeEngine, method: str) 
     assert run_all(engine, PROMPTS, params) == plain_tokens(make_engine, "greedy")
 
 
+@pytest.mark.parametrize("method", ["dyspec", "sampled"])
+def test_a_perfect_draft_is_accepted_at_every_depth(make_engine: MakeEngine, method: str) -> None:
+    """What it draws from is the target's own law, but for what lies outside of its candidates."""
+    spec = SpeculationConfig(verifier="rejection", **METHODS[method])
+    engine = make_engine(draft=str(make_checkpoint()), speculation=spec)
+    sampled = [
+        SamplingParams(max_tokens=40, temperature=0.2, seed=i, ignore_eos=True) for i in range(3)
+    ]
+    outputs = run_outputs(engine, PROMPTS[:3], sampled)
+    assert [output.outputs[0].finish_reason for output in outputs] == ["length"] * 3
+    by_depth = [output.metrics.speculation.acceptance_by_depth for output in outputs]
+    assert all(min(rates) > 0.3 for rates in by_depth) and len(by_depth[0]) == len(by_depth[2])
+
+
+class Launches:
+    """Takes down what a drafter describes."""
+
+    row_limit = None
+
+    def __init__(self) -> None:
+        self.of_op: dict[str, list[dict[str, Any]]] = {}
+
+    def launch(self, op: str, **args: Any) -> None:
+        self.of_op.setdefault(op, []).append(args)
+
+    @contextmanager
+    def only_if(self, count: torch.Tensor) -> Iterator[None]:
+        yield
+
+
+def test_no_other_node_draws_with_the_root_s_noise(make_engine: MakeEngine) -> None:
+    """Its id is 0 in every step; what the layers of the step before have left says something
+    else, and one of this step's nodes may have that id, too."""
+    engine = engine_with(make_engine, "dyspec")
+    run_all(engine, PROMPTS[:1], [SamplingParams(max_tokens=20, seed=0, ignore_eos=True)])
+    launches = Launches()
+    engine.iteration.drafter.propose(launches)
+    root, *others = (args["creation_ids"] for args in launches.of_op["draft_topk"])
+    written = [args["creation_ids"] for args in launches.of_op["tree_expand"][:-1]]
+    assert len(others) == len(written) == 2
+    assert {ids.data_ptr() for ids in others} == {ids.data_ptr() for ids in written}
+    assert root.data_ptr() not in {ids.data_ptr() for ids in written}
+    assert written[0].any() and not root.any()
+
+
 def law_of_two_tokens() -> dict[tuple[int, int], float]:
     """Exact probabilities of the first two tokens after PROMPT under the reference model."""
     checkpoint = open_checkpoint(make_checkpoint())
@@ -59,13 +107,16 @@ def law_of_two_tokens() -> dict[tuple[int, int], float]:
     return {(a, b): p * q for a, p in step(PROMPT).items() for b, q in step([*PROMPT, a]).items()}
 
 
-def p_value(engine: Any, law: dict[tuple[int, int], float]) -> float:
-    """Chi-square test of NUM_SAMPLES two-token samples against `law`."""
-    params = [
-        SamplingParams(max_tokens=2, temperature=TEMPERATURE, top_k=TOP_K, seed=s, ignore_eos=True)
-        for s in range(NUM_SAMPLES)
-    ]
-    counts = Counter(map(tuple, run_all(engine, [PROMPT] * NUM_SAMPLES, params)))
+def p_value(engine: Any, law: dict[tuple[int, int], float], length: int = 2) -> float:
+    """Chi-square test of the first two tokens of NUM_SAMPLES samples of that length against
+    `law`."""
+    params = SamplingParams(
+        max_tokens=length, temperature=TEMPERATURE, top_k=TOP_K, ignore_eos=True
+    )
+    seeds = [replace(params, seed=seed) for seed in range(NUM_SAMPLES)]
+    samples = run_all(engine, [PROMPT] * NUM_SAMPLES, seeds)
+    assert all(len(sample) == length for sample in samples)
+    counts = Counter((sample[0], sample[1]) for sample in samples)
     assert set(counts) <= set(law), "a token outside the target's top-k"
     pairs = sorted(law, key=lambda pair: -law[pair])
     expected = [law[pair] * NUM_SAMPLES for pair in pairs]
@@ -76,10 +127,14 @@ def p_value(engine: Any, law: dict[tuple[int, int], float]) -> float:
     return float(chisquare(observed, expected).pvalue)
 
 
+@pytest.mark.parametrize("length", [2, 4])
 @pytest.mark.parametrize("method", ["dyspec", "chain", "sampled", "ngram"])
-def test_sampled_text_has_the_targets_law(make_engine: MakeEngine, method: str) -> None:
+def test_sampled_text_has_the_targets_law(
+    make_engine: MakeEngine, method: str, length: int
+) -> None:
+    """Trees end above the last token: of two tokens they have one layer, of four all three."""
     engine = engine_with(make_engine, method, max_num_seqs=8, max_num_batched_tokens=64)
-    assert p_value(engine, law_of_two_tokens()) > 1e-4
+    assert p_value(engine, law_of_two_tokens(), length) > 1e-4
 
 
 @pytest.mark.parametrize("draft_temperature", [GREEDY_TEMPERATURE, 0.5, 1e39])

@@ -256,6 +256,8 @@ def test_draft_tokens_behind_a_stop_are_not_counted_as_accepted(make_llm: MakeLL
         assert stats is not None and stats.num_steps == -(-count // 5)
         assert stats.num_accepted_draft_tokens == count - count // 5
         assert stats.mean_acceptance_length == count / stats.num_steps
+        own = [(i + 1) % 5 == 0 for i in range(count)]
+        assert [not drafted for drafted in output.outputs[0].from_draft] == own
 
 
 @pytest.mark.parametrize("speculates", [False, True])

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from time import perf_counter, sleep
 
 import pytest
 
+from sdengine.controllers.base import AskOutlook
 from sdengine.core.config import SpeculationConfig
 from sdengine.core.outputs import StepTree
+from sdengine.core.plan import StepPlan, StepReport
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.engine import Engine
+from sdengine.runner.flight import Flight
+from sdengine.scheduler.scheduler import Schedule
 from tests.engine.conftest import MakeEngine, related_draft
+from tests.model.checkpoints import make_checkpoint
 
 TREES = SpeculationConfig(max_nodes=8, max_depth=4, adaptive=False)
 PARAMS = SamplingParams(max_tokens=30, temperature=0.7, seed=3, ignore_eos=True)
@@ -52,6 +58,79 @@ def test_a_tree_s_parents_come_first_and_its_accepted_path_is_one(make_engine: M
 def test_plain_steps_have_no_nodes_and_no_drafted_tokens(make_engine: MakeEngine) -> None:
     for tokens, from_draft, tree in steps_of(make_engine()):
         assert from_draft == [False] and tree == StepTree([], [], [], tokens[0])
+
+
+class NowAndThen:
+    """Grows a tree in the first step and in every `period`-th after it."""
+
+    def __init__(self, period: int) -> None:
+        self.period = period
+        self.num_steps = 0
+        self.seen: list[StepReport] = []
+
+    def plan(self, num_decoding: int, outlook: AskOutlook | None = None) -> StepPlan:
+        is_plain = self.num_steps % self.period > 0
+        self.num_steps += 1
+        return StepPlan(0, 0) if is_plain else StepPlan(4, 8)
+
+    def observe(self, plan: StepPlan, report: StepReport) -> None:
+        self.seen.append(report)
+
+
+def test_a_plain_step_after_a_tree_tells_nothing_of_it(make_engine: MakeEngine) -> None:
+    engine = make_engine(draft=related_draft(), speculation=TREES)
+    engine.controller = controller = NowAndThen(2)
+    trees = [tree for _, _, tree in steps_of(engine)]
+    assert len(trees) > 6 and all(tree.token_ids for tree in trees[:-2:2])
+    assert [tree.token_ids for tree in trees[1::2]] == [[]] * (len(trees) // 2)
+    num_nodes = [len(tree.token_ids) for tree in trees]
+    assert [report.num_nodes for report in controller.seen] == num_nodes
+
+
+def test_a_step_in_which_a_draft_catches_up_says_nothing_of_others(make_engine: MakeEngine) -> None:
+    engine = make_engine(draft=related_draft(), speculation=TREES)
+    engine.controller = controller = NowAndThen(4)
+    steps_of(engine)
+    assert [report.is_steady for report in controller.seen[:9]] == [
+        *(False, True, True, True),
+        *(False, True, True, True),
+        False,
+    ]
+
+
+def test_steps_of_a_draft_that_keeps_up_can_be_learned_from(make_engine: MakeEngine) -> None:
+    """All but the one that reads the prompt; after an accepted leaf it has two tokens to read."""
+    engine = make_engine(draft=str(make_checkpoint()), speculation=TREES)
+    engine.add_request("r", [5, 9, 140], PARAMS)
+    reports = []
+    while engine.has_unfinished_requests():
+        engine.step()
+        reports.append(engine.last_report)
+    assert [report.is_steady for report in reports] == [False] + [True] * (len(reports) - 1)
+    assert max(report.num_accepted[0] for report in reports[:-1]) == 4 and len(reports) > 4
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_a_perfect_draft_stays_perfect_below_every_branch(
+    make_engine: MakeEngine, temperature: float
+) -> None:
+    """Its cache keeps the accepted path alone, as the target's does: no step accepts less."""
+    bushy = SpeculationConfig(method="kary", branching=(3, 2, 2), adaptive=False)
+    engine = make_engine(draft=str(make_checkpoint()), speculation=bushy)
+    engine.add_request("r", [5, 9, 140], replace(PARAMS, temperature=temperature, max_tokens=80))
+    accepted = []
+    while engine.has_unfinished_requests():
+        engine.step()
+        accepted += engine.last_report.num_accepted
+    assert accepted == [3] * 20
+
+
+def test_no_step_follows_one_in_which_a_draft_reads_a_part_only(make_engine: MakeEngine) -> None:
+    """How much it will have read is not known before that step has ended."""
+    engine = make_engine(draft=related_draft(), speculation=TREES, max_num_batched_tokens=32)
+    for num_missing, may_follow in ((32, True), (33, False)):
+        flight = Flight(Schedule(), StepPlan(4, 8), True, True, num_missing, True, 1, 0.0)
+        assert engine._runner.can_follow(flight) is may_follow
 
 
 def test_a_sequence_that_did_not_move_has_no_tree(make_engine: MakeEngine) -> None:

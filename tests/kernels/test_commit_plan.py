@@ -179,6 +179,14 @@ def test_unfinished_prefill_only_advances() -> None:
     assert int(args["history_lens"]) == 10
 
 
+def test_a_sequence_that_took_no_part_stays_as_it_was() -> None:
+    args = one_step(pending_lens=0, draft_pending_lens=0)
+    assert (int(args["num_emitted"]), int(args["history_lens"])) == (0, 10)
+    assert (int(args["computed_lens"]), int(args["draft_computed_lens"])) == (9, 9)
+    assert int(args["num_moves"]) == int(args["num_draft_moves"]) == 0
+    assert int(args["output_counts"].sum()) == 0 and args["history"][0, 10] == -7
+
+
 def test_draft_arguments_come_together() -> None:
     args = commit_args(1, 1, 4, 4)
     args["draft_computed_lens"] = None

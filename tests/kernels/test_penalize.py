@@ -76,6 +76,22 @@ def test_random_rows_of_random_trees_equal_the_reference(seed: int) -> None:
     run_both(args, workers=rng.choice([1, 2, 3]))
 
 
+@pytest.mark.parametrize("workers", [2, 3])
+def test_a_long_row_is_shared_by_workers(workers: int) -> None:
+    """Every token is changed by the one whose slice it is in."""
+    args = penalty_args(1, 1, 13000)
+    args["presence_penalty"][0], args["num_bias"][0], args["num_stops"][0] = 0.7, 3, 2
+    args["bias_ids"][0], args["bias_values"][0] = int_tensor([0, 6500, 12999]), 5.0
+    args["stop_ids"][0], args["min_lens"][0] = int_tensor([1, 12998]), 9
+    raw = args["logits"][0].clone()
+    got = run_both(args, workers)[0]
+    present = (args["output_counts"][0] > 0) * 0.7
+    expected = raw - present
+    expected[[0, 6500, 12999]] += 5.0
+    expected[[1, 12998]] = float("-inf")
+    assert torch.allclose(got, expected)
+
+
 def test_a_node_gets_the_logits_of_plain_decoding_at_its_prefix() -> None:
     rng = random.Random(3)
     tree = random_token_tree(rng, 1, max_nodes=12, vocab=6)

@@ -229,6 +229,28 @@ def test_a_residual_without_mass_falls_back_to_the_target() -> None:
     assert torch.allclose(counts / batch, q, atol=0.12)
 
 
+def test_a_residual_that_a_chosen_child_leaves_without_mass_falls_back_too() -> None:
+    """p = q but for three tokens: once the drawn 0 and the chosen 8 are rejected, only 9 is left,
+    and with less mass than p was rounded by."""
+    batch, vocab = 200, 10
+    args = rejection_args(random.Random(0), batch=batch, max_nodes=2, vocab=vocab, width=8)
+    q = torch.tensor([2e-6, 0.3, 0.2, 0.2, 0.1, 0.1, 0.05, 0.05])
+    args["logits"] = torch.cat([q, torch.tensor([1.6e-6, 4e-7])]).log().repeat(3 * batch, 1)
+    args["logits"][:, 0] = float("-inf")
+    args["proposal_tokens"] = torch.arange(8, dtype=torch.int32)[None].contiguous()
+    args["proposal_probs"] = q[None].contiguous()
+    plain_parameters(args)
+    for b in range(batch):
+        fill_token_tree(args["tree"], b, [0, 0], [0, 8], [0.5, 0.5])
+    args["tree"].probs[:, 1:] = torch.tensor([2e-6, 0.0])
+    args["tree"].proposal_rows[:, 0] = 0
+    assert_equals_reference(args)
+    rejected = args["out_tokens"][args["num_accepted"] == 0, 0].long()
+    assert 10 < len(rejected) < 100
+    counts = torch.bincount(rejected, minlength=vocab)
+    assert torch.allclose(counts[:8] / len(rejected), q, atol=0.2)
+
+
 def test_more_chosen_children_than_are_kept_in_mind() -> None:
     """Beyond 64 rejections the rest is not tested: the output's law does not depend on it."""
     batch, children, vocab = 6, 70, 200
@@ -241,6 +263,38 @@ def test_more_chosen_children_than_are_kept_in_mind() -> None:
     args["tree"].proposal_rows.fill_(-1)
     assert_equals_reference(args)
     assert args["tried"].sum((1, 2)).max() == 64
+
+
+def test_a_slot_of_no_mass_is_not_tested() -> None:
+    """What is left of q after the first draw is less than its rounding."""
+    batch = 32
+    args = rejection_args(random.Random(0), batch=batch, max_nodes=2, vocab=8, width=2)
+    args["logits"].fill_(float("-inf"))
+    args["logits"][:, :2] = 0.0
+    args["proposal_tokens"] = int_tensor([0, 1])[None]
+    args["proposal_probs"] = torch.tensor([[1.0, 5e-7]])
+    plain_parameters(args)
+    for b in range(batch):
+        fill_token_tree(args["tree"], b, [0, 0], [0, 1], [0.5, 0.5])
+    args["tree"].probs[:, 1:] = args["proposal_probs"]
+    args["tree"].proposal_rows[:, 0] = 0
+    assert_equals_reference(args)
+    assert (args["tried"].sum((1, 2)) == 1).all()
+    assert args["out_tokens"][:, 0].tolist() == [1 - n for n in args["num_accepted"].tolist()]
+    assert 0 < int(args["num_accepted"].sum()) < batch
+
+
+def test_of_equal_chosen_children_the_second_is_not_accepted() -> None:
+    batch = 32
+    args = rejection_args(random.Random(0), batch=batch, max_nodes=2, vocab=2, width=2)
+    args["logits"][:] = 0.0
+    plain_parameters(args)
+    for b in range(batch):
+        fill_token_tree(args["tree"], b, [0, 0], [1, 1], [0.5, 0.5])
+    args["tree"].proposal_rows.fill_(-1)
+    assert_equals_reference(args)
+    assert args["out_tokens"][:, 0].tolist() == args["num_accepted"].tolist()
+    assert set(args["final_node"].tolist()) == {0, 1}
 
 
 def test_children_that_are_no_prefix_of_the_proposal_are_refused() -> None:

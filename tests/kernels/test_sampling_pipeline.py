@@ -175,6 +175,26 @@ def test_slicing_a_large_row_over_workers_changes_nothing() -> None:
             assert tokens == {sampled(sample_args(logits, 77, values), "reference")}
 
 
+def test_the_lowest_logits_of_a_sliced_row_may_lie_in_any_slice() -> None:
+    """Top-p looks no further down than the row's minimum; here the first slice's is too high."""
+    logits = torch.zeros(16384)
+    logits[8192:] = -1.0
+    values = {"temperature": 1.0, "top_k": 0, "top_p": 0.9, "min_p": 0.0}
+    args = [sample_args(logits, seed, values) for seed in range(12)]
+    drawn = [sampled(one, "cpu", POOLS[0]) for one in args]
+    assert [sampled(one, "cpu", POOLS[1]) for one in args] == drawn
+    assert max(drawn) >= 8192
+
+
+@pytest.mark.parametrize("place", [0, 8191, 8192, 16383])
+def test_a_nan_in_any_slice_of_a_row_is_seen(place: int) -> None:
+    logits = torch.zeros(16384)
+    logits[place] = math.nan
+    for temperature in (0.0, 1.0):
+        values = {"temperature": temperature, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+        assert sampled(sample_args(logits, 1, values), "cpu", POOLS[1]) == -1
+
+
 def test_unsampled_rows_stay_untouched() -> None:
     args = sample_args(
         torch.randn(50), 1, {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}

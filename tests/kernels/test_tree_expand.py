@@ -6,6 +6,7 @@ import copy
 from dataclasses import replace
 from math import fsum
 from random import Random
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from sdengine.kernels.program import run_op
 from sdengine.kernels.row_batch import RowBatch
 from sdengine.kernels.token_tree import DraftTree
 from sdengine.kernels.tree_expand import RULES, proposal_offset
+from tests.kernels import tree_worlds
 from tests.kernels.tree_oracles import Slot, best_total, heap_tree
 from tests.kernels.tree_worlds import (
     Grown,
@@ -297,6 +299,19 @@ def test_min_layer_gain_ends_the_draft() -> None:
     assert (stopped.tree.draft_slots[0, 1:5] == -1).all()
 
 
+@pytest.mark.parametrize("rule", ["node", "slot", "uniform_slot"])
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_slots_without_a_tree_do_not_make_layers_cheaper(rule: str, backend: str) -> None:
+    """An engine's batch is all of its slots, of which one may be at work."""
+    for seed in range(20):
+        alone = World(seed=seed, nodes=40, layers=5, k=6, rule=rule, vocab=30, min_gain=0.3)
+        crowd = replace(alone, batch=8, depth_limits=[5] + [0] * 7)
+        one, among = grow(alone, backend), grow(crowd, backend)
+        assert paths_of(one.tree, 0) == paths_of(among.tree, 0)
+        rows = [[int(layer.num_rows) for layer in grown.layers] for grown in (one, among)]
+        assert rows[0] == rows[1]
+
+
 def test_no_row_leaves_the_block_table_or_the_row_batch() -> None:
     world = World(seed=5, nodes=16, layers=1, k=8, width=8)
     world.starts, world.depth_limits = [10], [2]
@@ -312,6 +327,27 @@ def test_no_row_leaves_the_block_table_or_the_row_batch() -> None:
     }
     run_op("tree_expand", **args)
     assert int(args["rows"].num_rows) == 6 and int(args["tree"].num_nodes[0]) == 8
+
+
+@pytest.mark.parametrize("limit", ["mask bits", "block table"])
+def test_the_layers_together_forward_no_more_than_there_is_room_for(
+    limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """64 nodes have a bit in a mask of one word; 13 follow the third slot of two blocks of 8."""
+
+    def run(op: str, backend: str, **args: Any) -> None:
+        if limit == "block table":
+            args["block_tables"] = args["block_tables"][:, :2].contiguous()
+        run_op(op, backend, **args)
+
+    if limit == "mask bits":
+        monkeypatch.setattr(tree_worlds, "mask_words", lambda num_slots: 1)
+    world = World(seed=1, nodes=700, layers=4, k=8, width=40, sharpness=0.0)
+    native, plain = grow(world, run=run), grow(world, "reference", run)
+    assert int(native.tree.num_forwarded[0]) == (64 if limit == "mask bits" else 13)
+    assert_same_trees(native.tree, plain.tree, 1)
+    for left, right in zip(native.layers, plain.layers):
+        assert_same_rows(left, right, 1)
 
 
 def test_512_nodes_in_a_chain_and_in_a_fan() -> None:

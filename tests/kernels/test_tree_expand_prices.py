@@ -84,3 +84,23 @@ def test_beside_a_dear_row_only_nodes_that_may_displace_another_are_forwarded() 
     reaches = tree.reach[0, rows.row_node[: int(rows.num_rows)].long()].tolist()
     assert len(values) == 8 and min(reaches) >= values[3] > values[4]
     assert len(reaches) == 4
+
+
+def test_beyond_the_last_price_no_row_pays() -> None:
+    free = World(seed=3, nodes=32, layers=2, k=8, max_children=8, prices=[0.0] * 65)
+    short, dear = (replace(free, prices=[0.0] * 5 + more) for more in ([], [2.0] * 60))
+    assert 0 < forwarded(short) < forwarded(free)
+    for world in (short, dear):
+        native, plain = grow(world), grow(world, "reference")
+        assert_same_trees(native.tree, plain.tree, 1)
+    assert_same_trees(grow(short).tree, grow(dear).tree, 1)
+    assert forwarded(short) == forwarded(dear)
+
+
+def test_the_second_of_two_equal_nodes_does_not_pay_for_the_foot_of_a_stair() -> None:
+    """So nothing comes onto the stair behind it, and the third node asks for no children."""
+    prices = [0.0, 0.05, 0.9, 0.0, 0.9, 0.9, 0.9, 0.9, 0.9]
+    world = World(seed=0, nodes=8, layers=2, k=3, prices=prices)
+    world.tables[(0,)] = ([5, 6, 7], np.array([0.3, 0.3, 0.1], dtype=np.float32))
+    rows = grow(world).layers[0]
+    assert rows.tokens[: int(rows.num_rows)].tolist() == [5, 6]

@@ -150,3 +150,12 @@ def test_text_parts_are_joined() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     template = ChatTemplate("{{ messages[0].content }}", {})
     assert template.render([{"role": "user", "content": parts}]) == "a\nb"
+
+
+@pytest.mark.parametrize("role", ["system", "developer", "user"])
+@pytest.mark.parametrize("rest", [{}, {"content": None}])
+def test_a_message_without_content_is_not_the_word_none(role: str, rest: dict[str, None]) -> None:
+    template = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}", {})
+    with pytest.raises(RequestError, match=rf"messages\[1\] of role '{role}' to have content"):
+        template.render([{"role": "user", "content": "x"}, {"role": role, **rest}])
+    template.render([{"role": "assistant", **rest}])  # it may have called tools

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdengine.errors import CheckpointError
+from sdengine.model import checkpoint as checkpoint_module
 from sdengine.model.checkpoint import open_checkpoint
 from sdengine.model.safetensors_file import SafetensorsFile
 from tests.model.checkpoints import FAMILIES, make_checkpoint
@@ -168,6 +169,21 @@ def test_overlapping_tensors_are_refused(copy: Path) -> None:
         open_checkpoint(copy)
 
 
+@pytest.mark.parametrize(
+    ("offsets", "words"),
+    [([8, 12], "tensor b to begin at byte"), ([8, 4], "tensor b with dtype, shape and data_off")],
+)
+def test_offsets_that_leave_a_gap_or_run_backwards_are_refused(
+    tmp_path: Path, offsets: list[int], words: str
+) -> None:
+    one = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+    header = json.dumps({"a": one, "b": {**one, "data_offsets": offsets}}).encode()
+    file = tmp_path / "x.safetensors"
+    file.write_bytes(struct.pack("<Q", len(header)) + header + bytes(12))
+    with pytest.raises(CheckpointError, match=words):
+        SafetensorsFile(file)
+
+
 def test_an_absurd_header_length_is_refused(copy: Path) -> None:
     raw = (copy / WEIGHTS).read_bytes()
     (copy / WEIGHTS).write_bytes(struct.pack("<Q", 2**63) + raw[8:])
@@ -233,7 +249,12 @@ def test_wrong_tensors_are_refused(copy: Path, change, words: str) -> None:
         open_checkpoint(copy)
 
 
-def test_nan_and_infinity_are_named_when_asked_for(copy: Path) -> None:
+@pytest.mark.parametrize("chunk", [100, checkpoint_module.FINITE_CHUNK])
+def test_nan_and_infinity_are_named_when_asked_for(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    monkeypatch.setattr(checkpoint_module, "FINITE_CHUNK", chunk)
+
     def spoil(weights) -> None:
         weights["model.layers.1.self_attn.k_proj.weight"][3, 5] = float("nan")
         weights["model.norm.weight"][7] = float("-inf")

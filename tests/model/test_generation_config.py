@@ -27,9 +27,9 @@ def test_sampling_values_are_taken_over(tmp_path) -> None:
     write(tmp_path, do_sample=True, temperature=0.6, top_p=0.9, repetition_penalty=1.05)
     params = default_sampling_params(tmp_path)
     assert params == SamplingParams(temperature=0.6, top_p=0.9, top_k=50, repetition_penalty=1.05)
-    write(tmp_path, do_sample=True, top_k=20, min_p=0.05, max_new_tokens=99)
+    write(tmp_path, do_sample=True, top_k=20, min_p=0.05, max_new_tokens=99, min_new_tokens=7)
     params = default_sampling_params(tmp_path)
-    assert params == SamplingParams(top_k=20, min_p=0.05, max_tokens=99)
+    assert params == SamplingParams(top_k=20, min_p=0.05, max_tokens=99, min_tokens=7)
 
 
 def test_without_do_sample_decoding_is_greedy(tmp_path) -> None:
@@ -54,6 +54,31 @@ def test_without_do_sample_decoding_is_greedy(tmp_path) -> None:
 def test_what_is_not_supported_is_refused(tmp_path, values, words: str) -> None:
     with pytest.raises(CheckpointError, match=words):
         default_sampling_params(write(tmp_path, **values))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_beam_groups", 2),
+        ("penalty_alpha", 0.6),
+        ("typical_p", 0.9),
+        ("epsilon_cutoff", 3e-4),
+        ("eta_cutoff", 1e-3),
+        ("encoder_no_repeat_ngram_size", 3),
+        ("bad_words_ids", [[5]]),
+        ("sequence_bias", [[[5], 1.0]]),
+        ("suppress_tokens", [5]),
+        ("begin_suppress_tokens", [5]),
+        ("forced_bos_token_id", 5),
+        ("forced_eos_token_id", 5),
+        ("exponential_decay_length_penalty", [5, 1.1]),
+        ("guidance_scale", 1.5),
+    ],
+)
+def test_so_is_every_other_option_that_would_change_the_output(tmp_path, key: str, value) -> None:
+    with pytest.raises(CheckpointError, match=f"without {key}, got"):
+        default_sampling_params(write(tmp_path, **{key: value}))
+    assert default_sampling_params(write(tmp_path, **{key: None})).is_greedy
 
 
 def test_end_of_sequence_tokens(tmp_path) -> None:

@@ -40,6 +40,8 @@ SETTINGS = {
     "yarn_attention": (131072, 1e6, {**YARN, "attention_factor": 0.83}, {}),
     "yarn_mscale": (131072, 1e4, {**YARN, "mscale": 1.0, "mscale_all_dim": 0.5}, {}),
     "yarn_betas": (131072, 1e4, {**YARN, "beta_fast": 8.0, "beta_slow": 3.0}, {}),
+    "yarn_beyond_the_head": (3392, 10.0, {**YARN, "original_max_position_embeddings": 848}, {}),
+    "yarn_of_few_tokens": (24, 1e4, {**YARN, "original_max_position_embeddings": 6}, {}),
     "yarn_untruncated": (131072, 1.5e5, {**YARN, "truncate": False}, {}),
     "longrope_phi": (131072, 1e4, LONGROPE, {"original_max_position_embeddings": 4096}),
     "longrope_factor": (4096, 1e4, {**LONGROPE, "factor": 8.0}, {}),

@@ -111,6 +111,17 @@ def test_llama_class_places_special_tokens_by_flags(flags: dict[str, bool]) -> N
 
 
 @any_kind
+def test_no_space_but_a_text_s_first_is_dropped(kind: str, loaded: dict[str, Tokenizer]) -> None:
+    tokenizer = loaded[kind]
+    words = tokenizer.encode(" the dog", add_special_tokens=False)
+    for tokens in (words, [tokenizer.token_id("a"), *words]):
+        stream = tokenizer.detokenizer()
+        text = "".join([stream.push([token]) for token in tokens]) + stream.finish()
+        assert text == tokenizer.decode(tokens)
+    assert text.endswith(" the dog")
+
+
+@any_kind
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_streamed_text_equals_decoding_at_once(

@@ -98,7 +98,7 @@ struct Draft {
     program.append(
         "tree_select", tree_select,
         TreeSelectArgs{draft.view, thresholds.get(), static_cast<int32_t>(thresholds.size()),
-                       pending.get(), live.get(), kBatch, tree.view, keys.get(),
+                       pending.get(), live.get(), nullptr, kBatch, tree.view, keys.get(),
                        keys.get() + kBatch * kNodes, maps.get(), maps.get() + kNodes + 1,
                        maps.get() + 2 * (kNodes + 1)});
     program.append("build_rows", build_rows,
@@ -200,7 +200,8 @@ void check_worker_count() {
 int64_t pause_of(WorkerCount& workers, int64_t& now) {
   while (workers.current() > 1) now = observe(workers, 1, 100 * kMs, 1000 * kMs, now);
   const int64_t start = now;
-  while (workers.next(now) == 1) now += kMs;
+  // Nobody is waited for meanwhile, whatever the barrier still knows of the run before.
+  while (workers.next(now) == 1) workers.observe(kMs, kMs, now += kMs);
   return (now - start) / kMs;
 }
 
@@ -214,6 +215,35 @@ void check_pauses() {
   now = observe(workers, 1000, 5 * kMs, 0, now);
   require(workers.current() == 2, "a trial that goes well");
   require(pause_of(workers, now) < 300, "the next crowd is a new one");
+}
+
+void check_three_workers() {
+  WorkerCount workers(3);
+  int64_t now = 0;
+  while (workers.current() == 3) now = observe(workers, 1, 100 * kMs, 100 * kMs, now);
+  require(workers.current() == 2, "half of three are two");
+  now = observe(workers, 10, kMs, 0, now + 6000 * kMs);
+  require(workers.current() == 3, "twice as many are tried again, but no more than there are");
+}
+
+// A late worker is waited for by all the others, and what is lost by it belongs to that run.
+void check_lost_waits() {
+  using Clock = std::chrono::steady_clock;
+  Barrier barrier;
+  for (int i = 0; i < 100 && barrier.lost_ns() == 0; ++i) {  // on a crowded machine all are late
+    barrier.open(3);
+    const auto start = Clock::now();
+    std::vector<std::thread> early;
+    for (int j = 0; j < 2; ++j) early.emplace_back([&barrier] { barrier.wait(); });
+    std::this_thread::sleep_for(std::chrono::milliseconds(30));
+    barrier.wait();
+    for (std::thread& thread : early) thread.join();
+    const auto took = std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - start);
+    require(barrier.lost_ns() <= took.count(), "a wait counts once, whoever waits");
+  }
+  require(barrier.lost_ns() > 0, "a late worker is noticed");
+  barrier.open(3);
+  require(barrier.lost_ns() == 0, "nothing is lost yet in the next run");
 }
 
 struct StallArgs {
@@ -254,6 +284,8 @@ void check_crowded_pool() {
 int main() {
   check_worker_count();
   check_pauses();
+  check_three_workers();
+  check_lost_waits();
   check_crowded_pool();
   for (int threads : {1, 2, 3, 5}) check_barriers(threads);
   check_two_callers();

@@ -93,6 +93,22 @@ def test_tree_room_is_not_taken_while_a_step_under_way_may_write_to_it() -> None
     assert scheduler.schedule().preempted_slots and len(old.block_table) == 4
 
 
+def test_the_block_that_another_decodes_into_is_no_tree_room() -> None:
+    """The youngest begins a new block with its next token; only the middle one has room to give."""
+    pool = BlockPool(8, 4, enable_prefix_caching=False)
+    scheduler = Scheduler(pool, 3, 64, tree_room=4)
+    old, middle, young = make_sequence("o", 12), make_sequence("m", 3), make_sequence("y", 4)
+    sequences = [old, middle, young]
+    for sequence in sequences:
+        scheduler.add(sequence)
+    run(scheduler.schedule())
+    assert [len(s.block_table) for s in sequences] == [4, 2, 2]
+    del old.block_table[3:]  # and nobody else has it
+    step = scheduler.schedule()
+    assert not step.preempted_slots and step.shrunk_slots == [middle.slot]
+    assert [len(s.block_table) for s in sequences] == [4, 1, 2]
+
+
 def test_the_youngest_is_preempted_and_comes_back_first() -> None:
     pool = BlockPool(4, 4, enable_prefix_caching=False)
     scheduler = Scheduler(pool, 3, 64, tree_room=0)
@@ -110,6 +126,18 @@ def test_the_youngest_is_preempted_and_comes_back_first() -> None:
     assert list(scheduler.waiting) == [young, late]
     scheduler.finish(old, "stop")
     assert scheduler.schedule().admitted == [young, late]
+
+
+def test_nobody_joins_in_the_step_that_preempts() -> None:
+    """The victim would come back for a chunk of its prompt, and be preempted again."""
+    scheduler = Scheduler(BlockPool(4, 4, enable_prefix_caching=False), 3, 6, tree_room=0)
+    scheduler.add(make_sequence("old", 8))
+    scheduler.add(make_sequence("young", 7))
+    step = scheduler.schedule()
+    while not step.preempted_slots:
+        run(step)
+        step = scheduler.schedule()
+    assert [e.sequence.request_id for e in step.scheduled] == ["old"] and not step.admitted
 
 
 def test_shared_prompt_is_reused_by_a_later_request() -> None:

@@ -90,7 +90,7 @@ SDE_HD inline void begin_sequence(const BeginStepArgs& args, int64_t b, int32_t 
   const bool decodes = pending > 0 && args.computed_lens[b] + pending == length;
   const bool drafts = decodes && args.has_trees && args.can_draft[b] != 0 && followed == missing;
   // A tree below the last token that may still be emitted would be cut off.
-  const int32_t depth = drafts && left > 1 ? begin::least(left - 1, *args.depth_limit) : 0;
+  const int32_t depth = drafts ? begin::least(left - 1, *args.depth_limit) : 0;
   args.pending_lens[b] = pending;
   args.wants_logits[b] = !decodes ? 0 : args.has_trees ? begin::kRootAndNodes : begin::kRootOnly;
   args.max_emit[b] = left > 0 ? left : 0;

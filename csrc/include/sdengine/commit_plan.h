@@ -88,14 +88,13 @@ SDE_HD inline void plan_moves(const MovePlanView& plan, int64_t b, const int32_t
 
 // The draft's cache: its own pending tokens, then the accepted nodes it has forwarded, a prefix of
 // the path.
-SDE_HD inline void commit_draft(const CommitPlanArgs& args, int64_t b, int32_t root, int32_t kept,
-                                bool has_emitted) {
+SDE_HD inline void commit_draft(const CommitPlanArgs& args, int64_t b, int32_t root, int32_t kept) {
   int32_t reached = args.draft_computed_lens[b] + args.draft_pending_lens[b];
   int32_t forwarded = 0;
   const int32_t* path = args.path + b * args.max_depth;
   const int32_t* slots =
       args.draft_slots == nullptr ? nullptr : args.draft_slots + b * args.tree_stride;
-  if (has_emitted && slots != nullptr && reached == root + 1) {
+  if (slots != nullptr && reached == root + 1) {
     while (forwarded < kept && slots[path[forwarded]] > 0) ++forwarded;
   }
   plan_moves(args.draft_moves, b, path, forwarded, root, slots);
@@ -116,7 +115,7 @@ SDE_HD inline void commit_sequence(const CommitPlanArgs& args, int64_t b) {
   args.computed_lens[b] =
       commit::least(root + 1 + kept, args.history_lens[b] - (args.wants_logits[b] != 0 ? 1 : 0));
   args.num_emitted[b] = emitted;
-  if (args.draft_computed_lens != nullptr) commit::commit_draft(args, b, root, kept, emitted > 0);
+  if (args.draft_computed_lens != nullptr) commit::commit_draft(args, b, root, kept);
 }
 
 }  // namespace sdengine
