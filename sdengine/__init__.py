@@ -1,7 +1,7 @@
 """sdengine: low-latency generation with lossless speculative decoding over dynamic token trees.
 
 Names are loaded when they are first used, so that `import sdengine` and the errors cost no import
-of torch.
+of torch. Type checkers read `__init__.pyi`.
 """
 
 from __future__ import annotations

@@ -6,9 +6,11 @@ engines live side by side.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence as SequenceOf
-from threading import Lock
+from threading import Lock, get_ident
 from time import monotonic
+from typing import NoReturn
 
 from sdengine.core.config import EngineConfig
 from sdengine.core.outputs import FinishReason, RequestOutput, StepTree
@@ -16,7 +18,7 @@ from sdengine.core.plan import StepReport
 from sdengine.core.request import Request, RequestBook
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.core.sequence import Sequence
-from sdengine.errors import SdengineError
+from sdengine.errors import EngineBusy, EngineFailed, SdengineError
 from sdengine.factory.build import EngineParts, MakeDrafter, build_engine_parts
 from sdengine.runner.flight import Commit, Flight
 from sdengine.runner.iteration import Iteration
@@ -27,6 +29,11 @@ NOT_FINITE = "the target model's logits are not finite"
 
 class Engine:
     """Continuous batching with lossless speculative decoding.
+
+    One call at a time, from any thread: `add_request`, `abort_request` and `step` raise EngineBusy
+    in the middle of another one (of another thread, or of a finalizer that the garbage collector
+    runs), and change nothing then. A process that was forked from the engine's gets EngineFailed:
+    threads are not forked along.
 
     Args:
         config: an EngineConfig, or the path or bundled name of the target model.
@@ -43,7 +50,7 @@ class Engine:
 
     def __init__(
         self,
-        config: EngineConfig | str,
+        config: EngineConfig | str | os.PathLike[str],
         *,
         make_drafter: MakeDrafter | None = None,
         **settings: object,
@@ -66,6 +73,15 @@ class Engine:
         self._commits: list[Commit] = []
         self._flight: Flight | None = None  # started ahead, to be read by the next step
         self.ownership = Lock()  # held by the AsyncEngine that steps this engine in its thread
+        self.owner: int | None = None  # that thread, which alone may call the engine then
+        self._is_called = Lock()
+        self._process = os.getpid()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "expected something to copy or pickle, got an engine, which is memory and threads of "
+            "its process; make another one from its `config`"
+        )
 
     @property
     def max_model_len(self) -> int:
@@ -118,10 +134,13 @@ class Engine:
         Raises:
             RequestError: bad prompt, id in use, token out of range, prompt too long for the context
                 or for the KV cache.
+            EngineBusy, EngineFailed: see above.
         """
         params = self.default_params if params is None else params
-        for sequence in self._book.open(request_id, prompt, params):
-            self._scheduler.add(sequence)
+        self._check_call()
+        with self._is_called:
+            for sequence in self._book.open(request_id, prompt, params):
+                self._scheduler.add(sequence)
 
     def abort_request(self, request_id: str) -> RequestOutput:
         """Ends a request now and frees its blocks; on a device, for others to use once the step
@@ -132,15 +151,18 @@ class Engine:
 
         Raises:
             RequestError: no such unfinished request.
+            EngineBusy, EngineFailed: see above.
         """
-        request = self._book.get(request_id)
-        for sequence, checker in zip(request.sequences, request.stop_checkers):
-            if not sequence.is_finished:
-                checker.end_text()
-                slot = sequence.slot
-                self._scheduler.finish(sequence, "abort")
-                self._runner.release(slot)
-        return self._book.close(request)
+        self._check_call()
+        with self._is_called:
+            request = self._book.get(request_id)
+            for sequence, checker in zip(request.sequences, request.stop_checkers):
+                if not sequence.is_finished:
+                    checker.end_text()
+                    slot = sequence.slot
+                    self._scheduler.finish(sequence, "abort")
+                    self._runner.release(slot)
+            return self._book.close(request)
 
     def has_request(self, request_id: str) -> bool:
         """Whether a request of that id is unfinished."""
@@ -161,20 +183,25 @@ class Engine:
         Returns:
             Cumulative outputs, one per sequence that got new tokens or came to an end.
 
-        Nothing is raised on purpose. When something is (an interrupt), the sequences of this step
-        are in doubt: abort the unfinished requests before the next one.
+        Raises:
+            EngineBusy, EngineFailed: see above; nothing has begun.
+
+        Nothing else is raised on purpose. When something is (an interrupt), the sequences of this
+        step are in doubt: abort the unfinished requests before the next one.
         """
-        flight = self._take_flight()
-        following = self._start_ahead(flight) if self._runner.runs_ahead else None
-        self._commits = self._runner.land(flight)
-        if self._runner.runs_ahead:
-            self._scheduler.let_go()
-        if following is not None:
-            self._scheduler.hold()
-        outputs = [self._advance(commit) for commit in self._commits]
-        self.controller.observe(flight.plan, self._runner.report)
-        self._flight = following
-        return outputs
+        self._check_call()
+        with self._is_called:
+            flight = self._take_flight()
+            following = self._start_ahead(flight) if self._runner.runs_ahead else None
+            self._commits = self._runner.land(flight)
+            if self._runner.runs_ahead:
+                self._scheduler.let_go()
+            if following is not None:
+                self._scheduler.hold()
+            outputs = [self._advance(commit) for commit in self._commits]
+            self.controller.observe(flight.plan, self._runner.report)
+            self._flight = following
+            return outputs
 
     def step_tree(self, request_id: str, index: int = 0) -> StepTree | None:
         """The token tree that the last step verified for a sequence, for displays and studies.
@@ -191,6 +218,19 @@ class Engine:
             if (commit.sequence.request_id, commit.sequence.index) == (request_id, index):
                 return self._runner.step_tree(commit)
         return None
+
+    def _check_call(self) -> None:
+        """Refuses a call in the middle of another. Two that pass this at the same moment take
+        turns: what follows waits for the lock, which an interrupt cannot leave locked."""
+        if os.getpid() != self._process:
+            raise forked()
+        is_owned = self.owner is not None and self.owner != get_ident()
+        if is_owned or self._is_called.locked():
+            raise EngineBusy.from_parts(
+                "one call of an engine at a time, from the thread that owns it if one does",
+                "another in the middle of it" if not is_owned else "one from another thread",
+                "give the engine to an AsyncEngine, and ask that from wherever you are",
+            )
 
     def _take_flight(self) -> Flight:
         """The iteration that is under way; a new one if there is none, or nobody is left in it."""
@@ -251,6 +291,15 @@ class Engine:
             self._book.close(request)
 
 
+def forked() -> EngineFailed:
+    """The answer to a call in a process that was forked from the engine's."""
+    return EngineFailed.from_parts(
+        "an engine of this process",
+        "one that was made before a fork, which takes no threads along",
+        'make it in the child, or start processes with the method "spawn"',
+    )
+
+
 def require_finite(output: RequestOutput) -> None:
     """Raises when a completion ended because its logits were NaN or infinite.
 
@@ -264,4 +313,4 @@ def require_finite(output: RequestOutput) -> None:
             )
 
 
-__all__ = ["Engine", "Request", "require_finite"]
+__all__ = ["Engine", "Request", "forked", "require_finite"]

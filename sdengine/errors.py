@@ -65,7 +65,8 @@ class BackendUnavailable(SdengineError):
 
 
 class EngineBusy(SdengineError):
-    """An engine has as many unfinished requests as it may; the same request may work later."""
+    """An engine has as many unfinished requests as it may, or is in the middle of another call; the
+    same request may work later."""
 
 
 class EngineStopped(SdengineError):
@@ -73,7 +74,8 @@ class EngineStopped(SdengineError):
 
 
 class EngineFailed(SdengineError):
-    """An engine's step raised; it runs nothing any more, and its unfinished requests are lost."""
+    """An engine's step raised, or its process was forked; it runs nothing any more, and its
+    unfinished requests are lost."""
 
 
 class RequestTimeout(SdengineError):

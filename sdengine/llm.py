@@ -3,6 +3,8 @@ committed."""
 
 from __future__ import annotations
 
+import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as SequenceOf
 from contextlib import contextmanager
@@ -15,9 +17,9 @@ from sdengine.core.config import EngineConfig
 from sdengine.core.outputs import RequestOutput
 from sdengine.core.request_checks import is_integer, prompt_items
 from sdengine.core.sampling_params import SamplingParams
-from sdengine.core.stop import num_held_back
+from sdengine.core.stop import HeldBack
 from sdengine.engine import Engine, require_finite
-from sdengine.errors import RequestError, SdengineError
+from sdengine.errors import EngineBusy, EngineFailed, RequestError, SdengineError
 from sdengine.model.chat_template import load_chat_template
 
 Prompt = str | SequenceOf[int]
@@ -60,9 +62,11 @@ class Inbox:
 class LLM:
     """A loaded model pair.
 
-    Calls and open streams share its engine, whichever of them steps it. When a step is cut short,
-    by Ctrl-C or an error, whoever stepped gets that exception, and every other open stream an
-    SdengineError that says so: the step may have lost tokens of each. The object itself goes on.
+    Calls and open streams share its engine, whichever of them steps it, in one thread at a time: a
+    call in the middle of another thread's gets EngineBusy (`AsyncEngine` is for many). When a step
+    is cut short, by Ctrl-C or an error, whoever stepped gets that exception, and every other open
+    stream an SdengineError that says so: the step may have lost tokens of each. The object itself
+    goes on.
 
     Args:
         model: directory in Hugging Face format, or the name of a bundled pair.
@@ -73,11 +77,17 @@ class LLM:
         ConfigError, CheckpointError, BackendUnavailable, CacheFull: as `Engine`.
     """
 
-    def __init__(self, model: str, draft: str | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        draft: str | os.PathLike[str] | None = None,
+        **settings: Any,
+    ) -> None:
         self.engine = Engine(EngineConfig(model, draft, **settings))
         self._chat_template = load_chat_template(self.engine.target_path)
         self._ids = count()
         self._inboxes: dict[str, Inbox] = {}
+        self._left: deque[str] = deque()  # requests to be aborted after the running call
 
     @classmethod
     def from_bundled(cls, name: str = BUNDLED, **settings: Any) -> LLM:
@@ -163,11 +173,12 @@ class LLM:
         with self._opened([(prompt, params)]) as inbox:
             yield StreamDelta("", (), 0)
             sent_text, sent_tokens, done = 0, 0, False
+            held_back = HeldBack(params)
             while not done:
                 for output in self._received(inbox, inbox.request_ids):
                     require_finite(output)
                     completion, done = output.outputs[0], output.finished
-                    num_held = 0 if done else num_held_back(completion.text, params)
+                    num_held = 0 if done else held_back.num(completion.text)
                     tokens = completion.token_ids[sent_tokens:]
                     text = completion.text[sent_text : len(completion.text) - num_held]
                     sent_text, sent_tokens = sent_text + len(text), len(completion.token_ids)
@@ -197,10 +208,20 @@ class LLM:
         return next(name for name in names if not self.engine.has_request(name))
 
     def _abort(self, request_id: str) -> None:
-        """Ends a request of this object's and forgets it."""
-        if self.engine.has_request(request_id):
-            self.engine.abort_request(request_id)
+        """Ends a request of this object's and forgets it. A stream that the garbage collector drops
+        in the middle of a step, or another thread, leaves that to the end of the step."""
         self._inboxes.pop(request_id, None)
+        try:
+            if self.engine.has_request(request_id):
+                self.engine.abort_request(request_id)
+        except EngineBusy:
+            self._left.append(request_id)
+        except EngineFailed:  # in a forked process there is nothing to end
+            pass
+
+    def _abort_left(self) -> None:
+        for _ in range(len(self._left)):
+            self._abort(self._left.popleft())
 
     def _received(self, inbox: Inbox, unfinished: Iterable[str]) -> list[RequestOutput]:
         """Outputs that came for an inbox; steps the engine, for every inbox, until there are some.
@@ -225,12 +246,16 @@ class LLM:
     def _step(self) -> None:
         """Steps the engine and hands out what came, to every inbox."""
         try:
-            for output in self.engine.step():
+            outputs = self.engine.step()
+            self._abort_left()
+            for output in outputs:
                 inbox = self._inboxes.get(output.request_id)
                 if inbox is not None:
                     inbox.outputs.append(output)
                     if output.finished:
                         del self._inboxes[output.request_id]
+        except EngineBusy:  # nothing has begun: the call in the middle goes on
+            raise
         except BaseException as error:
             self._give_up(type(error).__name__)
             raise

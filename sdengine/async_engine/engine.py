@@ -20,7 +20,7 @@ from itertools import count
 from sdengine.async_engine.options import CallOptions, checked_timeout
 from sdengine.async_engine.stream import Outbox, RequestStream
 from sdengine.async_engine.thread import EngineThread, StepTotals
-from sdengine.core.argument import check_int
+from sdengine.core.argument import check_int, shown
 from sdengine.core.outputs import RequestOutput
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.engine import Engine
@@ -67,8 +67,8 @@ class AsyncEngine:
         max_requests: most unfinished requests inside the engine; `submit` waits for a place.
 
     Raises:
-        ConfigError: max_requests is not positive, or the engine is already in use: it has requests,
-            or another AsyncEngine that has not ended.
+        ConfigError: max_requests is not positive, the engine is none, or it is already in use: it
+            has requests, or another AsyncEngine that has not ended.
 
     An object that is no longer needed is ended by `drain` or `close`, or by `async with`, which
     drains; otherwise it ends with the process.
@@ -76,6 +76,8 @@ class AsyncEngine:
 
     def __init__(self, engine: Engine, *, max_requests: int = 256) -> None:
         max_requests = check_int(ConfigError, "max_requests", max_requests, 1)
+        if not isinstance(engine, Engine):
+            raise ConfigError.from_parts("an Engine", shown(engine), "AsyncEngine(Engine(model))")
         self.engine = engine
         self._thread = EngineThread(engine, max_requests)
         self._tokenizers = ThreadPoolExecutor(NUM_TOKENIZER_THREADS, "sdengine-tokenizer")

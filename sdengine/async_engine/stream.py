@@ -16,7 +16,7 @@ from typing import TypeAlias
 from sdengine.core.outputs import RequestOutput, StepTree
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.engine import require_finite
-from sdengine.errors import RequestTimeout
+from sdengine.errors import RequestTimeout, SdengineError
 
 __all__ = ["Delivery", "Outbox", "RequestStream"]
 
@@ -87,13 +87,18 @@ class RequestStream:
             EngineStopped: it was shut down before the request was finished.
             RequestTimeout: the request's time is over.
             RequestError, EngineBusy: it was refused, after `AsyncEngine.enqueue`.
-            SdengineError: the model produced logits that are not finite.
+            SdengineError: the model produced logits that are not finite, or somebody else waits for
+                the next output: each goes to one reader.
         """
         while not self._outputs:
             if self._error is not None:
                 raise self._error
             if self._is_over:
                 raise StopAsyncIteration
+            if self._reader is not None and not self._reader.done():
+                raise SdengineError.from_parts(
+                    "one reader of a stream at a time", "another", "let one read for both"
+                )
             self._reader = self.loop.create_future()
             await self._reader
         output = self._outputs.pop(next(iter(self._outputs)))

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
+from os import getpid
 from queue import SimpleQueue
 from typing import Any
 
 from sdengine.async_engine.stream import Delivery, Outbox, RequestStream
-from sdengine.engine import Engine
+from sdengine.engine import Engine, forked
 from sdengine.errors import (
     ConfigError,
     EngineBusy,
@@ -65,6 +66,7 @@ class EngineThread:
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._is_stopping = False
         self._lock = threading.Lock()
+        self._process = getpid()
         self._thread = threading.Thread(target=self._run, name="sdengine", daemon=True)
 
     def start(self) -> None:
@@ -113,6 +115,9 @@ class EngineThread:
             self._thread.join()
 
     def _post(self, command: Callable[[], None]) -> None:
+        if getpid() != self._process and not self.ended.done():  # the thread is the parent's
+            self.failure, self.is_draining = forked(), True
+            self.ended.set_result(None)
         with self._lock:  # a command is either taken by the thread or run after its end, never lost
             if not self.ended.done():
                 self._commands.put(command)
@@ -120,6 +125,7 @@ class EngineThread:
         command()
 
     def _run(self) -> None:
+        self.engine.owner = threading.get_ident()
         try:
             while not self._is_stopping and not (self.is_draining and self._is_empty()):
                 self._obey()
@@ -131,6 +137,7 @@ class EngineThread:
             self._tell(stream, stream.end, self.reason())
             self._release(stream)
         self.line.clear()
+        self.engine.owner = None
         self.engine.ownership.release()  # nothing below touches it: no stream is inside
         with self._lock:
             self.is_draining = True

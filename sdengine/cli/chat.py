@@ -98,10 +98,17 @@ def require_chat_template(args: argparse.Namespace) -> None:
 
 
 def read_line() -> str | None:
-    """The next message; None at the end of input or at /exit."""
+    """The next message; None at the end of input or at /exit.
+
+    Raises:
+        RequestError: it is not UTF-8.
+    """
     if is_terminal(sys.stdin):
         write("> ", sys.stderr)
-    line = sys.stdin.readline()
+    try:
+        line = sys.stdin.readline()
+    except UnicodeDecodeError as error:  # which stray bytes are depends on the locale
+        raise RequestError.from_parts("messages in UTF-8", str(error)) from None
     if not line or line.strip() == EXIT:
         return None
     return line.rstrip("\n")

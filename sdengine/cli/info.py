@@ -45,14 +45,15 @@ def run(args: argparse.Namespace) -> int:
     """
     read_environment()
     palette = palette_for(sys.stdout)
-    for title, lines in (
-        ("backends", backend_lines()),
-        ("cpu", cpu_lines()),
-        ("gpus", gpu_lines()),
-        ("bundled models", model_lines()),
-        ("environment", environment_lines()),
-        ("versions", version_lines()),
-    ):
+    parts = {
+        "backends": list(backend_lines()),
+        "cpu": list(cpu_lines()),
+        "gpus": list(gpu_lines()),
+        "bundled models": list(model_lines()),
+        "environment": list(environment_lines()),
+        "versions": list(version_lines()),
+    }  # all of them before the first is printed: what is unusable is an error and nothing else
+    for title, lines in parts.items():
         print(palette.strong(title))
         for name, value in lines:
             print(f"  {name:<22} {value}".rstrip())

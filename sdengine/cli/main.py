@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
+    open_closed_streams()
     try:
         return run_guarded(parse(argv))
     except KeyboardInterrupt:
@@ -66,7 +67,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stop.code, str):
             print(f"sdengine: {stop.code}", file=sys.stderr)
             return exit_codes.FAILED
-        return stop.code or 0
+        return flushed(stop.code or 0)
+    except OSError as error:  # of argparse's printing
+        return unprinted(error)
+
+
+def flushed(code: int) -> int:
+    """The exit code of a command that is done, once what it printed has left. What cannot leave is
+    told once, and not again by the interpreter's own flush at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        if not code:
+            return unprinted(error)
+        _discard_stdout()
+    return code
+
+
+def unprinted(error: OSError) -> int:
+    """The exit code when standard output takes no more: a full disk, a closed pipe."""
+    _discard_stdout()
+    if isinstance(error, BrokenPipeError):
+        return exit_codes.BROKEN_PIPE
+    return report(str(error), exit_codes.FAILED, debug=False)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -95,19 +118,21 @@ def run_alone(
 
 def run_guarded(args: argparse.Namespace) -> int:
     """Runs `args.run(args)`; failures become one line on standard error and a code."""
+    return flushed(_run_guarded(args))
+
+
+def _run_guarded(args: argparse.Namespace) -> int:
     try:
         open_closed_streams()
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):  # an ASCII locale must not end a stream half-way
                 stream.reconfigure(errors="replace")
         code: int = args.run(args)
-        sys.stdout.flush()
         return code
     except KeyboardInterrupt:
         return exit_codes.INTERRUPTED
-    except BrokenPipeError:
-        _discard_stdout()
-        return exit_codes.BROKEN_PIPE
+    except BrokenPipeError as error:
+        return unprinted(error)
     except SdengineError as error:
         return report(str(error), exit_codes.USAGE, args.debug)
     except Exception as error:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from sdengine.cli import exit_codes
-from sdengine.core.config import SPECULATION_WORDS
+from sdengine.core.config import METHODS_WITHOUT_DRAFT_MODEL, SPECULATION_WORDS
 from sdengine.core.env import read_environment
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.errors import ConfigError
@@ -41,7 +42,7 @@ __all__ = [
 
 BUNDLED_MODEL = "python-completion"
 DEBUG = "--debug"
-WITHOUT_DRAFT = ("off", "ngram")
+WITHOUT_DRAFT = ("off", *METHODS_WITHOUT_DRAFT_MODEL)
 """Words of --speculation for which a draft model does nothing."""
 DEFAULT_MAX_TOKENS = 128
 
@@ -55,6 +56,13 @@ class LineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         line = " ".join(message.split())
         self.exit(exit_codes.USAGE, f"sdengine: {line}; see {self.prog} --help\n")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """argparse takes it in silence when help or version cannot be written."""
+        if file is sys.stdout:
+            file.write(message)
+        else:
+            super()._print_message(message, file)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As ever, but the parser of a command (its default `parser`) refuses what it does not

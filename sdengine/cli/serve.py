@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--num-kv-blocks", integer, None, "blocks of the KV cache (as many as are needed)"),
         ("--num-threads", integer, None, "CPU threads (all cores)"),
         ("--seed", integer, None, "for requests without one (a fresh one)"),
+        ("--max-connections", integer, 512, "connections; more get 503 (%(default)s)"),
         ("--max-requests", integer, 256, "unfinished prompts; more get 503 (%(default)s)"),
         (
             "--max-requests-per-client",
@@ -85,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
         port=args.port,
         api_keys=api_keys(args.api_key_file),
         allow_public=args.allow_public,
+        max_connections=args.max_connections,
         max_requests=args.max_requests,
         max_requests_per_client=args.max_requests_per_client,
         max_body_bytes=args.max_body_bytes,

@@ -75,6 +75,8 @@ def check_int(
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise error.from_parts(expected, shown(value), way_out)
     number = operator.index(value)
+    if number > high:
+        expected = f"{name} to be an integer from {low} to {high}"
     if not low <= number <= high:
         raise error.from_parts(expected, str(number), way_out)
     return number

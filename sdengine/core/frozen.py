@@ -1,13 +1,30 @@
-"""Frozen dataclasses, made quickly."""
+"""Frozen dataclasses, made quickly, and what they may hold."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields, make_dataclass
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 Args = ParamSpec("Args")
 Frozen = TypeVar("Frozen")
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+class FrozenDict(dict[Key, Value]):
+    """A dict that stays as it was made, so that what was checked of it stays true."""
+
+    __slots__ = ()
+
+    def _refuse(self, *args: object, **named: object) -> NoReturn:
+        raise TypeError("expected a new dict, got a change of one that is frozen; copy it: dict(d)")
+
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    clear = pop = popitem = setdefault = update = _refuse
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FrozenDict, (dict(self),)
 
 
 def quick_maker(frozen: Callable[Args, Frozen]) -> Callable[Args, Frozen]:

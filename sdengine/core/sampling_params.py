@@ -20,6 +20,7 @@ from sdengine.core.argument import (
     items_of,
     shown,
 )
+from sdengine.core.frozen import FrozenDict
 from sdengine.errors import RequestError
 
 __all__ = ["GREEDY_TEMPERATURE", "MAX_LOGPROBS", "MAX_NUM_COMPLETIONS", "SamplingParams"]
@@ -172,9 +173,10 @@ def _checked_bias(bias: object) -> dict[int, float] | None:
         return None
     if not isinstance(bias, Mapping):
         raise RequestError.from_parts("logit_bias to map token ids to numbers", shown(bias))
-    return {
+    checked = {
         check_int(RequestError, "token id in logit_bias", token, 0, MAX_TOKEN_ID): check_float(
             RequestError, f"logit_bias[{token!r}]", value, -MAX_BIAS, MAX_BIAS
         )
         for token, value in bias.items()
     }
+    return FrozenDict(checked)

@@ -17,6 +17,7 @@ from sdengine.core.request import RequestLimits
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.errors import ConfigError
 from sdengine.factory import kinds
+from sdengine.factory.forks import outlives_forks
 from sdengine.factory.sizes import (
     check_windows,
     choose_dtype,
@@ -148,7 +149,7 @@ def _build_iteration(
     """Weights, caches and buffers, and the kinds that the configuration names."""
     memory, speculation = placement.memory, models.speculation
     dtype = choose_dtype(config, models.target.config, placement)
-    pool = make_pool(threads) if placement.backend == "cpu" else None
+    pool = outlives_forks(make_pool(threads) if placement.backend == "cpu" else None)
     layout = placement.layout(dtype, pool)
     policy = kinds.make_policy(speculation)
     sizes = choose_sizes(

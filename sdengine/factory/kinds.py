@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
@@ -27,12 +28,78 @@ from sdengine.verifiers.coupled import CoupledVerifier
 from sdengine.verifiers.rejection import RejectionVerifier
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Ingredients:
+    """What a drafter may be made of.
+
+    Args:
+        weights: of the draft model; None where the method needs none.
+        policy: the method's; None where it has none.
+        num_threads: CPU threads.
+    """
+
+    speculation: SpeculationConfig
+    workspace: Workspace
+    weights: ModelWeights | None
+    policy: TreePolicy | None
+    num_threads: int
+
+
+def _ngram_drafter(given: Ingredients) -> Drafter:
+    speculation = given.speculation
+    return NgramDrafter(
+        given.workspace,
+        speculation.min_ngram,
+        speculation.max_ngram,
+        calibrate=speculation.calibrate,
+    )
+
+
+def _draft_model_drafter(given: Ingredients) -> Drafter:
+    speculation, workspace, weights = given.speculation, given.workspace, given.weights
+    assert weights is not None and given.policy is not None, speculation
+    sizes, memory = workspace.sizes, workspace.memory
+    return DraftModelDrafter(
+        weights,
+        KVCache(weights.config, sizes.num_blocks, sizes.block_size, weights.dtype, memory),
+        given.policy,
+        workspace,
+        is_sampled=speculation.verifier == "rejection",
+        temperature=_draft_temperature(speculation, workspace),
+        calibrate=speculation.calibrate,
+        num_threads=given.num_threads,
+    )
+
+
+def _coupled_verifier(workspace: Workspace, drafter: Drafter | None) -> Verifier:
+    return CoupledVerifier(workspace)
+
+
+def _rejection_verifier(workspace: Workspace, drafter: Drafter | None) -> Verifier:
+    return RejectionVerifier(workspace, None if drafter is None else drafter.proposals)
+
+
+# A line per kind. Every name stands in METHODS or VERIFIERS of `core/config.py`, too.
+POLICIES: dict[str, Callable[[SpeculationConfig], TreePolicy]] = {
+    "dyspec": DySpecPolicy.from_config,
+    "chain": StaticPolicy.from_config,
+    "kary": StaticPolicy.from_config,
+    "sampled": StaticPolicy.from_config,
+}
+DRAFTERS: dict[str, Callable[[Ingredients], Drafter]] = {
+    **dict.fromkeys(POLICIES, _draft_model_drafter),
+    "ngram": _ngram_drafter,
+}
+VERIFIERS: dict[str, Callable[[Workspace, Drafter | None], Verifier]] = {
+    "coupled": _coupled_verifier,
+    "rejection": _rejection_verifier,
+}
+
+
 def make_policy(speculation: SpeculationConfig | None) -> TreePolicy | None:
-    if speculation is None or speculation.method == "ngram":
+    if speculation is None or speculation.method not in POLICIES:
         return None
-    if speculation.method == "dyspec":
-        return DySpecPolicy.from_config(speculation)
-    return StaticPolicy.from_config(speculation)
+    return POLICIES[speculation.method](speculation)
 
 
 def make_drafter(
@@ -44,25 +111,8 @@ def make_drafter(
 ) -> Drafter | None:
     if speculation is None:
         return None
-    if policy is None:
-        return NgramDrafter(
-            workspace,
-            speculation.min_ngram,
-            speculation.max_ngram,
-            calibrate=speculation.calibrate,
-        )
-    assert weights is not None
-    sizes, memory = workspace.sizes, workspace.memory
-    return DraftModelDrafter(
-        weights,
-        KVCache(weights.config, sizes.num_blocks, sizes.block_size, weights.dtype, memory),
-        policy,
-        workspace,
-        is_sampled=speculation.verifier == "rejection",
-        temperature=_draft_temperature(speculation, workspace),
-        calibrate=speculation.calibrate,
-        num_threads=threads,
-    )
+    given = Ingredients(speculation, workspace, weights, policy, threads)
+    return DRAFTERS[speculation.method](given)
 
 
 def _draft_temperature(speculation: SpeculationConfig, workspace: Workspace) -> torch.Tensor:
@@ -76,9 +126,8 @@ def _draft_temperature(speculation: SpeculationConfig, workspace: Workspace) -> 
 def make_verifier(
     speculation: SpeculationConfig | None, workspace: Workspace, drafter: Drafter | None
 ) -> Verifier:
-    if speculation is not None and speculation.verifier == "rejection":
-        return RejectionVerifier(workspace, drafter.proposals if drafter is not None else None)
-    return CoupledVerifier(workspace)
+    name = "coupled" if speculation is None else speculation.verifier
+    return VERIFIERS[name](workspace, drafter)
 
 
 def make_controller(

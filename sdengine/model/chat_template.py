@@ -26,6 +26,8 @@ from sdengine.model.tokenizer_settings import special_token_strings, tokenizer_s
 __all__ = ["ChatTemplate", "load_chat_template"]
 
 TEMPLATE_FILE = "chat_template.jinja"
+WITH_CONTENT = ("system", "developer", "user")
+"""Roles whose messages say something; an assistant's may be nothing but calls of tools."""
 
 
 class GenerationBlock(Extension):
@@ -154,6 +156,10 @@ def _checked_message(index: int, message: object) -> dict[str, Any]:
             f'messages[{index}] to be an object with "role" and "content"', shown(message)
         )
     content = message.get("content")
+    if content is None and message["role"] in WITH_CONTENT:  # most templates would write "None"
+        raise RequestError.from_parts(
+            f"messages[{index}] of role {message['role']!r} to have content", shown(content)
+        )
     if isinstance(content, (list, tuple)):
         content = "\n".join(_text_part(index, part) for part in content)
     elif content is not None and not isinstance(content, str):

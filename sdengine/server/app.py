@@ -100,6 +100,7 @@ def create_app(
         load_chat_template(engine.engine.target_path),
         int(time.time()),
     )
+    app.state.metrics = service.metrics
     install_handlers(app)
     app.router.route_class = BodyRoute
     _add_openai(app, service)

@@ -8,20 +8,16 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections import Counter
-from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from sdengine.server.asgi import Answer, Message, Receive, Scope, Send
 from sdengine.server.deadline import Deadline
 from sdengine.server.errors import ApiError, error_response
 from sdengine.server.metrics import Metrics
 from sdengine.server.settings import ServerSettings, is_loopback
+from sdengine.server.wire import wire_below
 
-__all__ = ["Answer", "Gate", "Receive", "Scope", "Send"]
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
+__all__ = ["Gate"]
 
 OPEN_PATHS = ("/", "/health", "/page.js", "/page.css", "/favicon.svg")
 COUNTED_PATHS = (
@@ -61,6 +57,8 @@ class Gate:
             return
         answer = Answer(send)
         client = ""
+        if scope["method"] == "HEAD":  # the server below sends no body, whoever answers
+            scope = {**scope, "method": "GET"}
         try:
             client = self._admit(scope)
             await self._pass(scope, receive, answer)
@@ -81,9 +79,12 @@ class Gate:
             with Deadline(self._longest_s):
                 await self._app(scope, receive, answer.send)
         except TimeoutError:
-            if answer.status is None:
+            wire = wire_below(answer.send)
+            if wire is not None and (answer.status is not None or wire.is_stuck):
+                wire.cut()
+            elif answer.status is None:
                 raise ApiError(504, "the answer took too long", kind="server_error") from None
-            # An answer that is left unfinished makes the server close the connection.
+            # Elsewhere an answer that is left unfinished makes the server close the connection.
 
     def _admit(self, scope: Scope) -> str:
         """Checks who is asking; returns whom the request counts for, "" for nobody."""
@@ -142,20 +143,6 @@ class Gate:
             ) from None
 
 
-class Answer:
-    """A `send` that remembers the status, around another."""
-
-    def __init__(self, send: Send) -> None:
-        self.status: int | None = None
-        self.inner = send
-
-    async def send(self, message: Message) -> None:
-        """Passes a message on."""
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-        await self.inner(message)
-
-
 class Replay:
     """A `receive` that gives the body that was read, and then what comes after it."""
 
@@ -195,6 +182,9 @@ def _check_content_type(scope: Scope) -> None:
     if kind != "application/json":
         got = f"{kind!r:.80}" if kind else "none"
         raise ApiError(415, f"expected the content type application/json, got {got}")
+    encoding = _header(scope, b"content-encoding").strip().lower()
+    if encoding not in ("", "identity"):
+        raise ApiError(415, f"expected a body that is not encoded, got {encoding!r:.80}")
 
 
 def _check_host(scope: Scope) -> None:

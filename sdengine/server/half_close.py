@@ -36,9 +36,8 @@ class HalfCloseProtocol(BoundedHeadProtocol):
         if self._is_reset():
             self.transport.abort()
             return
-        cycle = self.cycle
-        can_continue = cycle.scope["http_version"] == "1.1" and not self.pipeline
-        if can_continue and not cycle.response_started:
+        cycle = self._running or self.cycle  # to which the next thing said belongs
+        if cycle.scope["http_version"] == "1.1" and not cycle.response_started:
             self.transport.write(CONTINUE)
         self.loop.call_later(PROBE_S, self._probe)
 

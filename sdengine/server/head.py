@@ -8,10 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    RequestResponseCycle,
+)
 
-from sdengine.server.errors import ApiError
+from sdengine.server.connections import Connections
+from sdengine.server.errors import RETRY_AFTER_S, ApiError
+from sdengine.server.plain_http import PlainHttpProtocol
 
 __all__ = ["BoundedHeadProtocol"]
 
@@ -23,26 +29,51 @@ LINGER_S = 1.0
 """So long a refused client may go on sending: closed at once, it would see a reset, no answer."""
 
 
-class BoundedHeadProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP protocol, which by itself takes heads of any length, and waits for ever."""
+class BoundedHeadProtocol(PlainHttpProtocol):
+    """uvicorn's HTTP protocol, which by itself takes heads of any length and any number of
+    connections, and waits for ever.
+
+    Args:
+        connections: those of the server.
+        **given: what uvicorn gives.
+    """
 
     _num_unheard = 0  # bytes since the parser last said something
     _awaits_head = True
     _is_refused = False
+    _is_surplus = False
+    _running: RequestResponseCycle | None = None  # of several, the one whose answer is next
     _head_timer: asyncio.TimerHandle | None = None
 
+    def __init__(self, connections: Connections, **given: Any) -> None:
+        super().__init__(**given)
+        self._connections = connections
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begins to wait for the first head."""
+        """Begins to wait for the first head, if there is room for a connection."""
         super().connection_made(transport)
-        self._start_head_timer()
+        if self._connections.admit(self):
+            self._start_head_timer()
+        elif self._connections.may_explain(self):
+            self._is_surplus = True  # some clients take an answer before their question amiss
+            self.loop.call_later(LINGER_S, self.transport.close)
+        else:
+            self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Waits no more."""
         self._stop_head_timer()
+        self._connections.forget(self)
+        if self._running is not None and self._running is not self.cycle:
+            self._running.disconnected = True  # uvicorn tells the newest request alone
+            self._running.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Hands data to the parser; the first part of it counts towards the limit."""
+        if self._is_surplus and not self._is_refused:
+            self._is_refused = True
+            self.transport.write(_response(_too_many()))
         if self._is_refused:
             return
         room = MAX_HEAD_BYTES - self._num_unheard
@@ -67,7 +98,10 @@ class BoundedHeadProtocol(HttpToolsProtocol):
         self._awaits_head = False
         self._num_unheard = 0
         self._stop_head_timer()
+        self._connections.work(self)
         super().on_headers_complete()
+        if not self.pipeline:
+            self._running = self.cycle
 
     def on_body(self, body: bytes) -> None:
         """A part of a body."""
@@ -79,6 +113,25 @@ class BoundedHeadProtocol(HttpToolsProtocol):
         self._awaits_head = True
         self._num_unheard = 0
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """An answer ends; unless another request waits for its own, the connection does."""
+        if self.pipeline:  # the request at its end is next
+            self._running = self.pipeline[-1][0]
+        super().on_response_complete()
+        if not self._is_answering():
+            self._connections.wait(self)
+
+    def shutdown(self) -> None:
+        """The server ends: a request that is not whole is none that it has."""
+        is_alone = self._running is self.cycle  # no earlier request's answer is due
+        if self._is_answering() and self.cycle.more_body and is_alone:
+            self._refuse(_stopping())
+        super().shutdown()
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP is refused in the same form as everything else."""
+        self._refuse(ApiError(400, "expected a request of HTTP/1.1, got something else"))
 
     def _start_head_timer(self) -> None:
         self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._give_up)
@@ -109,6 +162,7 @@ class BoundedHeadProtocol(HttpToolsProtocol):
                 return
             self.cycle.disconnected = True  # whoever waits for the body learns that none comes
             self.cycle.message_event.set()
+        self._connections.count_refusal(error.status)
         self.transport.write(_response(error))
         self.loop.call_later(LINGER_S, self.transport.close)
 
@@ -117,13 +171,20 @@ def _too_long() -> ApiError:
     return ApiError(431, f"expected a head of at most {MAX_HEAD_BYTES} bytes, got a longer one")
 
 
+def _stopping() -> ApiError:
+    message = "expected a whole request before the server's end, got a part of it"
+    return ApiError(503, message, kind="server_error", code="shutting_down")
+
+
+def _too_many() -> ApiError:
+    message = "expected fewer connections at once, got one more; try again later"
+    return ApiError(503, message, kind="server_error", code="overloaded")
+
+
 def _response(error: ApiError) -> bytes:
     body = json.dumps(error.document).encode()
+    retry = b"retry-after: %d\r\n" % RETRY_AFTER_S if error.status == 503 else b""
     return (
-        b"%bcontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
-        % (
-            STATUS_LINE[error.status],
-            len(body),
-            body,
-        )
+        b"%bcontent-type: application/json\r\ncontent-length: %d\r\n%bconnection: close\r\n\r\n%b"
+        % (STATUS_LINE[error.status], len(body), retry, body)
     )

@@ -88,6 +88,10 @@ class Metrics(Collector):
         registry.register(EngineCollector(engine))
         registry.register(self)
 
+    def register(self, collector: Collector) -> None:
+        """Adds what somebody else counts."""
+        self._registry.register(collector)
+
     def collect(self) -> Iterator[Metric]:
         """What the event loop counted."""
         for name, text, value in (

@@ -17,8 +17,8 @@ from fastapi.routing import APIRoute
 from pydantic import ValidationError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from sdengine.server.asgi import Answer
 from sdengine.server.errors import as_response, surprise_response
-from sdengine.server.gate import Answer
 
 __all__ = ["BodyApp", "BodyRoute"]
 

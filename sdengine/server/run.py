@@ -8,7 +8,10 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Coroutine
+from functools import partial
 from importlib.util import find_spec
+from math import ceil
+from time import monotonic
 from types import FrameType
 from typing import Any
 
@@ -19,6 +22,7 @@ from sdengine.async_engine import AsyncEngine
 from sdengine.engine import Engine
 from sdengine.errors import ConfigError
 from sdengine.server.app import create_app
+from sdengine.server.connections import Connections, reserve_descriptors
 from sdengine.server.half_close import HalfCloseProtocol
 from sdengine.server.settings import ServerSettings
 
@@ -29,6 +33,9 @@ SWITCH_INTERVAL_S = 0.0005
 Python's 5 ms either would make the other wait for several steps."""
 KEEP_ALIVE_S = 30
 BACKLOG = 512
+STUCK_TICKS = 100
+"""Tenths of a second: so long, or twice as long, a client may take nothing of an answer behind
+which its connection is to be closed."""
 NEW_OBJECTS_PER_COLLECTION = 20_000
 """A request's objects end with their last reference; with Python's 700 the search for cycles took a
 twentieth of the event loop's time."""
@@ -55,17 +62,21 @@ class DrainingServer(uvicorn.Server):
         settings: ServerSettings,
         on_start: Callable[[], None] = lambda: None,
     ) -> None:
+        self._connections = Connections(settings.max_connections)
+        app.state.metrics.register(self._connections)
+        protocol: Any = partial(HalfCloseProtocol, self._connections)
         super().__init__(
             uvicorn.Config(
                 app,
-                http=HalfCloseProtocol,
+                http=protocol,
                 access_log=False,
-                log_level="warning",
+                log_level="error",  # its warnings are about what clients send, as often as they do
                 lifespan="off",
                 ws="none",
                 server_header=False,
                 timeout_keep_alive=KEEP_ALIVE_S,
-                timeout_graceful_shutdown=int(settings.drain_timeout_s + LAST_WORDS_S),
+                # Never in use: connections are cut off before.
+                timeout_graceful_shutdown=ceil(settings.drain_timeout_s + 3 * LAST_WORDS_S),
             )
         )
         self._engines = engines
@@ -77,17 +88,36 @@ class DrainingServer(uvicorn.Server):
         await super().startup(sockets)
         self._on_start()
 
+    async def on_tick(self, counter: int) -> bool:
+        """Called ten times a second while the server runs."""
+        if counter % STUCK_TICKS == 0:
+            self._connections.drop_stuck()
+        return await super().on_tick(counter)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accepts nothing more, lets requests finish, and ends the engines' threads."""
         hurry = asyncio.ensure_future(self._hurry_when_forced())
-        drains = [engine.drain(self._drain_timeout_s) for engine in self._engines]
+        end = asyncio.ensure_future(self._end_when_drained())
         try:
-            await asyncio.gather(super().shutdown(sockets), *drains)
+            await super().shutdown(sockets)
         finally:
             if not self.force_exit:
                 hurry.cancel()
+                await end
         if self.force_exit:  # uvicorn's part leaves its tasks behind then
-            await hurry
+            await asyncio.gather(hurry, end)
+
+    async def _end_when_drained(self) -> None:
+        """Ends the engines, and later connections whose clients do not take the last words."""
+        await asyncio.gather(*(engine.drain(self._drain_timeout_s) for engine in self._engines))
+        begin = monotonic()
+        while self.server_state.connections and monotonic() - begin < LAST_WORDS_S:
+            await asyncio.sleep(TICK_S)
+        self._cut_off()
+
+    def _cut_off(self) -> None:
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
     async def _hurry_when_forced(self) -> None:
         """After a second interrupt: ends the requests after the running step, and then the
@@ -96,8 +126,7 @@ class DrainingServer(uvicorn.Server):
             await asyncio.sleep(TICK_S)
         await asyncio.gather(*(engine.drain(0.0) for engine in self._engines))
         await asyncio.sleep(TICK_S)  # for the last events
-        for connection in list(self.server_state.connections):
-            connection.transport.abort()
+        self._cut_off()
         if tasks := list(self.server_state.tasks):
             await asyncio.wait(tasks, timeout=LAST_WORDS_S)
 
@@ -154,6 +183,7 @@ def serve(
         ConfigError: the address cannot be bound.
         CheckpointError, BackendUnavailable, CacheFull: as `Engine`.
     """
+    reserve_descriptors(settings.max_connections)
     bound = listen(settings)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     engine = AsyncEngine(make_engine(), max_requests=settings.max_requests)

@@ -24,6 +24,8 @@ class ServerSettings:
         port: port to bind; 0 takes a free one.
         api_keys: a request must carry one of them; empty lets everybody in.
         allow_public: whether an address that others can reach may be bound without a key.
+        max_connections: most connections; beyond it a new one takes the place of the one that has
+            waited longest without a request, or is answered with 503.
         max_requests: most unfinished prompts; more are answered with 503, more in one request with
             400, because that would never fit.
         max_requests_per_client: most requests at once of one key, or of one address without keys;
@@ -45,6 +47,7 @@ class ServerSettings:
     port: int = 8000
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     allow_public: bool = False
+    max_connections: int = 512
     max_requests: int = 256
     max_requests_per_client: int = 128
     max_body_bytes: int = 4 * 2**20
@@ -59,9 +62,8 @@ class ServerSettings:
         error = ConfigError
         check_int(error, "port", self.port, 0, 65535)
         check_bool(error, "allow_public", self.allow_public)
-        for name in ("max_requests", "max_requests_per_client", "max_body_bytes"):
-            check_int(error, name, getattr(self, name), 1)
-        check_int(error, "max_completions", self.max_completions, 1)
+        for name in ("connections", "requests", "requests_per_client", "body_bytes", "completions"):
+            check_int(error, f"max_{name}", getattr(self, f"max_{name}"), 1)
         for name in ("max_prompt_tokens", "max_output_tokens"):
             if getattr(self, name) is not None:
                 check_int(error, name, getattr(self, name), 1)

@@ -12,9 +12,9 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
 from sdengine.errors import SdengineError
+from sdengine.server.asgi import Receive, Scope, Send
 from sdengine.server.errors import api_error
 from sdengine.server.forms import Form
-from sdengine.server.gate import Receive, Scope, Send
 from sdengine.server.generation import Delta, Generation
 from sdengine.server.wire import Wire, wire_below
 
@@ -126,6 +126,9 @@ class EventStream(Response, Generic[Item]):
         finally:
             self._timer.cancel()
             watch.cancel()
+            if self._comment is not None and not self._has_begun:
+                self._comment.cancel()  # whoever answers now must not find the answer begun
+                self._comment = None
             await self._items.aclose()
         await self._write(unsent, more_body=False)
 

@@ -1,10 +1,11 @@
-"""The connection below a `send`: for parts of a body that are written without a task's turn."""
+"""The connection below a `send`: for parts of a body that are written without a task's turn, and
+for clients that take nothing."""
 
 from __future__ import annotations
 
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from sdengine.server.gate import Answer, Send
+from sdengine.server.asgi import Answer, Send
 
 __all__ = ["Wire", "wire_below"]
 
@@ -26,6 +27,16 @@ class Wire:
         return bool(cycle.chunked_encoding) and not (
             cycle.flow.write_paused or cycle.disconnected or cycle.response_complete
         )
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the client does not take what was written before, of an earlier answer mostly."""
+        return bool(self._cycle.flow.write_paused)
+
+    def cut(self) -> None:
+        """Ends the connection at once: to close it would wait for the client to take the rest."""
+        self._cycle.disconnected = True
+        self._cycle.transport.abort()
 
     def write(self, part: bytes) -> None:
         """Writes a part of the body."""

@@ -37,16 +37,19 @@ def origin_of(start_from: Path | None) -> dict[str, object] | None:
     try:
         manifest = json.loads((start_from / "MANIFEST.json").read_text(encoding="utf-8"))
         weights = {name: sha256_of(start_from / name / WEIGHTS_FILE) for name in MODEL_NAMES}
+        return {
+            "weights_sha256": weights,
+            "tokens_seen": tokens_seen(manifest),
+            "parameters": manifest["parameters"],
+        }
     except FileNotFoundError as error:
         missing = Path(error.filename or "").name
         raise CheckpointError.from_parts(
             f"an exported pair in {start_from}", f"no {missing}"
         ) from error
-    return {
-        "weights_sha256": weights,
-        "tokens_seen": tokens_seen(manifest),
-        "parameters": manifest["parameters"],
-    }
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        what = f"a damaged MANIFEST.json ({type(error).__name__}: {error})"
+        raise CheckpointError.from_parts(f"an exported pair in {start_from}", what) from error
 
 
 def tokens_seen(manifest: dict) -> int:

@@ -13,6 +13,9 @@ from sdengine.train.directories import make_directory
 
 __all__ = ["add_arguments", "check_arguments", "make_directories"]
 
+SEED_END = 2**62
+"""Samples have seeds of their own above it, which are signed 64-bit integers."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `sdengine train pair`."""
@@ -79,8 +82,8 @@ def check_arguments(args: argparse.Namespace) -> None:
     for name, value in counts.items():
         if value < 1:
             raise ConfigError.from_parts(f"{name} of at least 1", str(value))
-    if args.seed < 0:
-        raise ConfigError.from_parts("--seed of at least 0", str(args.seed))
+    if not 0 <= args.seed < SEED_END:
+        raise ConfigError.from_parts(f"--seed of at least 0 and below {SEED_END}", str(args.seed))
     if not 0.0 < args.rate <= 2.0:
         raise ConfigError.from_parts("--rate above 0 and at most 2", str(args.rate))
     if args.device != "cpu" and not torch.cuda.is_available():

@@ -140,6 +140,16 @@ def train_stages(args: argparse.Namespace, config: PairConfig, corpus: Corpus) -
     return state.step >= last_step(state, draft_config)
 
 
+def require_checkpoint(directory: Path) -> None:
+    """Refuse a run directory from which nothing could be exported.
+
+    Raises:
+        CheckpointError: if it has no checkpoint yet.
+    """
+    if not (directory / "pair.pt").exists():
+        raise CheckpointError.from_parts(f"a checkpoint pair.pt in {directory}", "none")
+
+
 def restore_models(
     directory: Path, config: PairConfig
 ) -> tuple[LlamaModule, LlamaModule, dict[str, dict]]:
@@ -148,8 +158,7 @@ def restore_models(
     Raises:
         CheckpointError: if the run directory has no checkpoint yet, or a damaged one.
     """
-    if not (directory / "pair.pt").exists():
-        raise CheckpointError.from_parts(f"a checkpoint pair.pt in {directory}", "none")
+    require_checkpoint(directory)
     target, draft = build_models(config)
     schedules = {}
     for stage in ("pair", "draft"):
@@ -227,6 +236,9 @@ def run(args: argparse.Namespace) -> int:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)  # AdamW's second moments are denormal for rare tokens
+    origin = origin_of(args.start_from)
+    if args.export_only:
+        require_checkpoint(args.run_dir)
     make_directories(args)
     config = PairConfig(seed=args.seed, device=args.device)
     config = replace(
@@ -239,7 +251,6 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(1)  # outside the workers there is little to do
     else:
         config = replace(config, tokens_per_pass=config.tokens_per_step)
-    origin = origin_of(args.start_from)
     if args.start_from is not None:
         adopt_tokenizer(args.run_dir, args.start_from)
     corpus = prepare_corpus(args.run_dir)

@@ -142,3 +142,9 @@ def test_a_request_without_a_usable_name_ends_alone(make_turnstile) -> None:
         assert thread.failure is None
 
     asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_what_is_no_engine_is_refused() -> None:
+    for wrong in ("python-completion", None, 5):
+        with pytest.raises(ConfigError, match="expected an Engine, got"):
+            AsyncEngine(wrong)  # type: ignore[arg-type]

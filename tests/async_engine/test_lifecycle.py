@@ -12,6 +12,7 @@ from contextlib import closing
 import pytest
 
 from sdengine.async_engine import AsyncEngine
+from sdengine.core.config import SpeculationConfig
 from sdengine.core.outputs import RequestOutput
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.errors import ConfigError, EngineBusy, EngineFailed, EngineStopped
@@ -19,6 +20,7 @@ from sdengine.model.tokenizer import LONG_TEXT
 from tests.async_engine.conftest import Turnstile
 from tests.async_engine.test_requests import LONG, last_output, params_for
 from tests.engine.conftest import MakeEngine, text_checkpoint
+from tests.model.checkpoints import make_checkpoint
 
 SHORT = SamplingParams(max_tokens=2, temperature=0, ignore_eos=True)
 
@@ -56,6 +58,26 @@ def test_a_full_engine_makes_callers_wait_in_order(make_turnstile) -> None:
     asyncio.run(main())
 
 
+def test_whoever_waits_takes_the_place_of_a_request_that_is_cancelled(make_turnstile) -> None:
+    """Nothing else moves an engine that has become empty."""
+    turnstile: Turnstile = make_turnstile()
+
+    async def main() -> None:
+        engine = AsyncEngine(turnstile.engine, max_requests=1)
+        inside = await engine.submit([4, 5], LONG)
+        in_line = asyncio.create_task(engine.submit([4, 5], SHORT))
+        await settled()
+        await inside.aclose()
+        try:
+            stream = await asyncio.wait_for(in_line, 20)
+            turnstile.open()
+            await last_output(stream)
+        finally:
+            engine.close()
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
 def test_a_caller_that_stops_waiting_leaves_the_line(make_turnstile) -> None:
     turnstile: Turnstile = make_turnstile()
 
@@ -66,13 +88,15 @@ def test_a_caller_that_stops_waiting_leaves_the_line(make_turnstile) -> None:
         await settled()
         impatient.cancel()
         patient = asyncio.create_task(engine.submit([6], SHORT))
-        await settled()
+        while engine.status().num_callers_waiting != 1:
+            await asyncio.sleep(0.001)
         turnstile.open()
         await last_output(first)
         await asyncio.wait_for(last_output(await patient), 60)
         assert await engine.drain(60)
+        assert engine.status().totals.num_steps < 10, "nobody wanted the long one any more"
 
-    asyncio.run(main())
+    asyncio.run(asyncio.wait_for(main(), 60))
 
 
 def test_drain_finishes_what_was_accepted_and_refuses_the_rest(make_turnstile) -> None:
@@ -236,10 +260,14 @@ def test_text_after_the_end_is_refused_as_token_ids_are(
     asyncio.run(asyncio.wait_for(main(), 60))
 
 
-def test_long_text_is_not_encoded_after_the_end(make_engine: MakeEngine) -> None:
+@pytest.mark.parametrize("end", ["drain", "close"])
+def test_long_text_is_not_encoded_after_the_end(make_engine: MakeEngine, end: str) -> None:
     async def main() -> None:
         engine = AsyncEngine(make_engine(text_checkpoint()))
-        engine.close()
+        if end == "drain":
+            await engine.drain()
+        else:
+            engine.close()
         with pytest.raises(EngineStopped, match="shutting down"):
             await engine.encode("x" * 4 * LONG_TEXT)
 
@@ -274,6 +302,22 @@ def test_totals_count_every_step(make_engine: MakeEngine) -> None:
             assert 0 < totals.verify_time_s <= totals.step_time_s
 
     asyncio.run(main())
+
+
+def test_totals_stay_those_of_the_moment_they_were_asked_for(make_engine: MakeEngine) -> None:
+    perfect = SpeculationConfig(max_nodes=4, max_depth=2, adaptive=False)
+
+    async def main() -> None:
+        draft = str(make_checkpoint())
+        async with AsyncEngine(make_engine(draft=draft, speculation=perfect)) as engine:
+            await last_output(await engine.submit([4, 5], params_for(0)))
+            totals = engine.status().totals
+            by_depth = list(totals.accepted_by_depth)
+            await last_output(await engine.submit([4, 5], params_for(0)))
+            assert totals.accepted_by_depth == by_depth
+            assert engine.status().totals.accepted_by_depth == [2 * n for n in by_depth] != []
+
+    asyncio.run(asyncio.wait_for(main(), 60))
 
 
 def test_a_process_ends_although_requests_are_unfinished() -> None:

@@ -10,6 +10,7 @@ import pytest
 from sdengine.async_engine import stream as stream_module
 from sdengine.async_engine.stream import LONGEST_PAUSE_S, Outbox, RequestStream
 from sdengine.core.outputs import CompletionOutput, RequestMetrics, RequestOutput
+from sdengine.errors import SdengineError
 
 
 def output(index: int, num_tokens: int, is_finished: bool = False) -> RequestOutput:
@@ -72,6 +73,28 @@ def test_only_first_and_last_outputs_interrupt_a_pause(monkeypatch: pytest.Monke
     asyncio.run(main())
 
 
+def test_a_loop_without_outputs_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    num_deliveries = 0
+    deliver = Outbox._deliver
+
+    def counted(outbox: Outbox) -> None:
+        nonlocal num_deliveries
+        num_deliveries += 1
+        deliver(outbox)
+
+    monkeypatch.setattr(Outbox, "_deliver", counted)
+
+    async def main() -> None:
+        outbox = Outbox(asyncio.get_running_loop())
+        stream = make_stream(outbox)
+        outbox.post([(stream, output(0, 1), None)])
+        assert len((await asyncio.wait_for(anext(stream), 10)).outputs) == 1
+        await asyncio.sleep(4 * LONGEST_PAUSE_S)
+        assert num_deliveries == 2, "the output, and what came during the pause after it: nothing"
+
+    asyncio.run(main())
+
+
 def test_outputs_pass_a_reader_that_does_not_wait_for_them() -> None:
     taken: list[int] = []
     takes = True
@@ -114,6 +137,16 @@ def test_an_end_is_not_taken() -> None:
     asyncio.run(main())
 
 
+def test_what_comes_after_the_end_is_not_read() -> None:
+    async def main() -> None:
+        stream = make_stream(Outbox(asyncio.get_running_loop()))
+        await stream.aclose()
+        stream.receive(output(0, 1), None)
+        assert await asyncio.wait_for(read(stream), 10) == []
+
+    asyncio.run(main())
+
+
 def test_a_reader_whose_take_fails_learns_it_and_the_others_go_on() -> None:
     def fail(item: RequestOutput) -> bool:
         raise ZeroDivisionError("of the reader's own")
@@ -142,3 +175,31 @@ def test_a_closed_loop_is_reported_every_time() -> None:
     for _ in range(2):
         with pytest.raises(RuntimeError, match="closed"):
             outbox.post([(stream, output(0, 1), None)])
+
+
+def test_a_second_reader_is_refused_and_the_first_goes_on() -> None:
+    """It took the first one's place, who then waited for ever."""
+
+    async def main() -> None:
+        outbox = Outbox(asyncio.get_running_loop())
+        stream = make_stream(outbox)
+        first = asyncio.ensure_future(read(stream))
+        await asyncio.sleep(0)
+        with pytest.raises(SdengineError, match="one reader of a stream at a time"):
+            await anext(stream)
+        outbox.post([(stream, output(0, 3, True), None)])
+        assert await asyncio.wait_for(first, 10) == [(0, 3)]
+
+    asyncio.run(main())
+
+
+def test_a_reader_that_was_cancelled_leaves_its_place() -> None:
+    async def main() -> None:
+        outbox = Outbox(asyncio.get_running_loop())
+        stream = make_stream(outbox)
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(anext(stream), 0.01)
+        outbox.post([(stream, output(0, 3, True), None)])
+        assert await asyncio.wait_for(read(stream), 10) == [(0, 3)]
+
+    asyncio.run(main())

@@ -33,6 +33,19 @@ def test_chat_remembers_and_forgets(monkeypatch: pytest.MonkeyPatch, capsys) -> 
     assert capsys.readouterr().out == "ok\nok\nok\n"
 
 
+def test_a_message_that_is_not_utf_8_is_unusable_input(
+    monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """In a locale of UTF-8, Python's standard input takes no stray byte."""
+    llm = FakeLLM(steps=("ok",))
+    monkeypatch.setattr(chat, "open_llm", lambda args: llm)
+    monkeypatch.setattr(chat, "require_chat_template", lambda args: None)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\n"), encoding="utf-8"))
+    assert main(["chat", "--seed", "5"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("sdengine: expected messages in UTF-8") and err.count("\n") == 1
+
+
 def test_chat_turns_have_seeds_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     seeds = [params.seed for _, params in run_chat("a\nb\n", monkeypatch).requests]
     assert len(set(seeds)) == 2

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -121,6 +123,7 @@ def test_ctrl_c_during_the_imports_is_quiet() -> None:
     [
         ("generate - <&-", 2, "sdengine: expected a prompt, got an empty one\n"),
         ("info >&-", 0, ""),
+        ("--version >&-", 0, ""),
         ("info 2>&-", 0, ""),
         ("chat <&- 2>&-", 2, ""),
     ],
@@ -129,6 +132,25 @@ def test_a_closed_stream_is_an_empty_one(options: str, code: int, err: str) -> N
     command = f"{shlex.quote(sys.executable)} -m sdengine.cli {options}"
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (code, err)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("options", ["--version", "generate --help", "info", "generate x"])
+def test_output_that_cannot_be_written_is_a_failure(options: str, unbuffered: str) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("the system has no /dev/full")
+    command = f"{shlex.quote(sys.executable)} -m sdengine.cli {options} > /dev/full"
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, env=environment)
+    assert done.returncode == 1
+    assert "No space left" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_what_info_cannot_tell_is_an_error_and_nothing_else() -> None:
+    environment = {**os.environ, "SDENGINE_ISA": "none"}
+    command = [sys.executable, "-m", "sdengine.cli", "info"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
 
 
 def test_exit_of_a_harness_is_passed_on(capfd, monkeypatch: pytest.MonkeyPatch) -> None:

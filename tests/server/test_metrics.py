@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -76,3 +79,14 @@ def test_the_page_s_tokens_are_counted() -> None:
     assert (answer.status_code, refused.status_code) == (200, 400)
     assert seen[("sdengine_generated_tokens_total",)] == 7
     assert seen[("sdengine_prompt_tokens_total",)] == num_prompt_tokens
+
+
+def test_the_documentation_lists_every_metric() -> None:
+    text = (Path(__file__).parents[2] / "docs/server.md").read_text(encoding="utf-8")
+    section = text.partition("## Metrics")[2].partition("\n## ")[0]
+    with running(tiny_engine(speculation=TREES)) as server:
+        httpx.post(f"{server.url}/v1/completions", json={**BODY, "max_tokens": 120})
+        names = {name for name, *_ in scrape(server) if not name.endswith("_created")}
+    names = {re.sub("_(bucket|count|sum)$", "", name) for name in names}
+    names.add("sdengine_connections_refused_total")  # none was
+    assert names == set(re.findall(r"`(sdengine_\w+)", section))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import signal
 import socket
@@ -17,6 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
+from sdengine.async_engine import RequestStream
 from sdengine.llm import LLM
 from sdengine.server import half_close, run, streaming
 from tests.server.conftest import MODEL, RunningServer, running, tiny_engine
@@ -191,6 +193,19 @@ def test_nonsense_on_the_wire(server: RunningServer) -> None:
             connection.recv(4096)
     server.log.clear()  # the parser's warnings about what is no HTTP
     server.assert_idle()
+
+
+def test_a_stream_that_times_out_as_it_breaks_its_silence_has_one_answer(
+    held_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--timeout 2` ends a request in the very moment of its first comment."""
+    monkeypatch.setattr(streaming, "SILENCE_S", 0.4)
+    end = RequestStream.expire_after
+    monkeypatch.setattr(RequestStream, "expire_after", lambda stream, timeout_s: end(stream, 0.4))
+    for _ in range(4):
+        response = httpx.post(f"{held_server.url}/v1/completions", json={**LONG, "stream": True})
+        assert response.status_code in (200, 504) and '"code":"timeout"' in response.text
+    gc.collect()  # what nobody heard of is told now: see the fixture's log
 
 
 def test_a_drain_that_takes_too_long_ends_streams_with_a_reason() -> None:

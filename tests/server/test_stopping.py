@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from sdengine.errors import ConfigError
+from sdengine.server import run
 from sdengine.server.run import listen
 from sdengine.server.settings import ServerSettings
 from tests.server.conftest import MODEL, running, tiny_engine
@@ -75,3 +76,33 @@ def test_a_taken_address_is_told_once() -> None:
 def test_a_host_that_is_no_name_is_refused(host: str) -> None:
     with pytest.raises(ConfigError, match="free address"):
         listen(ServerSettings(model_name="m", host=host, allow_public=True))
+
+
+@pytest.mark.parametrize("given", [b"{", b""])
+def test_a_request_that_is_not_whole_does_not_hold_up_the_end(given: bytes) -> None:
+    with running(tiny_engine(), drain_timeout_s=100.0) as handle, handle.connect() as half:
+        half.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n"
+            b"Content-Type: application/json\r\n\r\n" + given
+        )
+        time.sleep(0.3)
+        handle.server.handle_exit(signal.SIGTERM, None)
+        answer = b"".join(iter(lambda: half.recv(4096), b""))
+        assert answer.startswith(b"HTTP/1.1 503 ") and b'"code": "shutting_down"' in answer
+        handle.thread.join(10.0)
+        assert not handle.thread.is_alive()
+
+
+def test_a_client_that_takes_nothing_does_not_hold_up_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(run, "LAST_WORDS_S", 0.5)
+    with running(tiny_engine(), drain_timeout_s=0.5) as handle, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", handle.port))
+        for _ in range(300):  # more than the system keeps for a client
+            client.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        time.sleep(0.5)
+        handle.server.handle_exit(signal.SIGTERM, None)
+        handle.thread.join(10.0)
+        assert not handle.thread.is_alive()

@@ -80,6 +80,21 @@ def test_export_only_marks_what_is_unfinished(small_recipe, tmp_path):
     assert "Provisional" in (tmp_path / "out" / "MODEL_CARD.md").read_text()
 
 
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"schedules": {"pair": 3}}'])
+def test_what_cannot_work_leaves_nothing_behind(small_recipe, tmp_path, text):
+    pair = tmp_path / "pair"
+    for words in (["--export-only"], ["--start-from", str(pair)]):
+        with pytest.raises(CheckpointError):
+            recipe.run(arguments(*small_recipe, *words))
+    for role in ("target", "draft"):
+        (pair / role).mkdir(parents=True)
+        (pair / role / "model.safetensors").touch()
+    (pair / "MANIFEST.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"a damaged MANIFEST\.json"):
+        recipe.run(arguments(*small_recipe, "--start-from", str(pair)))
+    assert not (tmp_path / "out").exists() and not (tmp_path / "run").exists()
+
+
 def test_another_recipe_in_the_same_run_directory_is_refused(small_recipe):
     assert recipe.run(arguments(*small_recipe)) == 0
     with pytest.raises(ConfigError, match=r"seed=0 of the run .*seed=7; use another --run-dir"):
@@ -160,9 +175,10 @@ def test_counts_must_be_positive(small_recipe, option):
         recipe.run(arguments(*small_recipe, option, "0"))
 
 
-def test_a_seed_must_not_be_negative(small_recipe, tmp_path):
-    with pytest.raises(ConfigError, match="--seed of at least 0, got -1"):
-        recipe.run(arguments(*small_recipe, "--seed", "-1"))
+@pytest.mark.parametrize("seed", ["-1", str(10**20)])
+def test_a_seed_must_not_be_negative_nor_huge(small_recipe, tmp_path, seed):
+    with pytest.raises(ConfigError, match=f"--seed of at least 0 and below .*, got {seed}"):
+        recipe.run(arguments(*small_recipe, "--seed", seed))
     assert not (tmp_path / "run").exists()
 
 
