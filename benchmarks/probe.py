@@ -154,9 +154,7 @@ def probe_batch_size(
     costs = other.costs()
     verdicts = []
     for params, found, some, ratios in zip(settings, rungs, samplers, measured):
-        predictions = [
-            predict(some, costs, found, n, size, args.max_tokens) for n in budgets(args.max_nodes)
-        ]
+        predictions = predict(some, costs, found, budgets(args.max_nodes), size, args.max_tokens)
         adaptive = predict_adaptive(args, some, costs, found, size)
         verdicts.append(settle(args, enter, plain, groups, params, predictions, adaptive, ratios))
     return verdicts

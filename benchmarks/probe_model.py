@@ -85,9 +85,10 @@ class Rung:
     def correction(self, samplers: Sequence[TreeSampler]) -> float:
         """Steps that the samples give its requests, over those that they took."""
         expected = taken = 0.0
+        tokens = {g: samplers[g].tokens(self.budget) for g in {turn.group for turn in self.turns}}
         for turn in self.turns:
-            tokens = samplers[turn.group].tokens(self.budget)
-            expected += sum(steps_of_a_request(tokens, count) for count, _ in turn.requests)
+            sampled = tokens[turn.group]
+            expected += sum(steps_of_a_request(sampled, count) for count, _ in turn.requests)
             taken += sum(steps for _, steps in turn.requests)
         return expected / taken if taken else 1.0
 
@@ -209,30 +210,36 @@ def predict(
     samplers: Sequence[TreeSampler],
     costs: CostModel,
     rungs: list[Rung],
-    budget: int,
+    budgets: Sequence[int],
     batch_size: int,
     num_tokens: int,
-) -> Prediction:
-    """Speed of one budget.
+) -> list[Prediction]:
+    """Speeds of some budgets.
 
     Args:
-        samplers: trees of at least that size, of each batch; the speed-up is of all batches
+        samplers: trees of at least those sizes, of each batch; a speed-up is of all batches
             together, as what is measured is, so that one that accepts little weighs more.
         costs: how costs run between rungs.
         rungs: measured steps, budgets ascending.
-        budget: nodes per sequence.
+        budgets: nodes per sequence.
         batch_size: sequences at once.
         num_tokens: of a request.
     """
+    cost = step_cost(samplers, costs, rungs, batch_size)
+    correction = _between_rungs(rungs, [rung.correction(samplers) for rung in rungs])
 
-    layers = fmean(s.draft_layers(budget) for s in samplers)
-    plain_steps = step_cost(samplers, costs, rungs, batch_size)(float(budget), layers)
-    between = [rung.plain_steps for rung in _neighbours(rungs, budget)]  # the model is noisy, too
-    plain_steps = min(max(plain_steps, min(between)), max(between))
-    factor = correction(samplers, rungs, budget)
-    rate = factor * harmonic_mean([tokens_per_step(s.tokens(budget), num_tokens) for s in samplers])
-    tokens = factor * float(np.concatenate([s.tokens(budget) for s in samplers]).mean())
-    return Prediction(budget, tokens, layers, plain_steps, rate / plain_steps)
+    def predict_one(budget: int) -> Prediction:
+        layers = fmean(s.draft_layers(budget) for s in samplers)
+        timed = [rung.plain_steps for rung in _neighbours(rungs, budget)]
+        # The model is noisy, too.
+        plain_steps = min(max(cost(float(budget), layers), min(timed)), max(timed))
+        found = [s.tokens(budget) for s in samplers]
+        factor = correction(budget)
+        rate = factor * harmonic_mean([tokens_per_step(tokens, num_tokens) for tokens in found])
+        tokens = factor * float(np.concatenate(found).mean())
+        return Prediction(budget, tokens, layers, plain_steps, rate / plain_steps)
+
+    return [predict_one(budget) for budget in budgets]
 
 
 def tokens_per_step(tokens: np.ndarray, count: int) -> float:
@@ -241,11 +248,11 @@ def tokens_per_step(tokens: np.ndarray, count: int) -> float:
     return float(decoded / steps_of_a_request(tokens, decoded))
 
 
-def correction(samplers: Sequence[TreeSampler], rungs: list[Rung], budget: float) -> float:
-    """Of tokens per step, from the rungs next to a budget."""
+def _between_rungs(rungs: list[Rung], factors: list[float]) -> Callable[[float], float]:
+    """A factor of every rung, and for other budgets what lies between those next to them."""
     places = [log(rung.budget) for rung in rungs]
-    factors = [log(rung.correction(samplers)) for rung in rungs]
-    return exp(float(np.interp(log(budget), places, factors)))
+    logs = [log(factor) for factor in factors]
+    return lambda nodes: exp(float(np.interp(log(max(nodes, 1.0)), places, logs)))
 
 
 def step_cost(
@@ -267,12 +274,10 @@ def step_cost(
         )
         return model(nodes, layers)
 
-    factors = [log(rung.plain_steps / at(rung.budget)) for rung in rungs]
-    places = [log(rung.budget) for rung in rungs]
+    factor = _between_rungs(rungs, [rung.plain_steps / at(rung.budget) for rung in rungs])
 
     def cost(nodes: float, layers: float) -> float:
-        factor = float(np.interp(log(max(nodes, 1.0)), places, factors))
-        return model(nodes, layers) * exp(factor)
+        return model(nodes, layers) * factor(nodes)
 
     return cost
 

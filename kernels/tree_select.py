@@ -29,6 +29,12 @@ from sdengine.kernels.token_tree import (
 OP_NAME = "tree_select"
 
 
+def most_sequences(max_nodes: int) -> int:
+    """B up to which all nodes of trees of that size can be ranked together: their order in the
+    batch, by depth, sequence and index, has 32 bits."""
+    return (2**32 - 1) // (max_nodes + 1) ** 2
+
+
 def check(
     *,
     draft: DraftTree,
@@ -64,7 +70,8 @@ def check(
     if total_budget is not None:
         expect_tensor(OP_NAME, "total_budget", total_budget, torch.int32, (1,))
     orders = draft.batch_size * (draft.max_nodes + 1) ** 2
-    expect(OP_NAME, orders < 2**32, f"draft: B * (T + 1)^2 must be below 2^32, got {orders}")
+    fits = draft.batch_size <= most_sequences(draft.max_nodes)
+    expect(OP_NAME, fits, f"draft: B * (T + 1)^2 must be below 2^32, got {orders}")
     needed = tree_scratch_size(draft.batch_size, draft.max_nodes)
     got = expect_tensor(OP_NAME, "scratch", scratch, torch.int64, (None,)).numel()
     expect(OP_NAME, got >= needed, f"scratch: expected at least {needed} elements, got {got}")

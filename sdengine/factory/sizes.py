@@ -10,6 +10,7 @@ from sdengine.drafters.draft_model import MAX_MASK_WORDS, tree_room
 from sdengine.errors import ConfigError
 from sdengine.kernels.device_memory import Memory, StagedMemory
 from sdengine.kernels.token_tree import MASK_BITS
+from sdengine.kernels.tree_select import most_sequences
 from sdengine.model.checkpoint import Checkpoint
 from sdengine.model.config import ModelConfig
 from sdengine.runner.device_fit import device_needs, free_bytes
@@ -19,8 +20,6 @@ from sdengine.runner.workspace import Sizes
 
 DEVICE_STOP_TOKENS = 8
 """Stop tokens per sequence below which the device drafts nothing; more are only cut by the host."""
-RANK_BITS = 32
-"""Of a node's place in the order of the batch, by depth, sequence and index (`tree_select`)."""
 PROPOSAL_SUPPORT = 64
 """Likeliest tokens that sampled drafts are drawn from (renormalised): the rejection verifier then
 reads 64 probabilities per node instead of a whole vocabulary, and stays exact for any support."""
@@ -114,7 +113,7 @@ def choose_sizes(
 
 
 def _check_ranks(max_num_seqs: int, max_nodes: int) -> None:
-    most_seqs = (2**RANK_BITS - 1) // (max_nodes + 1) ** 2
+    most_seqs = most_sequences(max_nodes)
     if max_num_seqs > most_seqs:
         raise ConfigError.from_parts(
             f"max_num_seqs with max_nodes = {max_nodes} of at most {most_seqs}, whose nodes can be "

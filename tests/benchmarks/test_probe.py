@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import probe
-from benchmarks.probe_model import Rung, TreeSampler, Turn, predict, steps_of_a_request
+from benchmarks.probe_model import Prediction, Rung, TreeSampler, Turn, predict, steps_of_a_request
 from sdengine.core.cost_model import CostModel
 from sdengine.core.plan import StepReport
 from sdengine.kernels.token_tree import DraftTree, TokenTree
@@ -40,6 +40,12 @@ def sampled() -> TreeSampler:
     sampler = TreeSampler(engine, lambda: report)
     sampler()
     return sampler
+
+
+def predicted(samplers: list[TreeSampler], rungs: list[Rung], budget: int) -> Prediction:
+    """For a sequence of 60 tokens."""
+    (found,) = predict(samplers, COSTS, rungs, [budget], 1, 60)
+    return found
 
 
 def test_a_budget_accepts_what_lies_among_its_first_nodes() -> None:
@@ -82,12 +88,12 @@ def test_the_draft_time_of_a_prompt_tells_what_a_missed_token_takes() -> None:
 def test_predictions_follow_the_cost_model_between_measured_steps() -> None:
     # by the model: 1 node 0.2 + 1.25 ms, 2 nodes 0.3 + 1.5 ms, 4 nodes 0.3 + 2 ms
     rungs = [Rung(1, 1.45), Rung(4, 4.6)]  # of a plain step of 1 ms: as modelled, and twice that
-    ends = [predict([sampled()], COSTS, rungs, n, 1, 60).plain_steps for n in (1, 4)]
+    ends = [predicted([sampled()], rungs, n).plain_steps for n in (1, 4)]
     assert ends == pytest.approx([1.45, 4.6])
-    found = predict([sampled()], COSTS, rungs, 2, 1, 60)
+    found = predicted([sampled()], rungs, 2)
     assert found.plain_steps == pytest.approx(1.8 * 2**0.5)
     noisy = [Rung(1, 2.0), Rung(4, 1.9)]
-    assert 1.9 <= predict([sampled()], COSTS, noisy, 2, 1, 60).plain_steps <= 2.0
+    assert 1.9 <= predicted([sampled()], noisy, 2).plain_steps <= 2.0
     decoded = 60 - 3  # the first step comes with the prompt
     steps = decoded / 3 + (3 - 1) / 2 / 3
     assert found.speedup == pytest.approx(decoded / (steps * found.plain_steps))
@@ -102,8 +108,8 @@ def test_samples_are_corrected_by_the_steps_that_requests_took() -> None:
     assert (rung.plain_steps, rung.plain_s) == (2.0, 1.5)
     assert rung.correction([sampler]) == pytest.approx(3 * steps / 40)
     rungs = [Rung(1, 2.0), rung]
-    found = {n: predict([sampler], COSTS, rungs, n, 1, 60) for n in (1, 2, 4)}
-    plain = {n: predict([sampler], COSTS, [Rung(1, 2.0), Rung(4, 2.0)], n, 1, 60) for n in found}
+    found = {n: predicted([sampler], rungs, n) for n in (1, 2, 4)}
+    plain = {n: predicted([sampler], [Rung(1, 2.0), Rung(4, 2.0)], n) for n in found}
     factors = [found[n].speedup / plain[n].speedup for n in found]
     assert factors == pytest.approx([1.0, (3 * steps / 40) ** 0.5, 3 * steps / 40])
     assert found[4].tokens_per_step == pytest.approx(3 * 3 * steps / 40)
@@ -113,8 +119,8 @@ def test_a_speed_up_is_of_all_batches_together() -> None:
     poor = sampled()
     poor._needed = [np.zeros(0, dtype=np.int64)] * 9
     rungs = [Rung(4, 1.0)]
-    alone = [predict([s], COSTS, rungs, 4, 1, 60).speedup for s in (sampled(), poor)]
-    found = predict([sampled(), poor, sampled()], COSTS, rungs, 4, 1, 60)
+    alone = [predicted([s], rungs, 4).speedup for s in (sampled(), poor)]
+    found = predicted([sampled(), poor, sampled()], rungs, 4)
     assert alone[1] == pytest.approx(1.0)
     assert found.speedup == pytest.approx(3 / (2 / alone[0] + 1)), "their times add up"
     assert found.tokens_per_step == pytest.approx((3 + 9 * 1 + 3) / 11)

@@ -8,6 +8,7 @@ import json
 import shutil
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import tokenizers
@@ -285,11 +286,15 @@ def test_the_settings_win_as_in_transformers(tmp_path, changes: dict[str, object
         assert stream.push(ids) + stream.finish() == expected
 
 
+def write_settings(directory: Path, settings: dict[str, object]) -> None:
+    """A tokenizer with this tokenizer_config.json."""
+    shutil.copytree(make_tokenizer_dir("byte_level"), directory, dirs_exist_ok=True)
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
 @pytest.mark.parametrize("more", [5, "</s>", {"content": "</s>"}])
 def test_more_special_tokens_that_are_no_list_are_refused(tmp_path, more: object) -> None:
-    shutil.copytree(make_tokenizer_dir("byte_level"), tmp_path, dirs_exist_ok=True)
-    settings = json.dumps({"additional_special_tokens": more})
-    (tmp_path / "tokenizer_config.json").write_text(settings)
+    write_settings(tmp_path, {"additional_special_tokens": more})
     with pytest.raises(CheckpointError, match=r"additional_special_tokens of .* to be a list"):
         load_tokenizer(tmp_path)
 
@@ -298,9 +303,7 @@ def test_more_special_tokens_that_are_no_list_are_refused(tmp_path, more: object
     "declared", [{"x": TOOL}, {"420": {}}, {"420": None}, {"420": {"content": 5}}, ["x"]]
 )
 def test_damaged_declarations_are_refused(tmp_path, declared: object) -> None:
-    shutil.copytree(make_tokenizer_dir("byte_level"), tmp_path, dirs_exist_ok=True)
-    settings = json.dumps({"added_tokens_decoder": declared})
-    (tmp_path / "tokenizer_config.json").write_text(settings)
+    write_settings(tmp_path, {"added_tokens_decoder": declared})
     with pytest.raises(CheckpointError, match=r"added_tokens_decoder of tokenizer_config\.json"):
         load_tokenizer(tmp_path)
 

@@ -7,6 +7,7 @@ import json
 import logging
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 MODEL = "tiny"
+MANY_ANSWERS = 300
+"""Of /openapi.json: more than the system keeps for a client that takes nothing."""
 
 
 @dataclass
@@ -141,3 +144,12 @@ def post(server: RunningServer) -> Iterator[Any]:
 
     yield send
     server.assert_idle()
+
+
+def ask_and_take_nothing(client: socket.socket, port: int) -> None:
+    """Connects a client that asks for more than the system keeps for it, and reads none of it."""
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.connect(("127.0.0.1", port))
+    for _ in range(MANY_ANSWERS):
+        client.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+    time.sleep(0.5)

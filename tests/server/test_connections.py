@@ -16,7 +16,13 @@ import pytest
 
 from sdengine.server import connections, gate, head
 from sdengine.server import run as server_run
-from tests.server.conftest import MODEL, RunningServer, running, tiny_engine
+from tests.server.conftest import (
+    MODEL,
+    RunningServer,
+    ask_and_take_nothing,
+    running,
+    tiny_engine,
+)
 from tests.server.test_metrics import scrape
 
 LIMIT = 3
@@ -150,11 +156,7 @@ def test_a_client_that_takes_nothing_is_dropped_in_the_end(
     monkeypatch.setattr(gate, "GRACE_S", 0.2)
     monkeypatch.setattr(server_run, "STUCK_TICKS", 2)
     with running(tiny_engine(), request_timeout_s=0.8) as server, socket.socket() as client:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        client.connect(("127.0.0.1", server.port))
-        for _ in range(300):  # more than the system keeps for a client
-            client.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-        time.sleep(0.5)
+        ask_and_take_nothing(client, server.port)
         assert seen(server, "sdengine_connections") == 2
         for _ in range(100):
             time.sleep(0.1)

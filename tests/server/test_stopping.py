@@ -14,7 +14,7 @@ from sdengine.errors import ConfigError
 from sdengine.server import run
 from sdengine.server.run import listen
 from sdengine.server.settings import ServerSettings
-from tests.server.conftest import MODEL, running, tiny_engine
+from tests.server.conftest import MODEL, ask_and_take_nothing, running, tiny_engine
 
 LONG = {"model": MODEL, "prompt": "x", "max_tokens": 200, "ignore_eos": True, "stream": True}
 
@@ -98,11 +98,7 @@ def test_a_client_that_takes_nothing_does_not_hold_up_the_end(
 ) -> None:
     monkeypatch.setattr(run, "LAST_WORDS_S", 0.5)
     with running(tiny_engine(), drain_timeout_s=0.5) as handle, socket.socket() as client:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        client.connect(("127.0.0.1", handle.port))
-        for _ in range(300):  # more than the system keeps for a client
-            client.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-        time.sleep(0.5)
+        ask_and_take_nothing(client, handle.port)
         handle.server.handle_exit(signal.SIGTERM, None)
         handle.thread.join(10.0)
         assert not handle.thread.is_alive()
