@@ -123,7 +123,7 @@ void run_group(const typename Kernel::Input* const* rows, const Chunk<Kernel>& c
   static_assert(kVectors % C == 0, "columns must fill whole passes");
 #pragma GCC unroll 12
   for (int first = 0; first < kVectors; first += C)
-    run_pass<Kernel, R, C, fetches(R, kStrips)>(rows, chunk, fetch, first, partial);
+    run_pass<Kernel, R, C, can_fetch(R, kStrips)>(rows, chunk, fetch, first, partial);
 }
 
 template <class Kernel>
@@ -162,7 +162,7 @@ void run_sweep(const LinearArgs& args, const typename Kernel::Input* const* x, i
     const int64_t inputs = left < kChunk ? left : kChunk;
     const Chunk<Kernel> chunk{weight + k * kStripOutputs, stride, k, inputs, k == 0};
     Fetch fetch;
-    if (fetches(rows, strips)) fetch = next_chunk(args.weight, chunk, rows, strip, strips, next);
+    if (fetches(args.weight, rows)) fetch = next_chunk(args.weight, chunk, rows, strip, strips, next);
     for (int64_t r = 0, size; r < rows; r += size) {
       size = next_group(rows - r);
       group_of<Kernel>(size, strips)(x + r, chunk, fetch, partial + r * kStripOutputs);

@@ -32,6 +32,7 @@ struct PackedWeight {
   int64_t strip_bytes() const {
     return (is_bf16 ? (num_inputs + 1) / 2 * 2 : num_inputs) * input_bytes();
   }
+  int64_t num_bytes() const { return num_blocks() * kBlockStrips * strip_bytes(); }
 };
 
 // Consecutive rows of W somewhere in memory.

@@ -9,12 +9,14 @@ namespace {
 
 constexpr int kSpinsBeforeYield =
     100;  // a few us. With 4000 two workers sharing a busy core took 140 us a barrier
-// After a run a worker expects the next one soon (the host needs some 30 us between two steps of a
-// small model, and waking a sleeping thread costs the waker 20 us on a virtual machine): it spins
-// for a quarter of what the run took, 5 to 50 us, then sleeps. So an idle engine burns nothing, and
-// a busy one at most a quarter of one core's step.
+// After a run a worker expects the next one soon: the host needs 40 to 200 us between two steps of a
+// small model, whose weights have just driven its own code out of the caches. Waking a sleeping
+// thread costs the waker 20 us on a virtual machine, and its core starts slowly. So it spins for
+// half of what the run took, 5 to 250 us, then sleeps. With a quarter and 50 us a token of the
+// bundled pair took 1.1 to 1.5 times as long. An idle engine burns nothing, and a busy one at most
+// a third of one core.
 constexpr int kShortestSpinUs = 5;
-constexpr int kLongestSpinUs = 50;
+constexpr int kLongestSpinUs = 250;
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -176,7 +178,7 @@ void ThreadPool::worker_main(int index) {
     active_.fetch_sub(1, std::memory_order_acq_rel);
     const auto took_us =
         std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - start).count();
-    spin_us = static_cast<int>(std::clamp<int64_t>(took_us / 4, kShortestSpinUs, kLongestSpinUs));
+    spin_us = static_cast<int>(std::clamp<int64_t>(took_us / 2, kShortestSpinUs, kLongestSpinUs));
   }
 }
 

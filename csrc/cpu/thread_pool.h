@@ -1,8 +1,8 @@
 // A pool of workers that run one function together and sleep in between.
 //
 // Inside a run, workers meet at spinning barriers (a layer of a small model takes tens of
-// microseconds; a futex round trip costs 5-50 on a virtual machine). After a run they spin for a
-// quarter of its time, at most 50 us, then sleep.
+// microseconds; a futex round trip costs 5-50 on a virtual machine). After a run they spin for
+// half of its time, at most 250 us, then sleep.
 #pragma once
 
 #include <atomic>
