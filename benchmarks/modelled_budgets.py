@@ -3,6 +3,8 @@
     python -m benchmarks.modelled_budgets                           # a 1.1B target on two cores
     python -m benchmarks.modelled_budgets --step-costs 8b-h200 --budgets adaptive 8 16 32 64
     python -m benchmarks.modelled_budgets --step-costs my.json      # rows, verify_ms, ...
+    python -m benchmarks.modelled_budgets --first-request --step-costs 13m-avx2-cached \
+        --measured 13m-avx2-start-up     # engines that know nothing but costs that are not true
 
 Text, trees and acceptance are those of an engine that runs (the bundled pair unless another one is
 named), seconds come from the table (`step_costs.py`). So the adaptive budget can be held against
@@ -70,6 +72,12 @@ def build_parser() -> LineParser:
         metavar="TABLE",
         help=f"{', '.join(TABLES)} or a JSON file (%(default)s)",
     )
+    parser.add_argument(
+        "--measured", metavar="TABLE", help="costs that an engine is told at its start (the same)"
+    )
+    parser.add_argument(
+        "--first-request", action="store_true", help="every batch by an engine of its own"
+    )
     parser.add_argument("--model", default=BUNDLED_MODEL, metavar="DIR", help="(%(default)s)")
     parser.add_argument("--draft", metavar="DIR")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=["dyspec"])
@@ -97,6 +105,7 @@ def run(args: argparse.Namespace) -> int:
     """Decodes everything that was asked for and prints the table."""
     check_requests(args)
     step_costs = read_step_costs(args.step_costs)
+    measured = None if args.measured is None else read_step_costs(args.measured)
     jobs = [(name, size, speculation(args, name, size)) for name, size in combinations(args)]
     settings = [request_params(args, temperature) for temperature in args.temperatures]
     prompts = [prompt.text for prompt in read_prompts(args)]
@@ -108,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
             for params in settings:
                 plain = decode(args, None, step_costs, params, groups)
                 for method, size, config in jobs:
-                    runs = decode(args, config, step_costs, params, groups)
+                    runs = decode(args, config, step_costs, params, groups, measured)
                     rows.append(row_of(method, size, params, batch_size, plain, runs))
                     bar.advance(task)
     conditions = describe_machine(PROGRAM, args.num_threads, with_limits=False)
@@ -125,11 +134,17 @@ def decode(
     step_costs: StepCosts,
     params: SamplingParams,
     groups: list[list[str]],
+    measured: StepCosts | None = None,
 ) -> list[Run]:
-    """Every batch once, by a new engine, one after the other as its requests would come."""
-    engine = open_engine(args, config, len(groups[0]))
-    time = ModelledTime.of(engine, config, step_costs)
-    return [run_batch(engine, group, params, clock=time) for group in groups]
+    """Every batch once, by a new engine, one after the other as its requests would come; or each by
+    one of its own."""
+    sharing = [[group] for group in groups] if args.first_request else [groups]
+    runs = []
+    for of_an_engine in sharing:
+        engine = open_engine(args, config, len(groups[0]))
+        time = ModelledTime.of(engine, config, step_costs, measured)
+        runs += [run_batch(engine, group, params, clock=time) for group in of_an_engine]
+    return runs
 
 
 def row_of(
@@ -159,8 +174,10 @@ def row_of(
 def to_markdown(args: argparse.Namespace, rows: list[Row]) -> str:
     """The table, a line for each temperature, batch size and method."""
     lines = [
-        f"step costs {args.step_costs}, {args.held_out} held-out prompts, {args.max_tokens} tokens "
-        f"each, verifier {args.verifier}; over plain decoding (tokens a step)",
+        f"step costs {args.step_costs}, measured {args.measured or 'the same'}, "
+        f"{args.held_out} held-out prompts, {args.max_tokens} tokens each"
+        f"{', every batch by a new engine' * args.first_request}, verifier {args.verifier}; "
+        "over plain decoding (tokens a step)",
         "",
         "A batch ends with its last request; by requests: the mean of theirs.",
         "",

@@ -85,15 +85,27 @@ class ModelledTime:
 
     @classmethod
     def of(
-        cls, engine: Engine, config: SpeculationConfig | None, step_costs: StepCosts
+        cls,
+        engine: Engine,
+        config: SpeculationConfig | None,
+        step_costs: StepCosts,
+        measured: StepCosts | None = None,
     ) -> ModelledTime:
-        """Puts itself between an engine and the controller that it would have with these costs."""
+        """Puts itself between an engine and the controller that it would have.
+
+        Args:
+            engine: whose steps these are.
+            config: its speculation.
+            step_costs: what they take.
+            measured: what the controller is told at its start; None for the same.
+        """
         from sdengine.factory.kinds import make_controller
 
         drafter = engine.iteration.drafter
         if config is not None and not config.needs_draft_model:
-            step_costs = step_costs.of_lookups()
-        controller = make_controller(config, drafter, lambda: step_costs.costs)
+            step_costs, measured = step_costs.of_lookups(), measured and measured.of_lookups()
+        told = measured or step_costs
+        controller = make_controller(config, drafter, lambda: told.costs)
         engine.controller = time = cls(engine, controller, step_costs)
         return time
 
@@ -180,6 +192,25 @@ TABLES: dict[str, dict[str, Any]] = {
         "draft_first_ms": 0.043,
         "draft_layer_ms": 0.029,
         "overhead_ms": 0.12,
+        "lookup_ms": 0.01,
+    },
+    # The same pair on 2026-11-28, when the cache held all of it: what an engine's first steps with
+    # trees took (beyond 12 rows one and a half times the next table),
+    "13m-avx2-cached": {
+        "rows": [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64],
+        "verify_ms": [0.60, 0.78, 0.95, 1.15, 1.65, 2.2, 3.2, 4.2, 6.2, 8.2, 15.0],
+        "draft_first_ms": 0.045,
+        "draft_layer_ms": 0.035,
+        "overhead_ms": 0.07,
+        "lookup_ms": 0.01,
+    },
+    # and what the adaptive budget had measured before them, passes one after the other.
+    "13m-avx2-start-up": {
+        "rows": [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64],
+        "verify_ms": [0.57, 0.58, 0.69, 0.79, 1.05, 1.41, 2.0, 2.77, 3.9, 5.48, 11.5],
+        "draft_first_ms": 0.041,
+        "draft_layer_ms": 0.034,
+        "overhead_ms": 0.07,
         "lookup_ms": 0.01,
     },
     # Llama-3.1-8B's and Llama-3.2-1B's shapes, bfloat16, H200 (benchmarks/results/nvidia-h200);

@@ -162,7 +162,8 @@ void run_sweep(const LinearArgs& args, const typename Kernel::Input* const* x, i
     const int64_t inputs = left < kChunk ? left : kChunk;
     const Chunk<Kernel> chunk{weight + k * kStripOutputs, stride, k, inputs, k == 0};
     Fetch fetch;
-    if (fetches(args.weight, rows)) fetch = next_chunk(args.weight, chunk, rows, strip, strips, next);
+    if (fetches(args.weight, rows))
+      fetch = next_chunk(args.weight, chunk, rows, strip, strips, next);
     for (int64_t r = 0, size; r < rows; r += size) {
       size = next_group(rows - r);
       group_of<Kernel>(size, strips)(x + r, chunk, fetch, partial + r * kStripOutputs);

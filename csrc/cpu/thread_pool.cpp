@@ -9,8 +9,8 @@ namespace {
 
 constexpr int kSpinsBeforeYield =
     100;  // a few us. With 4000 two workers sharing a busy core took 140 us a barrier
-// After a run a worker expects the next one soon: the host needs 40 to 200 us between two steps of a
-// small model, whose weights have just driven its own code out of the caches. Waking a sleeping
+// After a run a worker expects the next one soon: the host needs 40 to 200 us between two steps of
+// a small model, whose weights have just driven its own code out of the caches. Waking a sleeping
 // thread costs the waker 20 us on a virtual machine, and its core starts slowly. So it spins for
 // half of what the run took, 5 to 250 us, then sleeps. With a quarter and 50 us a token of the
 // bundled pair took 1.1 to 1.5 times as long. An idle engine burns nothing, and a busy one at most

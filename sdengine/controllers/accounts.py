@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from math import sqrt
 
 FADING = 0.03  # per step, of what the verdict looks at
+LOSS_FLOOR, LOSS_SHARE = 1.0, 0.02  # plain steps that a trial may lose, plus so many per step of
+# the pause before it,
+STAKE = 0.35  # and how much of it a single step: with trees that lose all of it when they have no
+# luck, a third of the trials of a pair that gains 1.3x failed by chance
 HOPELESS_STEPS, HOPELESS_WALKS, HOPELESS = 2, 3, 1.0  # steps of a trial, and walks through trees,
 # after which it ends when a token costs 1 + HOPELESS / sqrt(walks) of a plain one: two standard
 # errors of what a walk accepts, or more. A step of a batch is a walk for each sequence
@@ -16,14 +20,26 @@ class Trial:
     """What the present trial lost against plain decoding.
 
     Args:
+        most_loss: what it may lose.
         steps: that could be timed.
         loss: of these, in plain steps of as many sequences.
         debt: the same, but what is won cannot be lost later.
     """
 
+    most_loss: float
     steps: int = 0
     loss: float = 0.0
     debt: float = 0.0
+
+    @classmethod
+    def after(cls, num_plain: int) -> Trial:
+        """The one that follows a pause of so many plain steps."""
+        return cls(LOSS_FLOOR + LOSS_SHARE * num_plain)
+
+    @property
+    def stake(self) -> float:
+        """What the next step may lose."""
+        return STAKE * (self.most_loss - self.loss)
 
     def add(self, loss: float) -> None:
         """Counts one step."""
@@ -31,14 +47,16 @@ class Trial:
         self.loss += loss
         self.debt = max(self.debt + loss, 0.0)
 
-    def is_hopeless(self, spent: Spent | None, num_decoding: int, plain_token_s: float) -> bool:
-        """Whether it cannot be expected to turn.
+    def is_lost(self, spent: Spent | None, num_decoding: int, plain_token_s: float) -> bool:
+        """Whether it has lost what it may lose, or cannot be expected to turn.
 
         Args:
             spent: lately, by as many sequences.
             num_decoding: sequences.
             plain_token_s: seconds of a token of plain decoding.
         """
+        if self.loss > self.most_loss:
+            return True
         if spent is None:
             return False
         # Of this trial and of so many sequences: the last one of a batch came to a step that

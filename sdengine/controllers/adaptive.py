@@ -17,8 +17,9 @@ is tried again after 64, 128, ... 4096 plain steps, and not before fifty times w
 has lost (which does not double), the draft's catching up included: on a prompt that it has not read
 that is the larger part. So that a pair that never pays costs little, best-first trees begin with
 two nodes and grow with what is accepted of them (`tree_size`, where static trees get their depth),
-and a trial ends as soon as it has lost what a trial may lose or can hardly be won any more. All
-this is the engine's knowledge, not a request's: it outlives them.
+no step of a trial stakes more than a part of what that may lose, and a trial ends as soon as it has
+lost that or can hardly be won any more. All this is the engine's knowledge, not a request's: it
+outlives them.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from sdengine.controllers.accounts import Spent, Trial
 from sdengine.controllers.base import AskOutlook
 from sdengine.controllers.entry_price import is_worth_trying
 from sdengine.controllers.seen_costs import HICCUP, SeenCosts
-from sdengine.controllers.tree_size import TreeSize
+from sdengine.controllers.tree_size import TreeSize, nodes_within
 from sdengine.core.cost_model import CostModel
 from sdengine.core.plan import StepPlan, StepReport
 
@@ -54,8 +55,6 @@ SURE_STEPS, SURE = 3, 1.1  # fewer do when so many in a row take what was expect
 LONG_STEP_S = 0.001  # and that is so long that weights come from memory, whatever came before (27
 # MB take 1.3 ms on two cores)
 PROMPT_STEPS = 8  # plain steps after a prompt that are slow: its weights have left the caches
-LOSS_FLOOR, LOSS_SHARE = 1.0, 0.02  # plain steps that a trial may lose, plus so many per step of
-# the pause before it
 PROBE_STEPS, PROBE_EVERY = 2, 48  # plain steps while speculating, to keep the comparison fresh;
 CLEAR, CLEAR_PROBES = 0.75, 4  # so many times rarer while a token costs less than such a share of a
 # plain one: two steps of fifty took 2% from a pair that gains 2.6x
@@ -105,7 +104,7 @@ class AdaptiveController:
         self._num_sure = 0  # of the first plain steps, as expected and in a row
         self._is_paused = False
         self._reports: list[tuple[StepPlan, StepReport]] = []  # not looked at yet
-        self._trial = Trial()
+        self._trial = Trial.after(FIRST_PAUSE)
         self._credit = 0.0  # plain steps that speculation has gained, less what trials lost
         self._plain_run = SETTLED_STEPS - PROMPT_STEPS  # plain steps since the last tree
 
@@ -118,6 +117,11 @@ class AdaptiveController:
             self._plain_left = PUT_OFF_STEPS
             return PLAIN
         depth, nodes = self._size.choose(num_decoding, self._costs)
+        if self._steps_left > 0 and self._prices_nodes:
+            plain_s = num_decoding * self._plain_seconds(num_decoding)
+            longest_s = plain_s * (1.0 + self._trial.stake)
+            nodes = nodes_within(longest_s, num_decoding, self._costs, nodes)
+            depth = min(depth, nodes)
         limit = nodes * num_decoding
         if self._max_batch_nodes is not None:
             limit = min(limit, self._max_batch_nodes)
@@ -194,7 +198,7 @@ class AdaptiveController:
         if self._plain_left == 1 and self._is_paused:
             self._is_paused = False
             self._steps_left = TRIAL_STEPS
-            self._trial = Trial()
+            self._trial = Trial.after(self._paused_for)
         self._plain_left = max(self._plain_left - 1, 0)
         self._plain_run += 1
         if not report.is_steady:
@@ -261,11 +265,8 @@ class AdaptiveController:
         return self._trial.debt > MOST_DEBT
 
     def _is_lost(self, num_decoding: int) -> bool:
-        """Whether a trial has lost what it may lose, or cannot be expected to turn."""
-        plain_s, trial = self._plain_seconds(num_decoding), self._trial
-        if trial.loss > LOSS_FLOOR + LOSS_SHARE * self._paused_for:
-            return True
-        return trial.is_hopeless(self._spent.get(num_decoding), num_decoding, plain_s)
+        plain_s, spent = self._plain_seconds(num_decoding), self._spent.get(num_decoding)
+        return self._trial.is_lost(spent, num_decoding, plain_s)
 
     def _judge(self, num_decoding: int) -> None:
         if self._pays(num_decoding, TOLERANCE):

@@ -40,6 +40,14 @@ class TreeSize(Protocol):
         ...
 
 
+def nodes_within(seconds: float, num_decoding: int, costs: CostModel, most: int) -> int:
+    """Nodes of a sequence, 1 to `most`, with which a step of chains takes no longer."""
+    for nodes in range(2, most + 1):
+        if costs.draft_time(nodes) + costs.verify_time(num_decoding * (1 + nodes)) > seconds:
+            return nodes - 1
+    return most
+
+
 class GrowingSize:
     """For best-first trees: few nodes at first, more with every step that accepts some.
 

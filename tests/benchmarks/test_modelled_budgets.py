@@ -71,6 +71,25 @@ def test_what_the_draft_missed_is_paid_for() -> None:
     assert (steady.num_accepted, steady.num_nodes, steady.is_steady) == ([1], 2, True)
 
 
+def adaptive_steps(measured: StepCosts | None, *options: str) -> list[int]:
+    """Steps of three greedy requests where rows are free, by what the budget is told."""
+    args = build_parser().parse_args(["--max-tokens", str(TOKENS), "--num-threads", "1", *options])
+    config = speculation(args, "dyspec", "adaptive")
+    groups = [["def main("], ["def main(a"], ["def main(b"]]
+    runs = decode(args, config, FREE_ROWS, request_params(args, 0.0), groups, measured)
+    return [run.speculation[0].num_steps for run in runs]
+
+
+def test_an_engine_may_be_told_other_costs_than_its_steps_have() -> None:
+    assert sum(adaptive_steps(DEAR_ROWS)) > 1.3 * sum(adaptive_steps(None))
+
+
+def test_every_batch_may_have_an_engine_that_knows_nothing() -> None:
+    together, apart = adaptive_steps(None), adaptive_steps(None, "--first-request")
+    assert together[0] == apart[0]
+    assert all(new > old for new, old in zip(apart[1:], together[1:])), "plain steps come first"
+
+
 def test_two_runs_print_the_same_and_trees_gain(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--held-out", "2", "--max-tokens", "48", "--temperatures", "0", "--budgets"]
     tables = []

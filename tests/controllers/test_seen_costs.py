@@ -46,7 +46,16 @@ def test_plain_steps_only_say_how_fast_the_machine_is() -> None:
     model = seen.model()
     assert model.verify_s[:2] == pytest.approx((1.0, 1.1), rel=0.05)
     assert 0.8 < seen.pace < 0.95
-    assert model.verify_s[4] == pytest.approx(2.4 * seen.pace, rel=0.01), "never seen"
+    assert model.verify_s[4] == pytest.approx(2.4, rel=0.01), "never seen, but trees were"
+
+
+def test_what_was_not_seen_is_as_slow_as_what_was() -> None:
+    """With the measurement's minima for larger trees, they look cheap beside those just seen."""
+    seen = SeenCosts(MEASURED)
+    for _ in range(30):
+        seen.add(1, 1.0, is_plain=True)
+    seen.add(4, 1.5 * 1.2, is_plain=False)
+    assert seen.model().verify_s[2:] == pytest.approx([1.5 * t for t in (1.2, 1.4, 2.4)], rel=0.1)
 
 
 def test_hiccups_pass_and_old_sights_fade() -> None:
@@ -62,17 +71,22 @@ def test_hiccups_pass_and_old_sights_fade() -> None:
 def test_a_model_is_due_now_and_then() -> None:
     seen = SeenCosts(MEASURED)
     due = [seen.add(2, 1.1, is_plain=False) for _ in range(3 * REFRESH_EVERY)]
-    assert sum(due) == 3 and due[REFRESH_EVERY - 1]
+    steps = [step for step, is_due in enumerate(due, 1) if is_due]
+    assert steps == [1, 2, 4, 8, 16, 32, REFRESH_EVERY, 2 * REFRESH_EVERY, 3 * REFRESH_EVERY]
+    plain = SeenCosts(MEASURED)
+    assert sum(plain.add(1, 1.0, is_plain=True) for _ in range(REFRESH_EVERY)) == 1
 
 
-def best_of_world(costs: CostModel, world: CostModel, steps: int) -> tuple[float, float]:
+def best_of_world(
+    costs: CostModel, world: CostModel, steps: int, seed: int = 0
+) -> tuple[float, float]:
     """Tokens per second of the controller that was given `costs`, in a world that costs `world`,
     over that of the best constant number of nodes. Nodes come in a chain of falling worth."""
     reach = 0.85 * np.cumprod(np.full(16, 0.8)) / 0.8
     rates = [
         (1 + reach[:n].sum()) / (world.verify_time(1 + n) + world.draft_time(n)) for n in range(17)
     ]
-    controller, rng = AdaptiveController(costs, GrowingSize(16, 16)), np.random.default_rng(0)
+    controller, rng = AdaptiveController(costs, GrowingSize(16, 16)), np.random.default_rng(seed)
     thresholds, seconds, tokens = np.zeros(16), 0.0, 0
     for step in range(2 * steps):
         plan = controller.plan(1)
@@ -96,9 +110,9 @@ def best_of_world(costs: CostModel, world: CostModel, steps: int) -> tuple[float
 def test_a_wrong_measurement_does_not_last() -> None:
     """Measured: eight rows for 1.4 of one. True: each row costs 0.35, and two nodes are best."""
     world = CostModel((1, 2, 4, 8, 16), (1.0, 1.1, 2.0, 3.6, 7.0), 0.1, 0.05)
-    share, best = best_of_world(MEASURED, world, 3000)
-    assert best <= 2
-    assert share > 0.93
+    shares, best = zip(*(best_of_world(MEASURED, world, 3000, seed) for seed in range(24)))
+    assert max(best) <= 2
+    assert np.mean(shares) > 0.965, "0.960 where larger trees are believed what was measured"
 
 
 def test_the_rate_is_near_the_best_where_the_measurement_is_right() -> None:
