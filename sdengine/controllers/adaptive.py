@@ -118,7 +118,8 @@ class AdaptiveController:
             return PLAIN
         depth, nodes = self._size.choose(num_decoding, self._costs)
         if self._steps_left > 0 and self._prices_nodes:
-            longest_s = self._costs.verify_time(num_decoding) * (1.0 + self._trial.stake)
+            plain_s = num_decoding * self._plain_seconds(num_decoding)
+            longest_s = plain_s * (1.0 + self._trial.stake)
             nodes = nodes_within(longest_s, num_decoding, self._costs, nodes)
             depth = min(depth, nodes)
         limit = nodes * num_decoding

@@ -124,7 +124,7 @@ def test_each_plan_has_a_limit_of_its_own(
 def test_adaptive_trees_of_ngrams_begin_small(make_engine: MakeEngine) -> None:
     """Two nodes a sequence, where rows cost nothing that would cut them and text is ambiguous."""
     engine = engine_with(make_engine, replace(NGRAM, max_batch_nodes=None))
-    flat = CostModel((1, 64), (1.0, 1.0), 0.0, 0.0)
+    flat = CostModel((1, 64), (1e-6, 1e-6), 0.0, 0.0)
     engine.controller = AdaptiveController(flat, GrowingSize(8, 16))
     few_words = [replace(one, temperature=2.0, top_k=2) for one in params(max_tokens=60)]
     first = next(nodes for nodes in nodes_by_step(engine, few_words) if nodes)
