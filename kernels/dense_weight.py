@@ -10,9 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from sdengine.kernels.number_format import NUMBER_FORMATS
 from sdengine.kernels.spec import expect, expect_tensor
-
-WEIGHT_DTYPES = (torch.float32, torch.bfloat16)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -20,7 +19,7 @@ class DenseWeight:
     """A weight matrix W, row-major.
 
     Args:
-        matrix: [M, K] float32 or bfloat16, contiguous; not copied.
+        matrix: [M, K] float32, bfloat16 or float16, contiguous; not copied.
         is_gate_up: W stacks a gate [M / 2, K] on an up projection [M / 2, K], for
             `linear(activation="silu_gate")`.
 
@@ -32,7 +31,7 @@ class DenseWeight:
     is_gate_up: bool = False
 
     def __post_init__(self) -> None:
-        expect_tensor("DenseWeight", "matrix", self.matrix, WEIGHT_DTYPES, (None, None))
+        expect_tensor("DenseWeight", "matrix", self.matrix, NUMBER_FORMATS, (None, None))
         is_even = not self.is_gate_up or self.num_outputs % 2 == 0
         message = f"matrix: gate and up need an even number of rows, got {self.num_outputs}"
         expect("DenseWeight", is_even, message)

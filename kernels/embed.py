@@ -8,9 +8,8 @@ from typing import Any
 import torch
 
 from sdengine.kernels.backends import load_cpu, triton_kernel
+from sdengine.kernels.number_format import NUMBER_FORMATS, format_code
 from sdengine.kernels.spec import Case, Op, address, expect_tensor
-
-WEIGHT_DTYPES = (torch.float32, torch.bfloat16)
 
 
 def check(
@@ -20,11 +19,11 @@ def check(
 
     Args:
         tokens: [N] int32, each in [0, V).
-        weight: [V, E] float32 or bfloat16.
+        weight: [V, E] float32, bfloat16 or float16.
         out: [N, E] float32, written.
         num_rows: [1] int32, rows to gather.
     """
-    expect_tensor("embed", "weight", weight, WEIGHT_DTYPES, (None, None))
+    expect_tensor("embed", "weight", weight, NUMBER_FORMATS, (None, None))
     expect_tensor("embed", "tokens", tokens, torch.int32, (None,))
     expect_tensor("embed", "out", out, torch.float32, (tokens.shape[0], weight.shape[1]))
     expect_tensor("embed", "num_rows", num_rows, torch.int32, (1,))
@@ -51,7 +50,7 @@ def cpu(
         native,
         address(tokens),
         address(weight),
-        weight.dtype == torch.bfloat16,
+        format_code(weight.dtype),
         address(out),
         address(num_rows),
         weight.shape[1],

@@ -14,10 +14,10 @@ import torch
 
 from sdengine.kernels.backends import load_cpu, triton_kernel
 from sdengine.kernels.cuda_library import cuda_op
+from sdengine.kernels.number_format import NUMBER_FORMATS
 from sdengine.kernels.spec import Case, Op, address, expect, expect_tensor
 
 NAME = "kv_compact"
-CACHE_DTYPES = (torch.float32, torch.bfloat16)
 
 
 def check(
@@ -32,8 +32,8 @@ def check(
     """Contract.
 
     Args:
-        kv_cache: [L, P, 2, H_kv, block_size, D] float32 or bfloat16, all layers of one model;
-            changed in place.
+        kv_cache: [L, P, 2, H_kv, block_size, D] float32, bfloat16 or float16, all layers of
+            one model; changed in place.
         block_tables: [B, P_max] int32, logical to physical block.
         move_src: [B, M] int32, logical indices of the tokens to keep; the first num_moves[b] are
             strictly ascending.
@@ -42,7 +42,7 @@ def check(
         num_moves: [B] int32, 0 to M.
         num_seqs: [1] int32.
     """
-    expect_tensor(NAME, "kv_cache", kv_cache, CACHE_DTYPES, (None, None, 2, None, None, None))
+    expect_tensor(NAME, "kv_cache", kv_cache, NUMBER_FORMATS, (None, None, 2, None, None, None))
     expect(NAME, kv_cache.shape[4] > 0, "kv_cache: expected blocks of a token or more, got 0")
     expect_tensor(NAME, "block_tables", block_tables, torch.int32, (None, None))
     sequences = block_tables.shape[0]

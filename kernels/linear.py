@@ -1,8 +1,8 @@
 """linear: x W^T with a packed weight, and bias, residual, row gather or SiLU gate in the same pass.
 
 Row-invariant: the bits of an output row depend on its input row and the weight alone, never on how
-many other rows, row groups or threads there are. On AVX-512 and on tensor cores, with bfloat16
-weights, the activations are rounded to bfloat16; everywhere else they stay float32.
+many other rows, row groups or threads there are. Activations are rounded to the weights' format on
+tensor cores, and to bfloat16 on AVX-512 beside such weights; everywhere else they stay float32.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import torch
 
 from sdengine.kernels.backends import load_cpu, triton_kernel
 from sdengine.kernels.dense_weight import DenseWeight
+from sdengine.kernels.number_format import NUMBER_FORMATS, format_code, short_name
 from sdengine.kernels.packed_weight import PackedWeight, pack_weight
 from sdengine.kernels.spec import (
-    ACTIVATION_DTYPES,
     Case,
     Op,
     address,
@@ -44,10 +44,10 @@ def check(
     """Contract.
 
     Args:
-        x: [N, K] float32, or bfloat16 on a GPU ([any, K] with `rows`).
+        x: [N, K] float32, or 16 bits on a GPU ([any, K] with `rows`).
         weight: W [M, K]: a PackedWeight for the CPU's kernel, a DenseWeight (row-major, as in a
             checkpoint) for a GPU's; the reference takes both.
-        out: [N, M] float32, or bfloat16 on a GPU, written; [N, M / 2] with activation "silu_gate".
+        out: [N, M] float32, or 16 bits on a GPU, written; [N, M / 2] with activation "silu_gate".
         num_rows: [1] int32, rows to compute; at most N.
         bias: [M] float32, gate first, then up, with "silu_gate".
         accumulate: Add to `out` (the residual) instead of overwriting it.
@@ -78,12 +78,12 @@ def check(
         not (gated and accumulate),
         "accumulate: not available with activation 'silu_gate'",
     )
-    expect_tensor("linear", "x", x, ACTIVATION_DTYPES, (None, weight.num_inputs))
+    expect_tensor("linear", "x", x, NUMBER_FORMATS, (None, weight.num_inputs))
     capacity = x.shape[0]
     if rows is not None:
         capacity = expect_tensor("linear", "rows", rows, torch.int32, (None,)).shape[0]
     width = weight.num_outputs // 2 if gated else weight.num_outputs
-    expect_tensor("linear", "out", out, ACTIVATION_DTYPES, (capacity, width))
+    expect_tensor("linear", "out", out, NUMBER_FORMATS, (capacity, width))
     expect_tensor("linear", "num_rows", num_rows, torch.int32, (1,))
     if bias is not None:
         expect_tensor("linear", "bias", bias, torch.float32, (weight.num_outputs,))
@@ -152,7 +152,7 @@ def cpu(
         native,
         address(x),
         address(weight.storage),
-        weight.dtype == torch.bfloat16,
+        format_code(weight.dtype),
         address(out),
         address(num_rows),
         address(bias),
@@ -184,10 +184,11 @@ def bench_cases() -> Iterator[Case]:
     shapes = ((2048, 11264, True), (256, 1408, True), (256, 512, False))
     for num_inputs, num_outputs, gated in shapes:
         dense = torch.randn(num_outputs, num_inputs) / num_inputs**0.5
-        for dtype, name in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
+        for dtype in (torch.bfloat16, torch.float16, torch.float32):
             weight = pack_weight(dense, dtype, interleave_gate_up=gated)
             for rows in (1, 8, 16, 64):
-                yield bench_case(weight, rows, f"N={rows} K={num_inputs} M={num_outputs} {name}")
+                label = f"N={rows} K={num_inputs} M={num_outputs} {short_name(dtype)}"
+                yield bench_case(weight, rows, label)
 
 
 OP = Op("linear", check, reference, ("out",), cpu, triton_kernel("linear"), bench_cases)

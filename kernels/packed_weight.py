@@ -15,9 +15,9 @@ import torch
 
 from sdengine.kernels.backends import load_cpu
 from sdengine.kernels.huge_pages import HugePageArena
+from sdengine.kernels.number_format import FORMAT_NAMES, NUMBER_FORMATS, format_code
 from sdengine.kernels.spec import expect
 
-WEIGHT_DTYPES = (torch.float32, torch.bfloat16)
 BLOCK_OUTPUTS, STRIP_OUTPUTS = 32, 16
 BLOCK_STRIPS = BLOCK_OUTPUTS // STRIP_OUTPUTS
 
@@ -27,8 +27,8 @@ class PackedWeight:
     """A weight matrix W [M, K] in blocks of 32 outputs.
 
     Args:
-        storage: bfloat16 [ceil(M / 32), 2, ceil(K / 2), 16, 2] or float32 [ceil(M / 32), 2, K, 16];
-            zero where W has no element.
+        storage: float32 [ceil(M / 32), 2, K, 16], float16 the same with K rounded up to an even
+            number, or bfloat16 [ceil(M / 32), 2, ceil(K / 2), 16, 2]; zero where W has no element.
         num_outputs: M.
         num_inputs: K.
         is_gate_up: W stacks a gate [M / 2, K] on an up projection [M / 2, K]; a block holds a
@@ -80,10 +80,10 @@ def pack_weight(
     """Packs W [M, K] for `linear`.
 
     Args:
-        weight: [M, K] float32 or bfloat16, rows contiguous in themselves (any row stride); or
-            several of one dtype, which are stacked ([q, k, v], [gate, up]) without being copied
-            first.
-        dtype: float32 or bfloat16 of the packed weight; None keeps the source's. Rounding is to
+        weight: [M, K] float32, bfloat16 or float16, rows contiguous in themselves (any row
+            stride); or several of one dtype, which are stacked ([q, k, v], [gate, up]) without
+            being copied first.
+        dtype: of the packed weight, one of the same; None keeps the source's. Rounding is to
             nearest even.
         interleave_gate_up: W stacks gate on up; pack them side by side for
             `linear(activation="silu_gate")`.
@@ -110,24 +110,28 @@ def pack_weight(
     )
     outputs = num_outputs // 2 if interleave_gate_up else num_outputs
     blocks = -(-outputs // (STRIP_OUTPUTS if interleave_gate_up else BLOCK_OUTPUTS))
-    shape = (
-        (blocks, BLOCK_STRIPS, -(-num_inputs // 2), STRIP_OUTPUTS, 2)
-        if dtype == torch.bfloat16
-        else (blocks, BLOCK_STRIPS, num_inputs, STRIP_OUTPUTS)
-    )
-    storage = (arena or HugePageArena()).zeros(shape, dtype)
+    storage = (arena or HugePageArena()).zeros(_packed_shape(blocks, num_inputs, dtype), dtype)
     native = load_cpu()
     native.pack_weight(
         pool if pool is not None else native.ThreadPool(1),
         [(p.data_ptr(), p.shape[0], p.stride(0)) for p in parts],
-        parts[0].dtype == torch.bfloat16,
+        format_code(parts[0].dtype),
         storage.data_ptr(),
-        dtype == torch.bfloat16,
+        format_code(dtype),
         num_inputs,
         num_outputs,
         interleave_gate_up,
     )
     return PackedWeight(storage, num_outputs, num_inputs, interleave_gate_up)
+
+
+def _packed_shape(blocks: int, num_inputs: int, dtype: torch.dtype) -> tuple[int, ...]:
+    if dtype == torch.float32:
+        return (blocks, BLOCK_STRIPS, num_inputs, STRIP_OUTPUTS)
+    pairs = -(-num_inputs // 2)
+    if dtype == torch.float16:
+        return (blocks, BLOCK_STRIPS, 2 * pairs, STRIP_OUTPUTS)
+    return (blocks, BLOCK_STRIPS, pairs, STRIP_OUTPUTS, 2)
 
 
 def _check_parts(parts: list[torch.Tensor], dtype: torch.dtype | None) -> torch.dtype:
@@ -141,8 +145,8 @@ def _check_parts(parts: list[torch.Tensor], dtype: torch.dtype | None) -> torch.
         )
         expect(
             "pack_weight",
-            part.dtype in WEIGHT_DTYPES,
-            f"weight: expected float32 or bfloat16, got {part.dtype}",
+            part.dtype in NUMBER_FORMATS,
+            f"weight: expected {FORMAT_NAMES}, got {part.dtype}",
         )
         expect(
             "pack_weight", part.dtype == parts[0].dtype, "weight: expected one dtype in all parts"
@@ -167,7 +171,5 @@ def _check_parts(parts: list[torch.Tensor], dtype: torch.dtype | None) -> torch.
             "weight: expected contiguous rows",
         )
     dtype = parts[0].dtype if dtype is None else dtype
-    expect(
-        "pack_weight", dtype in WEIGHT_DTYPES, f"dtype: expected float32 or bfloat16, got {dtype}"
-    )
+    expect("pack_weight", dtype in NUMBER_FORMATS, f"dtype: expected {FORMAT_NAMES}, got {dtype}")
     return dtype

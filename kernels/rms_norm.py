@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from sdengine.kernels.backends import load_cpu, triton_kernel
+from sdengine.kernels.number_format import NUMBER_FORMATS
 from sdengine.kernels.spec import (
-    ACTIVATION_DTYPES,
     Case,
     Op,
     address,
@@ -26,13 +26,13 @@ def check(
     Args:
         x: [N, E] float32.
         weight: [E] float32.
-        out: [N, E] float32, or bfloat16 on a GPU, written; may be `x` itself.
+        out: [N, E] float32, or 16 bits on a GPU, written; may be `x` itself.
         num_rows: [1] int32.
         eps: Added to the mean square.
     """
     expect_tensor("rms_norm", "x", x, torch.float32, (None, None))
     expect_tensor("rms_norm", "weight", weight, torch.float32, (x.shape[1],))
-    expect_tensor("rms_norm", "out", out, ACTIVATION_DTYPES, tuple(x.shape))
+    expect_tensor("rms_norm", "out", out, NUMBER_FORMATS, tuple(x.shape))
     expect_tensor("rms_norm", "num_rows", num_rows, torch.int32, (1,))
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from sdengine.kernels.backends import load_cpu, triton_kernel
+from sdengine.kernels.number_format import NUMBER_FORMATS, format_code
 from sdengine.kernels.spec import Case, Op, address, expect, expect_tensor
 
 NAME = "rope_kv_append"
-CACHE_DTYPES = (torch.float32, torch.bfloat16)
 
 
 def check(
@@ -38,8 +38,8 @@ def check(
             from D_rot on are left alone.
         positions: [N] int32, each in [0, max_pos).
         slots: [N] int32, block * block_size + offset; distinct among live rows.
-        kv_cache: [P, 2, H_kv, block_size, D] float32 or bfloat16 (rounded to nearest even), written
-            at `slots`.
+        kv_cache: [P, 2, H_kv, block_size, D] float32, bfloat16 or float16 (rounded to
+            nearest even), written at `slots`.
         num_rows: [1] int32.
         num_heads, num_kv_heads, head_dim: H, H_kv, D.
         q_norm, k_norm: [D] float32 weights of an RMS norm per head before the rotation, or None.
@@ -53,7 +53,8 @@ def check(
     expect(NAME, rotary <= head_dim, f"cos_sin: expected D_rot <= {head_dim}, got {rotary}")
     expect_tensor(NAME, "positions", positions, torch.int32, (rows,))
     expect_tensor(NAME, "slots", slots, torch.int32, (rows,))
-    expect_tensor(NAME, "kv_cache", kv_cache, CACHE_DTYPES, (None, 2, num_kv_heads, None, head_dim))
+    cache_shape = (None, 2, num_kv_heads, None, head_dim)
+    expect_tensor(NAME, "kv_cache", kv_cache, NUMBER_FORMATS, cache_shape)
     expect(NAME, kv_cache.shape[3] > 0, "kv_cache: expected blocks of a token or more, got 0")
     expect_tensor(NAME, "num_rows", num_rows, torch.int32, (1,))
     for name, norm in (("q_norm", q_norm), ("k_norm", k_norm)):
@@ -128,7 +129,7 @@ def cpu(
         address(positions),
         address(slots),
         address(kv_cache),
-        kv_cache.dtype == torch.bfloat16,
+        format_code(kv_cache.dtype),
         address(num_rows),
         address(q_norm),
         address(k_norm),

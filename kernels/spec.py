@@ -64,11 +64,6 @@ def expect(op: str, condition: bool, message: str) -> None:
         raise ValueError(f"{op}: {message}")
 
 
-ACTIVATION_DTYPES = (torch.float32, torch.bfloat16)
-"""Of what one layer hands to the product of the next; a product with bfloat16 weights rounds them
-on a GPU anyway."""
-
-
 def expect_tensor(
     op: str,
     name: str,
@@ -110,7 +105,7 @@ def expect_tensor(
 
 
 def expect_float32(op: str, **tensors: torch.Tensor) -> None:
-    """Checks activations of a CPU's launch, which a GPU's may round to bfloat16.
+    """Checks activations of a CPU's launch, which a GPU's may round to 16 bits.
 
     Raises:
         ValueError: One is not float32; the message names it.

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 
 from sdengine.kernels.backends import load_cpu, triton_kernel
+from sdengine.kernels.number_format import NUMBER_FORMATS, format_code, short_name
 from sdengine.kernels.row_batch import RowBatch, expect_row_batch
 from sdengine.kernels.spec import (
-    ACTIVATION_DTYPES,
     Case,
     Op,
     address,
@@ -32,7 +32,6 @@ from sdengine.kernels.spec import (
 )
 
 NAME = "tree_attention"
-CACHE_DTYPES = (torch.float32, torch.bfloat16)
 MAX_MASK_WORDS = 16
 MAX_HEAD_DIM = 256
 MAX_PLACES = 1 << 30
@@ -108,12 +107,13 @@ def check(
 
     Args:
         qkv: [N, (H + 2 H_kv) D] float32; only the q part is read.
-        kv_cache: [P, 2, H_kv, block_size, D] float32 or bfloat16, already holding the keys and
-            values of the rows themselves. block_size and D are multiples of 8, D at most 256.
+        kv_cache: [P, 2, H_kv, block_size, D] float32, bfloat16 or float16, already holding
+            the keys and values of the rows themselves. block_size and D are multiples of 8, D at
+            most 256.
         block_tables: [B, P_max] int32.
         batch: The rows. The prefix of a row is logical indices [0, visible_lens); the set bits of
             its ancestor_mask, W <= 16, are its path below the root in order, itself included.
-        out: [N, H D] float32, or bfloat16 on a GPU, written; a row that sees no key gets zeros.
+        out: [N, H D] float32, or 16 bits on a GPU, written; a row that sees no key gets zeros.
         scratch: [any] float32, see `attention_scratch`; with less, fewer threads share the work and
             the result is the same. On a GPU see `split_scratch_floats` of the Triton kernel: with
             less, rows are done in more passes; less than one row's part is refused.
@@ -138,7 +138,8 @@ def check(
     )
     width = (num_heads + 2 * num_kv_heads) * head_dim
     (rows, _) = expect_tensor(NAME, "qkv", qkv, torch.float32, (None, width)).shape
-    expect_tensor(NAME, "kv_cache", kv_cache, CACHE_DTYPES, (None, 2, num_kv_heads, None, head_dim))
+    cache_shape = (None, 2, num_kv_heads, None, head_dim)
+    expect_tensor(NAME, "kv_cache", kv_cache, NUMBER_FORMATS, cache_shape)
     block_size = kv_cache.shape[3]
     is_whole = block_size > 0 and block_size % 8 == 0
     expect(NAME, is_whole, f"block_size: expected a multiple of 8, got {block_size}")
@@ -148,7 +149,7 @@ def check(
     expect_tensor(NAME, "batch.tokens", batch.tokens, torch.int32, (rows,))
     words = batch.mask_words
     expect(NAME, words <= MAX_MASK_WORDS, f"ancestor_mask: expected W <= 16, got {words}")
-    expect_tensor(NAME, "out", out, ACTIVATION_DTYPES, (rows, num_heads * head_dim))
+    expect_tensor(NAME, "out", out, NUMBER_FORMATS, (rows, num_heads * head_dim))
     expect_tensor(NAME, "scratch", scratch, torch.float32, (None,))
     expect(NAME, window >= 0, f"window: expected 0 or more, got {window}")
 
@@ -210,7 +211,7 @@ def cpu(
         native,
         address(qkv),
         address(kv_cache),
-        kv_cache.dtype == torch.bfloat16,
+        format_code(kv_cache.dtype),
         address(block_tables),
         block_tables.shape[1],
         address(batch.positions),
@@ -256,8 +257,7 @@ def bench_case(
     }
     seen = int(visible.sum())
     moved = context * 2 * kv_heads * dim * args["kv_cache"].element_size()
-    name = "bf16" if dtype == torch.bfloat16 else "f32"
-    label = f"N={rows} S={context} H={heads} H_kv={kv_heads} D={dim} {name}"
+    label = f"N={rows} S={context} H={heads} H_kv={kv_heads} D={dim} {short_name(dtype)}"
     return Case(label, args, moved + rows * heads * dim * 8, seen * heads * dim * 4)
 
 

@@ -57,14 +57,14 @@ def time_us(launches: Sequence[Launch]) -> float:
 
 def launches_of(inputs: AttentionInputs, arch: int, config: Config | None = None) -> list[Launch]:
     """Both kernels, with a config or the table's."""
-    table = tree_attention.BF16_CONFIGS
+    table = tree_attention.NARROW_CONFIGS
     try:
         if config is not None:
-            tree_attention.BF16_CONFIGS = {arch: config}
+            tree_attention.NARROW_CONFIGS = {arch: config}
         with chained():
             return tree_attention.launches(arch, **inputs.args)
     finally:
-        tree_attention.BF16_CONFIGS = table
+        tree_attention.NARROW_CONFIGS = table
 
 
 def measure(

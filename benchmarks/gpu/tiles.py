@@ -97,7 +97,7 @@ class Product:
 
     def launches(self, arch: int, choice: Choice) -> list[Run]:
         """One launch a copy of W."""
-        plain, gated = linear_tiles.BF16_CONFIGS, linear_tiles.GATED_CONFIGS
+        plain, gated = linear_tiles.NARROW_CONFIGS, linear_tiles.GATED_CONFIGS
         splits = linear_tiles.SPLITS
         try:
             if choice.tile is not None:
@@ -106,14 +106,14 @@ class Product:
                     linear_tiles.Config, min_programs=0, features=features, inputs=inputs
                 )
                 wide = (config(rows, num_warps=warps, num_stages=stages) for rows in (16, 64, 128))
-                linear_tiles.BF16_CONFIGS = {arch: tuple(wide)}
+                linear_tiles.NARROW_CONFIGS = {arch: tuple(wide)}
                 linear_tiles.GATED_CONFIGS = {}
             if choice.parts is not None:
                 linear_tiles.SPLITS = {arch: (linear_tiles.Split(1 << 30, 1, choice.parts),)}
             with chained():
                 plans = [linear.launches(arch, weight=w, **self.args) for w in self.weights]
         finally:
-            linear_tiles.BF16_CONFIGS, linear_tiles.GATED_CONFIGS = plain, gated
+            linear_tiles.NARROW_CONFIGS, linear_tiles.GATED_CONFIGS = plain, gated
             linear_tiles.SPLITS = splits
         return [launch.run for plan in plans for launch in plan]
 

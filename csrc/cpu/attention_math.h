@@ -25,11 +25,6 @@ constexpr int kQueryBlock = 6;  // queries per inner loop: twelve accumulators o
 constexpr int kMaxHeadDim = 256;  // bounds the buffers on the stack
 constexpr int kMaxQueries = 128;  // (row, head) pairs that share one pass over the keys
 
-SDE_INLINE Vec load_as_float(const float* p) { return load(p); }
-SDE_INLINE Vec load_as_float(const uint16_t* p) { return load_bf16(p); }
-SDE_INLINE Vec load_as_float_partial(const float* p, int n) { return load_partial(p, n); }
-SDE_INLINE Vec load_as_float_partial(const uint16_t* p, int n) { return load_bf16_partial(p, n); }
-
 // Floats between two heads in the buffers: whole vectors of the widest instruction set.
 SDE_INLINE int64_t padded(int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
 

@@ -316,7 +316,7 @@ void Tile<T>::accumulate_prefix() {
   }
 }
 
-// Values of columns [first, last): bf16 is widened once when enough queries share it.
+// Values of columns [first, last): sixteen bits are widened once when enough queries share them.
 template <class T>
 void Tile<T>::accumulate_subtile(int64_t first, int64_t last) {
   const T* values[kSubtile];

@@ -9,26 +9,32 @@ namespace {
 
 using PartList = std::vector<std::tuple<uintptr_t, int64_t, int64_t>>;  // address, rows, row stride
 
-void pack(ThreadPool& pool, const PartList& parts, bool source_is_bf16, uintptr_t packed,
-          bool packed_is_bf16, int64_t num_inputs, int64_t num_outputs, bool interleave_gate_up) {
-  PackArgs args{{},         source_is_bf16, packed_is_bf16,    pointer<void>(packed),
-                num_inputs, num_outputs,    interleave_gate_up};
+void pack(ThreadPool& pool, const PartList& parts, int source_format, uintptr_t packed,
+          int packed_format, int64_t num_inputs, int64_t num_outputs, bool interleave_gate_up) {
+  PackArgs args{{},
+                static_cast<Format>(source_format),
+                static_cast<Format>(packed_format),
+                pointer<void>(packed),
+                num_inputs,
+                num_outputs,
+                interleave_gate_up};
   for (const auto& [data, rows, stride] : parts)
     args.parts.push_back({pointer<const void>(data), rows, stride});
   pool.run([&](Worker& worker) { pack_weight(args, worker); });
 }
 
-void append_linear(Program& program, uintptr_t x, uintptr_t weight, bool weight_is_bf16,
+void append_linear(Program& program, uintptr_t x, uintptr_t weight, int weight_format,
                    uintptr_t out, uintptr_t num_rows, uintptr_t bias, uintptr_t rows,
                    int64_t num_inputs, int64_t num_outputs, bool accumulate, bool silu_gate) {
-  const LinearArgs args{pointer<const float>(x),
-                        {pointer<const void>(weight), weight_is_bf16, num_inputs, num_outputs},
-                        pointer<float>(out),
-                        pointer<const int32_t>(num_rows),
-                        pointer<const float>(bias),
-                        pointer<const int32_t>(rows),
-                        accumulate,
-                        silu_gate};
+  const LinearArgs args{
+      pointer<const float>(x),
+      {pointer<const void>(weight), static_cast<Format>(weight_format), num_inputs, num_outputs},
+      pointer<float>(out),
+      pointer<const int32_t>(num_rows),
+      pointer<const float>(bias),
+      pointer<const int32_t>(rows),
+      accumulate,
+      silu_gate};
   program.append("linear", linear, args, args.weight);
 }
 

@@ -5,7 +5,7 @@ namespace sdengine {
 
 void bind_tree_attention(pybind11::module_& module) {
   module.def("tree_attention",
-             [](Program& program, uintptr_t qkv, uintptr_t kv_cache, bool cache_is_bf16,
+             [](Program& program, uintptr_t qkv, uintptr_t kv_cache, int cache_format,
                 uintptr_t block_tables, int64_t max_blocks, uintptr_t positions,
                 uintptr_t visible_lens, uintptr_t ancestor_mask, int64_t mask_words,
                 uintptr_t tree_starts, uintptr_t cu_rows, uintptr_t num_rows, uintptr_t out,
@@ -14,7 +14,7 @@ void bind_tree_attention(pybind11::module_& module) {
                program.append("tree_attention", tree_attention,
                               TreeAttentionArgs{pointer<const float>(qkv),
                                                 pointer<const void>(kv_cache),
-                                                cache_is_bf16,
+                                                static_cast<Format>(cache_format),
                                                 pointer<const int32_t>(block_tables),
                                                 max_blocks,
                                                 pointer<const int32_t>(positions),

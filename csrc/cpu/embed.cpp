@@ -2,8 +2,6 @@
 
 #include <cstring>
 
-#include "cpu/bf16.h"
-
 namespace sdengine {
 
 void embed(const EmbedArgs& args, Worker& worker) {
@@ -12,11 +10,20 @@ void embed(const EmbedArgs& args, Worker& worker) {
   for (int64_t r = rows.begin; r < rows.end; ++r) {
     float* out = args.out + r * width;
     const int64_t offset = int64_t{args.tokens[r]} * width;
-    if (args.weight_is_bf16) {
-      const uint16_t* row = static_cast<const uint16_t*>(args.weight) + offset;
-      for (int64_t i = 0; i < width; ++i) out[i] = bf16_to_float(row[i]);
-    } else {
-      std::memcpy(out, static_cast<const float*>(args.weight) + offset, width * sizeof(float));
+    switch (args.format) {
+      case Format::kFloat32:
+        std::memcpy(out, static_cast<const float*>(args.weight) + offset, width * sizeof(float));
+        break;
+      case Format::kBfloat16: {
+        const uint16_t* row = static_cast<const uint16_t*>(args.weight) + offset;
+        for (int64_t i = 0; i < width; ++i) out[i] = bf16_to_float(row[i]);
+        break;
+      }
+      case Format::kFloat16: {
+        const Half* row = static_cast<const Half*>(args.weight) + offset;
+        for (int64_t i = 0; i < width; ++i) out[i] = half_to_float(row[i]);
+        break;
+      }
     }
   }
 }

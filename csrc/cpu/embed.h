@@ -1,14 +1,15 @@
 // embed: gathers embedding rows as float32.
 #pragma once
 
+#include "cpu/number_format.h"
 #include "cpu/worker.h"
 
 namespace sdengine {
 
 struct EmbedArgs {
-  const int32_t* tokens;  // [N]
-  const void* weight;     // [V, E]
-  bool weight_is_bf16;
+  const int32_t* tokens;    // [N]
+  const void* weight;       // [V, E]
+  Format format;            // of the weight
   float* out;               // [N, E]
   const int32_t* num_rows;  // [1]
   int64_t hidden_size;

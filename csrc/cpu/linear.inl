@@ -97,7 +97,7 @@ SDE_INLINE void run_pass(const typename Kernel::Input* const* rows, const Chunk<
   SDE_UNROLL for (int c = 0; c < C; ++c) {
     const int v = first + c;
     w[c] = chunk.weight + v / kStripVectors * chunk.strip_stride +
-           v % kStripVectors * kLanes * Kernel::kDepth;
+           v % kStripVectors * kLanes * Kernel::kSideBySide;
   }
   for (int64_t k = 0; k < chunk.num_inputs; k += kFold) {
     const int64_t end = k + kFold < chunk.num_inputs ? k + kFold : chunk.num_inputs;
@@ -252,6 +252,20 @@ SDE_INLINE void linear_blocks(const LinearArgs& args, Range share, const WeightS
       run_panel<Kernel>(args, x, first, rows, panel, panel.end == share.end ? &after : nullptr,
                         partial);
     }
+  }
+}
+
+// The same for a weight of any format; Bf16Kernel is the instruction set's way with bfloat16.
+template <class Bf16Kernel>
+SDE_INLINE void linear_blocks_of_format(const LinearArgs& args, Range share,
+                                        const WeightShare& next, void* scratch) {
+  switch (args.weight.format) {
+    case Format::kFloat32:
+      return linear_blocks<Fp32>(args, share, next, scratch);
+    case Format::kBfloat16:
+      return linear_blocks<Bf16Kernel>(args, share, next, scratch);
+    case Format::kFloat16:
+      return linear_blocks<WidenedHalf>(args, share, next, scratch);
   }
 }
 

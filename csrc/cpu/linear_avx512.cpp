@@ -11,6 +11,7 @@ struct Bf16Dot {
   using Weight = uint16_t;
   using Input = uint16_t;
   static constexpr int kDepth = 2;
+  static constexpr int kSideBySide = 2;
 
   template <int R, int C>
   static SDE_INLINE void step(Vec (&sums)[R][C], const uint16_t* const (&x)[R], int64_t at,
@@ -73,11 +74,7 @@ struct Bf16Dot {
 
 void linear_blocks_avx512(const LinearArgs& args, Range share, const WeightShare& next,
                           void* scratch) {
-  if (args.weight.is_bf16) {
-    linear_op::linear_blocks<linear_op::Bf16Dot>(args, share, next, scratch);
-  } else {
-    linear_op::linear_blocks<linear_op::Fp32>(args, share, next, scratch);
-  }
+  linear_op::linear_blocks_of_format<linear_op::Bf16Dot>(args, share, next, scratch);
 }
 
 }  // namespace sdengine

@@ -55,6 +55,12 @@ SDE_INLINE Vec second_of(IntVec pairs, IntVec upper) {
   asm volatile("vandps %2, %1, %0" : "=v"(a.v) : "v"(pairs.v), "v"(upper.v));
   return a;
 }
+template <int kOffset>
+SDE_INLINE Vec halves_at(const Half* halves, int64_t at) {
+  Vec a;
+  asm volatile("vcvtph2ps %c3(%1,%2,8), %0" : "=v"(a.v) : "r"(halves), "r"(at), "i"(kOffset));
+  return a;
+}
 #else
 SDE_INLINE void add_product(Vec& sum, Vec a, Vec b) { sum = fma(a, b, sum); }
 SDE_INLINE Vec activation(const float* p) { return broadcast(*p); }
@@ -64,6 +70,10 @@ SDE_INLINE IntVec pairs_at(const uint16_t* p) {
 }
 SDE_INLINE Vec first_of(IntVec pairs) { return from_bits(shift_left<16>(pairs)); }
 SDE_INLINE Vec second_of(IntVec pairs, IntVec upper) { return from_bits(pairs & upper); }
+template <int kOffset>
+SDE_INLINE Vec halves_at(const Half* halves, int64_t at) {
+  return load_half(bytes_from(halves, 8 * at + kOffset));
+}
 #endif
 
 // Twelve sums and three operands are fifteen registers, and the sixteenth is more than gcc 12 can
@@ -72,7 +82,7 @@ SDE_INLINE Vec second_of(IntVec pairs, IntVec upper) { return from_bits(pairs & 
 #if defined(SDENGINE_PINNED_STEPS)
 constexpr bool kPinsOperand = kLanes == 8;
 // sums[c] += x * weights[c], and what else a step of one strip needs, with addresses spelt out: the
-// inputs lie `at` bytes, and their pairs of bfloat16 weights 8 `at` bytes, from where they are
+// inputs lie `at` bytes, and their weights of sixteen bits 8 `at` bytes, from where they are
 // counted, so one index serves all. gcc advances a pointer for each otherwise: 53 instructions a
 // step of 24 multiply-adds instead of 47, and on a core that is shared with a neighbour every one
 // counts.
@@ -109,6 +119,19 @@ SDE_INLINE void load_second(Vec& a, const uint16_t* pairs, int64_t at, IntVec up
                : "=v"(a.v)
                : "r"(pairs), "r"(at), "v"(upper.v), "i"(kOffset));
 }
+// The weights of one input against three rows.
+template <int kOffset>
+SDE_INLINE void add_half_column(Vec& a, Vec& b, Vec& c, const Vec (&x)[3], const Half* halves,
+                                int64_t at) {
+  asm volatile(
+      "vcvtph2ps %c8(%6,%7,8), %%ymm15\n\t"
+      "vfmadd231ps %%ymm15, %3, %0\n\t"
+      "vfmadd231ps %%ymm15, %4, %1\n\t"
+      "vfmadd231ps %%ymm15, %5, %2"
+      : "+v"(a.v), "+v"(b.v), "+v"(c.v)
+      : "v"(x[0].v), "v"(x[1].v), "v"(x[2].v), "r"(halves), "r"(at), "i"(kOffset)
+      : "xmm15");
+}
 // The first, or second, inputs of pairs against three rows: a mask in memory, for want of
 // registers.
 alignas(32) constexpr uint32_t kUpperHalves[8] = {~0xffffu, ~0xffffu, ~0xffffu, ~0xffffu,
@@ -135,6 +158,8 @@ template <int kOffset>
 void load_first(Vec& a, const uint16_t* pairs, int64_t at);
 template <int kOffset>
 void load_second(Vec& a, const uint16_t* pairs, int64_t at, IntVec upper);
+template <int kOffset>
+void add_half_column(Vec& a, Vec& b, Vec& c, const Vec (&x)[3], const Half* halves, int64_t at);
 template <int kOffset>
 SDE_INLINE Vec activation(const float* x, int64_t at) {
   return activation(bytes_from(x, at + kOffset));

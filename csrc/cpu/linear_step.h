@@ -58,7 +58,8 @@ SDE_INLINE void point_at_rows(const LinearArgs& args, int64_t first, int64_t cou
 struct WidenedBf16 {
   using Weight = uint16_t;
   using Input = float;
-  static constexpr int kDepth = 2;  // inputs a step
+  static constexpr int kDepth = 2;       // inputs a step
+  static constexpr int kSideBySide = 2;  // inputs of an output that stand together
 
   // The two inputs `at` bytes from x[r]; their weights in column vector c at w[c] + i.
   template <int R, int C>
@@ -131,11 +132,59 @@ struct WidenedBf16 {
   }
 };
 
+// float16 weights, widened by an instruction of two parts, which take the ports that a shift and a
+// load do; float32 activations.
+struct WidenedHalf {
+  using Weight = Half;
+  using Input = float;
+  static constexpr int kDepth = 2;
+  static constexpr int kSideBySide = 1;
+
+  template <int R, int C>
+  static SDE_INLINE void step(Vec (&sums)[R][C], const float* const (&x)[R], int64_t at,
+                              const Half* const (&w)[C], int64_t) {
+    half_step<0>(sums, x, at, w);
+    half_step<1>(sums, x, at, w);
+  }
+
+  template <int R, int C>
+  static SDE_INLINE void last_half_step(Vec (&sums)[R][C], const float* const (&x)[R], int64_t at,
+                                        const Half* const (&w)[C], int64_t) {
+    half_step<0>(sums, x, at, w);
+  }
+
+  // Input kInput of a step.
+  template <int kInput, int R, int C>
+  static SDE_INLINE void half_step(Vec (&sums)[R][C], const float* const (&x)[R], int64_t at,
+                                   const Half* const (&w)[C]) {
+    constexpr int kInRow = kInput * sizeof(Input);  // bytes
+    constexpr int kInStrip = kInput * kStripOutputs * sizeof(Half);
+    if constexpr (kPinsOperand && R == 3 && C == 4) {
+      Vec values[3];
+      SDE_UNROLL for (int r = 0; r < 3; ++r) values[r] = activation<kInRow>(x[r], at);
+      SDE_UNROLL for (int c = 0; c < 4; ++c)
+          add_half_column<kInStrip>(sums[0][c], sums[1][c], sums[2][c], values, w[c], at);
+    } else if constexpr (kPinsOperand && C == 2) {
+      constexpr int kNext = kInStrip + kLanes * sizeof(Half);
+      const Vec weights[2] = {halves_at<kInStrip>(w[0], at), halves_at<kNext>(w[0], at)};
+      SDE_UNROLL for (int r = 0; r < R; ++r) add_row<kInRow>(sums[r], x[r], at, weights);
+    } else {
+      multiply_add(sums, x, at + kInRow, [&](int c) { return halves_at<kInStrip>(w[c], at); });
+    }
+  }
+
+  static SDE_INLINE void prepare_rows(const LinearArgs& args, int64_t first, int64_t count, void*,
+                                      const float** x) {
+    point_at_rows(args, first, count, x);
+  }
+};
+
 // float32 weights and activations.
 struct Fp32 {
   using Weight = float;
   using Input = float;
   static constexpr int kDepth = 1;
+  static constexpr int kSideBySide = 1;
 
   template <int R, int C>
   static SDE_INLINE void step(Vec (&sums)[R][C], const float* const (&x)[R], int64_t at,

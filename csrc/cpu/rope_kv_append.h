@@ -1,6 +1,7 @@
 // rope_kv_append: optional head norm, rotation of q and k, k and v into the cache.
 #pragma once
 
+#include "cpu/number_format.h"
 #include "cpu/worker.h"
 
 namespace sdengine {
@@ -11,7 +12,7 @@ struct RopeKvAppendArgs {
   const int32_t* positions;  // [N]
   const int32_t* slots;      // [N]
   void* kv_cache;            // [P, 2, H_kv, block_size, D]
-  bool cache_is_bf16;
+  Format cache_format;
   const int32_t* num_rows;  // [1]
   const float* q_norm;      // [D] or nullptr
   const float* k_norm;      // [D] or nullptr

@@ -32,16 +32,13 @@ void rotate(float* head, const float* cos_sin, int64_t half) {
   }
 }
 
-void copy_head(const float* from, float* to, int64_t width) {
-  for (int64_t i = 0; i < width; ++i) to[i] = from[i];
-}
-
-void copy_head(const float* from, uint16_t* to, int64_t width) {
+template <class T>
+void copy_head(const float* from, T* to, int64_t width) {
   int64_t i = 0;
-  for (; i + kLanes <= width; i += kLanes) store_bf16(to + i, load(from + i));
+  for (; i + kLanes <= width; i += kLanes) store_rounded(to + i, load(from + i));
   if (i < width) {
     const int n = static_cast<int>(width - i);
-    store_bf16_partial(to + i, load_partial(from + i, n), n);
+    store_rounded_partial(to + i, load_partial(from + i, n), n);
   }
 }
 
@@ -69,23 +66,31 @@ void process_head(const RopeKvAppendArgs& args, int64_t row, int64_t head) {
   copy_head(data, static_cast<T*>(args.kv_cache) + index * width, width);
 }
 
-}  // namespace
-
-void rope_kv_append_kernel(const RopeKvAppendArgs& args, Worker& worker) {
+template <class T>
+void process_share(const RopeKvAppendArgs& args, Worker& worker) {
   const int64_t heads = args.num_heads + 2 * args.num_kv_heads;
   const Range range = share_work(worker, *args.num_rows * heads, args.head_dim);
   int64_t row = range.begin / heads;
   int64_t head = range.begin % heads;
   for (int64_t i = range.begin; i < range.end; ++i) {
-    if (args.cache_is_bf16) {
-      process_head<uint16_t>(args, row, head);
-    } else {
-      process_head<float>(args, row, head);
-    }
+    process_head<T>(args, row, head);
     if (++head == heads) {
       head = 0;
       ++row;
     }
+  }
+}
+
+}  // namespace
+
+void rope_kv_append_kernel(const RopeKvAppendArgs& args, Worker& worker) {
+  switch (args.cache_format) {
+    case Format::kFloat32:
+      return process_share<float>(args, worker);
+    case Format::kBfloat16:
+      return process_share<uint16_t>(args, worker);
+    case Format::kFloat16:
+      return process_share<Half>(args, worker);
   }
 }
 

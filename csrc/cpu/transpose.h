@@ -1,4 +1,4 @@
-// Eight rows of eight floats, or of four pairs of bf16, to columns.
+// Eight rows of eight numbers, as floats or as four pairs of bf16, to columns.
 #pragma once
 
 #include <cstring>
@@ -10,12 +10,19 @@ inline namespace SDENGINE_ISA_NAMESPACE {
 
 #if defined(__AVX2__)
 
-// Elements i of two rows, 16 bytes each: row a in the lower half, row b in the upper.
+// 16 bytes of two rows: row a in the lower half, row b in the upper.
 template <class T>
 SDE_INLINE __m256 load_pair(const T* a, const T* b) {
   const __m128 low = _mm_loadu_ps(reinterpret_cast<const float*>(a));
   const __m128 high = _mm_loadu_ps(reinterpret_cast<const float*>(b));
   return _mm256_insertf128_ps(_mm256_castps128_ps256(low), high, 1);
+}
+
+// The same for four elements of float16, widened.
+SDE_INLINE __m256 load_pair(const Half* a, const Half* b) {
+  const __m128i low = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(a));
+  const __m128i high = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(b));
+  return _mm256_cvtph_ps(_mm_unpacklo_epi64(low, high));
 }
 
 // columns[d] = 32-bit element d of rows 0..7, for d < 4.
@@ -36,8 +43,8 @@ SDE_INLINE void transpose_8x4(const T* const* rows, int64_t offset, __m256 colum
 }
 
 // out[d * stride + r] = rows[r][offset + d] for r, d < 8.
-SDE_INLINE void transpose_8x8(const float* const* rows, int64_t offset, float* out,
-                              int64_t stride) {
+template <class T>
+SDE_INLINE void transpose_8x8(const T* const* rows, int64_t offset, float* out, int64_t stride) {
   for (int half = 0; half < 2; ++half) {
     __m256 columns[4];
     transpose_8x4(rows, offset + 4 * half, columns);
@@ -56,11 +63,14 @@ SDE_INLINE void transpose_8x8(const uint16_t* const* rows, int64_t offset, float
 
 #else
 
+SDE_INLINE float as_float(float element) { return element; }
+SDE_INLINE float as_float(Half element) { return half_to_float(element); }
+
 // out[d * stride + r] = rows[r][offset + d] for r, d < 8.
-SDE_INLINE void transpose_8x8(const float* const* rows, int64_t offset, float* out,
-                              int64_t stride) {
+template <class T>
+SDE_INLINE void transpose_8x8(const T* const* rows, int64_t offset, float* out, int64_t stride) {
   for (int d = 0; d < 8; ++d) {
-    for (int r = 0; r < 8; ++r) out[d * stride + r] = rows[r][offset + d];
+    for (int r = 0; r < 8; ++r) out[d * stride + r] = as_float(rows[r][offset + d]);
   }
 }
 

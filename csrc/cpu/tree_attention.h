@@ -1,6 +1,7 @@
 // tree_attention: attention of packed rows over a paged cache, tree rows through ancestor masks.
 #pragma once
 
+#include "cpu/number_format.h"
 #include "cpu/worker.h"
 
 namespace sdengine {
@@ -8,7 +9,7 @@ namespace sdengine {
 struct TreeAttentionArgs {
   const float* qkv;      // [N, (H + 2 H_kv) D]; the q part is read
   const void* kv_cache;  // [P, 2, H_kv, block_size, D]
-  bool cache_is_bf16;
+  Format cache_format;
   const int32_t* block_tables;   // [B, P_max]
   int64_t max_blocks;            // P_max
   const int32_t* positions;      // [N]; read with a window only

@@ -111,6 +111,17 @@ void run_items(const TreeAttentionArgs& args, const Division& division, int64_t 
       });
 }
 
+void run_share(const TreeAttentionArgs& args, const Division& division, int64_t worker) {
+  switch (args.cache_format) {
+    case Format::kFloat32:
+      return run_items<float>(args, division, worker);
+    case Format::kBfloat16:
+      return run_items<uint16_t>(args, division, worker);
+    case Format::kFloat16:
+      return run_items<Half>(args, division, worker);
+  }
+}
+
 // Merges the saved splits of units that several workers shared, query by query.
 void merge_units(const TreeAttentionArgs& args, const Division& division, int64_t worker) {
   const int64_t group = args.num_heads / args.num_kv_heads;
@@ -141,11 +152,7 @@ void merge_units(const TreeAttentionArgs& args, const Division& division, int64_
 void tree_attention_kernel(const TreeAttentionArgs& args, Worker& worker) {
   const Division division = divide(args, worker.count);
   if (worker.index < division.num_workers) {
-    if (args.cache_is_bf16) {
-      run_items<uint16_t>(args, division, worker.index);
-    } else {
-      run_items<float>(args, division, worker.index);
-    }
+    run_share(args, division, worker.index);
   }
   bool has_cut_units = false;
   if (division.num_workers > 1) {

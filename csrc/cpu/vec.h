@@ -20,10 +20,14 @@
 //   less  less_equal  equal  is_nan (false on NaN otherwise)  less(IntVec) (signed)  equal(IntVec)
 //   & | ~ on masks  first_lanes(n)  bits_of(Mask) (bit i = lane i)  any  all  select(m, a, b) = m ?
 //   a : b sum(a), max_lane(a): halves folded onto each other, lanes i and i + width / 2 first;
-//   always the same tree load_bf16  store_bf16 (round to nearest even, NaN stays NaN)
-//   load_bf16_partial  store_bf16_partial exp  log  log1p: below 2 ulp, the same polynomials
+//   always the same tree load_bf16  store_bf16  load_half  store_half (round to nearest even, NaN
+//   stays NaN; half: 65520 and more to infinity) exp  log  log1p: below 2 ulp, the same polynomials
 //   everywhere (bits differ where fma differs)
+// and, for elements of any number format (number_format.h),
+//   load_as_float  load_as_float_partial  store_rounded  store_rounded_partial
 #pragma once
+
+#include "cpu/number_format.h"
 
 #define SDE_INLINE __attribute__((always_inline)) inline
 
@@ -48,14 +52,25 @@ SDE_INLINE Vec zeros() { return broadcast(0.0f); }
 SDE_INLINE bool any(Mask a) { return bits_of(a) != 0; }
 SDE_INLINE bool all(Mask a) { return bits_of(a) == (1u << kLanes) - 1u; }
 
-SDE_INLINE Vec load_bf16_partial(const uint16_t* p, int n) {
-  alignas(64) uint16_t lanes[kLanes] = {};
+SDE_INLINE Vec load_as_float(const float* p) { return load(p); }
+SDE_INLINE Vec load_as_float(const uint16_t* p) { return load_bf16(p); }
+SDE_INLINE Vec load_as_float(const Half* p) { return load_half(p); }
+SDE_INLINE void store_rounded(float* p, Vec a) { store(p, a); }
+SDE_INLINE void store_rounded(uint16_t* p, Vec a) { store_bf16(p, a); }
+SDE_INLINE void store_rounded(Half* p, Vec a) { store_half(p, a); }
+
+SDE_INLINE Vec load_as_float_partial(const float* p, int n) { return load_partial(p, n); }
+template <class T>
+SDE_INLINE Vec load_as_float_partial(const T* p, int n) {
+  alignas(64) T lanes[kLanes] = {};
   for (int i = 0; i < n; ++i) lanes[i] = p[i];
-  return load_bf16(lanes);
+  return load_as_float(lanes);
 }
-SDE_INLINE void store_bf16_partial(uint16_t* p, Vec a, int n) {
-  alignas(64) uint16_t lanes[kLanes];
-  store_bf16(lanes, a);
+SDE_INLINE void store_rounded_partial(float* p, Vec a, int n) { store_partial(p, a, n); }
+template <class T>
+SDE_INLINE void store_rounded_partial(T* p, Vec a, int n) {
+  alignas(64) T lanes[kLanes];
+  store_rounded(lanes, a);
   for (int i = 0; i < n; ++i) p[i] = lanes[i];
 }
 

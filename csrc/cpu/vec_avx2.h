@@ -150,6 +150,14 @@ SDE_INLINE void store_bf16(uint16_t* p, Vec a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
 }
 
+SDE_INLINE Vec load_half(const Half* p) {
+  return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+}
+SDE_INLINE void store_half(Half* p, Vec a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                   _mm256_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
 // 2^n * a for integral lanes n in [-252, 254]; one rounding, also into the subnormal range.
 SDE_INLINE Vec scale_by_power(Vec a, Vec n) {
   const IntVec whole = round_to_int(n);

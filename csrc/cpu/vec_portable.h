@@ -167,6 +167,15 @@ SDE_INLINE void store_bf16(uint16_t* p, Vec a) {
   for (int i = 0; i < 4; ++i) p[i] = static_cast<uint16_t>(wide.v[i]);
 }
 
+SDE_INLINE Vec load_half(const Half* p) {
+  Vec a;
+  for (int i = 0; i < 4; ++i) a.v[i] = half_to_float(p[i]);
+  return a;
+}
+SDE_INLINE void store_half(Half* p, Vec a) {
+  for (int i = 0; i < 4; ++i) p[i] = float_to_half(a.v[i]);
+}
+
 // 2^n * a for integral lanes n in [-252, 254]; one rounding, also into the subnormal range.
 SDE_INLINE Vec scale_by_power(Vec a, Vec n) {
   const IntVec whole = truncate_to_int(n);

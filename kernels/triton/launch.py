@@ -21,6 +21,11 @@ from sdengine.kernels.triton.assembler import use_sound_assembler
 
 MIN_ROWS = 16  # the narrowest product to which Triton 3.6 gives the instruction of wider ones
 INTERPRETER = 0  # the `arch` of kernels that run in Triton's interpreter
+COMPUTE_DTYPES = {
+    torch.float32: tl.float32,
+    torch.bfloat16: tl.bfloat16,
+    torch.float16: tl.float16,
+}
 T = TypeVar("T")
 
 
@@ -93,14 +98,12 @@ def compute_dtype(dtype: torch.dtype, arch: int) -> tl.dtype:
     Raises:
         ValueError: bfloat16 in the interpreter, which multiplies bit patterns there.
     """
-    if dtype == torch.float32:
-        return tl.float32
-    if arch == INTERPRETER:
+    if dtype == torch.bfloat16 and arch == INTERPRETER:
         raise ValueError(
-            f"triton interpreter: expected float32 operands, got {dtype}; its arithmetic on "
-            "bfloat16 is wrong, run on a GPU or in float32"
+            f"triton interpreter: expected float32 or float16 operands, got {dtype}; its "
+            "arithmetic on bfloat16 is wrong, run on a GPU or in another format"
         )
-    return tl.bfloat16
+    return COMPUTE_DTYPES[dtype]
 
 
 def plan_op(op: str, arch: int, args: Mapping[str, Any]) -> list[Launch]:

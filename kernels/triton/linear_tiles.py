@@ -28,12 +28,12 @@ class Config:
     num_stages: int
 
 
-# bfloat16 by architecture, the first that has rows and programs enough; float32 has no tensor cores
-# here and is for exactness, not for speed. Those of 90 were chosen from measurements on an H200
-# (docs/log.md, "A first GPU" and "A second"); a wide tile reads x less often, a narrow one keeps
-# more multiprocessors at work, and so do stages few enough for two programs on each. The others
-# were chosen by counting.
-BF16_CONFIGS = {
+# 16-bit formats by architecture, the first that has rows and programs enough; float32 has no tensor
+# cores here and is for exactness, not for speed. Those of 90 were chosen from measurements of
+# bfloat16 on an H200 (docs/log.md, "A first GPU" and "A second"); a wide tile reads x less often, a
+# narrow one keeps more multiprocessors at work, and so do stages few enough for two programs on
+# each. The others were chosen by counting.
+NARROW_CONFIGS = {
     80: (Config(64, 0, 64, 64, 4, 3),),
     90: (
         Config(16, 0, 64, 128, 4, 5),
@@ -116,7 +116,7 @@ def configs_of(arch: int, is_f32: bool, is_gated: bool) -> tuple[Config, ...]:
     """The table for a product."""
     if is_f32:
         return F32_CONFIGS
-    configs = nearest(BF16_CONFIGS, arch)
+    configs = nearest(NARROW_CONFIGS, arch)
     return GATED_CONFIGS.get(arch, configs) if is_gated else configs
 
 

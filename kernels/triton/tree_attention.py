@@ -59,10 +59,10 @@ class Config:
     crowded_bytes: int = SHARED_BYTES
 
 
-# bfloat16 by architecture; float32 has no tensor cores here and is for exactness, not for speed.
-# On 90, two of many programs share a multiprocessor: while one multiplies, the other takes
+# 16-bit formats by architecture; float32 has no tensor cores here and is for exactness, not for
+# speed. On 90, two of many programs share a multiprocessor: while one multiplies, the other takes
 # exponents. A few have one each, and load both tiles of a short split at once.
-BF16_CONFIGS = {
+NARROW_CONFIGS = {
     80: Config(64, 4, 2),
     90: Config(64, 4, 3, 113 << 10),
     100: Config(64, 8, 3),  # 4 warps spill: a thread then holds half a row of tensor memory
@@ -81,8 +81,8 @@ def row_tile(config: Config, max_rows: int, num_seqs: int, group: int, dim: int)
 
 
 def num_stages(config: Config, rows: int, dim: int, may_go_on: bool) -> int:
-    """Pipeline stages of bfloat16: a stage is a tile of keys and one of values. Beside them lie
-    queries and weights, and what turns the sums of a split that is not the program's last."""
+    """Pipeline stages of a 16-bit format: a stage is a tile of keys and one of values. Beside them
+    lie queries and weights, and what turns the sums of a split that is not the program's last."""
     left = SHARED_BYTES - 2 * rows * (dim + TILE)
     if may_go_on:
         left += config.crowded_bytes - SHARED_BYTES - 3 * rows * dim
@@ -129,7 +129,7 @@ def launches(
         ValueError: `scratch` holds less than the partial results of one row.
     """
     is_f32 = kv_cache.dtype == torch.float32
-    config = F32_CONFIG if is_f32 else nearest(BF16_CONFIGS, arch)
+    config = F32_CONFIG if is_f32 else nearest(NARROW_CONFIGS, arch)
     num_seqs, max_blocks = block_tables.shape
     group = num_heads // num_kv_heads
     capacity = max_blocks * kv_cache.shape[3]

@@ -15,7 +15,7 @@ class KVCache:
         config: the model whose keys and values it holds.
         num_blocks: P.
         block_size: tokens per block.
-        dtype: float32 or bfloat16.
+        dtype: float32, bfloat16 or float16.
         memory: where it lies.
     """
 

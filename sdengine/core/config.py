@@ -229,8 +229,9 @@ class EngineConfig:
         model: a directory in Hugging Face format, or the name of a bundled pair.
         draft: directory of the draft model; None takes the bundled pair's, or none.
         device: "cpu", "cuda" or "cuda:<index>"; "auto" is the CPU, unless the backend is a GPU's.
-        dtype: of weights and KV cache: "float32" or "bfloat16" ("float16" is refused for now);
-            "auto" is float32 for checkpoints in float32, else bfloat16.
+        dtype: of weights and KV cache: "float32", "bfloat16" or "float16"; "auto" is the
+            checkpoint's own, but bfloat16 in place of float16 on CPUs with AVX-512, which have
+            products of bfloat16 alone.
         speculation: a SpeculationConfig, the name of a method, None (or "off") for plain decoding,
             or "auto": "dyspec" when there is a draft model, else "ngram". Kept as
             SpeculationConfig, None or "auto".

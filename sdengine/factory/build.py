@@ -148,7 +148,7 @@ def _build_iteration(
 ) -> Iteration:
     """Weights, caches and buffers, and the kinds that the configuration names."""
     memory, speculation = placement.memory, models.speculation
-    dtype = choose_dtype(config, models.target.config, placement)
+    dtype = choose_dtype(config, models.target.config.dtype, placement)
     pool = outlives_forks(make_pool(threads) if placement.backend == "cpu" else None)
     layout = placement.layout(dtype, pool)
     policy = kinds.make_policy(speculation)

@@ -25,25 +25,22 @@ PROPOSAL_SUPPORT = 64
 reads 64 probabilities per node instead of a whole vocabulary, and stays exact for any support."""
 
 
-def choose_dtype(config: EngineConfig, model: ModelConfig, placement: Placement) -> torch.dtype:
-    """ "auto": bfloat16, unless the checkpoint itself is float32 or the kernels are interpreted."""
+def choose_dtype(config: EngineConfig, stored: str, placement: Placement) -> torch.dtype:
+    """Of weights and caches, for a target whose file is in the format `stored`. "auto": the same,
+    but bfloat16 for float16 where only that is multiplied directly, and float32 where the kernels
+    are interpreted."""
     name = config.dtype
     if name == "auto":
-        is_f32 = model.dtype == "float32" or placement.is_interpreted
-        name = "float32" if is_f32 else "bfloat16"
-    if name == "float16":
-        raise ConfigError.from_parts(
-            'dtype "float32" or "bfloat16", which the kernels have',
-            '"float16"',
-            'pass dtype="bfloat16"',
-        )
+        name = "float32" if placement.is_interpreted else stored
+        if name == "float16" and placement.has_only_bf16_products:
+            name = "bfloat16"
     if name == "bfloat16" and placement.is_interpreted:
         raise ConfigError.from_parts(
             'dtype "float32" in Triton\'s interpreter, whose arithmetic on bfloat16 is wrong',
             '"bfloat16"',
             'pass dtype="float32"',
         )
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
 def choose_max_model_len(config: EngineConfig, target: ModelConfig) -> int:

@@ -27,7 +27,7 @@ class Activations:
     """
 
     hidden: torch.Tensor  # [N, E] float32
-    normed: torch.Tensor  # [N, E] float32, or bfloat16
+    normed: torch.Tensor  # [N, E] float32; on a device, of the weights' dtype
     qkv: torch.Tensor  # [N, (H + 2 H_kv) D] float32
     attended: torch.Tensor  # [N, H D] as `normed`
     ffn: torch.Tensor  # [N, F] as `normed`

@@ -16,7 +16,7 @@ from sdengine.kernels.graph_branches import GraphBranches
 from sdengine.runner.weights import DeviceLayout, Layout, PackedLayout
 
 DEVICE_BACKENDS = ("triton", "cuda")
-INTERPRETER = "TRITON_INTERPRET=1 (Triton's interpreter: slow, float32 only, for tests)"
+INTERPRETER = "TRITON_INTERPRET=1 (Triton's interpreter: slow, without bfloat16, for tests)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,12 @@ class Placement:
     def is_interpreted(self) -> bool:
         """Whether Triton's interpreter stands for a GPU."""
         return self.is_device and self.memory.device.type == "cpu"
+
+    @property
+    def has_only_bf16_products(self) -> bool:
+        """Whether the processor multiplies pairs of bfloat16, but none of float16, which it widens
+        first and then takes twice as long for many rows."""
+        return self.backend == "cpu" and backends.load_cpu().selected_isa() == "avx512"
 
     def layout(self, dtype: torch.dtype, pool: Any) -> Layout:
         """How a model's tensors are laid out here."""

@@ -122,7 +122,7 @@ def load_weights(
 
     Args:
         checkpoint: an open checkpoint.
-        dtype: float32 or bfloat16, of the matrices.
+        dtype: float32, bfloat16 or float16, of the matrices.
         max_model_len: positions for which the RoPE table is made.
         layout: what the kernels want.
         vocab_size: the target's, when this is its draft model, whose vocabulary may be padded

@@ -279,7 +279,7 @@ def test_what_cannot_be_compiled_ahead_costs_no_case(
 
 def test_attention_is_tried_with_other_tiles_and_the_table_left_as_it_is() -> None:
     """Nothing is launched here: the time of a plan is made up from its tile."""
-    table = triton_attention.BF16_CONFIGS
+    table = triton_attention.NARROW_CONFIGS
 
     def timer(launches: Sequence[Launch]) -> float:
         first = launches[0]
@@ -292,14 +292,14 @@ def test_attention_is_tried_with_other_tiles_and_the_table_left_as_it_is() -> No
     assert (found["best"], found["best us"]) == ("32 x 4 x 2", 70)
     assert (found["64 x 8 x 2"], found["left out"]) == (138, 1)
     assert (found["table us"], found["first kernel us"]) == (135, 71)
-    assert triton_attention.BF16_CONFIGS is table
+    assert triton_attention.NARROW_CONFIGS is table
 
     def broken(_: Sequence[Launch]) -> float:
         raise RuntimeError("an illegal memory access was encountered")
 
     with pytest.raises(RuntimeError, match="illegal"):
         attention_tiles.measure(case, 90, broken, "cpu")
-    assert triton_attention.BF16_CONFIGS is table
+    assert triton_attention.NARROW_CONFIGS is table
 
 
 def test_tiles_are_tried_beside_the_table_and_leave_it_as_it_is(
@@ -308,7 +308,7 @@ def test_tiles_are_tried_beside_the_table_and_leave_it_as_it_is(
     """Nothing is launched here: the time of a plan is made up from its tile."""
     monkeypatch.setattr(tiles, "SHAPES", {"o": (256, 512), "gate_up": (256, 512)})
     monkeypatch.setattr(tiles, "CACHE_BYTES", 1 << 18)
-    names = ("BF16_CONFIGS", "GATED_CONFIGS", "SPLITS")
+    names = ("NARROW_CONFIGS", "GATED_CONFIGS", "SPLITS")
     tables = [getattr(linear_tiles, name) for name in names]
 
     def timer(launches: Sequence[Any]) -> float:

@@ -217,7 +217,6 @@ def test_a_method_without_its_draft_model_is_refused(make_engine: MakeEngine) ->
         ({"device": "tpu"}, ConfigError, 'device to be "auto", "cpu".*tpu'),
         ({"backend": "metal"}, ConfigError, "backend to be one of reference, cpu.*metal"),
         ({"backend": "cuda"}, BackendUnavailable, "backend 'cuda': .*needs cuda and triton"),
-        ({"dtype": "float16"}, ConfigError, 'pass dtype="bfloat16"'),
         ({"dtype": "int4"}, ConfigError, "dtype to be one of auto.*int4"),
         ({"max_model_len": 100_000}, ConfigError, "max_model_len of at most 256.*got 100000"),
         ({"max_num_seqs": 0}, ConfigError, "max_num_seqs to be an integer from 1"),

@@ -56,7 +56,7 @@ def plain_tokens(make_engine: MakeEngine, name: str, **settings: Any) -> list[li
     return [run_all(engine, [p], [sampling(name, i)])[0] for i, p in enumerate(PROMPTS)]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_tokens_are_those_of_plain_decoding(
@@ -147,7 +147,7 @@ def test_a_table_that_lost_blocks_and_got_others_is_written_anew(make_engine: Ma
     engine.abort_request("r")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("num_threads", [2, 3, 5])
 def test_the_number_of_workers_changes_no_bit(
     make_engine: MakeEngine, num_threads: int, dtype: str

@@ -23,7 +23,7 @@ def on_device(**settings: object) -> LLM:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_speculation_changes_no_token(dtype: str, temperature: float) -> None:
     plain = tokens(on_device(speculation=None, dtype=dtype), temperature)
     config = SpeculationConfig(method="dyspec", adaptive=False, max_nodes=24)

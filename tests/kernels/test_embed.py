@@ -8,7 +8,7 @@ import torch
 from sdengine.kernels.program import run_op
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("rows,capacity,width", [(0, 3, 64), (1, 1, 7), (5, 13, 96)])
 def test_embed_is_an_exact_gather(dtype: torch.dtype, rows: int, capacity: int, width: int) -> None:
     weight = torch.randn(17, width).to(dtype)

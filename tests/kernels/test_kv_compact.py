@@ -48,7 +48,10 @@ CASES = [
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("dtype,block_size,dim", [(torch.float32, 8, 64), (torch.bfloat16, 16, 80)])
+@pytest.mark.parametrize(
+    "dtype,block_size,dim",
+    [(torch.float32, 8, 64), (torch.bfloat16, 16, 80), (torch.float16, 16, 64)],
+)
 @pytest.mark.parametrize("moves,starts", CASES)
 def test_equals_the_reference(
     moves: list[list[int]],

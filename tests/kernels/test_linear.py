@@ -17,7 +17,7 @@ from sdengine.kernels.packed_weight import PackedWeight, pack_weight
 from sdengine.kernels.program import make_pool, run_op
 
 torch.set_num_threads(1)
-DTYPES = [torch.float32, torch.bfloat16]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [
     (1, 1),
     (31, 33),
@@ -289,9 +289,9 @@ def test_linear_refuses_a_gate_with_a_residual() -> None:
     "weight,options,message",
     [
         (torch.randn(4), {}, r"expected shape \[M, K\]"),
-        (torch.randn(4, 4).half(), {}, "expected float32 or bfloat16, got torch.float16"),
+        (torch.randn(4, 4).double(), {}, "expected float32, bfloat16 or float16, got .*64"),
         (torch.randn(4, 4).T, {}, "expected contiguous rows"),
-        (torch.randn(4, 4), {"dtype": torch.int8}, "dtype: expected float32 or bfloat16"),
+        (torch.randn(4, 4), {"dtype": torch.int8}, "dtype: expected float32, bfloat16 or float16"),
         (torch.randn(5, 4), {"interleave_gate_up": True}, "even number of rows, got 5"),
         (torch.randn(0, 4), {}, r"expected elements, got \[0, 4\]"),
         ([], {}, "at least one matrix"),
@@ -324,10 +324,11 @@ def test_lower_instruction_sets_pass_the_same_tests() -> None:
         assert done.returncode == 0, done.stdout[-3000:]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["x", "out"])
-def test_bfloat16_activations_are_for_a_gpu(name: str) -> None:
+def test_narrow_activations_are_for_a_gpu(name: str, dtype: torch.dtype) -> None:
     args = good_args()
-    args[name] = args[name].bfloat16()
+    args[name] = args[name].to(dtype)
     with pytest.raises(ValueError, match=f"{name}: expected torch.float32 for backend 'cpu'"):
         run_op("linear", **args)
     exact = {**good_args(), "x": args["x"].float(), "out": torch.empty(3, 6)}

@@ -83,7 +83,7 @@ def test_error_is_at_most_twice_plain_torch(dim: int, rotary: int, norm: bool) -
 
 
 @pytest.mark.parametrize("block_size", [8, 16, 24, 64])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_values_are_copied_exactly_and_nothing_else_is_touched(
     dtype: torch.dtype, block_size: int
 ) -> None:
@@ -101,11 +101,12 @@ def test_values_are_copied_exactly_and_nothing_else_is_touched(
     assert torch.equal(got["qkv"][7:], args["qkv"][7:])
 
 
-def test_bf16_keys_are_the_rounded_float_keys() -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_keys_are_the_rounded_float_keys(dtype: torch.dtype) -> None:
     args = make_args(rows=17, norm=True)
     exact = run(args)["kv_cache"]
-    args["kv_cache"] = args["kv_cache"].bfloat16()
-    assert torch.equal(run(args)["kv_cache"], exact.bfloat16())
+    args["kv_cache"] = args["kv_cache"].to(dtype)
+    assert torch.equal(run(args)["kv_cache"], exact.to(dtype))
 
 
 def test_bf16_rounds_to_nearest_even_and_keeps_nan() -> None:
@@ -131,6 +132,24 @@ def test_bf16_rounds_to_nearest_even_and_keeps_nan() -> None:
     assert got[6].isnan() and torch.equal(
         got[[0, 1, 2, 3, 4, 5, 7]], expected[[0, 1, 2, 3, 4, 5, 7]]
     )
+
+
+def test_float16_rounds_to_nearest_even_overflows_to_infinity_and_keeps_nan() -> None:
+    values = torch.tensor(
+        [
+            *(1 + 2.0**-11, 1 + 3 * 2.0**-11, 65519.0, 65520.0, -1e9, 2.0**-25, 3 * 2.0**-25),
+            *(2.0**-14 - 2.0**-26, -(2.0**-14), 1e-30, -0.0, float("inf"), float("nan")),
+            *(-3.25, 0.1, 1000.7),
+        ]
+    )
+    args = make_args(rows=1, heads=1, kv_heads=1, dim=16, dtype=torch.float16)
+    args["qkv"][0, -16:] = values
+    slot = int(args["slots"][0])
+    got = run(args)["kv_cache"][slot // 16, 1, 0, slot % 16]
+    expected = values.half()
+    assert got[12].isnan()
+    rest = torch.arange(16) != 12
+    assert torch.equal(got[rest].view(torch.int16), expected[rest].view(torch.int16))
 
 
 def test_a_row_has_the_same_bits_in_any_company() -> None:

@@ -20,7 +20,7 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
-F32, BF16 = torch.float32, torch.bfloat16
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 
 
 @dataclass
@@ -173,7 +173,7 @@ def assert_within_twice_plain(args: dict[str, Any]) -> None:
     assert error <= 2 * (plain["out"] - wide["out"]).abs().max() + 4 * ulp
 
 
-@pytest.mark.parametrize("dtype", [F32, BF16])
+@pytest.mark.parametrize("dtype", [F32, BF16, F16])
 @pytest.mark.parametrize("group", [1, 2, 3, 4, 5, 6, 7, 8])
 @pytest.mark.parametrize("dim", [64, 80, 96, 128])
 def test_error_is_at_most_twice_plain_torch(dim: int, group: int, dtype: torch.dtype) -> None:
@@ -184,7 +184,7 @@ def test_error_is_at_most_twice_plain_torch(dim: int, group: int, dtype: torch.d
 @pytest.mark.parametrize("dim", [8, 24, 40, 72, 88, 120, 256])
 @pytest.mark.parametrize("block_size", [8, 24, 64])
 def test_unusual_sizes(dim: int, block_size: int) -> None:
-    for dtype in (F32, BF16):
+    for dtype in (F32, BF16, F16):
         spans = [Span(4, 33, (0, 1, 0)), Span(1, 129)]
         assert_within_twice_plain(make_args(spans, 6, 2, dim, dtype, block_size))
 
@@ -217,7 +217,7 @@ def test_wide_trees_use_several_mask_words() -> None:
     assert_within_twice_plain(make_args([Span(1, 100, parents)], 4, 2, words=3))
 
 
-@pytest.mark.parametrize("dtype", [F32, BF16])
+@pytest.mark.parametrize("dtype", [F32, BF16, F16])
 @pytest.mark.parametrize("window", [0, 6, 100])
 @pytest.mark.parametrize("context", [1, 60, 120, 127, 128, 250, 1000])
 def test_a_tree_row_has_the_bits_of_plain_decoding(

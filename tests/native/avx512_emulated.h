@@ -10,6 +10,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "cpu/number_format.h"
+
 namespace avx512_emulated {
 
 template <class T>
@@ -83,5 +85,11 @@ inline __m512 scalef(const __m512& a, const __m512& exponents) {
 #define _mm512_cvtepi32_epi16(a)                  \
   avx512_emulated::map_lanes<__m256i, int32_t>(a, \
                                                [](int32_t x) { return static_cast<uint16_t>(x); })
+#define _mm512_cvtph_ps(a)                      \
+  avx512_emulated::map_lanes<__m512, uint16_t>( \
+      a, [](uint16_t x) { return sdengine::half_to_float({x}); })
+#define _mm512_cvtps_ph(a, rounding)          \
+  avx512_emulated::map_lanes<__m256i, float>( \
+      a, [](float x) { return sdengine::float_to_half(x).bits; })
 #define _mm512_srai_epi32(a, n) \
   avx512_emulated::map_lanes<__m512i, int32_t>(a, [](int32_t x) { return x >> (n); })

@@ -6,7 +6,7 @@
 #include <limits>
 #include <random>
 
-#include "cpu/bf16.h"
+#include "cpu/number_format.h"
 #include "cpu/vec.h"
 
 namespace {
@@ -133,6 +133,65 @@ void check_bf16() {
   }
 }
 
+// What 16 bits mean as IEEE 754 binary16, by the standard's own formula.
+float value_of_half(uint32_t bits) {
+  const float sign = bits & 0x8000u ? -1.0f : 1.0f;
+  const int exponent = bits >> 10 & 31, fraction = bits & 1023;
+  if (exponent == 31) return fraction == 0 ? sign * INFINITY : NAN;
+  if (exponent == 0) return sign * std::ldexp(static_cast<float>(fraction), -24);
+  return sign * std::ldexp(static_cast<float>(1024 + fraction), exponent - 25);
+}
+
+// The one of `number` and its neighbours nearest to x; of two, the even one.
+bool is_nearest(float x, Half number) {
+  const double error = std::fabs(double{x} - value_of_half(number.bits));
+  for (int step : {-1, 1}) {
+    const uint32_t other = number.bits + step;
+    if ((other & 0x7fffu) >= 0x7c00u || (other ^ number.bits) & 0x8000u) continue;
+    const double theirs = std::fabs(double{x} - value_of_half(other));
+    if (theirs < error || (theirs == error && number.bits % 2 == 1)) return false;
+  }
+  return true;
+}
+
+void check_half() {
+  Half halves[kLanes];
+  float back[kLanes];
+  for (uint32_t bits = 0; bits < 0x10000u; bits += kLanes) {
+    for (int j = 0; j < kLanes; ++j) halves[j] = {static_cast<uint16_t>(bits + j)};
+    store(back, load_half(halves));
+    for (int j = 0; j < kLanes; ++j) {
+      const float wanted = value_of_half(bits + j);
+      expect(std::isnan(wanted) ? std::isnan(back[j]) : same_bits(back[j], wanted), "load_half");
+      expect(same_bits(back[j], half_to_float(halves[j])), "half_to_float");
+    }
+  }
+  std::mt19937 random(3);
+  for (int round = 0; round < 40000; ++round) {
+    int32_t bits[kLanes];
+    for (int j = 0; j < kLanes; ++j) {
+      bits[j] = static_cast<int32_t>(random());
+      if (round % 4 == 0) continue;  // mostly beyond float16
+      const uint32_t exponent = 100 + random() % 45;
+      bits[j] = static_cast<int32_t>((bits[j] & 0x807fffffu) | exponent << 23);
+      if (round % 4 == 1) bits[j] &= ~0xfff;  // ties of normal numbers
+    }
+    store_half(halves, from_bits(load_int(bits)));
+    for (int j = 0; j < kLanes; ++j) {
+      const float x = float_of(bits[j]);
+      expect(halves[j].bits == float_to_half(x).bits, "store_half");
+      if (std::fabs(x) < 65520.0f) {
+        expect(is_nearest(x, halves[j]), "half: nearest");
+        expect(std::signbit(x) == (halves[j].bits >> 15 == 1), "half: sign");
+      } else if (!std::isnan(x)) {
+        expect((halves[j].bits & 0x7fffu) == 0x7c00u, "half: infinity");
+      } else {
+        expect((halves[j].bits & 0x7fffu) > 0x7c00u, "half: NaN");
+      }
+    }
+  }
+}
+
 void check_partial_and_masks() {
   float x[kLanes];
   uint16_t half[kLanes];
@@ -143,7 +202,7 @@ void check_partial_and_masks() {
     int32_t ints[kLanes];
     for (float& value : out) value = -1;
     store_partial(out, load_partial(x, n), n);
-    store(wide, load_partial(x, n) + load_bf16_partial(half, n));
+    store(wide, load_partial(x, n) + load_as_float_partial(half, n));
     store_int(ints, load_int_partial(reinterpret_cast<const int32_t*>(x), n));
     for (int j = 0; j < kLanes; ++j) {
       expect(out[j] == (j < n ? x[j] : -1), "store_partial");
@@ -186,6 +245,7 @@ int main() {
   check_functions();
   check_integers();
   check_bf16();
+  check_half();
   check_partial_and_masks();
   check_floats();
   std::printf(failures == 0 ? "vec: ok, %d lanes\n" : "vec: failed, %d lanes\n", kLanes);

@@ -32,7 +32,7 @@ def test_tokens_are_the_cpu_s(make_tiny: MakePair, method: str) -> None:
     assert tokens(make_tiny, method, "float32") == expected
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("method", COUPLED)
 def test_speculation_changes_nothing(make_tiny: MakePair, method: str, dtype: str) -> None:
     assert tokens(make_tiny, method, dtype) == tokens(make_tiny, "plain", dtype)

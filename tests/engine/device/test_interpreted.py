@@ -1,4 +1,5 @@
-"""The whole engine through the device's kernels gives the CPU's tokens, in float32.
+"""The whole engine through the device's kernels gives the CPU's tokens in float32, and its
+probabilities in float16.
 
 Prefill, plain decoding, every drafter and verifier, penalties: as they would run on a GPU, with
 Triton's interpreter in its place and, in some, the CUDA sources on the CPU's threads.
@@ -67,6 +68,17 @@ def test_dynamic_trees_with_penalties(make_tiny: MakePair, interpreted: None) ->
     assert min(drafted for _, drafted in expected) > 0, "nothing was speculated"
     plain = run(make_tiny, "cpu", "dyspec", [params_of(i, max_tokens=3) for i in range(2)])
     assert [tokens for tokens, _ in plain] != [tokens for tokens, _ in expected]
+
+
+def test_float16_is_the_cpu_s_up_to_rounding(make_tiny: MakePair, interpreted: None) -> None:
+    """A device rounds activations as well; here to eleven bits."""
+    params = SamplingParams(max_tokens=1, temperature=0.0, logprobs=5)
+    likeliest = []
+    for backend in ("cpu", "triton"):
+        outputs = run_outputs(make_tiny(backend, dtype="float16"), PROMPTS, [params] * 2)
+        (seen,) = outputs[0].outputs[0].logprobs or ()
+        likeliest.append({token: entry.logprob for token, entry in seen.items()})
+    assert likeliest[1] == pytest.approx(likeliest[0], abs=0.01)
 
 
 def test_rejection_with_the_cuda_sources_on_threads(make_tiny: MakePair, on_threads: None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,14 +11,15 @@ import torch
 
 from sdengine.core.config import EngineConfig
 from sdengine.errors import BackendUnavailable, CacheFull, ConfigError
+from sdengine.factory.sizes import choose_dtype
 from sdengine.kernels import backends, cuda_library
 from sdengine.kernels.calibration import identity_table
-from sdengine.kernels.device_memory import HostMemory
+from sdengine.kernels.device_memory import HostMemory, StagedMemory
 from sdengine.kernels.draft_topk import device_scratch_size
 from sdengine.kernels.spec import tensors_of
 from sdengine.runner import device_fit
 from sdengine.runner.device_fit import Needs
-from sdengine.runner.placement import choose_placement
+from sdengine.runner.placement import Placement, choose_placement
 from sdengine.runner.workspace import Sizes, Workspace
 from tests.engine.device.conftest import MakePair
 
@@ -101,10 +103,31 @@ def test_the_environment_s_backend_counts_when_none_was_given(gpus: None) -> Non
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_other_dtypes_are_refused_in_the_interpreter(make_tiny: MakePair, dtype: str) -> None:
+def test_bfloat16_is_refused_in_the_interpreter(make_tiny: MakePair) -> None:
     with pytest.raises(ConfigError, match='dtype "float32"'):
-        make_tiny("triton", dtype=dtype)
+        make_tiny("triton", dtype="bfloat16")
+
+
+@pytest.mark.parametrize("isa,float16", [("avx2", torch.float16), ("avx512", torch.bfloat16)])
+def test_a_checkpoint_keeps_its_format_where_that_is_multiplied_at_full_speed(
+    monkeypatch: pytest.MonkeyPatch, isa: str, float16: torch.dtype
+) -> None:
+    native = SimpleNamespace(selected_isa=lambda: isa)
+    monkeypatch.setattr("sdengine.kernels.backends.load_cpu", lambda: native)
+    cpu, asked = Placement("cpu", HostMemory()), EngineConfig("m")
+    expected = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": float16}
+    for name, dtype in expected.items():
+        assert choose_dtype(asked, name, cpu) == dtype
+    assert choose_dtype(EngineConfig("m", dtype="float16"), "float32", cpu) == torch.float16
+    other = Placement("reference", HostMemory())
+    assert choose_dtype(asked, "float16", other) == torch.float16
+
+
+def test_the_interpreter_stands_for_a_gpu_in_float32_unless_asked() -> None:
+    interpreter = Placement("triton", StagedMemory(torch.device("cpu")))
+    assert choose_dtype(EngineConfig("m"), "bfloat16", interpreter) == torch.float32
+    asked = EngineConfig("m", dtype="float16")
+    assert choose_dtype(asked, "bfloat16", interpreter) == torch.float16
 
 
 NEEDS = Needs(weights=16 * GIB, buffers=1 * GIB, trees=GIB // 2, block=GIB // 100)

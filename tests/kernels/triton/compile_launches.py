@@ -32,6 +32,7 @@ from tests.kernels.triton.sass import unset_registers
 POINTERS = {
     torch.float32: "*fp32",
     torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
     torch.int32: "*i32",
     torch.int64: "*i64",
 }
@@ -113,13 +114,14 @@ def penalties() -> Args:
     return {**args, "row_node": row_node, "tree": TokenTree.allocate(1, 64)}
 
 
-BF16, F32 = torch.bfloat16, torch.float32
+BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 CASES: dict[str, tuple[str, Callable[[], Args]]] = {
     "attention-tree": ("tree_attention", attention(64, 32, 128, BF16)),
     "attention-row": ("tree_attention", attention(1, 32, 128, BF16)),
     "attention-narrow": ("tree_attention", attention(64, 64, 64, BF16)),
     "attention-wide": ("tree_attention", one_pass_attention(64, 32, 128)),
     "attention-large": ("tree_attention", one_pass_attention(64, 32, 256)),
+    "attention-f16": ("tree_attention", attention(64, 32, 128, F16)),
     "attention-f32": ("tree_attention", attention(64, 32, 128, F32)),
     # Sizes of 1 become constants of a kernel, whose methods a tensor has and they have not.
     "attention-one": ("tree_attention", ones_attention),
@@ -140,6 +142,7 @@ CASES: dict[str, tuple[str, Callable[[], Args]]] = {
     "linear-129-gated": ("linear", linear(129, True, BF16, 28672, 4096)),
     "linear-160-small": ("linear", linear(160, False, BF16, 2048, 2048)),
     "linear-in-parts": ("linear", linear(256, False, BF16, 2048, 2048)),
+    "linear-f16": ("linear", linear(64, True, F16)),
     "linear-f32": ("linear", linear(64, False, F32)),
     "rms_norm": ("rms_norm", bench("rms_norm", 1)),
     "rope_kv_append": ("rope_kv_append", bench("rope_kv_append", 2)),

@@ -33,6 +33,8 @@ USUAL = [
     ("attention-row", 90),
     ("attention-wide", 90),
     ("attention-large", 90),
+    ("attention-f16", 90),
+    ("linear-f16", 90),
     ("linear-gated", 90),
     ("linear-parts", 90),
     ("linear-in-parts", 90),

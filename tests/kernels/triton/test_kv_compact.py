@@ -18,7 +18,10 @@ def expected_cache(args: dict[str, Any]) -> torch.Tensor:
     return expected["kv_cache"]
 
 
-@pytest.mark.parametrize("dtype,block_size,dim", [(torch.float32, 8, 64), (torch.bfloat16, 16, 80)])
+@pytest.mark.parametrize(
+    "dtype,block_size,dim",
+    [(torch.float32, 8, 64), (torch.bfloat16, 16, 80), (torch.float16, 16, 64)],
+)
 @pytest.mark.parametrize("moves,starts", CASES)
 def test_equals_the_reference(
     moves: list[list[int]], starts: list[int], dtype: torch.dtype, block_size: int, dim: int
