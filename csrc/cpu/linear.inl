@@ -88,7 +88,7 @@ __attribute__((noinline)) void run_chain_apart(const typename Kernel::Input* con
 
 // R rows against C vectors of columns of a chunk, from vector `first` of the sweep on: partial (+)=
 // x W^T.
-template <class Kernel, int R, int C, bool kFetches>
+template <class Kernel, int R, int C>
 SDE_INLINE void run_pass(const typename Kernel::Input* const* rows, const Chunk<Kernel>& chunk,
                          Fetch& fetch, int first, float* partial) {
   const typename Kernel::Input* x[R];
@@ -102,12 +102,15 @@ SDE_INLINE void run_pass(const typename Kernel::Input* const* rows, const Chunk<
   for (int64_t k = 0; k < chunk.num_inputs; k += kFold) {
     const int64_t end = k + kFold < chunk.num_inputs ? k + kFold : chunk.num_inputs;
     const bool is_first = chunk.is_first && k == 0;
-    if constexpr (kFetches) {
-      constexpr int kLines = lines_a_step(C);
-      const char* fetched = fetch.take(kLines);
+    constexpr int kLines = lines_a_step(C);
+    const char* fetched = fetch.take(kLines);
+    // One row is inlined: apart it needs a pointer for each vector (5% slower).
+    if (R > 1) {
       const auto chain = fetched != nullptr ? run_chain_apart<Kernel, R, C, kLines>
                                             : run_chain_apart<Kernel, R, C, 0>;
       chain(x, w, k, end, fetched, first, is_first, partial);
+    } else if (fetched != nullptr) {
+      run_chain<Kernel, R, C, kLines>(x, w, k, end, fetched, first, is_first, partial);
     } else {
       run_chain<Kernel, R, C, 0>(x, w, k, end, nullptr, first, is_first, partial);
     }
@@ -123,7 +126,7 @@ void run_group(const typename Kernel::Input* const* rows, const Chunk<Kernel>& c
   static_assert(kVectors % C == 0, "columns must fill whole passes");
 #pragma GCC unroll 12
   for (int first = 0; first < kVectors; first += C)
-    run_pass<Kernel, R, C, can_fetch(R, kStrips)>(rows, chunk, fetch, first, partial);
+    run_pass<Kernel, R, C>(rows, chunk, fetch, first, partial);
 }
 
 template <class Kernel>
