@@ -33,7 +33,8 @@ class Engine:
     One call at a time, from any thread: `add_request`, `abort_request` and `step` raise EngineBusy
     in the middle of another one (of another thread, or of a finalizer that the garbage collector
     runs), and change nothing then. A process that was forked from the engine's gets EngineFailed:
-    threads are not forked along.
+    threads are not forked along. `close`, or the end of a `with` block, frees its memory and ends
+    its threads at once; otherwise both go with the object.
 
     Args:
         config: an EngineConfig, or the path or bundled name of the target model.
@@ -75,7 +76,14 @@ class Engine:
         self.ownership = Lock()  # held by the AsyncEngine that steps this engine in its thread
         self.owner: int | None = None  # that thread, which alone may call the engine then
         self._is_called = Lock()
+        self._is_closed = False
         self._process = os.getpid()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -91,6 +99,7 @@ class Engine:
     @property
     def iteration(self) -> Iteration:
         """The recorded programs and their buffers: for benchmarks and tools, not for requests."""
+        self._check_open()
         return self._runner.iteration
 
     @property
@@ -116,6 +125,7 @@ class Engine:
     @property
     def last_report(self) -> StepReport:
         """What the last step did, over all sequences."""
+        self._check_open()
         return self._runner.report
 
     def add_request(
@@ -155,14 +165,7 @@ class Engine:
         """
         self._check_call()
         with self._is_called:
-            request = self._book.get(request_id)
-            for sequence, checker in zip(request.sequences, request.stop_checkers):
-                if not sequence.is_finished:
-                    checker.end_text()
-                    slot = sequence.slot
-                    self._scheduler.finish(sequence, "abort")
-                    self._runner.release(slot)
-            return self._book.close(request)
+            return self._abort(self._book.get(request_id))
 
     def has_request(self, request_id: str) -> bool:
         """Whether a request of that id is unfinished."""
@@ -214,14 +217,52 @@ class Engine:
             The tree, without nodes when the step decoded plainly; None when the sequence committed
             nothing in the last step. Tokens beyond a stop are still in it.
         """
+        self._check_open()
         for commit in self._commits:
             if (commit.sequence.request_id, commit.sequence.index) == (request_id, index):
                 return self._runner.step_tree(commit)
         return None
 
+    def close(self) -> None:
+        """Aborts the unfinished requests, frees weights, caches and buffers and ends the threads of
+        the kernels, without waiting for the last reference to the engine; a GPU's memory goes back
+        to torch. What was handed out stays, and so do the counts; whatever needs more gets
+        EngineFailed from now on. Nothing happens the second time.
+
+        Raises:
+            EngineBusy, EngineFailed: see above; nothing has begun.
+        """
+        if self._is_closed:
+            return
+        self._check_call()
+        with self._is_called:
+            for request in self._book.unfinished():
+                self._abort(request)
+            if self._runner.runs_ahead:
+                self._runner.drain()
+                self._scheduler.let_go()
+            self._is_closed = True
+            self._commits, self._flight = [], None
+            del self._runner, self.controller
+
+    def _abort(self, request: Request) -> RequestOutput:
+        for sequence, checker in zip(request.sequences, request.stop_checkers):
+            if not sequence.is_finished:
+                checker.end_text()
+                slot = sequence.slot
+                self._scheduler.finish(sequence, "abort")
+                self._runner.release(slot)
+        return self._book.close(request)
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise EngineFailed.from_parts("an open engine", "a closed one", "make another")
+
     def _check_call(self) -> None:
-        """Refuses a call in the middle of another. Two that pass this at the same moment take
-        turns: what follows waits for the lock, which an interrupt cannot leave locked."""
+        """Refuses a call in the middle of another, or of a closed engine. Two that pass this at the
+        same moment take turns: what follows waits for the lock, which an interrupt cannot leave
+        locked."""
+        self._check_open()
         if os.getpid() != self._process:
             raise forked()
         is_owned = self.owner is not None and self.owner != get_ident()

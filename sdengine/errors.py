@@ -74,8 +74,8 @@ class EngineStopped(SdengineError):
 
 
 class EngineFailed(SdengineError):
-    """An engine's step raised, or its process was forked; it runs nothing any more, and its
-    unfinished requests are lost."""
+    """An engine's step raised, its process was forked, or it was closed; it runs nothing any more,
+    and its unfinished requests are lost."""
 
 
 class RequestTimeout(SdengineError):

@@ -66,7 +66,7 @@ class LLM:
     call in the middle of another thread's gets EngineBusy (`AsyncEngine` is for many). When a step
     is cut short, by Ctrl-C or an error, whoever stepped gets that exception, and every other open
     stream an SdengineError that says so: the step may have lost tokens of each. The object itself
-    goes on.
+    goes on. `close`, or the end of a `with` block, frees its memory at once.
 
     Args:
         model: directory in Hugging Face format, or the name of a bundled pair.
@@ -88,6 +88,16 @@ class LLM:
         self._ids = count()
         self._inboxes: dict[str, Inbox] = {}
         self._left: deque[str] = deque()  # requests to be aborted after the running call
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the engine, see `Engine.close`; open streams get a RequestError."""
+        self.engine.close()
 
     @classmethod
     def from_bundled(cls, name: str = BUNDLED, **settings: Any) -> LLM:

@@ -100,6 +100,10 @@ class RequestBook:
     def __contains__(self, request_id: object) -> bool:
         return isinstance(request_id, str) and request_id in self._requests
 
+    def unfinished(self) -> list[Request]:
+        """All of them, oldest first."""
+        return list(self._requests.values())
+
     def get(self, request_id: str) -> Request:
         """The unfinished request of that id.
 

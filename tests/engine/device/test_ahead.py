@@ -324,6 +324,19 @@ def test_a_new_request_follows_steps_that_nobody_needs(
     assert device.num_ahead() > 8
 
 
+def test_closing_waits_for_the_step_that_is_under_way(
+    make_engine: MakeEngine, device: LaggingDevice
+) -> None:
+    traffic = Traffic(make(make_engine, "trees", backend="triton"))
+    traffic.add("r", LONG, seed=1)
+    for _ in range(3):
+        traffic.step()
+    before = device.log.count("wait")
+    traffic.engine.close()
+    assert device.log.count("start") == device.log.count("wait") > before
+    assert traffic.engine.num_free_blocks == traffic.engine.num_blocks
+
+
 # Interruptions
 
 
