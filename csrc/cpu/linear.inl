@@ -105,7 +105,7 @@ SDE_INLINE void run_pass(const typename Kernel::Input* const* rows, const Chunk<
     constexpr int kLines = lines_a_step(C);
     const char* fetched = fetch.take(kLines);
     // One row is inlined: apart it needs a pointer for each vector (5% slower).
-    if (R > 1) {
+    if constexpr (R > 1) {
       const auto chain = fetched != nullptr ? run_chain_apart<Kernel, R, C, kLines>
                                             : run_chain_apart<Kernel, R, C, 0>;
       chain(x, w, k, end, fetched, first, is_first, partial);
