@@ -149,6 +149,7 @@ class Engine:
         params = self.default_params if params is None else params
         self._check_call()
         with self._is_called:
+            self._check_open()
             for sequence in self._book.open(request_id, prompt, params):
                 self._scheduler.add(sequence)
 
@@ -165,6 +166,7 @@ class Engine:
         """
         self._check_call()
         with self._is_called:
+            self._check_open()
             return self._abort(self._book.get(request_id))
 
     def has_request(self, request_id: str) -> bool:
@@ -194,6 +196,7 @@ class Engine:
         """
         self._check_call()
         with self._is_called:
+            self._check_open()
             flight = self._take_flight()
             following = self._start_ahead(flight) if self._runner.runs_ahead else None
             self._commits = self._runner.land(flight)
@@ -232,10 +235,10 @@ class Engine:
         Raises:
             EngineBusy, EngineFailed: see above; nothing has begun.
         """
-        if self._is_closed:
-            return
         self._check_call()
         with self._is_called:
+            if self._is_closed:
+                return
             for request in self._book.unfinished():
                 self._abort(request)
             if self._runner.runs_ahead:
@@ -259,10 +262,8 @@ class Engine:
             raise EngineFailed.from_parts("an open engine", "a closed one", "make another")
 
     def _check_call(self) -> None:
-        """Refuses a call in the middle of another, or of a closed engine. Two that pass this at the
-        same moment take turns: what follows waits for the lock, which an interrupt cannot leave
-        locked."""
-        self._check_open()
+        """Refuses a call in the middle of another. Two that pass this at the same moment take
+        turns: what follows waits for the lock, which an interrupt cannot leave locked."""
         if os.getpid() != self._process:
             raise forked()
         is_owned = self.owner is not None and self.owner != get_ident()

@@ -100,6 +100,21 @@ def test_closing_in_the_middle_of_a_step_is_refused(make_engine: MakeEngine, whe
     engine.close()
 
 
+def test_a_call_that_comes_just_after_the_end_says_so(make_engine: MakeEngine) -> None:
+    """It was let in while nothing ran, and found the engine closed when its turn came."""
+    engine = make_engine()
+    let_in = engine._check_call
+
+    def close_first() -> None:
+        let_in()
+        engine._check_call = let_in  # type: ignore[method-assign]
+        engine.close()
+
+    engine._check_call = close_first  # type: ignore[method-assign]
+    with pytest.raises(EngineFailed, match="a closed one"):
+        engine.step()
+
+
 def test_an_engine_is_closed_after_its_async_engine(make_engine: MakeEngine) -> None:
     async def run(engine: Engine) -> None:
         async with AsyncEngine(engine) as around:
