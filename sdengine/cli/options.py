@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from sdengine.cli import exit_codes
-from sdengine.core.config import METHODS_WITHOUT_DRAFT_MODEL, SPECULATION_WORDS
+from sdengine.core.config import DTYPES, METHODS_WITHOUT_DRAFT_MODEL, SPECULATION_WORDS
 from sdengine.core.env import read_environment
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.errors import ConfigError
@@ -89,7 +89,7 @@ def number(text: str) -> float:
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """--model, --draft, --speculation, --max-model-len."""
+    """--model, --draft, --device, --dtype, --speculation, --max-model-len."""
     parser.add_argument(
         "--model",
         default=BUNDLED_MODEL,
@@ -98,6 +98,15 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--draft", metavar="DIR", help="draft model directory (the bundled pair's own, or none)"
+    )
+    parser.add_argument(
+        "--device", default="auto", metavar="X", help="cpu, cuda or cuda:0; auto is the CPU (auto)"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="auto",
+        help="of weights and KV cache: auto is the checkpoint's where it is as fast (%(default)s)",
     )
     parser.add_argument(
         "--speculation",
@@ -194,6 +203,8 @@ def open_llm(args: argparse.Namespace, speculation: str | None = None) -> LLM:
     return LLM(
         args.model,
         args.draft,
+        device=args.device,
+        dtype=args.dtype,
         speculation=speculation or args.speculation,
         max_num_seqs=1,
         max_model_len=args.max_model_len,

@@ -115,6 +115,8 @@ def engine_config(args: argparse.Namespace) -> EngineConfig:
     return EngineConfig(
         args.model,
         args.draft,
+        device=args.device,
+        dtype=args.dtype,
         speculation=args.speculation,
         max_num_seqs=args.max_num_seqs,
         max_model_len=args.max_model_len,

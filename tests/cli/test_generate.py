@@ -106,16 +106,19 @@ def test_json_names_the_draft_that_ran(options, draft, llms, capsys) -> None:
     assert json.loads(capsys.readouterr().out)["draft"] == draft
 
 
-def test_compare_gives_both_engines_the_same_limit(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_compare_gives_both_engines_the_same_settings(
+    monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
     opened = []
 
     def llm(model: str, draft: str | None, *, speculation: str, **settings: object) -> FakeLLM:
-        opened.append((speculation, settings["max_model_len"]))
+        opened.append((speculation, *map(settings.get, ("max_model_len", "device", "dtype"))))
         return FakeLLM()
 
     monkeypatch.setattr("sdengine.llm.LLM", llm)
-    assert main(["generate", "hello", "--compare", "--max-model-len", "99"]) == 0
-    assert opened == [("auto", 99), ("off", 99)]
+    asked = ["--max-model-len", "99", "--device", "cpu", "--dtype", "float16"]
+    assert main(["generate", "hello", "--compare", *asked]) == 0
+    assert opened == [("auto", 99, "cpu", "float16"), ("off", 99, "cpu", "float16")]
 
 
 def test_compare_prints_speeds_ratio_and_identity(llms, capsys) -> None:

@@ -32,6 +32,12 @@ def test_as_many_sequences_as_an_engine_takes_can_be_asked_for() -> None:
     assert config("--max-model-len", "64").max_model_len == 64
 
 
+def test_device_and_dtype_reach_the_engine() -> None:
+    assert (config().device, config().dtype) == ("auto", "auto")
+    asked = config("--device", "cuda:1", "--dtype", "float16")
+    assert (asked.device, asked.dtype) == ("cuda:1", "float16")
+
+
 def test_a_model_is_named_after_its_directory(
     served: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
