@@ -48,16 +48,19 @@ SDE_INLINE const float* input_row(const LinearArgs& args, int64_t row) {
   return args.x + (args.rows == nullptr ? row : args.rows[row]) * args.weight.num_inputs;
 }
 
-// float32 rows are used where they lie.
-SDE_INLINE void point_at_rows(const LinearArgs& args, int64_t first, int64_t count,
-                              const float** x) {
-  for (int64_t r = 0; r < count; ++r) x[r] = input_row(args, first + r);
-}
+// Activations of the kernels that take them in float32: rows are used where they lie.
+struct FloatRows {
+  using Input = float;
+
+  static SDE_INLINE void prepare_rows(const LinearArgs& args, int64_t first, int64_t count, void*,
+                                      const float** x) {
+    for (int64_t r = 0; r < count; ++r) x[r] = input_row(args, first + r);
+  }
+};
 
 // bfloat16 weights, widened by a shift or a mask, which is exact; float32 activations.
-struct WidenedBf16 {
+struct WidenedBf16 : FloatRows {
   using Weight = uint16_t;
-  using Input = float;
   static constexpr int kDepth = 2;       // inputs a step
   static constexpr int kSideBySide = 2;  // inputs of an output that stand together
 
@@ -125,18 +128,12 @@ struct WidenedBf16 {
       SDE_UNROLL for (int r = 0; r < R; ++r) add_product(sums[r][c], second_values[r], second);
     }
   }
-
-  static SDE_INLINE void prepare_rows(const LinearArgs& args, int64_t first, int64_t count, void*,
-                                      const float** x) {
-    point_at_rows(args, first, count, x);
-  }
 };
 
 // float16 weights, widened by an instruction of two parts, which take the ports that a shift and a
 // load do; float32 activations.
-struct WidenedHalf {
+struct WidenedHalf : FloatRows {
   using Weight = Half;
-  using Input = float;
   static constexpr int kDepth = 2;
   static constexpr int kSideBySide = 1;
 
@@ -172,17 +169,11 @@ struct WidenedHalf {
       multiply_add(sums, x, at + kInRow, [&](int c) { return halves_at<kInStrip>(w[c], at); });
     }
   }
-
-  static SDE_INLINE void prepare_rows(const LinearArgs& args, int64_t first, int64_t count, void*,
-                                      const float** x) {
-    point_at_rows(args, first, count, x);
-  }
 };
 
 // float32 weights and activations.
-struct Fp32 {
+struct Fp32 : FloatRows {
   using Weight = float;
-  using Input = float;
   static constexpr int kDepth = 1;
   static constexpr int kSideBySide = 1;
 
@@ -195,11 +186,6 @@ struct Fp32 {
   template <int R, int C>
   static SDE_INLINE void last_half_step(Vec (&)[R][C], const float* const (&)[R], int64_t,
                                         const float* const (&)[C], int64_t) {}
-
-  static SDE_INLINE void prepare_rows(const LinearArgs& args, int64_t first, int64_t count, void*,
-                                      const float** x) {
-    point_at_rows(args, first, count, x);
-  }
 };
 
 }  // namespace linear_op
