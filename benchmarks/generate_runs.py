@@ -16,6 +16,7 @@ from benchmarks.reliability import TreeObserver
 from sdengine.cli.measure import Comparison, Run, run_batch, short, take_turns
 from sdengine.core.config import SpeculationConfig
 from sdengine.core.env import read_environment
+from sdengine.core.plan import MAX_ITERATIONS
 from sdengine.core.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Contender:
 
     def run(self, prompts: list[str], params: SamplingParams) -> Run:
         """A timed batch."""
-        return run_batch(self.engine, prompts, params)
+        return run_batch(self.engine, prompts, params, max_iterations=MAX_ITERATIONS)
 
 
 def measure(

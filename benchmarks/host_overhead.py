@@ -3,10 +3,11 @@
     python -m benchmarks.host_overhead
 
 Engines of several batch sizes decode the same texts in turns, plainly, with a fixed tree and with
-the adaptive budget. Per step: the whole `Engine.step()`, how much of it the kernels took by the
-program's own clock, and what is left, which is to be at most 30 us plus 5% of the step. Of that,
-`Python` is the part before and after the native call; the rest is waking the worker threads.
-Python's function calls are counted, too: they do not depend on the machine.
+the adaptive budget, one iteration a step and up to eight in a row, as `LLM.generate` does. Per
+iteration: the whole `Engine.step()`, how much of it the kernels took by the program's own clock,
+and what is left, which is to be at most 30 us plus 5% of the whole. Of that, `Python` is the part
+before and after the native call; the rest is waking the worker threads. Python's function calls are
+counted, too: they do not depend on the machine.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from sdengine.cli.main import run_alone
 from sdengine.cli.options import BUNDLED_MODEL, LineParser, add_debug, integer
 from sdengine.cli.prompts import PROMPTS
 from sdengine.core.argument import check_int
+from sdengine.core.plan import MAX_ITERATIONS, UNSEEN_SECONDS
 from sdengine.errors import ConfigError
 from sdengine.kernels.program import Program
 from sdengine.runner.iteration import Variant
@@ -38,20 +40,22 @@ WARM_UP_STEPS = 12
 
 @dataclass(slots=True)
 class Tally:
-    """Steps of one engine.
+    """Steps of one engine, every number divided by the step's iterations.
 
     Args:
         step_s: whole steps.
         kernels_s: of these, between the program's first and last launch.
         replay_s: of these, inside the native call.
-        num_calls: calls of Python functions per step; `num_native_calls`: of C functions.
+        num_iterations: of a step.
+        num_calls: calls of Python functions; `num_native_calls`: of C functions.
     """
 
     step_s: list[float] = field(default_factory=list)
     kernels_s: list[float] = field(default_factory=list)
     replay_s: list[float] = field(default_factory=list)
-    num_calls: list[int] = field(default_factory=list)
-    num_native_calls: list[int] = field(default_factory=list)
+    num_iterations: list[int] = field(default_factory=list)
+    num_calls: list[float] = field(default_factory=list)
+    num_native_calls: list[float] = field(default_factory=list)
 
     @property
     def outside_s(self) -> float:
@@ -93,9 +97,9 @@ class _TimedProgram:
     def __init__(self, timer: ReplayTimer, program: Program) -> None:
         self._timer, self._start = timer, program.start
 
-    def start(self) -> None:
+    def start(self, num_replays: int) -> None:
         begin = perf_counter()
-        self._start()
+        self._start(num_replays)
         self._timer.seconds = perf_counter() - begin
 
 
@@ -129,12 +133,15 @@ class Case:
 
     name: str
     batch_size: int
+    max_iterations: int
     engine: Engine
     timer: ReplayTimer
     tally: Tally
 
     @classmethod
-    def open(cls, model: str, name: str, batch_size: int, num_threads: int | None) -> Case:
+    def open(
+        cls, model: str, name: str, batch_size: int, max_iterations: int, num_threads: int | None
+    ) -> Case:
         """An engine of so many slots."""
         engine = Engine(
             model,
@@ -142,7 +149,7 @@ class Case:
             max_num_seqs=batch_size,
             num_threads=num_threads,
         )
-        return cls(name, batch_size, engine, ReplayTimer(engine), Tally())
+        return cls(name, batch_size, max_iterations, engine, ReplayTimer(engine), Tally())
 
     def run(self, num_steps: int) -> None:
         """Times so many steps in which everybody decodes, and counts the calls of as many more.
@@ -150,22 +157,28 @@ class Case:
         Raises:
             ConfigError: a request came to its end before.
         """
-        self._add_requests(2 * num_steps + WARM_UP_STEPS)
+        self._add_requests(2 * (num_steps + self.max_iterations) + WARM_UP_STEPS)
         engine, tally = self.engine, self.tally
         for _ in range(WARM_UP_STEPS):
             engine.step()
-        for _ in range(num_steps):
+        num_left = num_steps
+        while num_left > 0:
             begin = perf_counter()
-            engine.step()
-            tally.step_s.append(perf_counter() - begin)
-            report = engine.last_report
-            tally.kernels_s.append(report.draft_time_s + report.verify_time_s)
-            tally.replay_s.append(self.timer.seconds)
-        counter = CallCounter()
-        for _ in range(num_steps):
-            num_calls, num_native_calls = counter.count(engine.step)
-            tally.num_calls.append(num_calls - 2)  # the timer's own
-            tally.num_native_calls.append(num_native_calls - 3)
+            self._step()
+            step_s, reports = perf_counter() - begin, engine.last_reports
+            num_left -= len(reports)
+            kernels_s = sum(report.draft_time_s + report.verify_time_s for report in reports)
+            tally.num_iterations.append(len(reports))
+            tally.step_s.append(step_s / len(reports))
+            tally.kernels_s.append(kernels_s / len(reports))
+            tally.replay_s.append(self.timer.seconds / len(reports))
+        counter, num_left = CallCounter(), num_steps
+        while num_left > 0:
+            num_calls, num_native_calls = counter.count(self._step)
+            num_iterations = len(engine.last_reports)
+            num_left -= num_iterations
+            tally.num_calls.append((num_calls - 3) / num_iterations)  # the timer's own and `_step`
+            tally.num_native_calls.append((num_native_calls - 3) / num_iterations)
         running = [str(index) for index in range(self.batch_size) if engine.has_request(str(index))]
         for request_id in running:
             engine.abort_request(request_id)
@@ -173,6 +186,9 @@ class Case:
             raise ConfigError.from_parts(
                 "--steps that requests of half a context outlast", str(num_steps), "give fewer"
             )
+
+    def _step(self) -> None:
+        self.engine.step(self.max_iterations, UNSEEN_SECONDS)
 
     def _add_requests(self, num_steps: int) -> None:
         speculation = SPECULATION[self.name]
@@ -197,6 +213,14 @@ def build_parser() -> LineParser:
     parser.add_argument("--model", default=BUNDLED_MODEL, metavar="DIR", help="(%(default)s)")
     parser.add_argument("--batch-sizes", nargs="+", type=integer, default=[1, 4, 16], metavar="B")
     parser.add_argument("--modes", nargs="+", choices=SPECULATION, default=list(SPECULATION))
+    parser.add_argument(
+        "--in-a-row",
+        nargs="+",
+        type=integer,
+        default=[1, MAX_ITERATIONS],
+        metavar="N",
+        help="most iterations of a step (%(default)s)",
+    )
     parser.add_argument("--steps", type=integer, default=40, help="per turn (%(default)s)")
     parser.add_argument("--turns", type=integer, default=5, help="(%(default)s)")
     parser.add_argument("--num-threads", type=integer, metavar="N", help="none: all usable cores")
@@ -215,12 +239,14 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ConfigError: a number is out of range, or requests are too short for so many steps.
     """
-    for name, value in (("--steps", args.steps), ("--turns", args.turns)):
+    in_a_row = [("--in-a-row", number) for number in args.in_a_row]
+    for name, value in (("--steps", args.steps), ("--turns", args.turns), *in_a_row):
         check_int(ConfigError, name, value, 1)
     cases = [
-        Case.open(args.model, name, batch_size, args.num_threads)
+        Case.open(args.model, name, batch_size, max_iterations, args.num_threads)
         for batch_size in args.batch_sizes
         for name in args.modes
+        for max_iterations in args.in_a_row
     ]
     for turn in range(args.turns):
         for case in cases[:: 1 if turn % 2 == 0 else -1]:
@@ -229,8 +255,9 @@ def run(args: argparse.Namespace) -> int:
         "python -m benchmarks.host_overhead", args.num_threads, with_limits=False
     )
     print(as_lines(conditions))
-    print("medians per step, microseconds; share: of the whole step; native: calls of C functions")
-    print("batch  mode       step  outside  share   goal  Python  calls  native")
+    print("medians per iteration, microseconds; row: iterations of a step, at most and seen;")
+    print("share: of the whole; native: calls of C functions")
+    print("batch  mode      row   seen     step  outside  share   goal  Python  calls  native")
     for case in cases:
         print(row(case))
     return 0
@@ -241,7 +268,8 @@ def row(case: Case) -> str:
     tally = case.tally
     step, outside, goal = median(tally.step_s), tally.outside_s, tally.goal_s
     return (
-        f"{case.batch_size:5}  {case.name:8}{1e6 * step:7.0f}{1e6 * outside:9.1f}"
+        f"{case.batch_size:5}  {case.name:8}{case.max_iterations:5}"
+        f"{median(tally.num_iterations):7.1f}{1e6 * step:9.0f}{1e6 * outside:9.1f}"
         f"{outside / step:7.0%}{1e6 * goal:7.0f}{1e6 * tally.python_s:8.1f}"
         f"{median(tally.num_calls):7.0f}{median(tally.num_native_calls):8.0f}"
     )

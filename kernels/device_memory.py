@@ -1,8 +1,9 @@
 """Where an engine's buffers lie, and how the host and the kernels exchange the few that both use.
 
-The kernels of a CPU work in the host's own memory (`HostMemory`): nothing is ever copied. A device
-has memory of its own (`StagedMemory`): what both sides use has a twin on the host, and twins of a
-kind lie side by side, so that one copy moves all of them:
+The kernels of a CPU work in the host's own memory (`HostMemory`): nothing is copied but what
+replays in a row leave behind, see `replay_copies.py`. A device has memory of its own
+(`StagedMemory`): what both sides use has a twin on the host, and twins of a kind lie side by side,
+so that one copy moves all of them:
 
     kind       the host     the kernels   copied
     inputs     writes       read          to the device before every replay
@@ -10,6 +11,7 @@ kind lie side by side, so that one copy moves all of them:
     state      sets         change        to the device before a replay, unless one is under way;
                                           back after every replay
     results    reads        write         to the host after every replay
+    totals     reads        add to        the same; on a CPU never, the newest are as good
 
 Replays are started (`push`, the launches, `pull`) and read (`land`) in order. One may be started
 while the one before it is under way: it goes on from the state that lies on the device by then.
@@ -28,6 +30,7 @@ import numpy as np
 import torch
 
 from sdengine.kernels.huge_pages import HugePageArena
+from sdengine.kernels.replay_copies import ReplayCopies
 from sdengine.kernels.results_ring import ResultsRing
 from sdengine.kernels.twins import Twins
 
@@ -69,6 +72,11 @@ class Memory(Protocol):
     ) -> torch.Tensor:
         """A tensor that the kernels write and the host reads after a step."""
 
+    def totals(
+        self, *shape: int, dtype: torch.dtype = torch.int32, fill: float = 0
+    ) -> torch.Tensor:
+        """A tensor that the kernels add to, and of which the host needs the newest state."""
+
     def host(self, tensor: torch.Tensor) -> np.ndarray:
         """The host's view of an exchanged tensor: a scalar costs some 50 ns instead of a torch
         call."""
@@ -95,6 +103,10 @@ class HostMemory:
 
     device = torch.device("cpu")
 
+    def __init__(self) -> None:
+        self.copies = ReplayCopies()
+        self.land = self.copies.restore
+
     def zeros(self, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.zeros(shape, dtype=dtype)
 
@@ -113,7 +125,13 @@ class HostMemory:
         # Zeros are not written: pages of a large table take memory when they are first used.
         return self.full(shape, fill, dtype) if fill else self.zeros(*shape, dtype=dtype)
 
-    tables = state = results = inputs
+    tables = totals = inputs
+
+    def state(self, *shape: int, dtype: torch.dtype = torch.int32, fill: float = 0) -> torch.Tensor:
+        tensor = self.copies.allocate(shape, dtype)
+        return tensor.fill_(fill) if fill else tensor
+
+    results = state
 
     def host(self, tensor: torch.Tensor) -> np.ndarray:
         return tensor.numpy()
@@ -127,10 +145,8 @@ class HostMemory:
     def mark_changed(self) -> None:
         """Nothing to do: there is no copy to be refreshed."""
 
-    def land(self) -> None:
+    def drain(self) -> None:
         """Nothing to do: a replay is over when its start returns."""
-
-    drain = land
 
 
 class StagedMemory:
@@ -177,6 +193,8 @@ class StagedMemory:
         self, *shape: int, dtype: torch.dtype = torch.int32, fill: float = 0
     ) -> torch.Tensor:
         return self._exchanged(self._results, shape, dtype, fill)
+
+    totals = results
 
     def host(self, tensor: torch.Tensor) -> np.ndarray:
         return self._hosts[tensor.data_ptr()]

@@ -78,8 +78,9 @@ class DeviceProgram:
             for _, run in self._launches:
                 run()
 
-    def start(self) -> None:
-        self.replay()
+    def start(self, num_replays: int = 1) -> None:
+        for _ in range(num_replays):
+            self.replay()
 
     def replay_timed(self) -> list[tuple[str, int]]:
         """Host time of each launch, the device drained after it."""
@@ -142,7 +143,8 @@ class StagedProgram(DeviceProgram):
             with _device_of(self._memory):
                 self._enqueue = self._captured()
 
-    def start(self) -> None:
+    def start(self, num_replays: int = 1) -> None:
+        assert num_replays == 1, "what they left behind would be one replay's"
         self.prepare()
         assert self._enqueue is not None
         with _device_of(self._memory):

@@ -17,10 +17,11 @@ import torch
 
 from sdengine.errors import BackendUnavailable, ConfigError
 from sdengine.kernels import backends
-from sdengine.kernels.device_memory import Memory, StagedMemory
+from sdengine.kernels.device_memory import HostMemory, Memory, StagedMemory
 from sdengine.kernels.device_program import DeviceProgram, StagedProgram
 from sdengine.kernels.graph_branches import GraphBranches
 from sdengine.kernels.registry import get_op
+from sdengine.kernels.replay_copies import ReplayCopies
 from sdengine.kernels.spec import expect_one_device, expect_tensor
 
 
@@ -50,8 +51,9 @@ class Program(Protocol):
     def replay(self) -> None:
         """Runs all launches in order."""
 
-    def start(self) -> None:
-        """Starts a replay whose results `Memory.land` brings; only a device does not wait here."""
+    def start(self, num_replays: int = 1) -> None:
+        """Starts replays, one after the other, whose results as many calls of `Memory.land` bring;
+        only a device does not wait here, and it takes one at a time."""
 
     def replay_timed(self) -> list[tuple[str, int]]:
         """Runs all launches; returns (op name, nanoseconds) per launch, 0 for one not run."""
@@ -62,7 +64,8 @@ class ReferenceProgram:
 
     row_limit: int | None = None
 
-    def __init__(self) -> None:
+    def __init__(self, copies: ReplayCopies | None = None) -> None:
+        self._copies = copies or ReplayCopies()
         self._steps: list[_Launch | _Block] = []
 
     def launch(self, op: str, **args: Any) -> None:
@@ -80,8 +83,16 @@ class ReferenceProgram:
     def replay(self) -> None:
         self.replay_timed()
 
-    def start(self) -> None:
-        self.replay_timed()
+    def start(self, num_replays: int = 1) -> None:
+        copies = self._copies
+        if num_replays == 1:
+            copies.num_left = 0
+            self.replay()
+            return
+        copies.begin(num_replays)
+        for replay in range(num_replays):
+            self.replay()
+            copies.keep(replay)
 
     def replay_timed(self) -> list[tuple[str, int]]:
         timings = [(step.op, 0) for step in self._steps if isinstance(step, _Launch)]
@@ -119,9 +130,10 @@ class CpuProgram:
 
     row_limit: int | None = None
 
-    def __init__(self, pool: Any) -> None:
+    def __init__(self, pool: Any, copies: ReplayCopies | None = None) -> None:
         self._native = backends.load_cpu().Program()
         self._pool = pool
+        self._copies = copies or ReplayCopies()
         self._kept: list[object] = []
         self._names: list[str] = []
 
@@ -147,7 +159,14 @@ class CpuProgram:
     def replay(self) -> None:
         self._native.replay(self._pool)
 
-    start = replay
+    def start(self, num_replays: int = 1) -> None:
+        copies = self._copies
+        if num_replays == 1:
+            copies.num_left = 0
+            self._native.replay(self._pool)
+            return
+        address = copies.begin(num_replays)
+        self._native.replay_in_a_row(self._pool, num_replays, copies.sources, address)
 
     def replay_timed(self) -> list[tuple[str, int]]:
         return list(zip(self._names, self._native.replay_timed(self._pool)))
@@ -186,17 +205,16 @@ def make_program(
         backend: "reference", "cpu", "triton" or "cuda".
         pool: native thread pool, required for "cpu" (see `make_pool`).
         memory: an engine's; with a device's, a replay exchanges with it what the host shares, and
-            ops that the backend lacks run as the device's other one.
+            ops that the backend lacks run as the device's other one. Replays in a row need one.
         row_limit: most rows of a pass; only a device's programs depend on it.
         branches: lets a device skip what `only_if` encloses; the other programs always do.
 
     Raises:
         BackendUnavailable: no such backend, or it cannot run here.
     """
-    if backend == "reference":
-        return ReferenceProgram()
-    if backend == "cpu":
-        return CpuProgram(pool)
+    if backend in ("reference", "cpu"):
+        copies = memory.copies if isinstance(memory, HostMemory) else None
+        return ReferenceProgram(copies) if backend == "reference" else CpuProgram(pool, copies)
     if backend in ("triton", "cuda"):
         staged = isinstance(memory, StagedMemory)
         program: Program = (

@@ -12,13 +12,14 @@ from threading import Lock, get_ident
 from time import monotonic
 from typing import NoReturn
 
+from sdengine.core.argument import check_float, check_int
 from sdengine.core.config import EngineConfig
 from sdengine.core.outputs import FinishReason, RequestOutput, StepTree
-from sdengine.core.plan import StepReport
+from sdengine.core.plan import STREAM_SECONDS, StepReport
 from sdengine.core.request import Request, RequestBook
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.core.sequence import Sequence
-from sdengine.errors import EngineBusy, EngineFailed, SdengineError
+from sdengine.errors import ConfigError, EngineBusy, EngineFailed, SdengineError
 from sdengine.factory.build import EngineParts, MakeDrafter, build_engine_parts
 from sdengine.runner.flight import Commit, Flight
 from sdengine.runner.iteration import Iteration
@@ -124,9 +125,14 @@ class Engine:
 
     @property
     def last_report(self) -> StepReport:
-        """What the last step did, over all sequences."""
+        """What the last iteration did, over all sequences."""
+        return self.last_reports[-1]
+
+    @property
+    def last_reports(self) -> SequenceOf[StepReport]:
+        """What the iterations of the last step did, over all sequences."""
         self._check_open()
-        return self._runner.report
+        return self._runner.reports
 
     def add_request(
         self,
@@ -177,27 +183,42 @@ class Engine:
         """Whether a `step` has anything to do."""
         return self._scheduler.has_unfinished()
 
-    def step(self) -> list[RequestOutput]:
+    def step(
+        self, max_iterations: int = 1, max_seconds: float = STREAM_SECONDS
+    ) -> list[RequestOutput]:
         """Runs one iteration: every running sequence moves by a prompt chunk or by one or more
         tokens.
+
+        A caller who need not see every iteration may let several follow one another where nothing
+        happens in between but decoding: on a CPU the host's work between two of them costs as much
+        as a tenth of one of a small model.
 
         On a device the next iteration is started before this one is read, whenever it can be, so
         that the device does not wait for the host. A sequence that this one ends has then been
         scheduled once more in vain: what that computes of it is discarded.
+
+        Args:
+            max_iterations: most iterations that follow one another; a device runs ahead instead.
+            max_seconds: that more than one of them may take together, going by the last one. So
+                long new requests and aborts wait, and a sequence that a stop string has ended.
 
         Returns:
             Cumulative outputs, one per sequence that got new tokens or came to an end.
 
         Raises:
             EngineBusy, EngineFailed: see above; nothing has begun.
+            ConfigError: fewer than one iteration, or less than no time.
 
         Nothing else is raised on purpose. When something is (an interrupt), the sequences of this
         step are in doubt: abort the unfinished requests before the next one.
         """
         self._check_call()
+        if max_iterations != 1:
+            check_int(ConfigError, "max_iterations", max_iterations, 1)
+            check_float(ConfigError, "max_seconds", max_seconds, 0.0)
         with self._is_called:
             self._check_open()
-            flight = self._take_flight()
+            flight = self._take_flight(max_iterations, max_seconds)
             following = self._start_ahead(flight) if self._runner.runs_ahead else None
             self._commits = self._runner.land(flight)
             if self._runner.runs_ahead:
@@ -205,12 +226,13 @@ class Engine:
             if following is not None:
                 self._scheduler.hold()
             outputs = [self._advance(commit) for commit in self._commits]
-            self.controller.observe(flight.plan, self._runner.report)
+            for report in self._runner.reports:
+                self.controller.observe(flight.plan, report)
             self._flight = following
             return outputs
 
     def step_tree(self, request_id: str, index: int = 0) -> StepTree | None:
-        """The token tree that the last step verified for a sequence, for displays and studies.
+        """The token tree that the last iteration verified for a sequence, for displays and studies.
 
         Args:
             request_id: a request that moved in the last step, finished or not.
@@ -218,12 +240,14 @@ class Engine:
 
         Returns:
             The tree, without nodes when the step decoded plainly; None when the sequence committed
-            nothing in the last step. Tokens beyond a stop are still in it.
+            nothing in the last iteration. Tokens beyond a stop are still in it.
         """
         self._check_open()
+        num_iterations = len(self._runner.reports)
         for commit in self._commits:
             if (commit.sequence.request_id, commit.sequence.index) == (request_id, index):
-                return self._runner.step_tree(commit)
+                is_last = len(commit.num_accepted) == num_iterations
+                return self._runner.step_tree(commit) if is_last else None
         return None
 
     def close(self) -> None:
@@ -274,7 +298,7 @@ class Engine:
                 "give the engine to an AsyncEngine, and ask that from wherever you are",
             )
 
-    def _take_flight(self) -> Flight:
+    def _take_flight(self, max_iterations: int, max_seconds: float) -> Flight:
         """The iteration that is under way; a new one if there is none, or nobody is left in it."""
         flight, self._flight = self._flight, None
         if flight is not None and flight.is_needed:
@@ -282,7 +306,13 @@ class Engine:
         if self._runner.runs_ahead:
             self._runner.drain()
             self._scheduler.let_go()
-        return self._start(self._scheduler.schedule())
+        schedule = self._scheduler.schedule()
+        most = max_iterations
+        if most > 1:
+            most = self._runner.most_in_a_row(schedule, most, max_seconds)
+        if most > 1:
+            most = self._scheduler.num_in_a_row(schedule, most, self._runner.max_step_tokens)
+        return self._start(schedule, max_iterations=most)
 
     def _start_ahead(self, flight: Flight) -> Flight | None:
         """The iteration after `flight`, started before that is read; None where that has to be read
@@ -292,10 +322,12 @@ class Engine:
         schedule = self._scheduler.schedule_ahead(flight.schedule, flight.max_tokens)
         return None if schedule is None else self._start(schedule, flight)
 
-    def _start(self, schedule: Schedule, after: Flight | None = None) -> Flight:
+    def _start(
+        self, schedule: Schedule, after: Flight | None = None, max_iterations: int = 1
+    ) -> Flight:
         num_decoding = self._runner.prepare(schedule, after)
         plan = self.controller.plan(num_decoding, lambda: self._runner.outlook(schedule))
-        return self._runner.start(schedule, plan)
+        return self._runner.start(schedule, plan, min(max_iterations, plan.num_iterations))
 
     def _advance(self, commit: Commit) -> RequestOutput:
         sequence = commit.sequence
@@ -307,7 +339,7 @@ class Engine:
         num_tokens = cut.num_tokens
         if sequence.logprobs is not None:
             self._runner.record_logprobs(commit, num_tokens, self.tokenizer)
-        sequence.count_step(num_tokens, min(commit.num_accepted, num_tokens), commit.num_nodes)
+        sequence.count_steps(num_tokens, commit.num_accepted, commit.num_nodes)
         request.num_generated += num_tokens
         if request.first_token_time is None and num_tokens:
             request.first_token_time = monotonic()

@@ -15,6 +15,7 @@ from typing import Any
 from sdengine.core.argument import items_of
 from sdengine.core.config import EngineConfig
 from sdengine.core.outputs import RequestOutput
+from sdengine.core.plan import MAX_ITERATIONS, STREAM_SECONDS, UNSEEN_SECONDS
 from sdengine.core.request_checks import is_integer, prompt_items
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.core.stop import HeldBack
@@ -32,16 +33,20 @@ class StreamDelta:
 
     Args:
         text: what was added since the last delta.
-        token_ids: the tokens committed in this step.
-        num_accepted: how many of these came from the draft; the last one is the target's own (when
-            a stop cut the step short, it may be the draft's, too).
+        token_ids: the tokens committed since then.
+        from_draft: of each, whether a draft proposed it and the target accepted it.
         output: the finished output, on the last delta only.
     """
 
     text: str
     token_ids: SequenceOf[int]
-    num_accepted: int
+    from_draft: SequenceOf[bool]
     output: RequestOutput | None = None
+
+    @property
+    def num_accepted(self) -> int:
+        """How many of the tokens came from the draft."""
+        return sum(self.from_draft)
 
 
 @dataclass(slots=True, eq=False)
@@ -87,6 +92,7 @@ class LLM:
         self._chat_template = load_chat_template(self.engine.target_path)
         self._ids = count()
         self._inboxes: dict[str, Inbox] = {}
+        self._num_streams = 0  # open
         self._left: deque[str] = deque()  # requests to be aborted after the running call
 
     def __enter__(self) -> LLM:
@@ -134,7 +140,8 @@ class LLM:
         return [_joined(completions) for completions in finished.values()]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[StreamDelta]:
-        """Completes one prompt and yields text as it is committed.
+        """Completes one prompt and yields text as it is committed, of a small model what a few
+        milliseconds bring at a time.
 
         Text that might be the beginning of a stop string is held back until it is not.
 
@@ -180,8 +187,8 @@ class LLM:
 
     def _deltas(self, prompt: Prompt, params: SamplingParams) -> Iterator[StreamDelta]:
         """An empty delta once the request is queued, then those of `stream`."""
-        with self._opened([(prompt, params)]) as inbox:
-            yield StreamDelta("", (), 0)
+        with self._opened([(prompt, params)]) as inbox, self._streaming():
+            yield StreamDelta("", (), ())
             sent_text, sent_tokens, done = 0, 0, False
             held_back = HeldBack(params)
             while not done:
@@ -190,11 +197,18 @@ class LLM:
                     completion, done = output.outputs[0], output.finished
                     num_held = 0 if done else held_back.num(completion.text)
                     tokens = completion.token_ids[sent_tokens:]
+                    from_draft = completion.from_draft[sent_tokens:]
                     text = completion.text[sent_text : len(completion.text) - num_held]
                     sent_text, sent_tokens = sent_text + len(text), len(completion.token_ids)
-                    yield StreamDelta(
-                        text, tokens, max(len(tokens) - 1, 0), output if done else None
-                    )
+                    yield StreamDelta(text, tokens, from_draft, output if done else None)
+
+    @contextmanager
+    def _streaming(self) -> Iterator[None]:
+        self._num_streams += 1
+        try:
+            yield
+        finally:
+            self._num_streams -= 1
 
     @contextmanager
     def _opened(self, requests: list[tuple[Prompt, SamplingParams]]) -> Iterator[Inbox]:
@@ -256,7 +270,9 @@ class LLM:
     def _step(self) -> None:
         """Steps the engine and hands out what came, to every inbox."""
         try:
-            outputs = self.engine.step()
+            outputs = self.engine.step(
+                MAX_ITERATIONS, STREAM_SECONDS if self._num_streams else UNSEEN_SECONDS
+            )
             self._abort_left()
             for output in outputs:
                 inbox = self._inboxes.get(output.request_id)

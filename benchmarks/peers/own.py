@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from benchmarks.peers.contestant import Answer, Contestant, Settings, Task
 from sdengine.cli.measure import run_batch
 from sdengine.core.config import SpeculationConfig
+from sdengine.core.plan import MAX_ITERATIONS
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.engine import Engine
 
@@ -42,7 +43,8 @@ class OwnContestant:
         params = SamplingParams(
             max_tokens=task.max_tokens, min_tokens=task.max_tokens, temperature=0, seed=0
         )
-        run = run_batch(self._engine, [list(prompt) for prompt in task.prompts], params)
+        prompts = [list(prompt) for prompt in task.prompts]
+        run = run_batch(self._engine, prompts, params, max_iterations=MAX_ITERATIONS)
         return Answer(tuple(map(tuple, run.token_ids)), run.decode_s, run.num_decoded)
 
     def close(self) -> None:

@@ -34,6 +34,18 @@ PYBIND11_MODULE(_cpu, module) {
            })
       .def("end_if", &Program::end_if)
       .def("replay", &Program::replay, py::arg("pool"), py::call_guard<py::gil_scoped_release>())
+      .def(
+          "replay_in_a_row",
+          [](const Program& program, ThreadPool& pool, int num_replays,
+             const std::vector<std::pair<uintptr_t, size_t>>& left, uintptr_t copies) {
+            std::vector<LeftBytes> bytes;
+            for (const auto& [source, size] : left) {
+              bytes.push_back({reinterpret_cast<const char*>(source), size});
+            }
+            program.replay_in_a_row(pool, num_replays, bytes, reinterpret_cast<char*>(copies));
+          },
+          py::arg("pool"), py::arg("num_replays"), py::arg("left"), py::arg("copies"),
+          py::call_guard<py::gil_scoped_release>())
       .def("replay_timed", &Program::replay_timed, py::arg("pool"),
            py::call_guard<py::gil_scoped_release>());
 

@@ -1,6 +1,7 @@
 #include "cpu/program.h"
 
 #include <chrono>
+#include <cstring>
 #include <stdexcept>
 
 namespace sdengine {
@@ -41,6 +42,24 @@ void Program::check_closed() const {
 void Program::replay(ThreadPool& pool) const {
   check_closed();
   pool.run([this](Worker& worker) { run_steps(worker, [](size_t) {}); });
+}
+
+void Program::replay_in_a_row(ThreadPool& pool, int num_replays, const std::vector<LeftBytes>& left,
+                              char* copies) const {
+  check_closed();
+  pool.run([&](Worker& worker) {
+    char* copy = copies;
+    for (int i = 0; i < num_replays; ++i) {
+      run_steps(worker, [](size_t) {});
+      if (worker.index == 0) {
+        for (const LeftBytes& bytes : left) {
+          std::memcpy(copy, bytes.source, bytes.size);
+          copy += bytes.size;
+        }
+      }
+      worker.barrier();  // nobody writes before it is copied
+    }
+  });
 }
 
 std::vector<int64_t> Program::replay_timed(ThreadPool& pool) const {

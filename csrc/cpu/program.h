@@ -11,6 +11,12 @@
 
 namespace sdengine {
 
+// Bytes that a replay leaves behind.
+struct LeftBytes {
+  const char* source;
+  size_t size;
+};
+
 class Program {
  public:
   // Adds a launch of `kernel(args, worker)`; args are copied. Every worker runs it, then all meet
@@ -48,6 +54,11 @@ class Program {
   void end_if();
 
   void replay(ThreadPool& pool) const;
+
+  // Replays `num_replays` times in one run of the pool, and copies what each one leaves behind, one
+  // after the other, to `copies`.
+  void replay_in_a_row(ThreadPool& pool, int num_replays, const std::vector<LeftBytes>& left,
+                       char* copies) const;
 
   // As replay, but returns nanoseconds per launch as worker 0 saw them, barrier included; 0 for a
   // launch that was skipped.

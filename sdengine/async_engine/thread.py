@@ -13,6 +13,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from sdengine.async_engine.stream import Delivery, Outbox, RequestStream
+from sdengine.core.plan import MAX_ITERATIONS, STREAM_SECONDS, StepReport
 from sdengine.engine import Engine, forked
 from sdengine.errors import (
     ConfigError,
@@ -30,8 +31,8 @@ class StepTotals:
     """What all steps together did, for metrics; as `StepReport`, summed up.
 
     Args:
-        num_steps: steps of the engine.
-        num_sequence_steps: per step, sequences that drew a token; their sum.
+        num_steps: iterations of the engine.
+        num_sequence_steps: per iteration, sequences that drew a token; their sum.
         num_draft_tokens: tree nodes verified.
         accepted_by_depth: index d = draft tokens accepted at depth d + 1.
         draft_time_s, verify_time_s, step_time_s: durations.
@@ -44,6 +45,22 @@ class StepTotals:
     draft_time_s: float = 0.0
     verify_time_s: float = 0.0
     step_time_s: float = 0.0
+
+    def add(self, report: StepReport) -> None:
+        """Counts an iteration."""
+        self.num_steps += 1
+        self.num_sequence_steps += len(report.num_accepted)
+        self.num_draft_tokens += report.num_nodes
+        self.draft_time_s += report.draft_time_s
+        self.verify_time_s += report.verify_time_s
+        self.step_time_s += report.step_s
+        if not report.num_nodes:
+            return
+        depths = self.accepted_by_depth
+        for num_accepted in report.num_accepted:
+            depths += [0] * (num_accepted - len(depths))
+            for depth in range(num_accepted):
+                depths[depth] += 1
 
 
 class EngineThread:
@@ -159,7 +176,8 @@ class EngineThread:
             self._commands.get()()
 
     def _step(self) -> None:
-        outputs = self.engine.step()
+        is_watched = any(stream.wants_trees for stream in self.streams.values())
+        outputs = self.engine.step(1 if is_watched else MAX_ITERATIONS, STREAM_SECONDS)
         self._count()
         by_outbox: dict[Outbox, list[Delivery]] = {}
         urgent = []
@@ -189,20 +207,8 @@ class EngineThread:
         self._admit_next()
 
     def _count(self) -> None:
-        report, totals = self.engine.last_report, self.totals
-        totals.num_steps += 1
-        totals.num_sequence_steps += len(report.num_accepted)
-        totals.num_draft_tokens += report.num_nodes
-        totals.draft_time_s += report.draft_time_s
-        totals.verify_time_s += report.verify_time_s
-        totals.step_time_s += report.step_s
-        if not report.num_nodes:
-            return
-        depths = totals.accepted_by_depth
-        for num_accepted in report.num_accepted:
-            depths += [0] * (num_accepted - len(depths))
-            for depth in range(num_accepted):
-                depths[depth] += 1
+        for report in self.engine.last_reports:
+            self.totals.add(report)
 
     def _submit(self, stream: RequestStream, may_wait: bool) -> None:
         if self.is_draining:

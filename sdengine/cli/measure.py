@@ -16,6 +16,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from sdengine.core.outputs import RequestOutput, SpeculationStats
+from sdengine.core.plan import UNSEEN_SECONDS
 from sdengine.core.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -174,6 +175,7 @@ def run_batch(
     params: SamplingParams,
     after_step: Callable[[], None] | None = None,
     clock: Callable[[], float] = perf_counter,
+    max_iterations: int = 1,
 ) -> Run:
     """Runs a batch; request i has the seed `params.seed + i`.
 
@@ -183,6 +185,7 @@ def run_batch(
         params: with a seed; n must be 1.
         after_step: called after every step, untimed runs only: its time counts.
         clock: seconds that count.
+        max_iterations: of a step; as many as `LLM.generate` asks for, where only the speed matters.
 
     Raises:
         SdengineError: a request came to logits that are not finite.
@@ -197,7 +200,7 @@ def run_batch(
     commits: dict[str, list[tuple[float, int]]] = {request_id: [] for request_id in ids}
     outputs: dict[str, RequestOutput] = {}
     while engine.has_unfinished_requests():
-        moved = engine.step()
+        moved = engine.step(max_iterations, UNSEEN_SECONDS)
         now = clock() - start
         for output in moved:
             require_finite(output)

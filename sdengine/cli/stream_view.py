@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from itertools import groupby
 from typing import TYPE_CHECKING, TextIO
 
 from sdengine.cli.terminal import is_terminal, palette_for, printable, write
@@ -16,11 +17,11 @@ __all__ = ["StreamView"]
 class StreamView:
     """Writes the text of stream deltas.
 
-    On a terminal, text that the draft proposed and the target accepted is tinted; the last token of
-    a step is the target's own and stays plain. In a pipe the text comes as it is.
+    On a terminal, text that the draft proposed and the target accepted is tinted; the target's own
+    tokens stay plain. In a pipe the text comes as it is.
 
     Args:
-        llm: whose tokenizer says how long the last token's text is.
+        llm: whose tokenizer says how long the tokens' texts are.
         stream: where to write; None is standard output.
     """
 
@@ -28,7 +29,13 @@ class StreamView:
         self._stream = sys.stdout if stream is None else stream
         self._palette = palette_for(self._stream)
         self._tokenizer = llm.engine.tokenizer
+        self._begin()
+
+    def _begin(self) -> None:
         self._ends_line = True
+        self._tints: list[bool] = []  # of characters that were told and not shown yet
+        if self._tokenizer is not None:
+            self._told = self._tokenizer.detokenizer(skip_special_tokens=True, continues_text=True)
 
     def show_prompt(self, prompt: str, in_pipe: bool = False) -> None:
         """Repeats the prompt, faint, before its completion; a pipe gets the completion alone unless
@@ -40,9 +47,9 @@ class StreamView:
 
     def show(self, delta: StreamDelta) -> None:
         """Writes one delta."""
-        accepted, own = self._split(delta)
-        text = self._palette.accepted(printable(accepted, self._stream))
-        write(text + printable(own, self._stream), self._stream)
+        has_tints = self._palette.has_color and self._tokenizer is not None
+        text = self._tinted(delta) if has_tints else printable(delta.text, self._stream)
+        write(text, self._stream)
         if delta.text:
             self._ends_line = delta.text.endswith("\n")
 
@@ -56,16 +63,20 @@ class StreamView:
         """Ends the last line if the completion did not."""
         if not self._ends_line:
             write("\n", self._stream)
-        self._ends_line = True
+        self._begin()
 
-    def _split(self, delta: StreamDelta) -> tuple[str, str]:
-        """Text of the accepted draft tokens, and text of the target's own last token."""
-        if not (self._palette.has_color and delta.num_accepted):
-            return "", delta.text
-        if self._tokenizer is None:
-            return delta.text, ""
-        stream = self._tokenizer.detokenizer(skip_special_tokens=True, continues_text=True)
-        own = stream.push(delta.token_ids[-1:]) + stream.finish()
-        if own and delta.text.endswith(own):
-            return delta.text[: -len(own)], own
-        return delta.text, ""
+    def _tinted(self, delta: StreamDelta) -> str:
+        """The text of a delta as a terminal shows it."""
+        for token, is_accepted in zip(delta.token_ids, delta.from_draft):
+            self._tints += [is_accepted] * len(self._told.push([token]))
+        # What was held back at the end, an unfinished character, is as the last token.
+        missing = len(delta.text) - len(self._tints)
+        tints = self._tints + [delta.num_accepted > 0 and delta.from_draft[-1]] * missing
+        self._tints = tints[len(delta.text) :]
+        shown, start = "", 0
+        for is_accepted, run in groupby(tints[: len(delta.text)]):
+            end = start + len(list(run))
+            text = printable(delta.text[start:end], self._stream)
+            shown += self._palette.accepted(text) if is_accepted else text
+            start = end
+        return shown

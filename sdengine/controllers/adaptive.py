@@ -24,7 +24,7 @@ outlives them.
 
 from __future__ import annotations
 
-from sdengine.controllers.accounts import Spent, Trial
+from sdengine.controllers.accounts import HOPELESS_STEPS, Spent, Trial
 from sdengine.controllers.base import AskOutlook
 from sdengine.controllers.entry_price import is_worth_trying
 from sdengine.controllers.seen_costs import HICCUP, SeenCosts
@@ -63,7 +63,8 @@ LOOK_EVERY = 4  # plain steps of a pause, once it is settled: looking at each to
 PLAIN_RATE = 0.15  # of what a plain step took, in the running mean
 LEARN_EVERY = 4  # steps of speculation that won its trial, which are looked at together: after a
 # pass over weights none of this code is in the caches, and one report takes 75 us, four 120
-PLAIN = StepPlan(0, 0)
+TRIAL_RUN = 2  # iterations in a row while speculation is on trial, once it was seen to accept
+# something: it may be lost after each
 
 
 class AdaptiveController:
@@ -111,11 +112,11 @@ class AdaptiveController:
     def plan(self, num_decoding: int, outlook: AskOutlook | None = None) -> StepPlan:
         """Plain decoding during a pause, otherwise a tree priced at the current speed."""
         if num_decoding == 0 or self._plain_left > 0:
-            return PLAIN
+            return StepPlan(0, 0, num_iterations=max(self._plain_left, 1))
         begins = self._steps_left == TRIAL_STEPS and outlook is not None
         if begins and not is_worth_trying(self._costs, num_decoding, outlook()):
             self._plain_left = PUT_OFF_STEPS
-            return PLAIN
+            return StepPlan(0, 0, num_iterations=PUT_OFF_STEPS)
         depth, nodes = self._size.choose(num_decoding, self._costs)
         if self._steps_left > 0 and self._prices_nodes:
             plain_s = num_decoding * self._plain_seconds(num_decoding)
@@ -125,11 +126,20 @@ class AdaptiveController:
         limit = nodes * num_decoding
         if self._max_batch_nodes is not None:
             limit = min(limit, self._max_batch_nodes)
+        num_iterations = self._num_in_a_row()
         if not self._prices_nodes:
-            return StepPlan(depth, limit)
+            return StepPlan(depth, limit, num_iterations=num_iterations)
         costs = self._costs if self._are_costs_new else None
         self._are_costs_new = False
-        return StepPlan(depth, limit, 1.0 / self._token_seconds(num_decoding), costs)
+        tokens_per_s = 1.0 / self._token_seconds(num_decoding)
+        return StepPlan(depth, limit, tokens_per_s, costs, num_iterations)
+
+    def _num_in_a_row(self) -> int:
+        """Iterations with trees that follow one another before this is asked again."""
+        if self._steps_left > 0:
+            is_first = self._trial.steps < HOPELESS_STEPS
+            return 1 if is_first else min(TRIAL_RUN, self._steps_left)
+        return max(min(LEARN_EVERY - len(self._reports), self._until_probe), 1)
 
     def observe(self, plan: StepPlan, report: StepReport) -> None:
         """Updates the running means and the verdict.

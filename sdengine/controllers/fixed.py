@@ -5,6 +5,8 @@ from __future__ import annotations
 from sdengine.controllers.base import AskOutlook
 from sdengine.core.plan import StepPlan, StepReport
 
+MOST_ITERATIONS = 1 << 20  # every plan is the same
+
 
 class FixedController:
     """Always the same plan.
@@ -24,7 +26,8 @@ class FixedController:
         limit = self._max_batch_nodes
         if limit is None:
             limit = self._max_nodes * num_decoding
-        return StepPlan(self._depth if num_decoding else 0, limit)
+        depth = self._depth if num_decoding else 0
+        return StepPlan(depth, limit, num_iterations=MOST_ITERATIONS)
 
     def observe(self, plan: StepPlan, report: StepReport) -> None:
         pass

@@ -8,6 +8,14 @@ from dataclasses import dataclass
 
 from sdengine.core.cost_model import CostModel
 
+MAX_ITERATIONS = 8
+"""In a row, that the engine's faces ask for. A small model's host work between two iterations is a
+tenth of one, shared by eight of them a fiftieth."""
+STREAM_SECONDS = 0.004
+"""That iterations in a row may take where somebody reads along, who cannot tell."""
+UNSEEN_SECONDS = 0.03
+"""And where nobody sees a token before the last one."""
+
 
 @dataclass(slots=True)
 class StepPlan:
@@ -20,12 +28,14 @@ class StepPlan:
         tokens_per_s: what a second is worth; nodes and layers that promise less than they cost at
             this rate are left out. 0 keeps every node.
         costs: what rows and layers cost from this step on; None as before.
+        num_iterations: most iterations in a row that it may serve.
     """
 
     depth: int
     max_batch_nodes: int
     tokens_per_s: float = 0.0
     costs: CostModel | None = None
+    num_iterations: int = 1
 
 
 @dataclass(slots=True)
@@ -43,7 +53,7 @@ class Outlook:
 
 @dataclass(slots=True)
 class StepReport:
-    """What a step did.
+    """What an iteration did.
 
     Args:
         num_accepted: per decoding sequence, draft tokens accepted.
@@ -51,8 +61,9 @@ class StepReport:
         num_rows: rows of the target's forward, prefill included.
         draft_time_s: time spent growing trees.
         verify_time_s: time of the target's forward, verification and commit.
-        step_s: the whole step on the host, preparing and reading included; what a user waits for.
-        is_steady: whether the step was free of prefill and draft catch-up, so that its times can be
+        step_s: the whole of it on the host, preparing and reading included, which iterations in a
+            row share; what a user waits for.
+        is_steady: whether it was free of prefill and draft catch-up, so that its times can be
             learned from.
     """
 

@@ -87,18 +87,28 @@ class Sequence:
         """Whether no more tokens will come."""
         return self.status is SequenceStatus.FINISHED
 
-    def count_step(self, num_tokens: int, num_accepted: int, num_nodes: int) -> None:
-        """Counts a step that committed `num_tokens` tokens, the first `num_accepted` of them from a
-        draft of `num_nodes`, the last one possibly the target's own."""
+    def count_steps(self, num_tokens: int, num_accepted: list[int], num_nodes: list[int]) -> None:
+        """Counts iterations that committed `num_tokens` tokens together.
+
+        Args:
+            num_tokens: as many of theirs as count; iterations beyond them do not.
+            num_accepted: tokens of each that are from a draft; one more is the target's own.
+            num_nodes: of that draft.
+        """
         histogram = self.acceptance_histogram
-        while len(histogram) <= num_accepted:
-            histogram.append(0)
-        histogram[num_accepted] += 1
-        self.num_draft_tokens += num_nodes
-        if num_accepted:
-            self.from_draft += [True] * num_accepted
-        if num_tokens > num_accepted:
-            self.from_draft.append(False)
+        for accepted, nodes in zip(num_accepted, num_nodes):
+            accepted = min(accepted, num_tokens)
+            while len(histogram) <= accepted:
+                histogram.append(0)
+            histogram[accepted] += 1
+            self.num_draft_tokens += nodes
+            if accepted:
+                self.from_draft += [True] * accepted
+            if num_tokens > accepted:
+                self.from_draft.append(False)
+            num_tokens -= accepted + 1
+            if num_tokens <= 0:
+                return
 
     def release(self) -> None:
         """Forgets blocks and computed lengths, as after preemption or at the end."""

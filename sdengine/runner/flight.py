@@ -1,4 +1,4 @@
-"""An iteration from its start to its reading, and what it turns out to have committed."""
+"""Iterations from their start to their reading, and what they turn out to have committed."""
 
 from __future__ import annotations
 
@@ -11,21 +11,25 @@ from sdengine.scheduler.scheduler import Schedule
 
 @dataclass(slots=True)
 class Flight:
-    """An iteration that was started and has not been read.
+    """An iteration, or several in a row, that were started and have not been read.
 
     Args:
         schedule: who takes part.
         plan: how much it speculates.
-        is_drafting: whether it grows trees.
+        num_iterations: how many follow one another, 1 where more than a token of a sequence is
+            pending.
+        is_drafting: whether trees are grown.
         is_following: whether the draft's cache follows the tokens that are computed.
         num_missing: draft tokens computed for that, at most; 0 when it does not follow.
-        is_catching_up: whether a draft computes more of them than in steady decoding.
+        is_catching_up: whether a draft computes more of them than in steady decoding; in the first
+            iteration only.
         num_tokens: pending tokens that the target computes, over all sequences.
         prepared_at: when the host began with it; `time.perf_counter`.
     """
 
     schedule: Schedule
     plan: StepPlan
+    num_iterations: int
     is_drafting: bool
     is_following: bool
     num_missing: int
@@ -40,7 +44,7 @@ class Flight:
 
     @property
     def max_tokens(self) -> int:
-        """Most tokens that it commits of a sequence."""
+        """Most tokens that an iteration commits of a sequence."""
         return self.plan.depth + 1 if self.is_drafting else 1
 
 
@@ -50,15 +54,14 @@ class Commit:
 
     Args:
         sequence: whose.
-        token_ids: in order; empty while its prompt is being prefilled; a last token of -1 marks
-            logits that are not finite.
-        num_accepted: how many of them are draft tokens (all but the last).
-        num_nodes: draft tokens that were verified.
+        token_ids: in order, of all iterations; a last token of -1 marks logits that are not finite.
+        num_accepted: how many of them are draft tokens (all but the last), per iteration.
+        num_nodes: draft tokens that were verified, per iteration.
         slot: where it ran.
     """
 
     sequence: Sequence
     token_ids: list[int]
-    num_accepted: int
-    num_nodes: int
+    num_accepted: list[int]
+    num_nodes: list[int]
     slot: int

@@ -62,6 +62,7 @@ class Runner:
         self._can_draft = items(self._host.can_draft)
         self._computed_lens = items(self._host.computed_lens)
         self._draft_computed_lens = items(self._host.draft_computed_lens)
+        self._pending_lens = items(self._host.pending_lens)
         self._written_blocks = [0] * self._sizes.max_num_seqs
         self._most_missing = [0] * self._sizes.max_num_seqs
         self._penalties = PenaltyTables(iteration.penalties, workspace.memory)
@@ -84,7 +85,7 @@ class Runner:
         self._has_draft_cache = self._has_drafter and iteration.drafter.cache is not None
         self._num_tokens = 0
         self._prepared_at = 0.0
-        self.report = StepReport((), 0, 0, 0.0, 0.0, 0.0, False)
+        self.reports = [StepReport((), 0, 0, 0.0, 0.0, 0.0, False)]  # of the last step
 
     @property
     def pool_capacity_tokens(self) -> int:
@@ -148,9 +149,21 @@ class Runner:
         left = sum(sequence.max_total_tokens - sequence.num_tokens for sequence in decoding)
         return Outlook(backlog, left / max(len(decoding), 1))
 
-    def start(self, schedule: Schedule, plan: StepPlan) -> Flight:
+    def most_in_a_row(self, schedule: Schedule, limit: int, seconds: float) -> int:
+        """How many iterations may follow one another, the first one being that of `schedule`: 1, or
+        so many of those that were last seen that they fit into `seconds`."""
+        if self.runs_ahead or any(e.sequence.logprobs is not None for e in schedule.scheduled):
+            return 1
+        return max(int(min(limit, seconds / self._clock.iteration_s)), 1)
+
+    @property
+    def max_step_tokens(self) -> int:
+        """Most tokens that an iteration commits of a sequence."""
+        return self._sizes.max_depth + 1
+
+    def start(self, schedule: Schedule, plan: StepPlan, num_iterations: int = 1) -> Flight:
         """Starts the iteration that was prepared: grows trees, passes them through the target,
-        verifies, commits. On a CPU it is over when this returns."""
+        verifies, commits; and so many in a row. On a CPU they are over when this returns."""
         scheduled = schedule.scheduled
         is_drafting = self._has_drafter and plan.depth > 0
         catches_up = (
@@ -168,6 +181,7 @@ class Runner:
         flight = Flight(
             schedule,
             plan,
+            num_iterations,
             is_drafting,
             is_following,
             num_missing=sum(missing),
@@ -177,16 +191,27 @@ class Runner:
         )
         limit = self._row_limit(flight) if self.iteration.has_row_limits else None
         variant = Variant(is_drafting, self._penalties.is_needed, catches_up, limit)
-        self.iteration.program(variant).start()
+        self.iteration.program(variant).start(num_iterations)
         return flight
 
     def land(self, flight: Flight) -> list[Commit]:
         """Waits for the first step that was started and not read, and applies its results to the
         computed lengths of those sequences that have not ended meanwhile."""
-        self._memory.land()
+        commits: dict[int, Commit] = {}
+        for _ in range(flight.num_iterations):
+            self._memory.land()
+            self._read(flight, commits)
+        self.reports = self._clock.end(flight, commits)
+        if flight.is_drafting and self._calibrates:
+            for _ in self.reports:
+                self._calibrator.observe()
+        return list(commits.values())
+
+    def _read(self, flight: Flight, commits: dict[int, Commit]) -> None:
+        """Adds what an iteration left behind to the commits, by slot."""
         out_tokens, stride, computed = self._out_tokens, self._out_stride, self._computed_lens
         draft_computed = self._draft_computed_lens if self._has_draft_cache else computed
-        commits = []
+        all_accepted, all_nodes = [], 0
         for entry in flight.schedule.scheduled:
             sequence = entry.sequence
             slot = sequence.slot
@@ -194,15 +219,21 @@ class Runner:
                 continue  # it ended while this step was under way
             sequence.num_computed = computed[slot]
             sequence.num_draft_computed = draft_computed[slot]
-            if entry.decodes:
-                num_accepted, first = self._num_accepted[slot], slot * stride
-                tokens = out_tokens[first : first + num_accepted + 1].tolist()
-                num_nodes = self._num_nodes[slot] if flight.is_drafting else 0
-                commits.append(Commit(sequence, tokens, num_accepted, num_nodes, slot))
-        self.report = self._clock.end(flight, commits)
-        if flight.is_drafting and self._calibrates:
-            self._calibrator.observe()
-        return commits
+            if not entry.decodes or not self._pending_lens[slot]:
+                continue  # an iteration before this one ended it
+            num_accepted, first = self._num_accepted[slot], slot * stride
+            tokens = out_tokens[first : first + num_accepted + 1].tolist()
+            num_nodes = self._num_nodes[slot] if flight.is_drafting else 0
+            all_accepted.append(num_accepted)
+            all_nodes += num_nodes
+            commit = commits.get(slot)
+            if commit is None:
+                commits[slot] = Commit(sequence, tokens, [num_accepted], [num_nodes], slot)
+            elif commit.token_ids[-1] >= 0:  # else it ends there
+                commit.token_ids += tokens
+                commit.num_accepted.append(num_accepted)
+                commit.num_nodes.append(num_nodes)
+        self._clock.note(all_accepted, all_nodes)
 
     def drain(self) -> None:
         """Waits for whatever is under way; nobody needs its results."""
@@ -212,18 +243,18 @@ class Runner:
         """Adds the target's log-probabilities of the first `num_tokens` committed tokens, of a
         sequence of the last step that asks for them."""
         root = int(self._cu_logits[commit.slot])
-        path = self._path[commit.slot, : commit.num_accepted].tolist()
+        path = self._path[commit.slot, : commit.num_accepted[-1]].tolist()
         rows = [root, *(root + node for node in path)][:num_tokens]
         logits = self.iteration.workspace.logits[rows]
         append_logprobs(commit.sequence, commit.token_ids[:num_tokens], logits, codec)
 
     def step_tree(self, commit: Commit) -> StepTree:
         """The tree of a sequence in the last step; `commit` must be one of that step's."""
-        slot, end = commit.slot, commit.num_nodes + 1
+        slot, end = commit.slot, commit.num_nodes[-1] + 1
         return StepTree(
             token_ids=self._tree_tokens[slot, 1:end].tolist(),
             parents=(self._tree_parents[slot, 1:end] - 1).tolist(),
-            accepted=(self._path[slot, : commit.num_accepted] - 1).tolist(),
+            accepted=(self._path[slot, : commit.num_accepted[-1]] - 1).tolist(),
             own_token_id=commit.token_ids[-1],
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from time import perf_counter
 
 import numpy as np
@@ -15,12 +16,17 @@ class StepClock:
     """Times steps and shares what they took out to their sequences.
 
     Args:
-        times_ns: [3] int64, of the last step that was read: start, after proposing, end.
+        times_ns: [3] int64, of the iteration that was read last: start, after proposing, end.
+
+    Attributes:
+        iteration_s: what the kernels took for the last one; infinite unless only decoding was done.
     """
 
     def __init__(self, times_ns: np.ndarray) -> None:
         self._times_ns = memoryview(times_ns)
         self._read_at = 0.0
+        self._noted: list[tuple[int, int, int, list[int], int]] = []
+        self.iteration_s = inf
 
     def begin(self, schedule: Schedule) -> float:
         """Now, when a step begins to be prepared."""
@@ -28,30 +34,48 @@ class StepClock:
             self._read_at = 0.0  # nobody was waiting: the time since the last step was idle
         return perf_counter()
 
-    def end(self, flight: Flight, commits: list[Commit]) -> StepReport:
-        """What a step did, once it has been read.
+    def note(self, num_accepted: list[int], num_nodes: int) -> None:
+        """Takes the times of an iteration that was read; `StepReport` has the arguments."""
+        self._noted.append((*self._times_ns.tolist(), num_accepted, num_nodes))
+
+    def end(self, flight: Flight, commits: dict[int, Commit]) -> list[StepReport]:
+        """What the iterations of a step did, once all have been read.
 
         A step that was started before the last one was read took the time since then.
         """
-        start_ns, proposed_ns, end_ns = self._times_ns.tolist()
-        draft_s, verify_s = (proposed_ns - start_ns) * 1e-9, (end_ns - proposed_ns) * 1e-9
-        scheduled = flight.schedule.scheduled
+        noted, self._noted = self._noted, []
         now, last = perf_counter(), self._read_at
-        self._read_at = now if scheduled else 0.0
+        self._read_at = now if flight.schedule.scheduled else 0.0
+        draft_s = verify_s = 0.0
+        for start, proposed, end, _, _ in noted:
+            draft_s += (proposed - start) * 1e-9
+            verify_s += (end - proposed) * 1e-9
         other_s = max(now - (last or flight.prepared_at) - draft_s - verify_s, 0.0)
-        num_nodes = 0
-        for commit in commits:
+        for commit in commits.values():
             sequence = commit.sequence
             sequence.draft_time_s += draft_s
             sequence.verify_time_s += verify_s
             sequence.other_time_s += other_s
-            num_nodes += commit.num_nodes
-        return StepReport(
-            num_accepted=[commit.num_accepted for commit in commits],
-            num_nodes=num_nodes,
-            num_rows=flight.num_tokens + num_nodes,
-            draft_time_s=draft_s,
-            verify_time_s=verify_s,
-            step_s=now - max(flight.prepared_at, last),
-            is_steady=flight.num_tokens == len(commits) and not flight.is_catching_up,
-        )
+        host_s = (now - max(flight.prepared_at, last) - draft_s - verify_s) / len(noted)
+        reports: list[StepReport] = []
+        for start, proposed, end, num_accepted, num_nodes in noted:
+            is_first = not reports
+            if not (is_first or num_accepted):
+                break  # everybody had ended before
+            num_tokens = flight.num_tokens if is_first else len(num_accepted)
+            reports.append(
+                StepReport(
+                    num_accepted=num_accepted,
+                    num_nodes=num_nodes,
+                    num_rows=num_tokens + num_nodes,
+                    draft_time_s=(proposed - start) * 1e-9,
+                    verify_time_s=(end - proposed) * 1e-9,
+                    step_s=(end - start) * 1e-9 + host_s,
+                    is_steady=num_tokens == len(num_accepted)
+                    and not (is_first and flight.is_catching_up),
+                )
+            )
+        newest = reports[-1]
+        is_usual = newest.is_steady and bool(newest.num_accepted)
+        self.iteration_s = newest.draft_time_s + newest.verify_time_s if is_usual else inf
+        return reports

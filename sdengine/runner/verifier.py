@@ -42,8 +42,8 @@ class Verdict:
             path=memory.results(b, depth),
             out_tokens=memory.results(b, depth + 1),
             final_node=memory.zeros(b, dtype=torch.int32),
-            tried=memory.results(b, *CELLS),
-            accepted=memory.results(b, *CELLS),
+            tried=memory.totals(b, *CELLS),
+            accepted=memory.totals(b, *CELLS),
         )
 
 

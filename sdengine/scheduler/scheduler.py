@@ -129,11 +129,37 @@ class Scheduler:
             sequence = entry.sequence
             if sequence.num_tokens + 1 >= sequence.max_total_tokens:
                 continue  # ends with the first token of the step under way
-            length = min(sequence.num_tokens + max_tokens, sequence.max_total_tokens)
-            if not self._grow(sequence, length + self._tree_room):
+            if not self._grow_ahead(sequence, max_tokens):
                 return None
             step.scheduled.append(ScheduledSequence(sequence, 1, True, True))
         return step if step.scheduled else None
+
+    def num_in_a_row(self, step: Schedule, most: int, max_tokens: int) -> int:
+        """How many iterations may follow one another before the next schedule, and their blocks.
+
+        Args:
+            step: the first one.
+            most: of them.
+            max_tokens: most tokens that one commits of a sequence.
+
+        Returns:
+            1 when a sequence joins or may do so, a prompt goes on, or blocks for the longest
+            outcome and trees are not to be had; otherwise `most`, or as many as sequences last at
+            one token each: the longest, or the shortest where others wait for its place.
+        """
+        if not step.scheduled or step.admitted or (self.waiting and self._free_slots):
+            return 1
+        left = []
+        for entry in step.scheduled:
+            sequence = entry.sequence
+            if entry.num_tokens > 1 or not (entry.decodes and entry.can_draft):
+                return 1
+            left.append(sequence.max_total_tokens - sequence.num_tokens)
+        most = min(most, min(left) if self.waiting else max(left))
+        for entry in step.scheduled:
+            if not self._grow_ahead(entry.sequence, most * max_tokens):
+                return 1
+        return most
 
     def hold(self) -> None:
         """A step is under way: keeps the slots and blocks that sequences leave until `let_go`."""
@@ -255,6 +281,11 @@ class Scheduler:
             return False
         sequence.block_table += self.pool.allocate(missing)
         return True
+
+    def _grow_ahead(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Blocks for so many more tokens, unless it ends before, and a tree."""
+        length = min(sequence.num_tokens + num_tokens, sequence.max_total_tokens)
+        return self._grow(sequence, length + self._tree_room)
 
     def _preempt(self, sequence: Sequence, step: Schedule) -> None:
         # It is the youngest: whoever has a part in the step already is older.

@@ -30,7 +30,7 @@ class Turnstile:
         self._num_allowed = 0.0
         engine.step = self._held_step  # type: ignore[method-assign]
 
-    def _held_step(self) -> list[RequestOutput]:
+    def _held_step(self, *limits: float) -> list[RequestOutput]:
         if self._num_allowed > 0:
             self._num_allowed -= 1
             return self.step()

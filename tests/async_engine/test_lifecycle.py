@@ -145,7 +145,7 @@ def test_a_drain_that_is_cancelled_ends_the_thread_all_the_same(make_engine: Mak
     engine = make_engine()
     is_stepping, may_go_on, step = threading.Event(), threading.Event(), engine.step
 
-    def held_step() -> list[RequestOutput]:
+    def held_step(*limits: float) -> list[RequestOutput]:
         is_stepping.set()
         may_go_on.wait(60)
         return step()

@@ -44,7 +44,7 @@ class FakeEngine:
     def has_unfinished_requests(self) -> bool:
         return bool(self._running)
 
-    def step(self) -> list[RequestOutput]:
+    def step(self, *limits: float) -> list[RequestOutput]:
         outputs = []
         for request_id, done in list(self._running.items()):
             self._running[request_id] = done + 1

@@ -34,7 +34,8 @@ def test_steps_that_outlast_the_requests_are_refused(capsys: pytest.CaptureFixtu
 def test_a_run_prints_a_line_for_every_case(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--batch-sizes", "1", "2", "--modes", "plain", "4 nodes", "--steps", "2"]
     assert main([*options, "--turns", "2", "--num-threads", "1"]) == 0
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()[-4:]]
-    assert [row[0] for row in rows] == ["1", "1", "2", "2"]
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[-8:]]
+    assert [row[0] for row in rows] == list("11112222")
+    assert [row[-9] for row in rows] == list("18181818")
     calls = [int(row[-2]) for row in rows]
-    assert 0 < calls[0] < calls[2] and 0 < calls[1] < calls[3]
+    assert 0 < calls[0] < calls[4] and 0 < calls[2] < calls[6]

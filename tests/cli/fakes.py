@@ -64,7 +64,8 @@ class FakeLLM:
         for number, text in enumerate(self.steps, start=1):
             is_last = number == len(self.steps)
             ids = [ord(letter) for letter in text]
-            yield StreamDelta(text, ids, len(ids) - 1, whole if is_last else None)
+            from_draft = [True] * (len(ids) - 1) + [False]
+            yield StreamDelta(text, ids, from_draft, whole if is_last else None)
 
     def _output(self, prompt: object) -> RequestOutput:
         text = "".join(self.steps)

@@ -56,7 +56,8 @@ def shown(stream: io.StringIO, *deltas: StreamDelta) -> str:
 
 
 def delta(text: str, num_accepted: int) -> StreamDelta:
-    return StreamDelta(text, [ord(letter) for letter in text], num_accepted)
+    ids = [ord(letter) for letter in text]
+    return StreamDelta(text, ids, [i < num_accepted for i in range(len(ids))])
 
 
 def test_accepted_text_is_tinted_and_the_targets_own_token_is_not() -> None:
@@ -72,8 +73,16 @@ def test_a_pipe_gets_the_text_and_a_final_newline() -> None:
 
 
 def test_held_back_text_is_tinted_whole() -> None:
-    late = StreamDelta("ab", [ord("x")], 1)
+    late = StreamDelta("ab", [ord("x")], [True])
     assert shown(TerminalStream(), late) == "\x1b[36mab\x1b[0m\n"
+
+
+def test_every_token_of_several_iterations_has_its_tint() -> None:
+    """Also where its text comes with a later delta, because it might have begun a stop string."""
+    ids, from_draft = [ord(letter) for letter in "abcdef"], [True, False, False, True, True, False]
+    first, last = StreamDelta("abcd", ids, from_draft), StreamDelta("efg", [ord("g")], [False])
+    tinted = "\x1b[36ma\x1b[0mbc\x1b[36md\x1b[0m\x1b[36me\x1b[0mfg\n"
+    assert shown(TerminalStream(), first, last) == tinted
 
 
 def test_the_prompt_is_shown_to_a_terminal_only() -> None:

@@ -21,26 +21,35 @@ COSTS = CostModel((1, 8, 16), (1.0, 1.0, 2.0), 0.1, 0.1)
 
 
 def simulate(
-    controller: AdaptiveController, accepted: int, draft_s: float, steps: int, slowdown: float = 1.0
+    controller: AdaptiveController,
+    accepted: int,
+    draft_s: float,
+    steps: int,
+    slowdown: float = 1.0,
+    in_a_row: int = 1,
 ) -> tuple[float, int, int]:
-    """Runs steps in a world where `accepted` draft tokens come of every tree.
+    """Runs steps in a world where `accepted` draft tokens come of every tree, up to so many in a
+    row.
 
     Returns:
         Seconds, tokens, and how many steps speculated.
     """
     seconds, tokens, speculated = 0.0, 0, 0
-    for _ in range(steps):
+    while steps > 0:
         plan = controller.plan(1)
         nodes = min(7, plan.max_batch_nodes) if plan.depth else 0
         num_accepted = min(accepted, plan.depth, nodes)
         draft = draft_s if plan.depth else 0.0
         verify = COSTS.verify_time(1 + nodes) * slowdown
-        controller.observe(
-            plan, StepReport([num_accepted], nodes, 1 + nodes, draft, verify, draft + verify, True)
-        )
-        seconds += draft + verify
-        tokens += 1 + num_accepted
-        speculated += plan.depth > 0
+        total = draft + verify
+        report = StepReport([num_accepted], nodes, 1 + nodes, draft, verify, total, True)
+        num_iterations = min(in_a_row, plan.num_iterations, steps)
+        for _ in range(num_iterations):
+            controller.observe(plan, report)
+        seconds += num_iterations * total
+        tokens += num_iterations * (1 + num_accepted)
+        speculated += num_iterations * (plan.depth > 0)
+        steps -= num_iterations
     return seconds, tokens, speculated
 
 
@@ -75,21 +84,39 @@ def test_late_reports_lengthen_a_pause_by_one_step_and_nothing_else() -> None:
     assert set(pauses(useful)[1:-1]) == {3} and sum(depth > 0 for depth in useful) > 450
 
 
+@pytest.mark.parametrize("in_a_row", [1, 8])
 @pytest.mark.parametrize("slowdown", [1.0, 2.5])
-def test_keeps_speculating_while_it_pays(slowdown: float) -> None:
+def test_keeps_speculating_while_it_pays(slowdown: float, in_a_row: int) -> None:
     controller = AdaptiveController(COSTS, GrowingSize(8, 16))
-    _, _, speculated = simulate(controller, 3, 0.4 * slowdown, 500, slowdown)
+    _, _, speculated = simulate(controller, 3, 0.4 * slowdown, 500, slowdown, in_a_row)
     assert speculated >= 500 * 0.96 - FIRST_PLAIN_STEPS, (
         "but for the plain steps it compares itself with"
     )
 
 
-def test_a_useless_draft_costs_under_three_percent() -> None:
+@pytest.mark.parametrize("in_a_row", [1, 8])
+def test_a_useless_draft_costs_under_three_percent(in_a_row: int) -> None:
     controller = AdaptiveController(COSTS, GrowingSize(8, 16))
-    seconds, tokens, speculated = simulate(controller, 0, 0.5, 3000)
+    seconds, tokens, speculated = simulate(controller, 0, 0.5, 3000, in_a_row=in_a_row)
     assert tokens == 3000
     assert seconds < 1.03 * 3000 * COSTS.verify_time(1)
     assert speculated > 12, "it must be tried again now and then"
+
+
+def test_iterations_follow_one_another_where_nothing_is_decided() -> None:
+    """All of a pause, a trial's in pairs once it has begun, and no more than are looked at."""
+    controller, num_iterations = AdaptiveController(COSTS, GrowingSize(8, 16)), []
+    for _ in range(28):
+        plan = controller.plan(1)
+        report = StepReport([3 * (plan.depth > 0)], 3, 4, 0.1, 1.0, 1.1, True)
+        num_iterations.append((plan.depth > 0, plan.num_iterations))
+        for _ in range(min(plan.num_iterations, 8)):
+            controller.observe(plan, report)
+    trial = [(True, 1)] * 2 + [(True, 2)] * 7
+    assert num_iterations[:11] == [(False, 16), (False, 8), *trial]
+    assert num_iterations[11:19] == [(True, 4)] * 8
+    assert num_iterations[19] == (False, 2), "a plain step in between"
+    assert controller.plan(0).num_iterations == 1
 
 
 def plain_and_slow(controller: AdaptiveController, steps: int) -> None:
@@ -267,7 +294,9 @@ def test_nothing_is_drafted_without_decoding_sequences() -> None:
 
 
 def test_fixed_plan_is_what_was_asked_for() -> None:
-    assert FixedController(4, 16).plan(3) == StepPlan(4, 48)
+    plan = FixedController(4, 16).plan(3)
+    assert plan == StepPlan(4, 48, num_iterations=plan.num_iterations)
+    assert plan.num_iterations > 1000, "no plan differs from the one before"
     assert FixedController(4, 16, 20).plan(3).max_batch_nodes == 20
 
 

@@ -33,6 +33,7 @@ class World:
         token_s: what the draft takes for a token that it missed.
         overhead_s: of every step of trees.
         tells: whether the controller may ask what is before it.
+        in_a_row: most iterations that a plan serves, if it says that it may.
         known: costs that the last plan brought.
     """
 
@@ -48,6 +49,7 @@ class World:
     batch: int = 1
     request: int = REQUEST
     tells: bool = True
+    in_a_row: int = 1
     known: CostModel | None = None
 
     def run(self, controller: AdaptiveController, tokens: int) -> World:
@@ -56,8 +58,9 @@ class World:
         end = self.tokens + tokens
         while self.tokens < end:
             plan = controller.plan(self.batch, self.outlook if self.tells else None)
-            report = self.step(plan, rng)
-            controller.observe(plan, report)
+            num_iterations = min(self.in_a_row, plan.num_iterations)
+            for report in [self.step(plan, rng) for _ in range(num_iterations)]:
+                controller.observe(plan, report)
         return self
 
     def step(self, plan: StepPlan, rng: np.random.Generator) -> StepReport:
@@ -118,10 +121,15 @@ def pair(acceptance: float, tokens: int, **settings: object) -> World:
     return world.run(AdaptiveController(world.costs, GrowingSize(8, 16)), tokens)
 
 
+@pytest.mark.parametrize("in_a_row", [1, 8])
 @pytest.mark.parametrize("token_s", [0.01, 0.1])
-def test_a_pair_that_does_not_pay_comes_to_cost_next_to_nothing(token_s: float) -> None:
+def test_a_pair_that_does_not_pay_comes_to_cost_next_to_nothing(
+    token_s: float, in_a_row: int
+) -> None:
     """Whatever it takes the draft to read what it missed."""
-    early, late = (pair(0.2, tokens, token_s=token_s) for tokens in (2000, 12000))
+    early, late = (
+        pair(0.2, tokens, token_s=token_s, in_a_row=in_a_row) for tokens in (2000, 12000)
+    )
     assert early.loss < 0.03 and late.loss < 0.012, (early.loss, late.loss)
     assert late.num_trees > early.num_trees >= 3, "it is tried again all the same"
 

@@ -21,6 +21,7 @@ from tests.model.tokenizer_files import make_tokenizer_dir
 
 MakeEngine = Callable[..., Engine]
 MakeLLM = Callable[..., LLM]
+ANY_TIME_S = 600.0
 
 
 def related_draft(seed: int = 0) -> str:
@@ -107,14 +108,18 @@ def run_all(
 
 
 def run_outputs(
-    engine: Engine, prompts: list[list[int]], params: list[SamplingParams]
+    engine: Engine,
+    prompts: list[list[int]],
+    params: list[SamplingParams],
+    max_iterations: int = 1,
 ) -> list[RequestOutput]:
-    """Final outputs of each prompt (n = 1), in order."""
+    """Final outputs of each prompt (n = 1), in order; so many iterations in a row at most, however
+    long they take."""
     for i, (prompt, sampling) in enumerate(zip(prompts, params)):
         engine.add_request(f"r{i}", prompt, sampling)
     finished: dict[str, RequestOutput] = {}
     while engine.has_unfinished_requests():
-        for output in engine.step():
+        for output in engine.step(max_iterations, ANY_TIME_S):
             if output.finished:
                 finished[output.request_id] = output
     return [finished[f"r{i}"] for i in range(len(prompts))]

@@ -55,7 +55,7 @@ def nodes_by_step(engine: Engine, requests: list[SamplingParams]) -> list[int]:
     seen = []
     while engine.has_unfinished_requests():
         engine.step()
-        seen.append(engine._runner.report.num_nodes)
+        seen.append(engine.last_report.num_nodes)
     return seen
 
 
@@ -85,9 +85,9 @@ def test_the_best_nodes_of_the_batch_are_kept(make_engine: MakeEngine) -> None:
     for i, prompt in enumerate(prompts):
         engine.add_request(f"r{i}", prompt, params(max_tokens=8)[0])
     engine.step()
-    while not engine._runner.report.num_nodes:
+    while not engine.last_report.num_nodes:
         engine.step()
-    assert engine._runner.report.num_nodes == 4
+    assert engine.last_report.num_nodes == 4
     while engine.has_unfinished_requests():
         engine.step()
 

@@ -1,7 +1,7 @@
 """Speculation never changes a token: every drafter, policy, budget, dtype, batch and preemption.
 
-The oracle is the same engine without speculation, one request at a time; and that one is checked
-against the torch reference model, which knows neither caches nor batches.
+The oracle is the same engine without speculation, one request and one iteration at a time; and that
+one is checked against the torch reference model, which knows neither caches nor batches.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def test_tokens_are_those_of_plain_decoding(
         dtype=dtype,
         speculation=SpeculationConfig(**METHODS[method]),
     )
-    outputs = run_outputs(engine, PROMPTS, [sampling(name, i) for i in range(len(PROMPTS))])
+    params = [sampling(name, i) for i in range(len(PROMPTS))]
+    outputs = run_outputs(engine, PROMPTS, params, max_iterations=5)
     assert [list(o.outputs[0].token_ids) for o in outputs] == expected
     stats = [o.metrics.speculation for o in outputs]
     assert all(s is not None and s.num_steps > 0 for s in stats)

@@ -281,9 +281,11 @@ def test_random_life_in_a_tiny_cache(make_engine: MakeEngine, name: str, seed: i
 # Interruptions
 
 
+@pytest.mark.parametrize("max_iterations,num_calls", [(1, 5), (8, 2)])
 def test_an_interrupted_call_leaves_the_engine_usable(
-    make_llm: MakeLLM, monkeypatch: pytest.MonkeyPatch
+    make_llm: MakeLLM, monkeypatch: pytest.MonkeyPatch, max_iterations: int, num_calls: int
 ) -> None:
+    monkeypatch.setattr("sdengine.llm.MAX_ITERATIONS", max_iterations)
     llm = make_llm(draft=text_checkpoint(2), speculation=SPECULATIONS["trees"])
     expected = [o.outputs[0] for o in llm.generate(["import os", "the fox"], sampling())]
     step, start, calls = llm.engine.step, llm.engine._runner.start, 0
@@ -296,7 +298,7 @@ def test_an_interrupted_call_leaves_the_engine_usable(
             raise KeyboardInterrupt
         return result
 
-    for when in range(1, 6):
+    for when in range(1, num_calls + 1):
         for owner, name, original in (
             (llm.engine, "step", step),
             (llm.engine._runner, "start", start),  # the device is ahead of the host
@@ -391,7 +393,7 @@ def test_a_shared_prefix_is_computed_once(make_engine: MakeEngine, name: str, ab
         rows = 0
         while request not in traffic.lengths:
             traffic.step()
-            rows += engine._runner.report.num_rows - engine._runner.report.num_nodes
+            rows += engine.last_report.num_rows - engine.last_report.num_nodes
         return rows
 
     assert num_prompt_rows("first", LONG) == 40

@@ -89,6 +89,7 @@ def test_an_error_in_a_step_reaches_the_caller_as_it_is(
 def test_what_had_come_before_an_interrupt_is_still_delivered(
     make_llm: MakeLLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("sdengine.llm.MAX_ITERATIONS", 1)
     llm = make_llm()
     short = SamplingParams(max_tokens=3, temperature=0, ignore_eos=True)
     expected = [llm.generate(PROMPTS[0], params)[0].outputs for params in (short, GREEDY)]

@@ -89,6 +89,8 @@ def test_tokens_before_the_first_nan_are_kept(make_engine: MakeEngine, speculate
         assert list(got.token_ids) == free[: position + 1]
         assert (got.finish_reason, got.stop_reason) == ("abort", NOT_FINITE)
         assert got.logprobs is not None and len(got.logprobs) == position + 1
+        (again,) = run_outputs(engine, PROMPTS[:1], [GREEDY], max_iterations=7)[0].outputs
+        assert again == replace(got, logprobs=None, cumulative_logprob=None)
 
 
 def test_nan_in_rejected_tree_nodes_harms_nobody(make_engine: MakeEngine) -> None:

@@ -93,7 +93,7 @@ def test_completions_compute_the_shared_prompt_once(make_engine: MakeEngine, sha
     num_rows = 0
     while engine.has_unfinished_requests():
         engine.step()
-        num_rows += engine._runner.report.num_rows
+        num_rows += engine.last_report.num_rows
     # The last token of the prompt is always computed, so of 40 tokens 4 blocks of 8 are shared.
     assert num_rows == 3 * 9 + (40 + 8 + 8 if sharing else 3 * 40)
 

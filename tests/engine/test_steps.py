@@ -129,7 +129,7 @@ def test_no_step_follows_one_in_which_a_draft_reads_a_part_only(make_engine: Mak
     """How much it will have read is not known before that step has ended."""
     engine = make_engine(draft=related_draft(), speculation=TREES, max_num_batched_tokens=32)
     for num_missing, may_follow in ((32, True), (33, False)):
-        flight = Flight(Schedule(), StepPlan(4, 8), True, True, num_missing, True, 1, 0.0)
+        flight = Flight(Schedule(), StepPlan(4, 8), 1, True, True, num_missing, True, 1, 0.0)
         assert engine._runner.can_follow(flight) is may_follow
 
 

@@ -104,7 +104,7 @@ def test_who_asked_again_has_not_waited_longest(small: RunningServer) -> None:
 
 def test_where_all_are_at_work_a_newcomer_is_refused_and_they_go_on(small: RunningServer) -> None:
     engine = small.engine.engine
-    step, engine.step = engine.step, lambda: time.sleep(0.001) or []  # type: ignore[method-assign]
+    step, engine.step = engine.step, lambda *_: time.sleep(0.001) or []  # type: ignore[method-assign]
     busy = [small.connect() for _ in range(LIMIT)]
     for connection in busy:
         connection.sendall(request())

@@ -118,7 +118,7 @@ def test_an_answer_outlives_the_wait_for_the_next_head(
         b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
         b"Content-Length: %d\r\n\r\n" % len(body)
     )
-    engine.step = lambda: time.sleep(0.001) or []  # type: ignore[method-assign]
+    engine.step = lambda *_: time.sleep(0.001) or []  # type: ignore[method-assign]
     threading.Timer(0.5, lambda: setattr(engine, "step", step)).start()
     answer = answer_to(server, request + body, b"GET / HT")
     assert answer.startswith(b"HTTP/1.1 200 OK") and b" 408 " in answer

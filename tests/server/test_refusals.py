@@ -179,7 +179,7 @@ class slow_request:
         engine = self._handle.engine.engine
         if self._body is not None:
             self._step = engine.step
-            engine.step = lambda: []  # type: ignore[method-assign]
+            engine.step = lambda *_: []  # type: ignore[method-assign]
         self._socket = self._handle.connect()
         head = f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {size}\r\n"
         self._socket.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + text)
@@ -199,7 +199,7 @@ class slow_request:
 def test_a_request_that_takes_too_long_is_answered() -> None:
     body = {"model": MODEL, "prompt": "x", "max_tokens": 200, "ignore_eos": True}
     engine = tiny_engine()
-    step, engine.step = engine.step, lambda: []  # type: ignore[method-assign]
+    step, engine.step = engine.step, lambda *_: []  # type: ignore[method-assign]
     with running(engine, request_timeout_s=0.2, body_timeout_s=0.2) as handle:
         url = f"{handle.url}/v1/completions"
         assert error_of(httpx.post(url, json=body), 504)["code"] == "timeout"
@@ -215,7 +215,7 @@ def test_a_stream_that_has_begun_ends_with_its_error() -> None:
     body = {"model": MODEL, "prompt": "x", "max_tokens": 200, "ignore_eos": True, "stream": True}
     engine = tiny_engine()
     step, steps = engine.step, iter(range(3))
-    engine.step = lambda: [] if next(steps, None) is None else step()  # type: ignore[method-assign]
+    engine.step = lambda *_: [] if next(steps, None) is None else step()  # type: ignore[method-assign]
     with running(engine, request_timeout_s=1.0) as handle:
         url = f"{handle.url}/v1/completions"
         with httpx.stream("POST", url, json=body) as response:
@@ -229,7 +229,7 @@ def test_a_stream_that_has_begun_ends_with_its_error() -> None:
 def test_a_failed_engine_is_told_by_health_and_requests() -> None:
     engine = tiny_engine()
 
-    def failing() -> list:
+    def failing(*_: object) -> list:
         raise OSError("out of order")
 
     engine.step = failing  # type: ignore[method-assign]

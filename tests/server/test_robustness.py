@@ -89,7 +89,7 @@ def held_server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(streaming, "SILENCE_S", 0.3)
     monkeypatch.setattr(half_close, "PROBE_S", 0.1)
     engine = tiny_engine()
-    step, engine.step = engine.step, lambda: time.sleep(0.001) or []  # type: ignore[method-assign]
+    step, engine.step = engine.step, lambda *_: time.sleep(0.001) or []  # type: ignore[method-assign]
 
     def release() -> None:
         engine.step = step  # type: ignore[method-assign]
@@ -210,7 +210,7 @@ def test_a_stream_that_times_out_as_it_breaks_its_silence_has_one_answer(
 
 def test_a_drain_that_takes_too_long_ends_streams_with_a_reason() -> None:
     engine = tiny_engine()
-    engine.step = lambda: time.sleep(0.001) or []  # type: ignore[method-assign]
+    engine.step = lambda *_: time.sleep(0.001) or []  # type: ignore[method-assign]
     with running(engine, drain_timeout_s=0.2) as handle:
         body = {**LONG, "stream": True}
         with httpx.stream("POST", f"{handle.url}/v1/completions", json=body) as response:

@@ -22,7 +22,7 @@ LONG = {"model": MODEL, "prompt": "x", "max_tokens": 200, "ignore_eos": True, "s
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_interrupt_does_not_wait(first: signal.Signals) -> None:
     engine = tiny_engine()
-    engine.step = lambda: time.sleep(0.001) or []  # type: ignore[method-assign]
+    engine.step = lambda *_: time.sleep(0.001) or []  # type: ignore[method-assign]
     with running(engine, drain_timeout_s=100.0) as handle:
         said: list[str] = []
 
@@ -49,7 +49,7 @@ def test_a_second_interrupt_does_not_wait(first: signal.Signals) -> None:
 
 def test_a_second_interrupt_leaves_clients_that_do_not_read() -> None:
     engine = tiny_engine()
-    engine.step = lambda: time.sleep(0.001) or []  # type: ignore[method-assign]
+    engine.step = lambda *_: time.sleep(0.001) or []  # type: ignore[method-assign]
     with running(engine, drain_timeout_s=100.0) as handle, handle.connect() as half:
         half.sendall(
             b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n"

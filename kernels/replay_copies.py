@@ -1,0 +1,75 @@
+"""Replay copies: what each of several replays in a row left behind, when nobody read in between.
+
+On a CPU kernels and host share their memory, so the second replay overwrites what the first one
+wrote. The tensors that the host reads lie side by side here; replays in a row copy them once each,
+and `restore` brings the copies back one at a time, oldest first. The last copy is what lies there
+anyway: once all are back, memory is as if the host had read after every replay.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+import torch
+
+ALIGNMENT = 64
+CHUNK_BYTES = 1 << 20  # of which what is never touched costs address space only
+
+
+class ReplayCopies:
+    """Tensors that replays write, and copies of them.
+
+    Attributes:
+        num_left: copies that were not brought back; 0 for whoever does not care about them.
+    """
+
+    def __init__(self) -> None:
+        self._chunks: list[np.ndarray] = []
+        self._addresses: list[int] = []
+        self._used: list[int] = []
+        self._copies = np.empty((0, 0), dtype=np.uint8)
+        self._num_begun = self.num_left = 0
+
+    def allocate(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """A tensor of zeros that is copied."""
+        size = -(-prod(shape) * dtype.itemsize // ALIGNMENT) * ALIGNMENT
+        if not self._chunks or self._used[-1] + size > len(self._chunks[-1]):
+            chunk = torch.zeros(max(size, CHUNK_BYTES), dtype=torch.uint8)
+            self._chunks.append(chunk.numpy())
+            self._addresses.append(chunk.data_ptr())
+            self._used.append(0)
+        start = self._used[-1]
+        self._used[-1] += size
+        end = start + prod(shape) * dtype.itemsize
+        return torch.from_numpy(self._chunks[-1][start:end]).view(dtype).view(shape)
+
+    @property
+    def sources(self) -> list[tuple[int, int]]:
+        """Address and size of everything that is copied."""
+        return list(zip(self._addresses, self._used))
+
+    def begin(self, num_replays: int) -> int:
+        """Makes room for the copies of so many replays, which come next; returns its address."""
+        size = sum(self._used)
+        if len(self._copies) < num_replays or self._copies.shape[1] != size:
+            self._copies = np.empty((num_replays, size), dtype=np.uint8)
+        self._num_begun = self.num_left = num_replays
+        return int(self._copies.ctypes.data)
+
+    def keep(self, replay: int) -> None:
+        """Copies what lies there now, for a replay that does not copy by itself."""
+        start = 0
+        for chunk, used in zip(self._chunks, self._used):
+            self._copies[replay, start : start + used] = chunk[:used]
+            start += used
+
+    def restore(self) -> None:
+        """Brings the oldest copy back; nothing to do when none is left, after a single replay."""
+        if not self.num_left:
+            return
+        copy, start = self._copies[self._num_begun - self.num_left], 0
+        for chunk, used in zip(self._chunks, self._used):
+            chunk[:used] = copy[start : start + used]
+            start += used
+        self.num_left -= 1
