@@ -139,7 +139,7 @@ class AdaptiveController:
         if self._steps_left > 0:
             is_first = self._trial.steps < HOPELESS_STEPS
             return 1 if is_first else min(TRIAL_RUN, self._steps_left)
-        return max(min(LEARN_EVERY - len(self._reports), self._until_probe), 1)
+        return max(LEARN_EVERY - len(self._reports), 1)
 
     def observe(self, plan: StepPlan, report: StepReport) -> None:
         """Updates the running means and the verdict.

@@ -152,7 +152,7 @@ class Scheduler:
         left = []
         for entry in step.scheduled:
             sequence = entry.sequence
-            if entry.num_tokens > 1 or not (entry.decodes and entry.can_draft):
+            if entry.num_tokens > 1 or not entry.decodes:
                 return 1
             left.append(sequence.max_total_tokens - sequence.num_tokens)
         most = min(most, min(left) if self.waiting else max(left))

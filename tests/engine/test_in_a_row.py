@@ -7,12 +7,15 @@ would have been.
 from __future__ import annotations
 
 from dataclasses import replace
+from time import perf_counter
 from typing import Any
 
 import pytest
 
+from sdengine.controllers.base import AskOutlook
 from sdengine.core.config import SpeculationConfig
 from sdengine.core.outputs import RequestOutput
+from sdengine.core.plan import STREAM_SECONDS, UNSEEN_SECONDS, StepPlan, StepReport
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.engine import Engine
 from sdengine.errors import ConfigError
@@ -87,9 +90,11 @@ def test_outputs_and_counts_are_those_of_single_iterations(
     params = replace(PARAMS, **SAMPLING[sampling])
     expected, most = run(make(make_engine, name), params, 1)
     assert most == 1
-    outputs, most = run(make(make_engine, name), params, 7)
+    engine = make(make_engine, name)
+    outputs, most = run(engine, params, 7)
     assert list(map(counts, outputs)) == list(map(counts, expected))
     assert most == 7 or sampling == "stop tokens"
+    assert engine.last_report.num_accepted, "an iteration in which nobody was left is reported"
 
 
 def test_the_reference_backend_keeps_what_each_iteration_left(make_engine: MakeEngine) -> None:
@@ -194,9 +199,12 @@ def test_reports_share_what_the_host_took(make_engine: MakeEngine) -> None:
     engine = make_engine()
     engine.add_request("r", PROMPTS[0], PARAMS)
     for _ in range(3):
+        start = perf_counter()
         engine.step(5, ANY_TIME_S)
+        took = perf_counter() - start
     reports = engine.last_reports
     assert len(reports) == 5 and engine.last_report is reports[-1]
+    assert sum(report.step_s for report in reports) < took
     hosts = [r.step_s - r.draft_time_s - r.verify_time_s for r in reports]
     assert all(host == pytest.approx(hosts[0]) and host > 0 for host in hosts)
     assert all(r.is_steady and r.num_rows == 1 and r.num_accepted == [0] for r in reports)
@@ -216,3 +224,65 @@ def test_limits_that_make_no_sense_are_refused(
         engine.step(*limits)
     assert engine.last_reports[0].num_rows == 0, "nothing has begun"
     engine.abort_request("r")
+
+
+class Scripted:
+    """Plans one after the other; notes what it is told."""
+
+    def __init__(self, *plans: StepPlan) -> None:
+        self._plans = list(plans)
+        self.observed: list[tuple[StepPlan, StepReport]] = []
+
+    def plan(self, num_decoding: int, outlook: AskOutlook | None = None) -> StepPlan:
+        return self._plans.pop(0)
+
+    def observe(self, plan: StepPlan, report: StepReport) -> None:
+        self.observed.append((plan, report))
+
+
+def test_a_plan_serves_as_many_as_it_says(make_engine: MakeEngine) -> None:
+    """And a draft that catches up does so in the first of them only."""
+    engine = make(make_engine, "trees")
+    plain, trees = StepPlan(0, 0, num_iterations=4), StepPlan(2, 4, num_iterations=3)
+    engine.controller = scripted = Scripted(StepPlan(0, 0), StepPlan(0, 0), plain, trees, plain)
+    engine.add_request("r", PROMPTS[0], PARAMS)
+    for _ in range(4):
+        engine.step(8, ANY_TIME_S)
+    plans = [plan for plan, _ in scripted.observed]
+    assert plans[2:] == [plain] * 4 + [trees] * 3
+    is_steady = [report.is_steady for _, report in scripted.observed]
+    assert is_steady[1:] == [True] * 5 + [False, True, True]
+    engine.abort_request("r")
+
+
+def test_calibration_counts_every_iteration(make_engine: MakeEngine) -> None:
+    speculation = replace(TREES, calibrate=True)
+    engine = make_engine(draft=related_draft(), speculation=speculation)
+    engine.add_request("r", PROMPTS[0], PARAMS)
+    num_iterations = 0
+    for _ in range(4):
+        engine.step(3, ANY_TIME_S)
+        num_iterations += len(engine.last_reports)
+    assert num_iterations > 4 and engine._runner._calibrator._steps == num_iterations
+    engine.abort_request("r")
+
+
+def test_an_open_stream_makes_them_few(make_llm: MakeLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = make_llm()
+    step, seconds = llm.engine.step, set()
+
+    def seen(max_iterations: int, max_seconds: float) -> list[RequestOutput]:
+        seconds.add(max_seconds)
+        return step(max_iterations, max_seconds)
+
+    monkeypatch.setattr(llm.engine, "step", seen)
+    llm.generate("import os", PARAMS)
+    assert seconds == {UNSEEN_SECONDS}
+    stream = llm.stream("the dog", PARAMS)
+    seconds.clear()
+    llm.generate("import os", PARAMS)
+    assert seconds == {STREAM_SECONDS}
+    list(stream)
+    seconds.clear()
+    llm.generate("import os", PARAMS)
+    assert seconds == {UNSEEN_SECONDS}

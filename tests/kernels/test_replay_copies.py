@@ -77,8 +77,9 @@ def test_what_was_not_read_is_forgotten_with_the_next_start(backend: str) -> Non
     memory.land()
     assert lens[0] == 2
     program.start()
-    memory.land()
-    assert lens[0] == 3, "it goes on from what was read"
+    for _ in range(3):
+        memory.land()
+        assert lens[0] == 3, "it goes on from what was read"
     program.start(2)
     for expected in (4, 5, 5):
         memory.land()

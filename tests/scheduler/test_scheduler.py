@@ -279,6 +279,66 @@ def test_the_step_ahead_leaves_out_who_ended_or_ends_for_certain() -> None:
     assert scheduler.schedule_ahead(running, 1) is None
 
 
+@pytest.mark.parametrize("num_waiting,expected", [(0, 8), (1, 2)])
+def test_iterations_in_a_row_have_blocks_for_the_longest_outcome(
+    num_waiting: int, expected: int
+) -> None:
+    """As many as the longest sequence lasts, or the shortest where somebody waits for its slot."""
+    scheduler = Scheduler(BlockPool(64, 4), 2, 64, tree_room=5)
+    long, short = make_sequence("long", 3, max_tokens=9), make_sequence("short", 3, max_tokens=3)
+    for sequence in (long, short, *(make_sequence("w", 3) for _ in range(num_waiting))):
+        scheduler.add(sequence)
+    first = scheduler.schedule()
+    assert scheduler.num_in_a_row(first, 9, 1) == 1, "prompts"
+    run(first)
+    second = scheduler.schedule()
+    assert scheduler.num_in_a_row(second, 9, 2) == expected
+    longest = 4 + min(2 * expected, 8) + 5
+    assert [len(s.block_table) for s in (long, short)] == [-(-longest // 4), 3]
+    assert scheduler.num_in_a_row(second, 1, 2) == 1
+
+
+def test_no_iterations_in_a_row_while_somebody_joins_or_a_prompt_goes_on() -> None:
+    scheduler = Scheduler(BlockPool(64, 4), 2, 8, tree_room=0)
+    decoding, prompt = make_sequence("a", 3), make_sequence("b", 16)
+    scheduler.add(decoding)
+    run(scheduler.schedule())
+    assert scheduler.num_in_a_row(scheduler.schedule(), 4, 1) == 4
+    run(scheduler.schedule())
+    scheduler.add(prompt)
+    assert scheduler.num_in_a_row(Schedule(), 4, 1) == 1, "nobody"
+    for num_tokens in (7, 7, 2):
+        step = scheduler.schedule()
+        assert [entry.num_tokens for entry in step.scheduled] == [1, num_tokens]
+        assert scheduler.num_in_a_row(step, 4, 1) == 1
+        run(step)
+    assert scheduler.num_in_a_row(scheduler.schedule(), 4, 1) == 4
+
+
+def test_a_prompt_read_token_by_token_goes_on_all_the_same() -> None:
+    scheduler = Scheduler(BlockPool(64, 4), 1, 1, tree_room=0)
+    scheduler.add(make_sequence("a", 3))
+    seen = []
+    for _ in range(4):
+        step = scheduler.schedule()
+        assert [entry.num_tokens for entry in step.scheduled] == [1]
+        seen.append(scheduler.num_in_a_row(step, 4, 1))
+        run(step)
+    assert seen == [1, 1, 4, 4]
+
+
+def test_no_iterations_in_a_row_without_blocks_or_while_somebody_may_join() -> None:
+    scheduler = Scheduler(BlockPool(3, 4), 2, 64, tree_room=2)
+    first = make_sequence("a", 3, max_tokens=20)
+    scheduler.add(first)
+    run(scheduler.schedule())
+    scheduler.add(make_sequence("b", 9))  # there is a slot, but no blocks
+    step = scheduler.schedule()
+    assert step.admitted == [] and scheduler.num_in_a_row(step, 2, 1) == 1
+    scheduler.waiting.clear()
+    assert [scheduler.num_in_a_row(step, n, 1) for n in (6, 7)] == [6, 1]
+
+
 def test_what_a_sequence_leaves_is_held_while_a_step_is_under_way() -> None:
     scheduler, _ = decoding(a=3, b=9)
     first, second = scheduler.running

@@ -20,6 +20,7 @@ from sdengine.core.sampling_params import SamplingParams
 from sdengine.engine import Engine
 from sdengine.llm import LLM
 from sdengine.runner.runner import Runner
+from sdengine.scheduler.scheduler import Schedule
 from tests.engine.conftest import MakeEngine, MakeLLM, run_all, run_outputs, text_checkpoint
 from tests.engine.device.conftest import MakePair
 from tests.engine.device.lagging import LaggingDevice, lagging_device
@@ -51,6 +52,20 @@ def run(engine: Engine, **changes: Any) -> list[tuple[list[int], str | None]]:
 
 
 # Tokens
+
+
+def test_a_device_runs_ahead_where_a_cpu_has_iterations_in_a_row(
+    make_tiny: MakePair, device: LaggingDevice
+) -> None:
+    settings = {"speculation": spec_of("dyspec"), "max_num_seqs": 3}
+    params = [SamplingParams(max_tokens=20, ignore_eos=True, seed=i) for i in range(len(PROMPTS))]
+    expected = run_all(make_tiny("cpu", **settings), PROMPTS, params)
+    engine = make_tiny("triton", **settings)
+    outputs = run_outputs(engine, PROMPTS, params, max_iterations=8)
+    assert [list(output.outputs[0].token_ids) for output in outputs] == expected
+    assert device.num_ahead() > 6 and len(engine.last_reports) == 1
+    engine._runner._clock.iteration_s = 1e-3
+    assert engine._runner.most_in_a_row(Schedule(), 8, 600.0) == 1
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in REJECTING])
