@@ -8,6 +8,7 @@ anyway: once all are back, memory is as if the host had read after every replay.
 
 from __future__ import annotations
 
+from itertools import accumulate
 from math import prod
 
 import numpy as np
@@ -29,6 +30,7 @@ class ReplayCopies:
         self._addresses: list[int] = []
         self._used: list[int] = []
         self._copies = np.empty((0, 0), dtype=np.uint8)
+        self._parts: list[tuple[np.ndarray, np.ndarray]] = []  # of each chunk, and its copies
         self._num_begun = self.num_left = 0
 
     def allocate(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -54,22 +56,24 @@ class ReplayCopies:
         size = sum(self._used)
         if len(self._copies) < num_replays or self._copies.shape[1] != size:
             self._copies = np.empty((num_replays, size), dtype=np.uint8)
+            ends = list(accumulate(self._used, initial=0))
+            self._parts = [
+                (chunk[:used], self._copies[:, start : start + used])
+                for chunk, used, start in zip(self._chunks, self._used, ends)
+            ]
         self._num_begun = self.num_left = num_replays
         return int(self._copies.ctypes.data)
 
     def keep(self, replay: int) -> None:
         """Copies what lies there now, for a replay that does not copy by itself."""
-        start = 0
-        for chunk, used in zip(self._chunks, self._used):
-            self._copies[replay, start : start + used] = chunk[:used]
-            start += used
+        for source, copies in self._parts:
+            copies[replay] = source
 
     def restore(self) -> None:
         """Brings the oldest copy back; nothing to do when none is left, after a single replay."""
         if not self.num_left:
             return
-        copy, start = self._copies[self._num_begun - self.num_left], 0
-        for chunk, used in zip(self._chunks, self._used):
-            chunk[:used] = copy[start : start + used]
-            start += used
+        oldest = self._num_begun - self.num_left
+        for source, copies in self._parts:
+            source[:] = copies[oldest]
         self.num_left -= 1

@@ -61,7 +61,7 @@ CLEAR, CLEAR_PROBES = 0.75, 4  # so many times rarer while a token costs less th
 SETTLED_STEPS = 16  # plain steps after which decoding is as fast as if it had always been plain
 LOOK_EVERY = 4  # plain steps of a pause, once it is settled: looking at each took 2% of a step
 PLAIN_RATE = 0.15  # of what a plain step took, in the running mean
-LEARN_EVERY = 4  # steps of speculation that won its trial, which are looked at together: after a
+LEARN_EVERY = 8  # steps of speculation that won its trial, which are looked at together: after a
 # pass over weights none of this code is in the caches, and one report takes 75 us, four 120
 TRIAL_RUN = 2  # iterations in a row while speculation is on trial, once it was seen to accept
 # something: it may be lost after each

@@ -11,7 +11,7 @@ from sdengine.core.cost_model import CostModel
 MAX_ITERATIONS = 8
 """In a row, that the engine's faces ask for. A small model's host work between two iterations is a
 tenth of one, shared by eight of them a fiftieth."""
-STREAM_SECONDS = 0.004
+STREAM_SECONDS = 0.008
 """That iterations in a row may take where somebody reads along, who cannot tell."""
 UNSEEN_SECONDS = 0.03
 """And where nobody sees a token before the last one."""

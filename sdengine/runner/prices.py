@@ -8,6 +8,10 @@ import numpy as np
 from sdengine.core.plan import StepPlan
 from sdengine.runner.workspace import Workspace
 
+SAME_RATE = 0.02
+"""Two rates that differ by no more are one: thresholds are written anew in 85 us of cold code, and
+what a second is worth is not known that well."""
+
 
 class Prices:
     """Writes what a step's trees are cut by.
@@ -30,7 +34,8 @@ class Prices:
     def write(self, plan: StepPlan) -> None:
         """Writes down the plan of the next step, which drafts."""
         self._total_budget[0] = plan.max_batch_nodes
-        if plan.costs is not None or plan.tokens_per_s != self._tokens_per_s:
+        written = self._tokens_per_s
+        if plan.costs is not None or abs(plan.tokens_per_s - written) > SAME_RATE * written:
             self._write_thresholds(plan)
 
     def _write_thresholds(self, plan: StepPlan) -> None:

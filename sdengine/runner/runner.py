@@ -203,8 +203,7 @@ class Runner:
             self._read(flight, commits)
         self.reports = self._clock.end(flight, commits)
         if flight.is_drafting and self._calibrates:
-            for _ in self.reports:
-                self._calibrator.observe()
+            self._calibrator.observe(len(self.reports))
         return list(commits.values())
 
     def _read(self, flight: Flight, commits: dict[int, Commit]) -> None:

@@ -114,8 +114,8 @@ def test_iterations_follow_one_another_where_nothing_is_decided() -> None:
             controller.observe(plan, report)
     trial = [(True, 1)] * 2 + [(True, 2)] * 7
     assert num_iterations[:11] == [(False, 16), (False, 8), *trial]
-    assert num_iterations[11:19] == [(True, 4)] * 8
-    assert num_iterations[19] == (False, 2), "a plain step in between"
+    assert num_iterations[11:15] == [(True, 8)] * 4
+    assert num_iterations[15] == (False, 2), "plain steps in between"
     assert controller.plan(0).num_iterations == 1
 
 

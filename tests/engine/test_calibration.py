@@ -179,6 +179,25 @@ def test_what_was_counted_in_a_slot_belongs_to_the_sequence_that_leaves_it() -> 
     assert np.array_equal(counts.tables[0], pooled_rates(AcceptanceCurve(), seen, NOTHING))
 
 
+@pytest.mark.parametrize("num_steps", [1, 3, 5, 8])
+def test_steps_in_a_row_refresh_as_often_as_single_ones(num_steps: int) -> None:
+    """Each of them that comes to or over a step that is due."""
+    counts = Counts()
+    counts.calibrator.assign(0, GREEDY)
+    refreshed = []
+    for step in range(0, 4 * STEPS_PER_REFRESH, num_steps):
+        counts.tables[:] = -1.0
+        counts.tried[0, 0, 0] += 1
+        counts.calibrator.observe(num_steps)
+        if counts.tables[0, 0, 0] >= 0.0:
+            refreshed.append(step + num_steps)
+    later = [n * STEPS_PER_REFRESH for n in range(1, 5)]
+    due = [*EARLY_REFRESHES, *later]
+    ends = {-(-n // num_steps) * num_steps for n in due}
+    assert refreshed == sorted(end for end in ends if end <= refreshed[-1] and end)
+    assert refreshed[-1] >= 4 * STEPS_PER_REFRESH - num_steps
+
+
 @pytest.mark.parametrize("lengths", [(1, 1, 1, 1), (3, 1), (4,)])
 def test_no_count_is_lost_or_doubled_when_sequences_join(lengths: tuple[int, ...]) -> None:
     """However the same steps are divided among sequences, the same is learnt."""
