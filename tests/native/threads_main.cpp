@@ -1,6 +1,6 @@
-// The worker pool and recorded programs under the thread sanitizer: barriers inside a launch and
-// between launches, pools shared by two callers, wake-ups, pools that end at once, and fewer
-// workers while one of them makes no progress.
+// The worker pool and recorded programs under the thread sanitizer: barriers inside a launch,
+// between launches and between replays in a row, pools shared by two callers, wake-ups, pools that
+// end at once, and fewer workers while one of them makes no progress.
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -58,6 +58,32 @@ void check_barriers(int threads) {
     }
   }
   require(program.replay_timed(pool).size() == 4, "a time per launch");
+}
+
+// Every replay of a row is copied whole before the next one writes.
+void check_replays_in_a_row(int threads) {
+  constexpr int kReplays = 6;
+  ThreadPool pool(threads);
+  Exact<int64_t> values(97, 0), totals(threads, 0);
+  Program program;
+  program.append("sum_twice", sum_twice, SumArgs{values.get(), 97, totals.get()});
+  const size_t row = 97 + threads;
+  for (int round = 0; round < 20; ++round) {
+    Exact<int64_t> copies(kReplays * row, -1);
+    program.replay_in_a_row(
+        pool, kReplays,
+        {{reinterpret_cast<const char*>(values.get()), 97 * sizeof(int64_t)},
+         {reinterpret_cast<const char*>(totals.get()), threads * sizeof(int64_t)}},
+        reinterpret_cast<char*>(copies.get()));
+    const bool is_ordered = fuzz::plant() != fuzz::Plant::kMissingBarrier;
+    for (int i = 0; is_ordered && i < kReplays; ++i) {
+      const int64_t replays = round * kReplays + i + 1;
+      require(copies[i * row + 96] == replays * 96, "what this replay wrote");
+      for (int w = 0; w < pool.num_active(); ++w) {
+        require(copies[i * row + 97 + w] == replays * (97 * 96 / 2), "and what it summed up");
+      }
+    }
+  }
 }
 
 // n-grams on all workers, then selection and rows on one: data crosses workers only between
@@ -288,6 +314,7 @@ int main() {
   check_lost_waits();
   check_crowded_pool();
   for (int threads : {1, 2, 3, 5}) check_barriers(threads);
+  for (int threads : {1, 2, 4}) check_replays_in_a_row(threads);
   check_two_callers();
   check_short_lives();
   std::printf("threads: ok\n");
