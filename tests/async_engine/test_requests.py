@@ -10,6 +10,7 @@ from sdengine.async_engine import AsyncEngine, RequestStream
 from sdengine.async_engine import stream as stream_module
 from sdengine.core.config import SpeculationConfig
 from sdengine.core.outputs import RequestOutput
+from sdengine.core.plan import MAX_ITERATIONS
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.errors import RequestError, RequestTimeout, SdengineError
 from tests.async_engine.conftest import Turnstile
@@ -248,6 +249,13 @@ def test_logits_that_are_not_finite_raise(make_engine: MakeEngine) -> None:
 def test_trees_follow_the_outputs(make_engine: MakeEngine) -> None:
     speculation = SpeculationConfig(max_nodes=6, max_depth=3, adaptive=False)
     engine = make_engine(draft=related_draft(), speculation=speculation)
+    step, num_iterations = engine.step, []
+
+    def seen(max_iterations: int, max_seconds: float) -> list[RequestOutput]:
+        num_iterations.append(max_iterations)
+        return step(max_iterations, max_seconds)
+
+    engine.step = seen  # type: ignore[method-assign]
 
     async def main() -> None:
         async with AsyncEngine(engine) as asynchronous:
@@ -257,8 +265,10 @@ def test_trees_follow_the_outputs(make_engine: MakeEngine) -> None:
                 assert stream.step_tree is not None
                 sizes.append(len(stream.step_tree.token_ids))
             assert max(sizes) > 0
+            assert set(num_iterations) == {1}, "each one's tree is shown"
             plain = await asynchronous.submit([4, 5, 6], params_for(10))
             async for _ in plain:
                 assert plain.step_tree is None
+            assert num_iterations[-1] == MAX_ITERATIONS
 
     asyncio.run(main())
