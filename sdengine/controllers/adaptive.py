@@ -63,8 +63,9 @@ LOOK_EVERY = 4  # plain steps of a pause, once it is settled: looking at each to
 PLAIN_RATE = 0.15  # of what a plain step took, in the running mean
 LEARN_EVERY = 8  # steps of speculation that won its trial, which are looked at together: after a
 # pass over weights none of this code is in the caches, and one report takes 75 us, four 120
-TRIAL_RUN = 2  # iterations in a row while speculation is on trial, once it was seen to accept
-# something: it may be lost after each
+TRIAL_RUN = 4  # iterations in a row while speculation is on trial, after the first two: it may be
+# lost after each, but plain steps come eight in a row, and the host's work that one of them is
+# spared (up to 0.2 ms of the bundled pair's 1.2) must not be held against trees of 2.4 ms
 
 
 class AdaptiveController:

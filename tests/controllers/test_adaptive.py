@@ -104,7 +104,7 @@ def test_a_useless_draft_costs_under_three_percent(in_a_row: int) -> None:
 
 
 def test_iterations_follow_one_another_where_nothing_is_decided() -> None:
-    """All of a pause, a trial's in pairs once it has begun, and no more than are looked at."""
+    """All of a pause, some of a trial once it has begun, and no more than are looked at."""
     controller, num_iterations = AdaptiveController(COSTS, GrowingSize(8, 16)), []
     for _ in range(28):
         plan = controller.plan(1)
@@ -112,10 +112,10 @@ def test_iterations_follow_one_another_where_nothing_is_decided() -> None:
         num_iterations.append((plan.depth > 0, plan.num_iterations))
         for _ in range(min(plan.num_iterations, 8)):
             controller.observe(plan, report)
-    trial = [(True, 1)] * 2 + [(True, 2)] * 7
-    assert num_iterations[:11] == [(False, 16), (False, 8), *trial]
-    assert num_iterations[11:15] == [(True, 8)] * 4
-    assert num_iterations[15] == (False, 2), "plain steps in between"
+    trial = [(True, number) for number in (1, 1, 4, 4, 4, 2)]
+    assert num_iterations[:8] == [(False, 16), (False, 8), *trial]
+    assert num_iterations[8:12] == [(True, 8)] * 4
+    assert num_iterations[12] == (False, 2), "plain steps in between"
     assert controller.plan(0).num_iterations == 1
 
 
