@@ -105,7 +105,7 @@ class HostMemory:
 
     def __init__(self) -> None:
         self.copies = ReplayCopies()
-        self.land = self.copies.restore
+        self.land = self.copies.restore  # itself: every step calls it
 
     def zeros(self, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.zeros(shape, dtype=dtype)

@@ -70,8 +70,8 @@ class StreamView:
         for token, is_accepted in zip(delta.token_ids, delta.from_draft):
             self._tints += [is_accepted] * len(self._told.push([token]))
         # What was held back at the end, an unfinished character, is as the last token.
-        missing = len(delta.text) - len(self._tints)
-        tints = self._tints + [delta.num_accepted > 0 and delta.from_draft[-1]] * missing
+        is_last_accepted = bool(delta.from_draft and delta.from_draft[-1])
+        tints = self._tints + [is_last_accepted] * (len(delta.text) - len(self._tints))
         self._tints = tints[len(delta.text) :]
         shown, start = "", 0
         for is_accepted, run in groupby(tints[: len(delta.text)]):
