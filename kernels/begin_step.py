@@ -39,6 +39,7 @@ OUTPUTS = (
 def check(
     *,
     num_seqs: torch.Tensor,
+    min_running: torch.Tensor,
     scheduled_lens: torch.Tensor,
     can_draft: torch.Tensor,
     max_total_lens: torch.Tensor,
@@ -65,6 +66,8 @@ def check(
 
     Args:
         num_seqs: [1] int32.
+        min_running: [1] int32, fewest sequences that have tokens to compute; where fewer have, none
+            takes part: what ends a row of iterations in which all have to go on.
         scheduled_lens: [B] int32, most tokens to compute: a chunk of the prompt, 1 while decoding;
             0: the sequence takes no part, and everything that is written of it is 0 but max_emit.
         can_draft: [B] int32, whether there are blocks for a tree.
@@ -75,8 +78,8 @@ def check(
         depth_limit: [1] int32, deepest tree of this step.
         history: [B, S] int32, all known tokens.
         history_lens: [B] int32.
-        num_emitted: [B] int32, tokens that the step before appended; only these may have stopped
-            the sequence without the host's knowing.
+        num_emitted: [B] int32, tokens that the last step of the sequence appended; only these may
+            have stopped it without the host's knowing.
         computed_lens: [B] int32, tokens whose KV is in the target's cache.
         draft_computed_lens: [B] int32, the same for the draft's cache; None: no such cache follows
             in this step.
@@ -95,6 +98,7 @@ def check(
     """
     batch, _ = expect_tensor(OP_NAME, "history", history, torch.int32, (None, None)).shape
     expect_tensor(OP_NAME, "num_seqs", num_seqs, torch.int32, (1,))
+    expect_tensor(OP_NAME, "min_running", min_running, torch.int32, (1,))
     expect_tensor(OP_NAME, "depth_limit", depth_limit, torch.int32, (1,))
     expect_tensor(OP_NAME, "stop_tokens", stop_tokens, torch.int32, (batch, None))
     for name, tensor in (
@@ -123,6 +127,7 @@ def check(
 def reference(
     *,
     num_seqs: torch.Tensor,
+    min_running: torch.Tensor,
     scheduled_lens: torch.Tensor,
     can_draft: torch.Tensor,
     max_total_lens: torch.Tensor,
@@ -146,16 +151,20 @@ def reference(
     has_trees: bool,
 ) -> None:
     """Sequence by sequence."""
-    room = max_draft_rows
+    room, pendings = max_draft_rows, []
     for b in range(int(num_seqs)):
-        length, computed = int(history_lens[b]), int(computed_lens[b])
-        left = max(int(max_total_lens[b]) - length, 0)
+        length = int(history_lens[b])
         first_new = max(length - int(num_emitted[b]), int(first_stops[b]))
         is_stopped = bool(torch.isin(history[b, first_new:length], stop_tokens[b]).any())
-        pending = 0
-        if int(scheduled_lens[b]) and left and not is_stopped:
-            pending = min(int(scheduled_lens[b]), length - computed)
-        end = computed + pending
+        goes_on = int(scheduled_lens[b]) and length < int(max_total_lens[b]) and not is_stopped
+        most = length - int(computed_lens[b])
+        pendings.append(min(int(scheduled_lens[b]), most) if goes_on else 0)
+    if sum(pending > 0 for pending in pendings) < int(min_running):
+        pendings = [0] * len(pendings)
+    for b, pending in enumerate(pendings):
+        length = int(history_lens[b])
+        left = max(int(max_total_lens[b]) - length, 0)
+        end = int(computed_lens[b]) + pending
         missing = 0
         if pending and draft_computed_lens is not None:
             missing = max(end - int(draft_computed_lens[b]), 0)
@@ -177,6 +186,7 @@ def cpu(
     native: Any,
     *,
     num_seqs: torch.Tensor,
+    min_running: torch.Tensor,
     scheduled_lens: torch.Tensor,
     can_draft: torch.Tensor,
     max_total_lens: torch.Tensor,
@@ -203,6 +213,7 @@ def cpu(
     load_cpu().begin_step(
         native,
         address(num_seqs),
+        address(min_running),
         address(scheduled_lens),
         address(can_draft),
         address(max_total_lens),
@@ -239,6 +250,7 @@ def bench_cases() -> Iterator[Case]:
             name: torch.full((batch,), value, dtype=torch.int32) for name, value in values.items()
         }
         args["num_seqs"] = torch.tensor([batch], dtype=torch.int32)
+        args["min_running"] = torch.zeros(1, dtype=torch.int32)
         args["depth_limit"] = torch.tensor([8], dtype=torch.int32)
         args["stop_tokens"] = torch.full((batch, 8), -1, dtype=torch.int32)
         args["history"] = torch.zeros(batch, 4096, dtype=torch.int32)

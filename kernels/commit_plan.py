@@ -61,7 +61,8 @@ def check(
         path: [B, D] int32, from tree_verify: accepted nodes of the TokenTree.
         out_tokens: [B, D + 1] int32, from tree_verify; the first -1 ends what is emitted.
         max_emit: [B] int32, most tokens to emit (what max_tokens and the context leave).
-        num_emitted: [B] int32, written: tokens appended. The host cuts stop tokens and strings.
+        num_emitted: [B] int32, written: tokens appended, by the last step in which the sequence
+            took part. The host cuts stop tokens and strings.
         history: [B, S] int32, all known tokens; appended to, never past S.
         history_lens: [B] int32, advanced by num_emitted.
         computed_lens: [B] int32, tokens whose KV is in the target's cache; advanced by pending +
@@ -176,7 +177,8 @@ def reference(
         end = int(history_lens[b])
         history[b, end : end + len(emitted)] = torch.tensor(emitted, dtype=torch.int32)
         history_lens[b] += len(emitted)
-        num_emitted[b] = len(emitted)
+        if int(pending_lens[b]):
+            num_emitted[b] = len(emitted)
         for token in emitted:
             if output_counts is not None:
                 output_counts[b, token] += 1

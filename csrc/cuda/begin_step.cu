@@ -1,7 +1,7 @@
 // begin_step: what every sequence does in this step. Contract: kernels/begin_step.py.
 //
 // One block per sequence. It adds up for itself what the drafts of the sequences before it are
-// missing, so nothing has to be exchanged between blocks.
+// missing, and whether enough go on, so nothing has to be exchanged between blocks.
 #include "cuda/block.cuh"
 #include "cuda/launch.cuh"
 #include "sdengine/begin_step.h"
@@ -16,13 +16,20 @@ __global__ void begin_step_kernel(BeginStepArgs args) {
   const Block block(layout.take<uint32_t>(kMaxWarps));
   const int32_t b = static_cast<int32_t>(blockIdx.x);
   if (b >= *args.num_seqs) return;
+  bool go_on = true;
+  if (*args.min_running > 1) {
+    int32_t num_running = 0;
+    for (int32_t i = block.rank(); i < *args.num_seqs; i += block.size())
+      num_running += begin::num_pending(args, i) > 0;
+    go_on = begin::are_enough(args, block.sum(num_running));
+  }
   int32_t earlier = 0;
   if (args.draft_computed_lens != nullptr) {
     for (int32_t i = block.rank(); i < b; i += block.size())
       earlier += begin::num_missing(args, i, begin::num_pending(args, i));
     earlier = block.sum(earlier);
   }
-  if (block.is_leader()) begin_sequence(args, b, begin::num_pending(args, b), earlier);
+  if (block.is_leader()) begin_sequence(args, b, go_on ? begin::num_pending(args, b) : 0, earlier);
 }
 
 }  // namespace

@@ -11,9 +11,9 @@ from sdengine.kernels.spec import address
 
 def launch_of(**args: Any) -> Launch:
     """The launch of checked arguments."""
-    lens = ("num_seqs", "scheduled_lens", "can_draft", "max_total_lens", "first_stops")
+    lens = ("num_seqs", "min_running", "scheduled_lens", "can_draft", "max_total_lens")
     arguments = BeginStepArgs(
-        *(address(args[name]) for name in (*lens, "stop_tokens")),
+        *(address(args[name]) for name in (*lens, "first_stops", "stop_tokens")),
         args["stop_tokens"].shape[1],
         address(args["depth_limit"]),
         address(args["history"]),

@@ -98,8 +98,8 @@ class MovePlanView(Structure):
 
 class BeginStepArgs(Structure):
     _fields_ = [
-        *pointers("num_seqs", "scheduled_lens", "can_draft", "max_total_lens", "first_stops"),
-        *pointers("stop_tokens"),
+        *pointers("num_seqs", "min_running", "scheduled_lens", "can_draft", "max_total_lens"),
+        *pointers("first_stops", "stop_tokens"),
         *ints("num_stop_tokens"),
         *pointers("depth_limit", "history"),
         *longs("max_history"),

@@ -69,6 +69,11 @@ class Calibrator:
         self._kind_of_slot[slot] = kind
         self._tables[slot] = self._current[kind]
 
+    @property
+    def steps_to_refresh(self) -> int:
+        """Drafting steps until the tables change, at least 1."""
+        return self._refresh_at - self._steps
+
     def observe(self, num_steps: int = 1) -> None:
         """Called after drafting steps; refreshes the tables now and then."""
         self._steps = now = self._steps + num_steps

@@ -212,6 +212,7 @@ class Iteration:
         program.launch(
             "begin_step",
             num_seqs=workspace.num_seqs,
+            min_running=workspace.min_running,
             scheduled_lens=state.scheduled_lens,
             can_draft=state.can_draft,
             max_total_lens=state.max_total_lens,

@@ -53,6 +53,7 @@ class Runner:
         self._host = HostView(workspace.state, workspace.memory)
         self._prices = Prices(workspace)
         self._depth_limit = host(workspace.depth_limit)
+        self._min_running = host(workspace.min_running)
         self._stop_tokens = host(workspace.stop_tokens)
         self._tree_tokens = host(workspace.token_tree.tokens)
         self._tree_parents = host(workspace.token_tree.parents)
@@ -150,11 +151,19 @@ class Runner:
         return Outlook(backlog, left / max(len(decoding), 1))
 
     def most_in_a_row(self, schedule: Schedule, limit: int, seconds: float) -> int:
-        """How many iterations may follow one another, the first one being that of `schedule`: 1, or
-        so many of those that were last seen that they fit into `seconds`."""
-        if self.runs_ahead or any(e.sequence.logprobs is not None for e in schedule.scheduled):
+        """How many iterations may follow one another, the first one being that of `schedule`: 1
+        where the host has to read each of them, or so many of those that were last seen that they
+        fit into `seconds`."""
+        if self.runs_ahead or any(self._is_watched(e.sequence) for e in schedule.scheduled):
             return 1
         return max(int(min(limit, seconds / self._clock.iteration_s)), 1)
+
+    def _is_watched(self, sequence: Sequence) -> bool:
+        """Whether the host needs what only stays until the next iteration, or alone can tell when
+        the sequence ends; what came after that would be in vain, and cost others time."""
+        num_stops, num_known_stops = len(sequence.stop_token_ids), self._stop_tokens.shape[1]
+        has_strings = bool(sequence.params.stop_strings)
+        return sequence.logprobs is not None or has_strings or num_stops > num_known_stops
 
     @property
     def max_step_tokens(self) -> int:
@@ -163,7 +172,8 @@ class Runner:
 
     def start(self, schedule: Schedule, plan: StepPlan, num_iterations: int = 1) -> Flight:
         """Starts the iteration that was prepared: grows trees, passes them through the target,
-        verifies, commits; and so many in a row. On a CPU they are over when this returns."""
+        verifies, commits; and at most so many in a row. On a CPU they are over when this
+        returns."""
         scheduled = schedule.scheduled
         is_drafting = self._has_drafter and plan.depth > 0
         catches_up = (
@@ -178,6 +188,10 @@ class Runner:
         if is_drafting:
             self._depth_limit[0] = min(plan.depth, self._sizes.max_depth)
             self._prices.write(plan)
+            if self._calibrates:
+                # Estimates change after the same steps however many the clock lets follow one
+                # another, so the same requests grow the same trees.
+                num_iterations = min(num_iterations, self._calibrator.steps_to_refresh)
         flight = Flight(
             schedule,
             plan,
@@ -189,6 +203,9 @@ class Runner:
             num_tokens=self._num_tokens,
             prepared_at=self._prepared_at,
         )
+        # An iteration in which anybody's place became free would keep it from those who wait.
+        is_awaited = num_iterations > 1 and schedule.has_waiting
+        self._min_running[0] = len(scheduled) if is_awaited else 0
         limit = self._row_limit(flight) if self.iteration.has_row_limits else None
         variant = Variant(is_drafting, self._penalties.is_needed, catches_up, limit)
         self.iteration.program(variant).start(num_iterations)

@@ -75,6 +75,7 @@ class Workspace:
         sizes: their capacities.
         state: per-slot state.
         num_seqs: [1] = B; slots that take no part have no pending tokens.
+        min_running [1]: fewest sequences that go on; where fewer do, a step does nothing.
         draft_tree, token_tree: trees while and after they grow.
         target_rows: the target's pass.
         pending_tokens [N], cu_pending [B + 1]: its pending tokens, packed.
@@ -93,6 +94,7 @@ class Workspace:
     sizes: Sizes
     state: BatchState
     num_seqs: torch.Tensor
+    min_running: torch.Tensor
     draft_tree: DraftTree
     token_tree: TokenTree
     target_rows: RowBatch
@@ -131,6 +133,7 @@ class Workspace:
             sizes=sizes,
             state=BatchState.allocate(memory, b, sizes.max_history, sizes.max_blocks),
             num_seqs=memory.inputs(1, fill=b),
+            min_running=memory.inputs(1),
             draft_tree=DraftTree.allocate(b, nodes, device),
             token_tree=_shown_tree(TokenTree.allocate(b, nodes, device), memory),
             target_rows=RowBatch.allocate(b, rows, mask_words(nodes), device),

@@ -38,12 +38,14 @@ class ScheduledSequence:
 
 @dataclass(slots=True)
 class Schedule:
-    """A step: who runs, who joined, which slots were taken back, and which of their blocks."""
+    """A step: who runs, who joined, which slots were taken back, which of their blocks, and whether
+    others wait for a place."""
 
     scheduled: list[ScheduledSequence] = field(default_factory=list)
     admitted: list[Sequence] = field(default_factory=list)
     preempted_slots: list[int] = field(default_factory=list)
     shrunk_slots: list[int] = field(default_factory=list)
+    has_waiting: bool = False
 
 
 class Scheduler:
@@ -106,6 +108,7 @@ class Scheduler:
                 step.scheduled.append(entry)
         if not step.preempted_slots:
             self._admit(step, budget)
+        step.has_waiting = bool(self.waiting)
         return step
 
     def schedule_ahead(self, running: Schedule, max_tokens: int) -> Schedule | None:
@@ -144,18 +147,18 @@ class Scheduler:
 
         Returns:
             1 when a sequence joins or may do so, a prompt goes on, or blocks for the longest
-            outcome and trees are not to be had; otherwise `most`, or as many as sequences last at
-            one token each: the longest, or the shortest where others wait for its place.
+            outcome and trees are not to be had; otherwise `most`, or as many as the longest
+            sequence lasts at a token each.
         """
         if not step.scheduled or step.admitted or (self.waiting and self._free_slots):
             return 1
-        left = []
+        longest = 0
         for entry in step.scheduled:
             sequence = entry.sequence
             if entry.num_tokens > 1 or not entry.decodes:
                 return 1
-            left.append(sequence.max_total_tokens - sequence.num_tokens)
-        most = min(most, min(left) if self.waiting else max(left))
+            longest = max(longest, sequence.max_total_tokens - sequence.num_tokens)
+        most = min(most, longest)
         for entry in step.scheduled:
             if not self._grow_ahead(entry.sequence, most * max_tokens):
                 return 1

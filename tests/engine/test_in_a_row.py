@@ -35,6 +35,8 @@ SPECULATION = {
     "plain": None,
     "trees": TREES,
     "rejection": replace(TREES, verifier="rejection"),
+    "calibrated": replace(TREES, calibrate=True),
+    "calibrated rejection": replace(TREES, verifier="rejection", calibrate=True),
     "ngram": SpeculationConfig(method="ngram", max_nodes=6, min_ngram=1, adaptive=False),
 }
 SAMPLING: dict[str, dict[str, Any]] = {
@@ -42,7 +44,7 @@ SAMPLING: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
     "penalties": {"repetition_penalty": 1.3, "presence_penalty": 0.5, "frequency_penalty": 0.4},
     "bias": {"logit_bias": {9: 3.0, 30: 2.5}},
-    "stop tokens": {"stop_token_ids": list(range(3, 60)), "min_tokens": 3},
+    "stop tokens": {"stop_token_ids": list(range(3, 35, 4)), "min_tokens": 3},
 }
 
 
@@ -104,10 +106,37 @@ def test_the_reference_backend_keeps_what_each_iteration_left(make_engine: MakeE
     assert list(map(counts, outputs)) == list(map(counts, expected)) and most > 1
 
 
+@pytest.mark.parametrize("sampling", ["sampled", "stop tokens"])
+@pytest.mark.parametrize("name", SPECULATION)
+def test_those_who_wait_join_when_they_would(
+    make_engine: MakeEngine, name: str, sampling: str
+) -> None:
+    """Two places for four, and few nodes for both: whoever ends early ends the row, else trees, and
+    with rejection tokens, would depend on the clock."""
+    params = replace(PARAMS, **SAMPLING[sampling])
+    expected, _ = run(make(make_engine, name, max_num_seqs=2), params, 1)
+    outputs, most = run(make(make_engine, name, max_num_seqs=2), params, 7)
+    assert list(map(counts, outputs)) == list(map(counts, expected)) and most > 1
+
+
+@pytest.mark.parametrize("ends", ["string", "many tokens"])
+def test_one_at_a_time_where_the_host_alone_can_tell_the_end(make_llm: MakeLLM, ends: str) -> None:
+    engine = make_llm().engine
+    num_known = engine._runner._stop_tokens.shape[1]
+    for num_stops in (num_known, num_known + 1):
+        stops = {"stop": "no such text"} if ends == "string" else {}
+        params = replace(PARAMS, stop_token_ids=list(range(100, 100 + num_stops)), **stops)
+        engine.add_request("r", PROMPTS[0], params)
+        for _ in range(3):
+            engine.step(4, ANY_TIME_S)
+        is_known = ends == "many tokens" and num_stops == num_known
+        assert len(engine.last_reports) == (4 if is_known else 1)
+        engine.abort_request("r")
+
+
 @pytest.mark.parametrize("name", ["plain", "trees"])
 @pytest.mark.parametrize("max_iterations", [1, 8])
 def test_a_stop_string_cuts_in_the_midst(make_llm: MakeLLM, name: str, max_iterations: int) -> None:
-    """The host alone knows of it: later iterations are in vain, and count for nobody."""
     draft = None if name == "plain" else text_checkpoint(2)
     engine = make_llm(draft=draft, speculation=SPECULATION[name]).engine
     free = run_outputs(engine, [[5, 9, 12]], [replace(PARAMS, seed=1)])[0].outputs[0]
@@ -151,7 +180,8 @@ def test_whoever_waits_gets_a_free_place_at_once(make_engine: MakeEngine) -> Non
     while engine.num_waiting:
         engine.step(4, ANY_TIME_S)
         num_iterations.append(len(engine.last_reports))
-    # Of 30 tokens "a" has 8. It ends with the last but one of these, and "c" joins in the last.
+    # Of 30 tokens "a" has 8. It ends with the last but one of these, which therefore ends itself,
+    # and "c" joins in the last.
     assert num_iterations == [4, 4, 4, 4, 4, 2, 1]
     for name in "bc":
         engine.abort_request(name)

@@ -32,6 +32,7 @@ def make_args(slots: list[dict[str, int]], **statics: Any) -> dict[str, Any]:
         for name in usual
     }
     args["num_seqs"] = torch.tensor([len(slots)], dtype=torch.int32)
+    args["min_running"] = torch.tensor([0], dtype=torch.int32)
     args["depth_limit"] = torch.tensor([4], dtype=torch.int32)
     args["stop_tokens"] = torch.tensor([[STOP, -1]] * len(slots), dtype=torch.int32)
     args["history"] = torch.full((len(slots), 64), OTHER, dtype=torch.int32)
@@ -71,6 +72,7 @@ def test_random_slots_equal_the_reference(seed: int) -> None:
     args = make_args(slots, max_draft_rows=rng.choice([0, 7, 40]), has_trees=seed % 4 > 0)
     args["history"] = torch.randint(0, 12, (9, 64), dtype=torch.int32)
     args["num_seqs"][0] = rng.choice([0, 4, 9])
+    args["min_running"][0] = rng.choice([0, 0, 1, 3, 9])
     if seed % 3 == 0:
         args["draft_computed_lens"] = None
     begun(args)
@@ -155,6 +157,18 @@ def test_a_sequence_that_is_long_enough_or_not_scheduled_takes_no_part() -> None
         left = begun_slot.pop("max_emit")
         assert left == max(0, slot.get("max_total_lens", 60) - 30)
         assert not any(begun_slot.values())
+
+
+@pytest.mark.parametrize("min_running,goes_on", [(0, True), (2, True), (3, False), (4, False)])
+def test_none_takes_part_where_too_few_go_on(min_running: int, goes_on: bool) -> None:
+    """One of four has ended, another is not scheduled."""
+    args = make_args([{}, {"max_total_lens": 30}, {"history_lens": 40}, {"scheduled_lens": 0}])
+    args["min_running"][0] = min_running
+    slots = begun(args)
+    names = [name for name in OUTPUTS if name != "max_emit"]
+    assert [bool(slot["pending_lens"]) for slot in slots] == [goes_on, False, goes_on, False]
+    assert goes_on or not any(slot[name] for slot in slots for name in names)
+    assert [slot["max_emit"] for slot in slots] == [30, 0, 20, 30]
 
 
 def test_arguments_are_checked() -> None:

@@ -180,8 +180,9 @@ def test_unfinished_prefill_only_advances() -> None:
 
 
 def test_a_sequence_that_took_no_part_stays_as_it_was() -> None:
-    args = one_step(pending_lens=0, draft_pending_lens=0)
-    assert (int(args["num_emitted"]), int(args["history_lens"])) == (0, 10)
+    """What it emitted last too: whether that ended it is asked for in any later step."""
+    args = one_step(pending_lens=0, draft_pending_lens=0, num_emitted=3)
+    assert (int(args["num_emitted"]), int(args["history_lens"])) == (3, 10)
     assert (int(args["computed_lens"]), int(args["draft_computed_lens"])) == (9, 9)
     assert int(args["num_moves"]) == int(args["num_draft_moves"]) == 0
     assert int(args["output_counts"].sum()) == 0 and args["history"][0, 10] == -7

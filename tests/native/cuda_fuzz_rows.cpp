@@ -42,7 +42,8 @@ BeginStepArgs begin_into(BeginStepArgs args, const Exact<int32_t>& out, int32_t 
 
 SDENGINE_FUZZ(cuda_begin_step, 15) {
   const int32_t batch = random.integer(1, 5), room = 20, stops = random.integer(0, 2);
-  Exact<int32_t> live(1, random.integer(0, batch)), depth(1, random.integer(1, 5));
+  Exact<int32_t> live(1, random.integer(0, batch)), depth(1, random.integer(1, 5)),
+      fewest(1, random.chance(0.5f) ? 0 : random.integer(1, batch));
   Exact<int32_t> scheduled(batch), can_draft(batch), total(batch), first(batch), lens(batch),
       emitted(batch), computed(batch), draft_computed(batch);
   Exact<int32_t> stop_tokens(static_cast<size_t>(batch) * stops, 3),
@@ -60,6 +61,7 @@ SDENGINE_FUZZ(cuda_begin_step, 15) {
   }
   BeginStepArgs args{};
   args.num_seqs = live.get();
+  args.min_running = fewest.get();
   args.scheduled_lens = scheduled.get();
   args.can_draft = can_draft.get();
   args.max_total_lens = total.get();

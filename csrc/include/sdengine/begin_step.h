@@ -9,6 +9,7 @@ namespace sdengine {
 
 struct BeginStepArgs {
   const int32_t* num_seqs;        // [1]
+  const int32_t* min_running;     // [1], fewest sequences with something to compute; else none has
   const int32_t* scheduled_lens;  // [B], tokens to compute at most; 0: takes no part
   const int32_t* can_draft;       // [B], whether blocks for a tree are there
   const int32_t* max_total_lens;  // [B], length at which the sequence ends
@@ -19,7 +20,7 @@ struct BeginStepArgs {
   const int32_t* history;         // [B, S]
   int64_t max_history;            // S
   const int32_t* history_lens;    // [B]
-  const int32_t* num_emitted;     // [B], tokens that the step before appended
+  const int32_t* num_emitted;     // [B], tokens that its last step appended
   const int32_t* computed_lens;   // [B]
   // Null where no draft's cache follows in this step.
   const int32_t* draft_computed_lens;  // [B]
@@ -49,7 +50,7 @@ SDE_HD inline bool is_stop(const BeginStepArgs& args, int64_t b, int32_t token) 
   return false;
 }
 
-// Whether the step before ended the sequence, which the host may not have read yet.
+// Whether its last step ended the sequence, which the host may not have read yet.
 SDE_HD inline bool has_ended(const BeginStepArgs& args, int64_t b) {
   const int32_t length = args.history_lens[b];
   if (length >= args.max_total_lens[b]) return true;
@@ -65,6 +66,11 @@ SDE_HD inline bool has_ended(const BeginStepArgs& args, int64_t b) {
 SDE_HD inline int32_t num_pending(const BeginStepArgs& args, int64_t b) {
   if (args.scheduled_lens[b] <= 0 || has_ended(args, b)) return 0;
   return least(args.scheduled_lens[b], args.history_lens[b] - args.computed_lens[b]);
+}
+
+// Whether enough sequences have something to compute for any to take part.
+SDE_HD inline bool are_enough(const BeginStepArgs& args, int32_t num_running) {
+  return num_running >= *args.min_running;
 }
 
 // Tokens that the draft has to compute to be where the target is then.
@@ -101,9 +107,11 @@ SDE_HD inline void begin_sequence(const BeginStepArgs& args, int64_t b, int32_t 
 }
 
 SDE_HD inline void begin_sequences(const BeginStepArgs& args) {
-  int32_t earlier = 0;
+  int32_t earlier = 0, num_running = 0;
+  for (int32_t b = 0; b < *args.num_seqs; ++b) num_running += begin::num_pending(args, b) > 0;
+  const bool go_on = begin::are_enough(args, num_running);
   for (int32_t b = 0; b < *args.num_seqs; ++b) {
-    const int32_t pending = begin::num_pending(args, b);
+    const int32_t pending = go_on ? begin::num_pending(args, b) : 0;
     begin_sequence(args, b, pending, earlier);
     earlier += begin::num_missing(args, b, pending);
   }

@@ -114,7 +114,8 @@ SDE_HD inline void commit_sequence(const CommitPlanArgs& args, int64_t b) {
   commit::plan_moves(args.target_moves, b, args.path + b * args.max_depth, kept, root, nullptr);
   args.computed_lens[b] =
       commit::least(root + 1 + kept, args.history_lens[b] - (args.wants_logits[b] != 0 ? 1 : 0));
-  args.num_emitted[b] = emitted;
+  // A step without the sequence leaves it as it is: what ended it is found however long ago.
+  if (args.pending_lens[b] != 0) args.num_emitted[b] = emitted;
   if (args.draft_computed_lens != nullptr) commit::commit_draft(args, b, root, kept);
 }
 
