@@ -96,7 +96,7 @@ class AdaptiveController:
         self._least_tokens = 1.0 + min(LEAST_GAIN, LAYERS_EARNED * layer)
         self._spent: dict[int, Spent] = {}  # by decoding sequences, while speculating
         self._plain_s: dict[int, float] = {}  # of a plain step, by decoding sequences
-        self._share = 1.0  # of a plain token's time that a token takes while speculating
+        self._newest = 0  # decoding sequences that speculated last
         self._steps_left = TRIAL_STEPS
         self._until_probe = PROBE_EVERY
         self._pause = FIRST_PAUSE  # the least of the next
@@ -239,32 +239,36 @@ class AdaptiveController:
         """Seconds per committed token of the whole batch, at best what plain decoding takes."""
         plain = self._plain_seconds(num_decoding)
         spent = self._spent.get(num_decoding)
-        if spent is None:
-            return plain * self._share
-        return min(spent.seconds / spent.tokens, plain)
+        if spent is not None:
+            return min(spent.seconds / spent.tokens, plain)
+        other = self._spent.get(self._newest)
+        if other is None:
+            return plain
+        share = other.seconds / other.tokens / self._plain_seconds(self._newest)
+        return plain * min(share, 1.0)
 
     def _learn(self, num_decoding: int, plan: StepPlan, report: StepReport) -> None:
         self._size.learn(plan.depth, report)
         tokens = num_decoding + sum(report.num_accepted)
-        plain_s = tokens * self._plain_seconds(num_decoding)
-        draft_s = self._costs.draft_time(plan.depth)
-        expected = draft_s + self._costs.verify_time(report.num_rows)
+        plain_s = self._plain_seconds(num_decoding)
+        expected = self._costs.draft_time(plan.depth) + self._costs.verify_time(report.num_rows)
         if not report.is_steady:
             if report.num_rows == num_decoding + report.num_nodes:  # no prompt beside it
                 seconds = min(report.step_s, LONGEST_CATCH_UP * expected)
-                self._earn(plain_s - seconds, num_decoding)
+                self._earn(tokens * plain_s - seconds, num_decoding * plain_s)
             return
-        overhead = report.step_s - report.draft_time_s - report.verify_time_s
         work = report.draft_time_s + report.verify_time_s
-        seconds = min(work, HICCUP * expected) + min(overhead, expected)
-        self._trial.add(-self._earn(plain_s - seconds, num_decoding))
-        spent = self._spent.setdefault(num_decoding, Spent())
+        seconds = min(work, HICCUP * expected) + min(report.step_s - work, expected)
+        self._trial.add(-self._earn(tokens * plain_s - seconds, num_decoding * plain_s))
+        spent = self._spent.get(num_decoding)
+        if spent is None:
+            spent = self._spent[num_decoding] = Spent()
         spent.add(seconds, tokens)
-        self._share = self._token_seconds(num_decoding) / self._plain_seconds(num_decoding)
+        self._newest = num_decoding
 
-    def _earn(self, gain_s: float, num_decoding: int) -> float:
-        """Credits a gain over plain decoding; returns it in plain steps."""
-        gain = gain_s / (num_decoding * self._plain_seconds(num_decoding))
+    def _earn(self, gain_s: float, step_s: float) -> float:
+        """Credits a gain over plain decoding; returns it in plain steps, which take `step_s`."""
+        gain = gain_s / step_s
         self._credit = min(self._credit + gain, MOST_CREDIT)
         return gain
 
@@ -311,4 +315,4 @@ class AdaptiveController:
         self._is_paused = True
         # The next trial starts from what is known then, not from the trial that failed.
         self._spent.pop(num_decoding, None)
-        self._share = 1.0
+        self._newest = 0

@@ -39,6 +39,7 @@ class SeenCosts:
     def __init__(self, measured: CostModel) -> None:
         self.pace = 1.0
         self._measured = measured
+        self._places = [self._place(rows) for rows in range(measured.rows[-1] + 1)]
         self._num_steps = 0
         self._num_trees = 0  # steps with trees
         self._tree_ratio = 0.0  # of them all, the newest STEPS_KEPT
@@ -49,12 +50,14 @@ class SeenCosts:
     def add(self, num_rows: int, seconds: float, *, is_plain: bool) -> bool:
         """One target pass, seen; returns whether `model` is due again. A plain step's only says how
         fast the machine is."""
-        left, share = self._place(num_rows)
-        ratio = seconds / self._measured.verify_time(num_rows)
-        usual = self._ratio(left)
-        if share > 0.0:
-            usual += share * (self._ratio(left + 1) - usual)
-        ratio = min(ratio, HICCUP * max(self.pace, usual))
+        places = self._places
+        left, share, usual_s = places[num_rows] if num_rows < len(places) else self._place(num_rows)
+        ratio = seconds / usual_s
+        if ratio > HICCUP * self.pace:
+            usual = self._ratio(left)
+            if share > 0.0:
+                usual += share * (self._ratio(left + 1) - usual)
+            ratio = min(ratio, HICCUP * max(self.pace, usual))
         self.pace += SMOOTHING * (ratio - self.pace)
         self._num_steps += 1
         if not is_plain:
@@ -98,10 +101,12 @@ class SeenCosts:
         known = min(self._num_trees, STEPS_KEPT)
         return (known * self._tree_ratio + MEASURED_AS * self.pace) / (known + MEASURED_AS)
 
-    def _place(self, num_rows: int) -> tuple[int, float]:
-        """The measured row count at or before `num_rows`, and how far it is to the next, 0 to 1."""
-        rows = self._measured.rows
+    def _place(self, num_rows: int) -> tuple[int, float, float]:
+        """The measured row count at or before `num_rows`, how far it is to the next, 0 to 1, and
+        seconds as measured."""
+        rows, seconds = self._measured.rows, self._measured.verify_time(num_rows)
         right = bisect_left(rows, num_rows)
         if right == len(rows) or rows[right] == num_rows or right == 0:
-            return min(right, len(rows) - 1), 0.0
-        return right - 1, (num_rows - rows[right - 1]) / (rows[right] - rows[right - 1])
+            return min(right, len(rows) - 1), 0.0, seconds
+        share = (num_rows - rows[right - 1]) / (rows[right] - rows[right - 1])
+        return right - 1, share, seconds

@@ -71,7 +71,7 @@ class GrowingSize:
         # Grows at once and shrinks slowly: a layer too many costs little, one too few a token.
         rate = 0.5 if deepest > self._depth_used else SMOOTHING
         self._depth_used += rate * (deepest - self._depth_used)
-        share = sum(n > 0 for n in report.num_accepted) / len(report.num_accepted)
+        share = sum(map(bool, report.num_accepted)) / len(report.num_accepted)
         trusted = self._trusted_nodes * TRUST_GAINED**share * TRUST_LOST ** (1.0 - share)
         self._trusted_nodes = min(max(trusted, 1.0), float(self._max_nodes))
 

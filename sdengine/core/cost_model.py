@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 LOOK_AHEAD = 16  # rows that a stair may be long
 DECLINE = 0.8  # worth of a node over that of the one taken before it
+_WORTH = np.cumsum(DECLINE ** np.arange(LOOK_AHEAD))[:, None]  # of the next 1, 2, ... rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +64,9 @@ class CostModel:
         # Beyond the measurements every row adds the same: 2000 rows cost 0.55 ms to price, 64 0.09.
         priced = min(max_rows, self.rows[-1] + 1)
         times = self._verify_times(priced + LOOK_AHEAD)
-        worth = np.cumsum(DECLINE ** np.arange(LOOK_AHEAD))
-        added = [(times[k : k + priced] - times[:priced]) / w for k, w in enumerate(worth, 1)]
+        later = as_strided(times[1:], (LOOK_AHEAD, priced), times.strides * 2, writeable=False)
         prices = np.zeros(max_rows)
-        prices[1:priced] = np.min(added, axis=0)[:-1]
+        prices[1:priced] = np.min((later - times[:priced]) / _WORTH, axis=0)[:-1]
         prices[priced:] = prices[priced - 1]
         return prices
 

@@ -8,7 +8,7 @@ import numpy as np
 from sdengine.core.plan import StepPlan
 from sdengine.runner.workspace import Workspace
 
-SAME_RATE = 0.02
+SAME_RATE = 0.05
 """Two rates that differ by no more are one: thresholds are written anew in 85 us of cold code, and
 what a second is worth is not known that well."""
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sdengine.controllers.adaptive import AdaptiveController
-from sdengine.controllers.seen_costs import REFRESH_EVERY, SeenCosts
+from sdengine.controllers.seen_costs import FIRST_MODELS, REFRESH_EVERY, SeenCosts
 from sdengine.controllers.tree_size import GrowingSize
 from sdengine.core.cost_model import CostModel
 from sdengine.core.plan import StepReport
@@ -72,7 +72,8 @@ def test_a_model_is_due_now_and_then() -> None:
     seen = SeenCosts(MEASURED)
     due = [seen.add(2, 1.1, is_plain=False) for _ in range(3 * REFRESH_EVERY)]
     steps = [step for step, is_due in enumerate(due, 1) if is_due]
-    assert steps == [1, 2, 4, 8, 16, 32, REFRESH_EVERY, 2 * REFRESH_EVERY, 3 * REFRESH_EVERY]
+    assert steps == [*FIRST_MODELS, *(n * REFRESH_EVERY for n in (1, 2, 3))]
+    assert FIRST_MODELS[0] == 1 and FIRST_MODELS[-1] < REFRESH_EVERY
     plain = SeenCosts(MEASURED)
     assert sum(plain.add(1, 1.0, is_plain=True) for _ in range(REFRESH_EVERY)) == 1
 
