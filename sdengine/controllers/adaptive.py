@@ -161,6 +161,9 @@ class AdaptiveController:
         if num_decoding == 0 or (plan.depth == 0 and self._rests()):
             return
         is_plain = plan.depth == 0
+        if report.is_steady and report.num_layers:
+            draft_s = report.draft_time_s
+            self._seen_costs.add_draft(report.num_layers, report.first_layer_s, draft_s)
         if report.is_steady and self._seen_costs.add(
             report.num_rows, report.verify_time_s, is_plain=is_plain
         ):

@@ -65,6 +65,8 @@ class StepReport:
             row share; what a user waits for.
         is_steady: whether it was free of prefill and draft catch-up, so that its times can be
             learned from.
+        num_layers: draft layers that ran, if that is known; else 0.
+        first_layer_s: time of the first of them.
     """
 
     num_accepted: Sequence[int]
@@ -74,3 +76,5 @@ class StepReport:
     verify_time_s: float
     step_s: float
     is_steady: bool
+    num_layers: int = 0
+    first_layer_s: float = 0.0

@@ -92,6 +92,7 @@ class DraftModelDrafter:
         frontier = batch * max(sizes.max_width, 1)
         self._logits = memory.empty(frontier, weights.lm_head.num_outputs)
         self._topk_scratch: torch.Tensor | None = None
+        self._notes_layers = not isinstance(memory, StagedMemory)
         if isinstance(memory, StagedMemory):
             size = device_scratch_size(frontier, sizes.num_candidates)
             self._topk_scratch = memory.empty(size, dtype=torch.int64)
@@ -205,6 +206,8 @@ class DraftModelDrafter:
             calibration=workspace.calibration if self._calibrate else None,
             proposal_offset=offset,
         )
+        if self._notes_layers:
+            program.launch("timestamp", out_ns=workspace.layer_ends_ns[layer : layer + 1])
 
     def _noise_arguments(self, layer: int, packed: int) -> dict[str, Any]:
         """Coupled drafts share the target's noise; sampled ones have noise of their own, keyed by

@@ -72,7 +72,7 @@ class Runner:
         self._out_tokens = items(host(verdict.out_tokens))
         self._out_stride = verdict.out_tokens.shape[1]
         self._path = host(verdict.path)
-        self._clock = StepClock(host(iteration.times_ns))
+        self._clock = StepClock(host(iteration.times_ns), host(workspace.layer_ends_ns))
         self._calibrator = Calibrator(
             host(workspace.calibration),
             host(verdict.tried),

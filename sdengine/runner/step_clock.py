@@ -17,15 +17,18 @@ class StepClock:
 
     Args:
         times_ns: [3] int64, of the iteration that was read last: start, after proposing, end.
+        layer_ends_ns: [D] int64, of the draft's layers; earlier than the start of those that did
+            not run.
 
     Attributes:
         iteration_s: what the kernels took for the last one; infinite unless only decoding was done.
     """
 
-    def __init__(self, times_ns: np.ndarray) -> None:
+    def __init__(self, times_ns: np.ndarray, layer_ends_ns: np.ndarray) -> None:
         self._times_ns = memoryview(times_ns)
+        self._layer_ends_ns = memoryview(layer_ends_ns)
         self._read_at = 0.0
-        self._noted: list[tuple[int, int, int, list[int], int]] = []
+        self._noted: list[tuple[int, int, int, list[int], list[int], int]] = []
         self.iteration_s = inf
 
     def begin(self, schedule: Schedule) -> float:
@@ -36,7 +39,8 @@ class StepClock:
 
     def note(self, num_accepted: list[int], num_nodes: int) -> None:
         """Takes the times of an iteration that was read; `StepReport` has the arguments."""
-        self._noted.append((*self._times_ns.tolist(), num_accepted, num_nodes))
+        ends = self._layer_ends_ns.tolist()
+        self._noted.append((*self._times_ns.tolist(), ends, num_accepted, num_nodes))
 
     def end(self, flight: Flight, commits: dict[int, Commit]) -> list[StepReport]:
         """What the iterations of a step did, once all have been read.
@@ -47,7 +51,7 @@ class StepClock:
         now, last = perf_counter(), self._read_at
         self._read_at = now if flight.schedule.scheduled else 0.0
         draft_s = verify_s = 0.0
-        for start, proposed, end, _, _ in noted:
+        for start, proposed, end, _, _, _ in noted:
             draft_s += (proposed - start) * 1e-9
             verify_s += (end - proposed) * 1e-9
         other_s = max(now - (last or flight.prepared_at) - draft_s - verify_s, 0.0)
@@ -58,10 +62,13 @@ class StepClock:
             sequence.other_time_s += other_s
         host_s = (now - max(flight.prepared_at, last) - draft_s - verify_s) / len(noted)
         reports: list[StepReport] = []
-        for start, proposed, end, num_accepted, num_nodes in noted:
+        for start, proposed, end, layer_ends, num_accepted, num_nodes in noted:
             is_first = not reports
             if not (is_first or num_accepted):
                 break  # everybody had ended before
+            num_layers = 0
+            for layer_end in layer_ends:
+                num_layers += layer_end > start
             num_tokens = flight.num_tokens if is_first else len(num_accepted)
             reports.append(
                 StepReport(
@@ -73,6 +80,8 @@ class StepClock:
                     step_s=(end - start) * 1e-9 + host_s,
                     is_steady=num_tokens == len(num_accepted)
                     and not (is_first and flight.is_catching_up),
+                    num_layers=num_layers,
+                    first_layer_s=(layer_ends[0] - start) * 1e-9 if num_layers else 0.0,
                 )
             )
         newest = reports[-1]

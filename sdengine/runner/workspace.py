@@ -86,6 +86,8 @@ class Workspace:
         min_layer_gain [1]: expected tokens that a further draft layer must promise.
         stop_tokens [B, S_stop]: tokens below which nothing is drafted.
         calibration [B, 8, 32]: acceptance rate by class of rank and bin of raw estimate.
+        layer_ends_ns [D] int64: when each draft layer of the last iteration ended, where layers without
+            rows do not run (a CPU); of those that did not, when they did last.
         tree_scratch: working memory of the tree ops.
         walk_scratch: of `tree_verify` on a device; None on a CPU.
     """
@@ -110,6 +112,7 @@ class Workspace:
     min_layer_gain: torch.Tensor
     stop_tokens: torch.Tensor
     calibration: torch.Tensor
+    layer_ends_ns: torch.Tensor
     tree_scratch: torch.Tensor
     walk_scratch: torch.Tensor | None
 
@@ -149,6 +152,7 @@ class Workspace:
             min_layer_gain=memory.inputs(1, dtype=torch.float32),
             stop_tokens=memory.inputs(b, sizes.num_stop_tokens, fill=-1),
             calibration=memory.inputs(b, *calibration.shape, dtype=torch.float32),
+            layer_ends_ns=memory.results(max(sizes.max_depth, 1), dtype=torch.int64),
             tree_scratch=allocate_tree_scratch(
                 b, nodes, max(sizes.max_width, 1), max(sizes.num_candidates, 1), device
             ),

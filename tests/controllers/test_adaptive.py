@@ -84,6 +84,24 @@ def test_late_reports_lengthen_a_pause_by_one_step_and_nothing_else() -> None:
     assert set(pauses(useful)[1:-1]) == {3} and sum(depth > 0 for depth in useful) > 450
 
 
+def test_layers_are_priced_by_what_they_take() -> None:
+    """Of steady steps: a draft that reads a prompt says nothing of a layer."""
+    controller = AdaptiveController(COSTS, GrowingSize(8, 16))
+    for step in range(120):
+        plan = controller.plan(1)
+        layers, times = min(plan.depth, 3), 1.0 if step % 5 else 30.0
+        first = 0.2 * times if layers else 0.0
+        draft = first + 0.15 * times * max(layers - 1, 0)
+        controller.observe(
+            plan,
+            StepReport(
+                [layers], layers, 1 + layers, draft, 1.0, 1.0 + draft, step % 5 > 0, layers, first
+            ),
+        )
+    costs = controller._costs
+    assert (costs.draft_first_s, costs.draft_layer_s) == pytest.approx((0.2, 0.15), rel=0.05)
+
+
 @pytest.mark.parametrize("in_a_row", [1, 8])
 @pytest.mark.parametrize("slowdown", [1.0, 2.5])
 def test_keeps_speculating_while_it_pays(slowdown: float, in_a_row: int) -> None:

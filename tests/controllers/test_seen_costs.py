@@ -68,6 +68,31 @@ def test_hiccups_pass_and_old_sights_fade() -> None:
     assert seen.model().verify_s[1] > 1.4
 
 
+def test_layers_cost_what_they_were_seen_to() -> None:
+    """First and later ones apart; a hiccup counts as twice the usual, the very first as it is."""
+    seen = SeenCosts(MEASURED)
+    for num_layers in (3, 1, 5, 2, 1) * 8:
+        seen.add_draft(num_layers, 0.3, 0.3 + 0.2 * (num_layers - 1))
+    model = seen.model()
+    assert model.draft_first_s == pytest.approx(0.3, rel=0.01)
+    assert model.draft_layer_s == pytest.approx(0.2, rel=0.01)
+    seen.add_draft(2, 30.0, 60.0)
+    hiccup = seen.model()
+    assert model.draft_first_s < hiccup.draft_first_s < 1.05 * 0.3
+    assert model.draft_layer_s < hiccup.draft_layer_s < 1.05 * 0.2
+
+
+def test_layers_that_were_not_seen_are_as_slow_as_the_machine() -> None:
+    seen = SeenCosts(MEASURED)
+    for _ in range(200):
+        seen.add(1, 2.0, is_plain=True)
+    for _ in range(9):
+        seen.add_draft(1, 0.15, 0.15)
+    model = seen.model()
+    assert model.draft_first_s == pytest.approx(0.15, rel=0.02)
+    assert model.draft_layer_s == pytest.approx(2.0 * 0.05, rel=0.01)
+
+
 def test_a_model_is_due_now_and_then() -> None:
     seen = SeenCosts(MEASURED)
     due = [seen.add(2, 1.1, is_plain=False) for _ in range(3 * REFRESH_EVERY)]

@@ -60,6 +60,38 @@ def test_plain_steps_have_no_nodes_and_no_drafted_tokens(make_engine: MakeEngine
         assert from_draft == [False] and tree == StepTree([], [], [], tokens[0])
 
 
+@pytest.mark.parametrize("max_iterations", [1, 6])
+def test_reports_say_which_layers_ran(make_engine: MakeEngine, max_iterations: int) -> None:
+    """Of four that are there as many as any sequence may use; none of them in a plain step."""
+    engine = make_engine(draft=related_draft(), speculation=TREES)
+    engine.controller = Deep([4, 2, 1, 0, 3])
+    engine.add_request("r", [5, 9, 140], replace(PARAMS, max_tokens=60))
+    seen = []
+    while engine.has_unfinished_requests() and len(seen) < 5:
+        engine.step(max_iterations, 600.0)
+        seen.append({report.num_layers for report in engine.last_reports})
+        for report in engine.last_reports:
+            assert 0.0 <= report.first_layer_s <= report.draft_time_s
+            assert (report.first_layer_s > 0.0) == (report.num_layers > 0)
+            is_whole = report.num_layers == 1
+            assert not is_whole or report.first_layer_s > 0.5 * report.draft_time_s
+    assert seen == [{4}, {2}, {1}, {0}, {3}]
+    engine.abort_request("r")
+
+
+class Deep:
+    """Trees of one depth after the other."""
+
+    def __init__(self, depths: list[int]) -> None:
+        self._depths = depths
+
+    def plan(self, num_decoding: int, outlook: AskOutlook | None = None) -> StepPlan:
+        return StepPlan(self._depths.pop(0), 8, num_iterations=6)
+
+    def observe(self, plan: StepPlan, report: StepReport) -> None:
+        pass
+
+
 class NowAndThen:
     """Grows a tree in the first step and in every `period`-th after it."""
 
