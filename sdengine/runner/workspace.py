@@ -86,8 +86,8 @@ class Workspace:
         min_layer_gain [1]: expected tokens that a further draft layer must promise.
         stop_tokens [B, S_stop]: tokens below which nothing is drafted.
         calibration [B, 8, 32]: acceptance rate by class of rank and bin of raw estimate.
-        layer_ends_ns [D] int64: when each draft layer of the last iteration ended, where layers without
-            rows do not run (a CPU); of those that did not, when they did last.
+        layer_ends_ns [D] int64: when each draft layer of the last iteration ended, where layers
+            without rows do not run (a CPU); of those that did not, when they did last.
         tree_scratch: working memory of the tree ops.
         walk_scratch: of `tree_verify` on a device; None on a CPU.
     """
