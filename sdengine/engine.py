@@ -199,8 +199,9 @@ class Engine:
 
         Args:
             max_iterations: most iterations that follow one another; a device runs ahead instead.
+                One where a request asks for logprobs or has stop strings: the host has to look.
             max_seconds: that more than one of them may take together, going by the last one. So
-                long new requests and aborts wait, and a sequence that a stop string has ended.
+                long new requests and aborts wait.
 
         Returns:
             Cumulative outputs, one per sequence that got new tokens or came to an end.
