@@ -116,32 +116,47 @@ class Replay:
             return [0] * batch, 0, 0
         trees = [sampler.tree(int(self._rng.integers(sampler.num_trees))) for _ in range(batch)]
         rooms = [min(plan.depth, int(tokens) - 1) for tokens in left]
-        kept = self._keep(plan, [values for values, _, _ in trees], [d for _, d, _ in trees], rooms)
+        values, depths = [values for values, _, _ in trees], [depths for _, depths, _ in trees]
+        num_layers = self._count_layers(plan, values, depths, rooms)
+        kept = self._keep(plan, values, [d <= min(num_layers, r) for d, r in zip(depths, rooms)])
         accepted = []
         for (_, _, places), mask in zip(trees, kept):
             hits = mask[places - 1]
             accepted.append(len(hits) if hits.all() else int(np.argmin(hits)))
-        deepest = [int(d[mask].max(initial=0)) for (_, d, _), mask in zip(trees, kept)]
-        return accepted, int(sum(mask.sum() for mask in kept)), max(1, *deepest)
+        return accepted, int(sum(mask.sum() for mask in kept)), num_layers
 
-    def _keep(
+    def _count_layers(
         self,
         plan: StepPlan,
         values: list[np.ndarray],
         depths: list[np.ndarray],
         rooms: list[int],
-    ) -> list[np.ndarray]:
-        """Which nodes of every tree are verified: the engine's rules, on whole trees."""
+    ) -> int:
+        """Layers that run, by `tree_expand`'s rule: one more while what its nodes promise beyond
+        what a newcomer costs is together worth a layer."""
         batch = len(values)
-        kept = []
-        for value, depth, room in zip(values, depths, rooms):
-            mask = depth <= room
-            for layer in range(2, room + 1):  # a layer that promises too little ends the tree
-                in_layer = depth == layer
-                if value[in_layer].sum() < self._costs.draft_layer_s * plan.tokens_per_s:
-                    mask &= depth < layer
-                    break
-            kept.append(mask)
+        most = batch + max(map(len, values)) + 1
+        prices = self._costs.row_costs(most)[batch:] * plan.tokens_per_s
+        for layer in range(1, plan.depth):
+            gain, has_rows = 0.0, False
+            for value, depth, room in zip(values, depths, rooms):
+                if layer >= room:
+                    continue
+                cost = _newcomer_cost(value[depth <= layer], prices)
+                promised = value[depth == layer]
+                promised = promised[promised >= cost] - cost
+                gain += float(promised.sum())
+                has_rows = has_rows or len(promised) > 0
+            if not has_rows or gain < self._costs.draft_layer_s * plan.tokens_per_s:
+                return layer
+        return plan.depth
+
+    def _keep(
+        self, plan: StepPlan, values: list[np.ndarray], kept: list[np.ndarray]
+    ) -> list[np.ndarray]:
+        """Which nodes of every tree are verified, of those that were grown: the engine's rules, on
+        whole trees."""
+        batch = len(values)
         owners = np.concatenate([np.full(len(v), b) for b, v in enumerate(values)])
         places = np.concatenate([np.arange(len(v)) for v in values])
         chosen = np.concatenate(kept)
@@ -155,6 +170,16 @@ class Replay:
         for index in order:
             result[owners[index]][places[index]] = True
         return result
+
+
+def _newcomer_cost(values: np.ndarray, prices: np.ndarray) -> float:
+    """What a child has to be worth beside the nodes of its tree: the place of the last one that
+    would be selected, or one more row."""
+    ranked = np.sort(values)[::-1]
+    too_dear = ranked < prices[: len(ranked)]
+    num_kept = int(np.argmax(too_dear)) if too_dear.any() else len(ranked)
+    price = float(prices[num_kept])
+    return min(float(ranked[num_kept - 1]), price) if num_kept else price
 
 
 def replay_speedup(

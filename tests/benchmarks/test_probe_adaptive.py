@@ -91,7 +91,7 @@ def test_prices_cut_what_does_not_pay() -> None:
     values, depths = [np.array([0.9, 0.3, 0.2, 0.1])], [np.arange(1, 5)]
 
     def kept(plan: StepPlan, room: int = 4) -> int:
-        return int(replay._keep(plan, values, depths, [room])[0].sum())
+        return int(replay._keep(plan, values, [depths[0] <= room])[0].sum())
 
     assert kept(StepPlan(4, 4)) == 4
     assert kept(StepPlan(4, 4), room=2) == 2
@@ -99,4 +99,19 @@ def test_prices_cut_what_does_not_pay() -> None:
     prices = COSTS.row_costs(8)[1:5]
     worth = 0.25 / prices[1]  # a second is worth so much that only the first two nodes pay
     assert kept(StepPlan(4, 4, worth)) == 2
-    assert kept(StepPlan(4, 4, 0.25 / COSTS.draft_layer_s)) <= 2, "a layer of 0.2 promises less"
+
+
+def test_layers_run_while_they_promise_more_than_they_cost() -> None:
+    """A second is worth 2 tokens: a layer 0.1; newcomers have to be worth 0.16, 0.1, 0.1, 0.2."""
+    replay = Replay(FixedController(4, 4), times(), 0)
+    values, depths = np.array([0.9, 0.3, 0.2, 0.1]), np.arange(1, 5)
+
+    def layers(plan: StepPlan, rooms: list[int]) -> int:
+        batch = len(rooms)
+        return replay._count_layers(plan, [values] * batch, [depths] * batch, rooms)
+
+    assert layers(StepPlan(4, 4), [4]) == 4 and layers(StepPlan(3, 4), [4]) == 3
+    assert layers(StepPlan(4, 4), [2]) == 2 and layers(StepPlan(4, 8), [2, 3]) == 3
+    assert layers(StepPlan(4, 4, 2.0), [4]) == 3  # 0.8 and 0.2 beyond the newcomer's cost, then 0
+    assert layers(StepPlan(4, 4, 5.0), [4]) == 2  # a layer is 0.25, and the second promises 0.05
+    assert layers(StepPlan(4, 4, 10.0), [4]) == 1
