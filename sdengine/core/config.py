@@ -65,7 +65,9 @@ class SpeculationConfig:
             sampled without replacement; all four with a draft model. "ngram" needs none: it
             continues earlier occurrences of the last tokens.
         verifier: "coupled" gives the same text for the same seed as plain decoding; "rejection" is
-            recursive rejection sampling without replacement: the same law, another text.
+            recursive rejection sampling without replacement: the same law, another text, which
+            depends on the trees. A new engine with a fixed budget grows the same ones for the same
+            requests; an adaptive budget goes by the clock.
         max_nodes: most draft tokens per sequence and step, the root not counted.
         max_depth: most draft tokens along one path.
         max_children: most children of one node.
