@@ -102,6 +102,22 @@ def test_layers_are_priced_by_what_they_take() -> None:
     assert (costs.draft_first_s, costs.draft_layer_s) == pytest.approx((0.2, 0.15), rel=0.05)
 
 
+@pytest.mark.parametrize("accepted,share", [(3, 1.2 / 4.0), (0, 1.0)])
+def test_a_batch_of_another_size_is_taken_to_gain_as_much(accepted: int, share: float) -> None:
+    """Until it is known; and never to be slower than plain decoding."""
+    controller = AdaptiveController(COSTS, GrowingSize(8, 16))
+    for _ in range(FIRST_PLAIN_STEPS + 2):
+        plan = controller.plan(3)
+        is_plain = plan.depth == 0
+        draft, found = (0.0, 0) if is_plain else (0.2, accepted)
+        report = StepReport([found] * 3, 0, 3, draft, 1.0, 1.0 + draft, True)
+        controller.observe(plan, report)
+    assert not is_plain
+    plain, known = controller._plain_seconds(2), controller._token_seconds(3)
+    assert known == pytest.approx(share / 3.0, rel=1e-6)
+    assert controller._token_seconds(2) == pytest.approx(plain * share, rel=1e-6)
+
+
 @pytest.mark.parametrize("in_a_row", [1, 8])
 @pytest.mark.parametrize("slowdown", [1.0, 2.5])
 def test_keeps_speculating_while_it_pays(slowdown: float, in_a_row: int) -> None:

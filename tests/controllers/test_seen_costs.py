@@ -68,6 +68,14 @@ def test_hiccups_pass_and_old_sights_fade() -> None:
     assert seen.model().verify_s[1] > 1.4
 
 
+def test_steps_of_more_rows_than_were_measured_tell_of_the_last_count() -> None:
+    seen = SeenCosts(MEASURED)
+    for _ in range(100):
+        seen.add(40, 1.5 * MEASURED.verify_time(40), is_plain=False)
+    assert seen.pace == pytest.approx(1.5, rel=0.01)
+    assert seen.model().verify_s[-1] == pytest.approx(1.5 * 2.4, rel=0.02)
+
+
 def test_layers_cost_what_they_were_seen_to() -> None:
     """First and later ones apart; a hiccup counts as twice the usual, the very first as it is."""
     seen = SeenCosts(MEASURED)

@@ -73,8 +73,8 @@ def test_reports_say_which_layers_ran(make_engine: MakeEngine, max_iterations: i
         for report in engine.last_reports:
             assert 0.0 <= report.first_layer_s <= report.draft_time_s
             assert (report.first_layer_s > 0.0) == (report.num_layers > 0)
-            is_whole = report.num_layers == 1
-            assert not is_whole or report.first_layer_s > 0.5 * report.draft_time_s
+            if report.num_layers > 1:
+                assert report.first_layer_s < report.draft_time_s
     assert seen == [{4}, {2}, {1}, {0}, {3}]
     engine.abort_request("r")
 
