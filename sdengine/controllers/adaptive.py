@@ -318,4 +318,3 @@ class AdaptiveController:
         self._is_paused = True
         # The next trial starts from what is known then, not from the trial that failed.
         self._spent.pop(num_decoding, None)
-        self._newest = 0
