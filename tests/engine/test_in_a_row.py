@@ -111,8 +111,8 @@ def test_the_reference_backend_keeps_what_each_iteration_left(make_engine: MakeE
 def test_those_who_wait_join_when_they_would(
     make_engine: MakeEngine, name: str, sampling: str
 ) -> None:
-    """Two places for four, and few nodes for both: whoever ends early ends the row, else trees, and
-    with rejection tokens, would depend on the clock."""
+    """Two places for four: whoever ends early ends the row, else trees, and with rejection tokens,
+    would depend on the clock."""
     params = replace(PARAMS, **SAMPLING[sampling])
     expected, _ = run(make(make_engine, name, max_num_seqs=2), params, 1)
     outputs, most = run(make(make_engine, name, max_num_seqs=2), params, 7)
