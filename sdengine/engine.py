@@ -252,10 +252,10 @@ class Engine:
         return None
 
     def close(self) -> None:
-        """Aborts the unfinished requests, frees weights, caches and buffers and ends the threads of
-        the kernels, without waiting for the last reference to the engine; a GPU's memory goes back
-        to torch. What was handed out stays, and so do the counts; whatever needs more gets
-        EngineFailed from now on. Nothing happens the second time.
+        """Aborts the unfinished requests, frees caches, buffers and weights that no other engine
+        reads and ends the threads of the kernels, without waiting for the last reference to the
+        engine; a GPU's memory goes back to torch. What was handed out stays, and so do the counts;
+        whatever needs more gets EngineFailed from now on. Nothing happens the second time.
 
         Raises:
             EngineBusy, EngineFailed: see above; nothing has begun.

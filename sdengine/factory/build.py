@@ -18,6 +18,7 @@ from sdengine.core.sampling_params import SamplingParams
 from sdengine.errors import ConfigError
 from sdengine.factory import kinds
 from sdengine.factory.forks import outlives_forks
+from sdengine.factory.shared_weights import SharedWeights
 from sdengine.factory.sizes import (
     check_windows,
     choose_dtype,
@@ -37,7 +38,6 @@ from sdengine.runner.iteration import Iteration
 from sdengine.runner.penalties import MAX_BIASES, MAX_MASKED
 from sdengine.runner.placement import Placement, choose_placement
 from sdengine.runner.runner import Runner
-from sdengine.runner.weights import load_weights
 from sdengine.runner.workspace import Workspace
 from sdengine.scheduler.scheduler import Scheduler
 
@@ -150,23 +150,19 @@ def _build_iteration(
     memory, speculation = placement.memory, models.speculation
     dtype = choose_dtype(config, models.target.config.dtype, placement)
     pool = outlives_forks(make_pool(threads) if placement.backend == "cpu" else None)
-    layout = placement.layout(dtype, pool)
     policy = kinds.make_policy(speculation)
-    sizes = choose_sizes(
-        config, speculation, policy, models.target.config.vocab_size, models.max_model_len
-    )
-    blocks = choose_num_blocks(config, sizes, models.checkpoints, dtype, memory)
+    vocab_size, max_model_len = models.target.config.vocab_size, models.max_model_len
+    sizes = choose_sizes(config, speculation, policy, vocab_size, max_model_len)
+    shared = SharedWeights(placement, dtype, max_model_len, vocab_size, pool)
+    unread = [x for x in models.checkpoints if not shared.is_loaded(x)]
+    blocks = choose_num_blocks(config, sizes, models.checkpoints, unread, dtype, memory)
     sizes = replace(sizes, num_blocks=blocks)
-    weights = load_weights(models.target, dtype, models.max_model_len, layout)
+    weights = shared.load(models.target)
     workspace = Workspace.allocate(sizes, identity_table(), memory)
     if make_drafter is not None:
         drafter: Drafter | None = make_drafter(workspace)
     else:
-        draft_weights = None
-        if models.draft is not None:
-            draft_weights = load_weights(
-                models.draft, dtype, models.max_model_len, layout, sizes.vocab_size
-            )
+        draft_weights = shared.load(models.draft) if models.draft is not None else None
         drafter = kinds.make_drafter(
             speculation, policy, workspace, draft_weights, num_threads(pool)
         )

@@ -138,13 +138,19 @@ def choose_num_blocks(
     config: EngineConfig,
     sizes: Sizes,
     checkpoints: list[Checkpoint],
+    unread: list[Checkpoint],
     dtype: torch.dtype,
     memory: Memory,
 ) -> int:
-    """KV blocks that fit, or that were asked for."""
+    """KV blocks that fit, or that were asked for.
+
+    Args:
+        checkpoints: target, and draft if there is one.
+        unread: those of them whose weights are not in memory yet.
+    """
     wanted, asked = config.max_num_seqs * sizes.max_blocks, config.num_kv_blocks
     if isinstance(memory, StagedMemory):
-        needs = device_needs(sizes, checkpoints, dtype)
+        needs = device_needs(sizes, checkpoints, unread, dtype)
         return needs.fitting_blocks(free_bytes(memory.device), wanted, asked)
     models = [checkpoint.config for checkpoint in checkpoints]
     num_blocks = fitting_blocks(models, config.block_size, dtype, wanted, asked)

@@ -19,7 +19,7 @@ import torch
 from sdengine.errors import CheckpointError
 from sdengine.model.config import ModelConfig
 from sdengine.model.config_file import load_model_config, read_json
-from sdengine.model.safetensors_file import FLOAT_DTYPES, SafetensorsFile
+from sdengine.model.safetensors_file import FLOAT_DTYPES, FileIdentity, SafetensorsFile
 from sdengine.model.weight_map import is_ignored, weight_sources
 
 __all__ = ["Checkpoint", "open_checkpoint"]
@@ -61,6 +61,11 @@ class Checkpoint:
         """Return the shape of a weight without reading it."""
         sources = list(self._sources[name].values())
         return (sum(shape[0] for shape in sources), *sources[0][1:])
+
+    @property
+    def file_identities(self) -> tuple[FileIdentity, ...]:
+        """Of the files that hold the weights, each once."""
+        return tuple(sorted({file.identity for file in self._files.values()}))
 
     @property
     def num_bytes(self) -> int:

@@ -11,16 +11,21 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
 from sdengine.errors import CheckpointError
 
-__all__ = ["SafetensorsFile", "StoredTensor"]
+__all__ = ["FileIdentity", "SafetensorsFile", "StoredTensor"]
+
+FileIdentity: TypeAlias = tuple[str, int, int, int, int, int]
+"""Path, device, inode, bytes, times of the last change of content and of anything: files of one
+identity have one content."""
 
 FLOAT_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 LENGTH_BYTES = 8
@@ -47,15 +52,21 @@ class SafetensorsFile:
 
     Raises:
         CheckpointError: it is missing, truncated, or its header is damaged.
+
+    Attributes:
+        path: as given.
+        identity: what another opening of the same content has in common with this.
+        tensors: stored name -> where it lies.
     """
 
-    __slots__ = ("_map", "path", "tensors")
+    __slots__ = ("_map", "identity", "path", "tensors")
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
             with path.open("rb") as file:
-                size = path.stat().st_size
+                stat = os.fstat(file.fileno())
+                size = stat.st_size
                 if size < LENGTH_BYTES + 2:
                     raise self._error("at least 10 bytes", f"{size} bytes")
                 # Private, so that a stray write can never reach the file.
@@ -64,6 +75,7 @@ class SafetensorsFile:
             raise CheckpointError.from_parts(
                 f"{path} to be readable", error.strerror or str(error)
             ) from None
+        self.identity = _identity(path, stat)
         self.tensors = self._read_header(size)
 
     def read(self, name: str) -> torch.Tensor:
@@ -168,6 +180,11 @@ class SafetensorsFile:
             position = stored.end
         if position != size:
             raise self._error(f"{position} bytes, as its header says", f"{size} bytes")
+
+
+def _identity(path: Path, stat: os.stat_result) -> FileIdentity:
+    times = (stat.st_mtime_ns, stat.st_ctime_ns)
+    return (os.path.realpath(path), stat.st_dev, stat.st_ino, stat.st_size, *times)
 
 
 def _without_duplicates(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:

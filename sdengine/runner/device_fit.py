@@ -35,7 +35,7 @@ class Needs:
     """Bytes that an engine takes on a device.
 
     Args:
-        weights: of target and draft.
+        weights: of target and draft, as far as they are not there yet.
         buffers: logits, activations, histories, scratch.
         trees: draft and token trees, and what is proposed for them.
         block: one KV block in all caches.
@@ -72,16 +72,22 @@ class Needs:
         return asked if asked is not None else min(wanted, room // self.block)
 
 
-def device_needs(sizes: Sizes, checkpoints: Sequence[Checkpoint], dtype: torch.dtype) -> Needs:
+def device_needs(
+    sizes: Sizes,
+    checkpoints: Sequence[Checkpoint],
+    unread: Sequence[Checkpoint],
+    dtype: torch.dtype,
+) -> Needs:
     """What an engine of these sizes takes, the number of KV blocks apart.
 
     Args:
         sizes: capacities.
         checkpoints: target, and draft if there is one.
+        unread: those of them whose weights are not in memory yet.
         dtype: of weights and caches.
     """
     models = [checkpoint.config for checkpoint in checkpoints]
-    weights = [weight_bytes(checkpoint, dtype, sizes.max_history) for checkpoint in checkpoints]
+    weights = [weight_bytes(checkpoint, dtype, sizes.max_history) for checkpoint in unread]
     scratch = sum(_scratch_floats(sizes, model) for model in models)
     counts = 2 * sizes.max_num_seqs * sizes.vocab_size  # penalties
     walks = 2 * walk_scratch_size(sizes.max_num_seqs)

@@ -36,9 +36,9 @@ class LayerWeights:
     down_bias: torch.Tensor | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)  # without slots: engines that share it refer to it weakly
 class ModelWeights:
-    """A whole model, ready to be described into programs."""
+    """A whole model, ready to be described into programs. Engines share it: nobody writes it."""
 
     config: ModelConfig
     dtype: torch.dtype

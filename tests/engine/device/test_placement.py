@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
+from weakref import WeakValueDictionary
 
 import pytest
 import torch
 
 from sdengine.core.config import EngineConfig
 from sdengine.errors import BackendUnavailable, CacheFull, ConfigError
+from sdengine.factory import shared_weights
 from sdengine.factory.sizes import choose_dtype
 from sdengine.kernels import backends, cuda_library
 from sdengine.kernels.calibration import identity_table
@@ -152,7 +155,7 @@ def test_what_does_not_fit_is_told_in_sizes(free: int, asked: int | None) -> Non
 
 @pytest.fixture
 def needs(monkeypatch: pytest.MonkeyPatch) -> list[Needs]:
-    """What the engines of a test said they need."""
+    """What the engines of a test said they need; weights of others are not there."""
     seen: list[Needs] = []
 
     def recorded(*args: Any) -> Needs:
@@ -160,6 +163,7 @@ def needs(monkeypatch: pytest.MonkeyPatch) -> list[Needs]:
         return seen[-1]
 
     monkeypatch.setattr("sdengine.factory.sizes.device_needs", recorded)
+    monkeypatch.setattr(shared_weights, "_loaded", WeakValueDictionary())
     return seen
 
 
@@ -172,7 +176,7 @@ def test_an_engine_takes_as_many_blocks_as_the_device_has_room_for(
         asked.append(device)
         if not needs[:-1]:
             return GIB
-        taken = needs[0].weights + needs[0].buffers + needs[0].trees
+        taken = needs[0].buffers + needs[0].trees  # weights are there
         return int((taken + 3.5 * needs[0].block) / 0.92)
 
     monkeypatch.setattr("sdengine.factory.sizes.free_bytes", free_bytes)
@@ -191,9 +195,17 @@ def test_needs_count_what_an_engine_really_allocates(
     iteration = engine.iteration
     weights = iteration.weights.nbytes + iteration.weights.embed.nbytes
     assert weights <= needs[0].weights <= 1.2 * weights
+    assert make_tiny("triton").iteration.weights is iteration.weights
+    assert needs[1] == replace(needs[0], weights=0)
     large = [iteration.workspace.logits, *vars_of(iteration._buffers)]
     assert needs[0].buffers >= sum(tensor.nbytes for tensor in large)
     assert needs[0].block * engine.num_blocks == iteration._cache.tensor.nbytes
+
+
+def test_a_device_has_weights_of_its_own(make_tiny: MakePair) -> None:
+    host, reference, device = map(make_tiny, ("cpu", "reference", "triton"))
+    assert host.iteration.weights is reference.iteration.weights
+    assert host.iteration.weights is not device.iteration.weights
 
 
 @pytest.mark.parametrize(
@@ -223,7 +235,7 @@ def test_needs_count_trees_and_their_scratch(
     taken = sum(tensor.nbytes for tensor in (*tensors, workspace.tree_scratch))
     proposed = 3 * max_width * (8 * num_candidates + 4)  # and logits of one token
     topk = 8 * device_scratch_size(3 * max_width, num_candidates)
-    needed = device_fit.device_needs(sizes, [], torch.float32).trees
+    needed = device_fit.device_needs(sizes, [], [], torch.float32).trees
     assert taken + proposed + topk <= needed <= 1.1 * (taken + proposed + topk)
 
 
