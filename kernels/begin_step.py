@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 
 from sdengine.kernels.backends import load_cpu
@@ -33,6 +34,7 @@ OUTPUTS = (
     "draft_wants_logits",
     "node_budgets",
     "depth_limits",
+    "root_values",
 )
 
 
@@ -43,6 +45,8 @@ def check(
     scheduled_lens: torch.Tensor,
     can_draft: torch.Tensor,
     max_total_lens: torch.Tensor,
+    groups: torch.Tensor,
+    is_balanced: torch.Tensor,
     first_stops: torch.Tensor,
     stop_tokens: torch.Tensor,
     depth_limit: torch.Tensor,
@@ -58,6 +62,7 @@ def check(
     draft_wants_logits: torch.Tensor,
     node_budgets: torch.Tensor,
     depth_limits: torch.Tensor,
+    root_values: torch.Tensor,
     max_draft_rows: int,
     max_nodes: int,
     has_trees: bool,
@@ -72,6 +77,10 @@ def check(
             0: the sequence takes no part, and everything that is written of it is 0 but max_emit.
         can_draft: [B] int32, whether there are blocks for a tree.
         max_total_lens: [B] int32, length at which the sequence ends.
+        groups: [B] int32, equal where sequences are waited for together: what counts is when the
+            last of them ends.
+        is_balanced: [1] int32, 1: `root_values` let those of a group that are further from their
+            end come first. 0 where others wait for a place: then what counts is the sum.
         first_stops: [B] int32, position of the first token that may stop it: those of the prompt,
             and as many generated ones as were asked for, do not.
         stop_tokens: [B, S_stop] int32; -1: none.
@@ -92,6 +101,9 @@ def check(
         draft_wants_logits: [B] int32, written: 1 where a tree is grown.
         node_budgets: [B] int32, written: `max_nodes` where a tree is grown, else 0.
         depth_limits: [B] int32, written: most tree depth.
+        root_values: [B] float32, written: what a token of the sequence's tree is worth, for
+            `tree_expand` and `ngram_match`: 1, or in a balanced step with trees the square of the
+            tokens left to the sequence over those left to the last of its group.
         max_draft_rows: static.
         max_nodes: static; nodes of a tree.
         has_trees: static; whether trees are grown in this step.
@@ -99,12 +111,14 @@ def check(
     batch, _ = expect_tensor(OP_NAME, "history", history, torch.int32, (None, None)).shape
     expect_tensor(OP_NAME, "num_seqs", num_seqs, torch.int32, (1,))
     expect_tensor(OP_NAME, "min_running", min_running, torch.int32, (1,))
+    expect_tensor(OP_NAME, "is_balanced", is_balanced, torch.int32, (1,))
     expect_tensor(OP_NAME, "depth_limit", depth_limit, torch.int32, (1,))
     expect_tensor(OP_NAME, "stop_tokens", stop_tokens, torch.int32, (batch, None))
     for name, tensor in (
         ("scheduled_lens", scheduled_lens),
         ("can_draft", can_draft),
         ("max_total_lens", max_total_lens),
+        ("groups", groups),
         ("first_stops", first_stops),
         ("history_lens", history_lens),
         ("num_emitted", num_emitted),
@@ -118,6 +132,7 @@ def check(
         ("depth_limits", depth_limits),
     ):
         expect_tensor(OP_NAME, name, tensor, torch.int32, (batch,))
+    expect_tensor(OP_NAME, "root_values", root_values, torch.float32, (batch,))
     if draft_computed_lens is not None:
         expect_tensor(OP_NAME, "draft_computed_lens", draft_computed_lens, torch.int32, (batch,))
     for name, limit in (("max_draft_rows", max_draft_rows), ("max_nodes", max_nodes)):
@@ -131,6 +146,8 @@ def reference(
     scheduled_lens: torch.Tensor,
     can_draft: torch.Tensor,
     max_total_lens: torch.Tensor,
+    groups: torch.Tensor,
+    is_balanced: torch.Tensor,
     first_stops: torch.Tensor,
     stop_tokens: torch.Tensor,
     depth_limit: torch.Tensor,
@@ -146,6 +163,7 @@ def reference(
     draft_wants_logits: torch.Tensor,
     node_budgets: torch.Tensor,
     depth_limits: torch.Tensor,
+    root_values: torch.Tensor,
     max_draft_rows: int,
     max_nodes: int,
     has_trees: bool,
@@ -180,6 +198,11 @@ def reference(
         draft_wants_logits[b] = depth > 0
         node_budgets[b] = max_nodes if depth > 0 else 0
         depth_limits[b] = depth
+        root_values[b] = 1.0
+        if pending and has_trees and int(is_balanced):
+            mates = [i for i, p in enumerate(pendings) if p and int(groups[i]) == int(groups[b])]
+            most = max(int(max_total_lens[i]) - int(history_lens[i]) for i in mates)
+            root_values[b] = float((np.float32(left) / np.float32(most)) ** 2)
 
 
 def cpu(
@@ -190,6 +213,8 @@ def cpu(
     scheduled_lens: torch.Tensor,
     can_draft: torch.Tensor,
     max_total_lens: torch.Tensor,
+    groups: torch.Tensor,
+    is_balanced: torch.Tensor,
     first_stops: torch.Tensor,
     stop_tokens: torch.Tensor,
     depth_limit: torch.Tensor,
@@ -205,6 +230,7 @@ def cpu(
     draft_wants_logits: torch.Tensor,
     node_budgets: torch.Tensor,
     depth_limits: torch.Tensor,
+    root_values: torch.Tensor,
     max_draft_rows: int,
     max_nodes: int,
     has_trees: bool,
@@ -217,6 +243,8 @@ def cpu(
         address(scheduled_lens),
         address(can_draft),
         address(max_total_lens),
+        address(groups),
+        address(is_balanced),
         address(first_stops),
         address(stop_tokens),
         stop_tokens.shape[1],
@@ -237,6 +265,7 @@ def cpu(
         address(draft_wants_logits),
         address(node_budgets),
         address(depth_limits),
+        address(root_values),
     )
 
 
@@ -245,12 +274,15 @@ def bench_cases() -> Iterator[Case]:
     for batch in (1, 8):
         lens = {"history_lens": 105, "computed_lens": 104, "draft_computed_lens": 103}
         limits = {"scheduled_lens": 1, "can_draft": 1, "max_total_lens": 110, "first_stops": 90}
-        values = {**lens, **limits, "num_emitted": 5, **dict.fromkeys(OUTPUTS, 0)}
+        rest = {"groups": 0, "num_emitted": 5, **dict.fromkeys(OUTPUTS, 0)}
+        values = {**lens, **limits, **rest}
         args: dict[str, Any] = {
             name: torch.full((batch,), value, dtype=torch.int32) for name, value in values.items()
         }
         args["num_seqs"] = torch.tensor([batch], dtype=torch.int32)
         args["min_running"] = torch.zeros(1, dtype=torch.int32)
+        args["is_balanced"] = torch.ones(1, dtype=torch.int32)
+        args["root_values"] = torch.zeros(batch)
         args["depth_limit"] = torch.tensor([8], dtype=torch.int32)
         args["stop_tokens"] = torch.full((batch, 8), -1, dtype=torch.int32)
         args["history"] = torch.zeros(batch, 4096, dtype=torch.int32)

@@ -58,6 +58,7 @@ def check(
     max_matches: int = 32,
     history_rows: torch.Tensor | None = None,
     calibration: torch.Tensor | None = None,
+    root_values: torch.Tensor | None = None,
 ) -> None:
     """Contract.
 
@@ -80,6 +81,7 @@ def check(
             length are found.
         history_rows: [B] int32, row of `history` that sequence b reads; None: row b.
         calibration: [B, 8, 32] float32 as for tree_expand, or None.
+        root_values: [B] float32 as for tree_expand, or None.
     """
     for name, value in (
         ("min_ngram", min_ngram),
@@ -112,6 +114,8 @@ def check(
     expect_tensor(OP_NAME, "num_seqs", num_seqs, torch.int32, (1,))
     if calibration is not None:
         expect_tensor(OP_NAME, "calibration", calibration, torch.float32, (batch, *CELLS))
+    if root_values is not None:
+        expect_tensor(OP_NAME, "root_values", root_values, torch.float32, (batch,))
     needed = ngram_scratch_size(batch, max_matches, max_depth)
     got = expect_tensor(OP_NAME, "scratch", scratch, torch.int64, (None,)).numel()
     expect(OP_NAME, got >= needed, f"scratch: expected at least {needed} elements, got {got}")
@@ -138,6 +142,7 @@ def reference(
             nodes = _ranked_nodes(b, votes, children, settings)
         best = sorted(range(len(nodes)), key=lambda i: (-nodes[i][1], i))[: max(budget, 0)]
         _write_tree(tree, b, [nodes[i] for i in sorted(best)])
+        tree.values[b, 0] = tree.reach[b, 0] = float(_root_value(b, settings))
 
 
 Path = tuple[int, ...]
@@ -178,6 +183,11 @@ def _votes(
 Ranked = tuple[Path, np.float32, np.float32, int]
 
 
+def _root_value(b: int, settings: dict[str, Any]) -> np.float32:
+    values = settings.get("root_values")
+    return F32(1) if values is None else F32(values[b])
+
+
 def _ranked_nodes(
     b: int,
     votes: dict[Path, np.float32],
@@ -185,7 +195,7 @@ def _ranked_nodes(
     settings: dict[str, Any],
 ) -> list[Ranked]:
     """(path, value, estimate, rank) in breadth-first order, siblings by votes."""
-    queue: list[tuple[Path, np.float32]] = [((), F32(1))]
+    queue: list[tuple[Path, np.float32]] = [((), _root_value(b, settings))]
     nodes: list[Ranked] = []
     for path, reach in queue:
         bound = reach
@@ -233,6 +243,7 @@ def cpu(
     max_matches: int = 32,
     history_rows: torch.Tensor | None = None,
     calibration: torch.Tensor | None = None,
+    root_values: torch.Tensor | None = None,
 ) -> None:
     """Appends the native launch."""
     load_cpu().ngram_match(
@@ -241,6 +252,7 @@ def cpu(
         history.shape[1],
         address(history_rows),
         address(history_lens),
+        address(root_values),
         address(node_budgets),
         address(depth_limits),
         address(stop_tokens),

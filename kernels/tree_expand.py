@@ -68,6 +68,7 @@ def check(
     calibration: torch.Tensor | None = None,
     row_prices: torch.Tensor | None = None,
     cu_pending: torch.Tensor | None = None,
+    root_values: torch.Tensor | None = None,
     proposal_offset: int = 0,
     window: int = 0,
 ) -> None:
@@ -127,6 +128,8 @@ def check(
             for one more row. Exact where prices rise. Static trees ignore it.
         cu_pending: [B + 1] int32, rows that come before the trees, as for tree_select; required
             with row_prices.
+        root_values: [B] float32 in (0, 1], value and reach of each root, so that all of its tree
+            scale with it; None: 1. Static trees ignore it. Must not depend on what this step draws.
         proposal_offset: static; row of the proposal store that candidate row 0 is.
         window: static; sliding window of the draft's attention, 0 without.
     """
@@ -170,6 +173,8 @@ def check(
     expect_tensor(OP_NAME, "num_seqs", num_seqs, torch.int32, (1,))
     if calibration is not None:
         expect_tensor(OP_NAME, "calibration", calibration, torch.float32, (batch, *CELLS))
+    if root_values is not None:
+        expect_tensor(OP_NAME, "root_values", root_values, torch.float32, (batch,))
     needed = tree_scratch_size(batch, tree.max_nodes, max_width, k)
     expect_tensor(OP_NAME, "scratch", scratch, torch.int64, (None,))
     expect(
@@ -216,6 +221,7 @@ def cpu(native: Any, **args: Any) -> None:
         "num_seqs",
         "row_prices",
         "cu_pending",
+        "root_values",
     )
     load_cpu().tree_expand(
         native,

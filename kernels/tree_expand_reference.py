@@ -83,8 +83,10 @@ def _smallest(nodes: list[Node]) -> np.float32:
 
 def _add_layer(b: int, args: dict[str, Any]) -> list[Node]:
     """The sequence's root and its best nodes, this layer's candidates among them."""
-    one = F32(1)
-    root = Node(None, 0, -1, 0, 0, one, one, one, one, 0)
+    one, values = F32(1), args.get("root_values")
+    is_static = args["rule"].startswith("uniform")
+    worth = one if values is None or is_static else F32(values[b])
+    root = Node(None, 0, -1, 0, 0, worth, worth, one, one, 0)
     nodes = [root] if args["layer"] == 0 else _load(args["tree"], b)
     budget = _budget(b, args)
     if args["layer"] < int(args["depth_limits"][b]):

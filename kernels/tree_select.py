@@ -123,7 +123,8 @@ def _write_tree(b: int, draft: DraftTree, kept: list[int], tree: TokenTree) -> N
         tree.creation_ids[b, node] = i
         tree.draft_slots[b, node] = draft.draft_slots[b, i] if node else 0
         tree.proposal_rows[b, node] = draft.proposal_rows[b, i]
-        for name in ("estimates", "probs", "reach"):
+        tree.reach[b, node] = draft.reach[b, i]
+        for name in ("estimates", "probs"):
             getattr(tree, name)[b, node] = getattr(draft, name)[b, i] if node else 1.0
         tree.ancestor_mask[b, node] = _words(mask, tree.mask_words)
         for child in children.get(i, []):

@@ -139,6 +139,7 @@ class Engine:
         request_id: str,
         prompt: str | SequenceOf[int],
         params: SamplingParams | None = None,
+        group: str | None = None,
     ) -> None:
         """Queues a request.
 
@@ -146,6 +147,9 @@ class Engine:
             request_id: unique among the unfinished requests.
             prompt: text, or token ids.
             params: how to sample; None takes the checkpoint's generation defaults.
+            group: a name that requests have in common of which only the last one's end matters, as
+                those of one `LLM.generate`: where nobody waits for a place, sequences that have
+                more tokens left get more of the draft. None: the request's own completions.
 
         Raises:
             RequestError: bad prompt, id in use, token out of range, prompt too long for the context
@@ -156,7 +160,7 @@ class Engine:
         self._check_call()
         with self._is_called:
             self._check_open()
-            for sequence in self._book.open(request_id, prompt, params):
+            for sequence in self._book.open(request_id, prompt, params, group):
                 self._scheduler.add(sequence)
 
     def abort_request(self, request_id: str) -> RequestOutput:

@@ -219,7 +219,7 @@ class LLM:
                 request_id = self._free_id()
                 inbox.request_ids.append(request_id)
                 self._inboxes[request_id] = inbox
-                self.engine.add_request(request_id, prompt, params)
+                self.engine.add_request(request_id, prompt, params, inbox.request_ids[0])
             yield inbox
         finally:
             for request_id in inbox.request_ids:

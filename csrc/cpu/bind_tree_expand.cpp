@@ -26,7 +26,7 @@ void bind_tree_expand(pybind11::module_& module) {
                 const Addresses& tree, int32_t max_nodes, uintptr_t block_tables,
                 int32_t max_blocks, int32_t block_size, const Addresses& rows, int32_t max_rows,
                 int32_t mask_words, uintptr_t creation_ids, uintptr_t scratch, int32_t num_prices) {
-               expect_addresses(inputs, 14, "tree_expand");
+               expect_addresses(inputs, 15, "tree_expand");
                TreeExpandArgs args{};
                args.layer = layer;
                args.rule = static_cast<ExpandRule>(rule);
@@ -51,6 +51,7 @@ void bind_tree_expand(pybind11::module_& module) {
                args.num_seqs = pointer<const int32_t>(inputs[11]);
                args.row_prices = pointer<const float>(inputs[12]);
                args.cu_pending = pointer<const int32_t>(inputs[13]);
+               args.root_values = pointer<const float>(inputs[14]);
                args.num_prices = num_prices;
                args.tree = draft_tree_view(tree, max_nodes);
                args.tables = {pointer<const int32_t>(block_tables), max_blocks, block_size};

@@ -1,7 +1,8 @@
 // begin_step: what every sequence does in this step. Contract: kernels/begin_step.py.
 //
 // One block per sequence. It adds up for itself what the drafts of the sequences before it are
-// missing, and whether enough go on, so nothing has to be exchanged between blocks.
+// missing, whether enough go on and how far the last of its group is from its end, so nothing has
+// to be exchanged between blocks.
 #include "cuda/block.cuh"
 #include "cuda/launch.cuh"
 #include "sdengine/begin_step.h"
@@ -29,7 +30,16 @@ __global__ void begin_step_kernel(BeginStepArgs args) {
       earlier += begin::num_missing(args, i, begin::num_pending(args, i));
     earlier = block.sum(earlier);
   }
-  if (block.is_leader()) begin_sequence(args, b, go_on ? begin::num_pending(args, b) : 0, earlier);
+  int32_t most_left = 0;
+  if (begin::is_weighing(args)) {
+    for (int32_t i = block.rank(); i < *args.num_seqs; i += block.size()) {
+      const int32_t left = begin::left_in_group(args, b, i, begin::num_pending(args, i));
+      most_left = left > most_left ? left : most_left;
+    }
+    most_left = static_cast<int32_t>(~block.least(~static_cast<uint32_t>(most_left)));
+  }
+  const int32_t pending = go_on ? begin::num_pending(args, b) : 0;
+  if (block.is_leader()) begin_sequence(args, b, pending, earlier, most_left);
 }
 
 }  // namespace

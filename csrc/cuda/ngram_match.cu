@@ -53,7 +53,7 @@ __global__ void ngram_match_kernel(NgramMatchArgs args) {
   if (b >= *args.num_seqs) return;
   const NgramTask task = ngram_task(args, b);
   if (block.is_leader()) {
-    expand::reset_to_root(task.tree);
+    expand::reset_to_root(task.tree, args.root_values, b);
     space.found[0] = space.found[1] = 0;
   }
   block.sync();

@@ -140,7 +140,8 @@ __global__ void grow_kernel(TreeExpandArgs args) {
   const Block block(space.words);
   if (b >= *args.num_seqs) return;
   const DraftTreeView tree = args.tree.sequence(b);
-  if (args.layer == 0 && block.is_leader()) expand::reset_to_root(tree);
+  if (args.layer == 0 && block.is_leader())
+    expand::reset_to_root(tree, expand::root_values_of(args), b);
   block.sync();
   const int32_t count = merge_layer(args, block, b, tree, space);
   block.sync();

@@ -7,7 +7,8 @@ from typing import Any
 from sdengine.kernels.cuda.structs import DraftTreeView, Launch, NgramMatchArgs
 from sdengine.kernels.spec import address
 
-SEQUENCES = ("history_rows", "history_lens", "node_budgets", "depth_limits", "stop_tokens")
+SEQUENCES = ("history_rows", "history_lens", "root_values", "node_budgets", "depth_limits")
+REST = ("stop_tokens", "calibration", "num_seqs")
 
 
 def launch_of(**args: Any) -> Launch:
@@ -16,7 +17,7 @@ def launch_of(**args: Any) -> Launch:
     arguments = NgramMatchArgs(
         address(args["history"]),
         args["history"].shape[1],
-        *(address(args.get(name)) for name in (*SEQUENCES, "calibration", "num_seqs")),
+        *(address(args.get(name)) for name in (*SEQUENCES, *REST)),
         args["stop_tokens"].shape[1],
         args["min_ngram"],
         args["max_ngram"],

@@ -99,7 +99,7 @@ class MovePlanView(Structure):
 class BeginStepArgs(Structure):
     _fields_ = [
         *pointers("num_seqs", "min_running", "scheduled_lens", "can_draft", "max_total_lens"),
-        *pointers("first_stops", "stop_tokens"),
+        *pointers("groups", "is_balanced", "first_stops", "stop_tokens"),
         *ints("num_stop_tokens"),
         *pointers("depth_limit", "history"),
         *longs("max_history"),
@@ -107,7 +107,7 @@ class BeginStepArgs(Structure):
         *ints("max_draft_rows", "max_nodes"),
         ("has_trees", c_bool),
         *pointers("pending_lens", "wants_logits", "max_emit", "draft_pending_lens"),
-        *pointers("draft_wants_logits", "node_budgets", "depth_limits"),
+        *pointers("draft_wants_logits", "node_budgets", "depth_limits", "root_values"),
     ]
 
 
@@ -169,7 +169,8 @@ class TreeExpandArgs(Structure):
         *ints("num_candidates", "num_stop_tokens", "batch_size"),
         *pointers("candidate_tokens", "candidate_probs", "cu_rows", "frontier_nodes"),
         ("tree", DraftTreeView),
-        *pointers("tree_starts", "node_budgets", "total_budget", "depth_limits", "stop_tokens"),
+        *pointers("tree_starts", "root_values", "node_budgets", "total_budget", "depth_limits"),
+        *pointers("stop_tokens"),
         *pointers("calibration", "min_layer_gain", "row_prices"),
         *ints("num_prices"),
         *pointers("cu_pending", "num_seqs"),
@@ -228,8 +229,8 @@ class NgramMatchArgs(Structure):
     _fields_ = [
         *pointers("history"),
         *longs("history_stride"),
-        *pointers("history_rows", "history_lens", "node_budgets", "depth_limits", "stop_tokens"),
-        *pointers("calibration", "num_seqs"),
+        *pointers("history_rows", "history_lens", "root_values", "node_budgets", "depth_limits"),
+        *pointers("stop_tokens", "calibration", "num_seqs"),
         *ints("num_stop_tokens", "min_ngram", "max_ngram", "max_matches", "max_depth"),
         *ints("max_children"),
         ("tree", DraftTreeView),

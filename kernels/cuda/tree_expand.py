@@ -15,7 +15,7 @@ from sdengine.kernels.spec import address
 from sdengine.kernels.tree_expand import RULES
 
 CANDIDATES = ("candidate_tokens", "candidate_probs", "cu_rows", "frontier_nodes")
-LIMITS = ("tree_starts", "node_budgets", "total_budget", "depth_limits", "stop_tokens")
+LIMITS = ("tree_starts", "root_values", "node_budgets", "total_budget", "depth_limits")
 GAINS = ("calibration", "min_layer_gain", "row_prices")
 
 
@@ -34,7 +34,7 @@ def launch_of(**args: Any) -> Launch:
         tree.batch_size,
         *(address(args[name]) for name in CANDIDATES),
         DraftTreeView.of(tree),
-        *(address(args.get(name)) for name in (*LIMITS, *GAINS)),
+        *(address(args.get(name)) for name in (*LIMITS, "stop_tokens", *GAINS)),
         0 if prices is None else prices.shape[0],
         address(args.get("cu_pending")),
         address(args["num_seqs"]),

@@ -196,7 +196,7 @@ def run_batch(
     ids = [f"batch-{i}" for i in range(len(prompts))]
     start = clock()
     for i, (request_id, prompt) in enumerate(zip(ids, prompts)):
-        engine.add_request(request_id, prompt, replace(params, seed=params.seed + i))
+        engine.add_request(request_id, prompt, replace(params, seed=params.seed + i), "batch")
     commits: dict[str, list[tuple[float, int]]] = {request_id: [] for request_id in ids}
     outputs: dict[str, RequestOutput] = {}
     while engine.has_unfinished_requests():

@@ -118,9 +118,13 @@ class RequestBook:
             ) from None
 
     def open(
-        self, request_id: str, prompt: str | SequenceOf[int], params: SamplingParams
+        self,
+        request_id: str,
+        prompt: str | SequenceOf[int],
+        params: SamplingParams,
+        group: str | None = None,
     ) -> list[Sequence]:
-        """Checks a request and makes its sequences.
+        """Checks a request and makes its sequences; without a group they are one by themselves.
 
         Raises:
             RequestError: see `Engine.add_request`.
@@ -131,6 +135,8 @@ class RequestBook:
             )
         if not isinstance(params, SamplingParams):
             raise RequestError.from_parts("params to be SamplingParams", type(params).__name__)
+        if group is not None and not isinstance(group, str):
+            raise RequestError.from_parts("group to be a string or None", repr(group))
         token_ids = self._token_ids(prompt)
         check_length(len(token_ids), params, self.limits, self._capacity_tokens)
         check_tables(params, self.limits)
@@ -140,7 +146,8 @@ class RequestBook:
         base = params.seed if params.seed is not None else mix64(self._seed + self._num_opened)
         self._num_opened += 1
         for index in range(params.n):
-            self._add_sequence(request, index, completion_seed(base, index))
+            seed = completion_seed(base, index)
+            self._add_sequence(request, index, seed, _group_name(request_id, group))
         self._requests[request_id] = request
         return request.sequences
 
@@ -194,7 +201,7 @@ class RequestBook:
             other_time_s=sum(s.other_time_s for s in request.sequences),
         )
 
-    def _add_sequence(self, request: Request, index: int, seed: int) -> None:
+    def _add_sequence(self, request: Request, index: int, seed: int, group: str) -> None:
         params, limits = request.params, self.limits
         room = len(request.prompt_token_ids) + params.max_tokens
         sequence = Sequence(
@@ -206,6 +213,7 @@ class RequestBook:
             num_prompt_tokens=len(request.prompt_token_ids),
             stop_token_ids=ending_tokens(params, limits),
             max_total_tokens=min(room, limits.max_model_len),
+            group=group,
         )
         if params.logprobs is not None:
             sequence.logprobs = []
@@ -240,6 +248,11 @@ class NoText:
 
     def finish(self) -> str:
         return ""
+
+
+def _group_name(request_id: str, group: str | None) -> str:
+    """A request's own group has a name that no group of the caller's has."""
+    return f"request {request_id}" if group is None else f"group {group}"
 
 
 def completion_output(sequence: Sequence) -> CompletionOutput:

@@ -36,6 +36,7 @@ class Sequence:
         num_prompt_tokens: how many of them are the prompt's.
         stop_token_ids: tokens that end it (end-of-sequence included unless ignored).
         max_total_tokens: length at which it ends for lack of room or by max_tokens.
+        group: name that sequences have in common which are waited for together.
     """
 
     request_id: str
@@ -46,6 +47,7 @@ class Sequence:
     num_prompt_tokens: int
     stop_token_ids: frozenset[int]
     max_total_tokens: int
+    group: str = ""
 
     status: SequenceStatus = SequenceStatus.WAITING
     slot: int = NO_SLOT

@@ -204,6 +204,7 @@ class DraftModelDrafter:
             rows=None if is_last else rows,
             creation_ids=None if is_last else self._creation_ids,
             calibration=workspace.calibration if self._calibrate else None,
+            root_values=state.root_values,
             proposal_offset=offset,
         )
         if self._notes_layers:

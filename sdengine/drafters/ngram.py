@@ -59,6 +59,7 @@ class NgramDrafter:
             max_children=workspace.sizes.num_candidates,
             max_matches=MAX_MATCHES,
             calibration=self._calibration,
+            root_values=state.root_values,
         )
 
     def catch_up(self, program: Program) -> None:

@@ -9,6 +9,7 @@ the host knows what the last one did.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from sdengine.kernels.device_memory import Memory
 TWO_TO_64 = 1 << 64
 INT32_MAX = 2**31 - 1
 FLOAT32_MAX = float(np.finfo(np.float32).max)
+KERNELS_OWN = ("history", "root_values")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,6 +35,7 @@ class BatchState:
         scheduled_lens: [B] most tokens that the target computes in this step; 0: takes no part.
         can_draft: [B] whether blocks for a tree are reserved.
         max_total_lens: [B] length at which the sequence ends.
+        groups: [B] equal where sequences are waited for together.
         first_stops: [B] position of the first token that may stop it.
         pending_lens: [B] tokens the target computes in this step; 0 for a slot that takes no part.
         draft_pending_lens: [B] the same for the draft.
@@ -42,6 +45,7 @@ class BatchState:
         block_tables: [B, P_max] logical block -> physical block, of both caches.
         node_budgets: [B] most tree nodes.
         depth_limits: [B] most tree depth.
+        root_values: [B] float32, what a tree is worth beside others of its group.
         temperature, top_p, min_p: [B] float32. top_k: [B]. seeds: [B] int64.
     """
 
@@ -52,6 +56,7 @@ class BatchState:
     scheduled_lens: torch.Tensor
     can_draft: torch.Tensor
     max_total_lens: torch.Tensor
+    groups: torch.Tensor
     first_stops: torch.Tensor
     pending_lens: torch.Tensor
     draft_pending_lens: torch.Tensor
@@ -61,6 +66,7 @@ class BatchState:
     block_tables: torch.Tensor
     node_budgets: torch.Tensor
     depth_limits: torch.Tensor
+    root_values: torch.Tensor
     temperature: torch.Tensor
     top_k: torch.Tensor
     top_p: torch.Tensor
@@ -81,6 +87,7 @@ class BatchState:
             scheduled_lens=memory.inputs(b),
             can_draft=memory.inputs(b),
             max_total_lens=memory.inputs(b),
+            groups=memory.inputs(b),
             first_stops=memory.inputs(b),
             pending_lens=memory.state(b),
             draft_pending_lens=memory.state(b),
@@ -90,6 +97,7 @@ class BatchState:
             block_tables=memory.tables(b, max_blocks),
             node_budgets=memory.state(b),
             depth_limits=memory.state(b),
+            root_values=memory.zeros(b),
             temperature=memory.inputs(b, dtype=torch.float32),
             top_k=memory.inputs(b),
             top_p=memory.inputs(b, dtype=torch.float32, fill=1),
@@ -110,7 +118,7 @@ class HostView:
         self._history = state.history
         self._memory = memory
         for f in fields(state):
-            if f.name != "history":
+            if f.name not in KERNELS_OWN:
                 setattr(self, f.name, memory.host(getattr(state, f.name)))
 
     history_lens: np.ndarray
@@ -119,6 +127,7 @@ class HostView:
     scheduled_lens: np.ndarray
     can_draft: np.ndarray
     max_total_lens: np.ndarray
+    groups: np.ndarray
     first_stops: np.ndarray
     pending_lens: np.ndarray
     draft_pending_lens: np.ndarray
@@ -143,6 +152,7 @@ class HostView:
         self.computed_lens[slot] = sequence.num_computed
         self.draft_computed_lens[slot] = sequence.num_draft_computed
         self.max_total_lens[slot] = sequence.max_total_tokens
+        self.groups[slot] = _group_number(sequence.group)
         self.first_stops[slot] = sequence.num_prompt_tokens + params.min_tokens
         self.temperature[slot] = min(params.temperature, FLOAT32_MAX)
         self.top_k[slot] = min(params.top_k, INT32_MAX)
@@ -159,3 +169,9 @@ class HostView:
         """Empties a slot: it takes no part in steps that start from now on."""
         self.scheduled_lens[slot] = 0
         self.can_draft[slot] = 0
+
+
+def _group_number(group: str) -> int:
+    """A number that equal names have in common; should others share it, they only grow trees
+    together."""
+    return crc32(group.encode("utf-8", "surrogatepass")) & INT32_MAX

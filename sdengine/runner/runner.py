@@ -54,6 +54,7 @@ class Runner:
         self._prices = Prices(workspace)
         self._depth_limit = host(workspace.depth_limit)
         self._min_running = host(workspace.min_running)
+        self._is_balanced = host(workspace.is_balanced)
         self._stop_tokens = host(workspace.stop_tokens)
         self._tree_tokens = host(workspace.token_tree.tokens)
         self._tree_parents = host(workspace.token_tree.parents)
@@ -187,6 +188,8 @@ class Runner:
             missing = [self._most_missing[entry.sequence.slot] for entry in scheduled]
         if is_drafting:
             self._depth_limit[0] = min(plan.depth, self._sizes.max_depth)
+            # Who waits gets the place of whoever ends first: then the sum of all is what counts.
+            self._is_balanced[0] = not schedule.has_waiting
             self._prices.write(plan)
             if self._calibrates:
                 # Estimates change after the same steps however many the clock lets follow one

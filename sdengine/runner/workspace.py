@@ -75,6 +75,7 @@ class Workspace:
         sizes: their capacities.
         state: per-slot state.
         num_seqs: [1] = B; slots that take no part have no pending tokens.
+        is_balanced [1]: whether sequences of a group are to end together.
         min_running [1]: fewest sequences that go on; where fewer do, a step does nothing.
         draft_tree, token_tree: trees while and after they grow.
         target_rows: the target's pass.
@@ -97,6 +98,7 @@ class Workspace:
     state: BatchState
     num_seqs: torch.Tensor
     min_running: torch.Tensor
+    is_balanced: torch.Tensor
     draft_tree: DraftTree
     token_tree: TokenTree
     target_rows: RowBatch
@@ -137,6 +139,7 @@ class Workspace:
             state=BatchState.allocate(memory, b, sizes.max_history, sizes.max_blocks),
             num_seqs=memory.inputs(1, fill=b),
             min_running=memory.inputs(1),
+            is_balanced=memory.inputs(1),
             draft_tree=DraftTree.allocate(b, nodes, device),
             token_tree=_shown_tree(TokenTree.allocate(b, nodes, device), memory),
             target_rows=RowBatch.allocate(b, rows, mask_words(nodes), device),

@@ -127,7 +127,7 @@ class Scheduler:
         entries = [entry for entry in running.scheduled if not entry.sequence.is_finished]
         if len(entries) != len(self.running) or not all(entry.decodes for entry in entries):
             return None
-        step = Schedule()
+        step = Schedule(has_waiting=bool(self.waiting))
         for entry in entries:
             sequence = entry.sequence
             if sequence.num_tokens + 1 >= sequence.max_total_tokens:

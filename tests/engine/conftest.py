@@ -112,11 +112,12 @@ def run_outputs(
     prompts: list[list[int]],
     params: list[SamplingParams],
     max_iterations: int = 1,
+    group: str | None = None,
 ) -> list[RequestOutput]:
     """Final outputs of each prompt (n = 1), in order; so many iterations in a row at most, however
-    long they take."""
+    long they take; waited for together, if they are a group."""
     for i, (prompt, sampling) in enumerate(zip(prompts, params)):
-        engine.add_request(f"r{i}", prompt, sampling)
+        engine.add_request(f"r{i}", prompt, sampling, group)
     finished: dict[str, RequestOutput] = {}
     while engine.has_unfinished_requests():
         for output in engine.step(max_iterations, ANY_TIME_S):

@@ -37,6 +37,7 @@ SPECULATION = {
     "rejection": replace(TREES, verifier="rejection"),
     "calibrated": replace(TREES, calibrate=True),
     "calibrated rejection": replace(TREES, verifier="rejection", calibrate=True),
+    "shared": replace(TREES, verifier="rejection", calibrate=True, max_batch_nodes=9),
     "ngram": SpeculationConfig(method="ngram", max_nodes=6, min_ngram=1, adaptive=False),
 }
 SAMPLING: dict[str, dict[str, Any]] = {
@@ -69,7 +70,7 @@ def run(
 
     engine.step = counted  # type: ignore[method-assign]
     seeded = [replace(params, seed=i) for i in range(len(PROMPTS))]
-    outputs = run_outputs(engine, PROMPTS, seeded, max_iterations)
+    outputs = run_outputs(engine, PROMPTS, seeded, max_iterations, "all")
     engine.step = step  # type: ignore[method-assign]
     return outputs, most
 

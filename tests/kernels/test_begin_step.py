@@ -20,6 +20,7 @@ def make_args(slots: list[dict[str, int]], **statics: Any) -> dict[str, Any]:
         "scheduled_lens": 1,
         "can_draft": 1,
         "max_total_lens": 60,
+        "groups": 0,
         "first_stops": 25,
         "history_lens": 30,
         "num_emitted": 1,
@@ -33,6 +34,8 @@ def make_args(slots: list[dict[str, int]], **statics: Any) -> dict[str, Any]:
     }
     args["num_seqs"] = torch.tensor([len(slots)], dtype=torch.int32)
     args["min_running"] = torch.tensor([0], dtype=torch.int32)
+    args["is_balanced"] = torch.tensor([0], dtype=torch.int32)
+    args["root_values"] = torch.full((len(slots),), -7.0)
     args["depth_limit"] = torch.tensor([4], dtype=torch.int32)
     args["stop_tokens"] = torch.tensor([[STOP, -1]] * len(slots), dtype=torch.int32)
     args["history"] = torch.full((len(slots), 64), OTHER, dtype=torch.int32)
@@ -62,6 +65,7 @@ def test_random_slots_equal_the_reference(seed: int) -> None:
                 "scheduled_lens": rng.choice([0, 1, 1, 5, length - computed]),
                 "can_draft": rng.randint(0, 1),
                 "max_total_lens": total,
+                "groups": rng.choice([-3, 0, 1 << 30]),
                 "first_stops": rng.randint(0, total),
                 "history_lens": length,
                 "num_emitted": rng.randint(0, 6),
@@ -73,6 +77,7 @@ def test_random_slots_equal_the_reference(seed: int) -> None:
     args["history"] = torch.randint(0, 12, (9, 64), dtype=torch.int32)
     args["num_seqs"][0] = rng.choice([0, 4, 9])
     args["min_running"][0] = rng.choice([0, 0, 1, 3, 9])
+    args["is_balanced"][0] = rng.randint(0, 1)
     if seed % 3 == 0:
         args["draft_computed_lens"] = None
     begun(args)
@@ -89,6 +94,7 @@ def test_a_decoding_sequence_gets_a_tree_and_its_draft_follows() -> None:
         "draft_wants_logits": 1,
         "node_budgets": 12,
         "depth_limits": 4,
+        "root_values": 1,
     }
 
 
@@ -156,6 +162,7 @@ def test_a_sequence_that_is_long_enough_or_not_scheduled_takes_no_part() -> None
         (begun_slot,) = begun(make_args([slot]))
         left = begun_slot.pop("max_emit")
         assert left == max(0, slot.get("max_total_lens", 60) - 30)
+        assert begun_slot.pop("root_values") == 1
         assert not any(begun_slot.values())
 
 
@@ -165,10 +172,39 @@ def test_none_takes_part_where_too_few_go_on(min_running: int, goes_on: bool) ->
     args = make_args([{}, {"max_total_lens": 30}, {"history_lens": 40}, {"scheduled_lens": 0}])
     args["min_running"][0] = min_running
     slots = begun(args)
-    names = [name for name in OUTPUTS if name != "max_emit"]
+    names = [name for name in OUTPUTS if name not in ("max_emit", "root_values")]
     assert [bool(slot["pending_lens"]) for slot in slots] == [goes_on, False, goes_on, False]
     assert goes_on or not any(slot[name] for slot in slots for name in names)
     assert [slot["max_emit"] for slot in slots] == [30, 0, 20, 30]
+
+
+def root_values(slots: list[dict[str, int]], **statics: Any) -> list[float]:
+    args = make_args(slots, **statics)
+    args["is_balanced"][0] = 1
+    begun(args)
+    return args["root_values"].tolist()
+
+
+def test_of_a_group_those_with_more_left_come_first() -> None:
+    """30, 15 and 6 tokens left, and 9 in a group of its own."""
+    slots = [{"max_total_lens": length} for length in (60, 45, 36, 39)]
+    slots[3]["groups"] = 1
+    assert root_values(slots) == pytest.approx([1.0, 0.25, 0.04, 1.0])
+    args = make_args(slots)
+    begun(args)
+    assert args["root_values"].tolist() == [1.0] * 4, "others wait"
+    assert root_values(slots, has_trees=False) == [1.0] * 4
+
+
+@pytest.mark.parametrize("absence", [{"scheduled_lens": 0}, {"max_total_lens": 30}])
+def test_nobody_gives_way_to_who_takes_no_part(absence: dict[str, int]) -> None:
+    slots = [{"max_total_lens": 45}, {"max_total_lens": 90, **absence}]
+    assert root_values(slots) == [1.0, 1.0]
+
+
+def test_a_prompt_that_is_read_counts_as_far_behind() -> None:
+    prompt = {"computed_lens": 3, "scheduled_lens": 9}
+    assert root_values([{"max_total_lens": 45}, prompt]) == [0.25, 1.0]
 
 
 def test_arguments_are_checked() -> None:

@@ -70,6 +70,7 @@ def test_equals_the_brute_force_search(seed: int) -> None:
         "max_children": r.choice([1, 2, 9]),
         "max_matches": r.choice([1, 2, 8, 32]),
         "calibration": table if r.random() < 0.4 else None,
+        "root_values": torch.rand(batch) if r.random() < 0.3 else None,
     }
     native = match(texts, "cpu", **{**settings_})
     assert_same_trees(native, match(texts, "reference", **{**settings_}), batch)

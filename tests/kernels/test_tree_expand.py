@@ -54,6 +54,8 @@ def random_world(seed: int) -> World:
     if r.random() < 0.5:
         world.total = r.randint(0, batch * nodes)
     if r.random() < 0.3:
+        world.root_values = [r.choice([1.0, 0.5, r.random()]) for _ in range(batch)]
+    if r.random() < 0.3:
         world.budgets = [r.randint(-1, nodes + 2) for _ in range(batch)]
     if r.random() < 0.3:
         world.depth_limits = [r.randint(0, 5) for _ in range(batch)]

@@ -104,3 +104,25 @@ def test_the_second_of_two_equal_nodes_does_not_pay_for_the_foot_of_a_stair() ->
     world.tables[(0,)] = ([5, 6, 7], np.array([0.3, 0.3, 0.1], dtype=np.float32))
     rows = grow(world).layers[0]
     assert rows.tokens[: int(rows.num_rows)].tolist() == [5, 6]
+
+
+@pytest.mark.parametrize("rule", ["node", "slot"])
+def test_a_tree_is_worth_what_its_root_is(rule: str) -> None:
+    """Of two equal trees over as many rows as nodes are wanted, the one worth less gives way."""
+    world = World(seed=5, batch=2, nodes=24, layers=3, rule=rule)
+    grow(world)  # draws the tables
+    world.tables |= {(1, *key[1:]): table for key, table in world.tables.items() if key[0] == 0}
+    whole = grow(world).tree
+    assert torch.equal(whole.values[0], whole.values[1])
+    tree = grow(replace(world, root_values=[1.0, 0.25])).tree
+    for name in ("values", "reach"):
+        assert torch.equal(getattr(tree, name)[0], getattr(whole, name)[0])
+        assert torch.equal(getattr(tree, name)[1], 0.25 * getattr(whole, name)[1])
+    assert torch.equal(tree.estimates, whole.estimates)
+    few = grow(replace(world, root_values=[1.0, 0.25], total=8)).tree
+    equal = grow(replace(world, total=8)).tree
+    assert few.num_nodes[0] > equal.num_nodes[0] > few.num_nodes[1] >= 0
+    selected = select(tree, torch.full((99,), 0.2), 2)
+    for b, worth in enumerate((1.0, 0.25)):
+        assert selected.reach[b, 0] == worth
+        assert int(selected.num_nodes[b]) == int((tree.values[b, 1:] >= 0.2).sum())

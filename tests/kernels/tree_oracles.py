@@ -97,7 +97,7 @@ def heap_tree(world: World) -> list[Slot]:
 
     budgets = [min(n, world.nodes) for n in world.node_budgets]
     for b in range(world.live):
-        push(slots_at(world, b, (), (), F32(1), F32(1)))
+        push(slots_at(world, b, (), (), world.root_value(b), world.root_value(b)))
     drawn: list[Slot] = []
     while heap and len(drawn) < world.total_budget:
         _, slot, siblings = heapq.heappop(heap)
@@ -112,7 +112,7 @@ def heap_tree(world: World) -> list[Slot]:
 
 def connected_sets(world: World, limit: int) -> Iterator[frozenset[Slot]]:
     """Every set of at most `limit` slots of sequence 0, closed under parent and earlier sibling."""
-    start = slots_at(world, 0, (), (), F32(1), F32(1))
+    start = slots_at(world, 0, (), (), world.root_value(0), world.root_value(0))
     seen = {frozenset()}
     stack: list[tuple[frozenset[Slot], tuple[tuple[Slot, ...], ...]]] = [
         (frozenset(), (tuple(start),) if start else ())

@@ -46,6 +46,7 @@ class World:
     min_gain: float = 0.0
     calibration: torch.Tensor | None = None
     prices: list[float] | None = None
+    root_values: list[float] | None = None
     window: int = 0
     block_size: int = 8
     starts: list[int] | None = None
@@ -68,6 +69,11 @@ class World:
                 probs = np.sort(probs)[::-1][: self.k]
             self.tables[key] = (tokens[: self.k].tolist(), probs.astype(np.float32))
         return self.tables[key]
+
+    def root_value(self, b: int) -> np.float32:
+        """What the root of a sequence is worth."""
+        values = None if "uniform" in self.rule else self.root_values
+        return np.float32(1 if values is None else values[b])
 
     @property
     def live(self) -> int:
@@ -131,6 +137,7 @@ def expand_args(world: World) -> dict[str, Any]:
         "calibration": world.calibration,
         "row_prices": None if world.prices is None else torch.tensor(world.prices),
         "cu_pending": torch.arange(b + 1, dtype=I32),
+        "root_values": None if world.root_values is None else torch.tensor(world.root_values),
         "block_tables": shuffled.to(I32).view(b, blocks),
         "num_seqs": torch.tensor([world.live], dtype=I32),
         "scratch": allocate_tree_scratch(b, world.nodes, world.width, world.k),

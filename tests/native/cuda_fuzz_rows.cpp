@@ -29,7 +29,8 @@ Exact<T> copy_of(const Exact<T>& from) {
 // What begin_step writes, as one array.
 constexpr int32_t kBegun = 7;
 
-BeginStepArgs begin_into(BeginStepArgs args, const Exact<int32_t>& out, int32_t batch) {
+BeginStepArgs begin_into(BeginStepArgs args, const Exact<int32_t>& out, const Exact<float>& values,
+                         int32_t batch) {
   int32_t* at = out.get();
   for (int32_t** array :
        {&args.pending_lens, &args.wants_logits, &args.max_emit, &args.draft_pending_lens,
@@ -37,15 +38,17 @@ BeginStepArgs begin_into(BeginStepArgs args, const Exact<int32_t>& out, int32_t 
     *array = at;
     at += batch;
   }
+  args.root_values = values.get();
   return args;
 }
 
 SDENGINE_FUZZ(cuda_begin_step, 15) {
   const int32_t batch = random.integer(1, 5), room = 20, stops = random.integer(0, 2);
   Exact<int32_t> live(1, random.integer(0, batch)), depth(1, random.integer(1, 5)),
-      fewest(1, random.chance(0.5f) ? 0 : random.integer(1, batch));
-  Exact<int32_t> scheduled(batch), can_draft(batch), total(batch), first(batch), lens(batch),
-      emitted(batch), computed(batch), draft_computed(batch);
+      fewest(1, random.chance(0.5f) ? 0 : random.integer(1, batch)),
+      balanced(1, random.integer(0, 1));
+  Exact<int32_t> scheduled(batch), can_draft(batch), total(batch), groups(batch), first(batch),
+      lens(batch), emitted(batch), computed(batch), draft_computed(batch);
   Exact<int32_t> stop_tokens(static_cast<size_t>(batch) * stops, 3),
       history(static_cast<size_t>(batch) * room);
   for (size_t i = 0; i < history.size(); ++i) history[i] = random.integer(0, 9);
@@ -54,6 +57,7 @@ SDENGINE_FUZZ(cuda_begin_step, 15) {
     can_draft[b] = random.integer(0, 1);
     lens[b] = random.integer(1, room);
     total[b] = random.integer(1, room + 4);
+    groups[b] = random.integer(0, 2);
     first[b] = random.integer(0, room);
     emitted[b] = random.integer(0, 5);
     computed[b] = random.integer(0, lens[b] - 1);
@@ -65,6 +69,8 @@ SDENGINE_FUZZ(cuda_begin_step, 15) {
   args.scheduled_lens = scheduled.get();
   args.can_draft = can_draft.get();
   args.max_total_lens = total.get();
+  args.groups = groups.get();
+  args.is_balanced = balanced.get();
   args.first_stops = first.get();
   args.stop_tokens = stop_tokens.get();
   args.num_stop_tokens = stops;
@@ -79,10 +85,12 @@ SDENGINE_FUZZ(cuda_begin_step, 15) {
   args.max_nodes = 9;
   args.has_trees = random.chance(0.8f);
   const Exact<int32_t> out(static_cast<size_t>(batch) * kBegun, -7), device_out = copy_of(out);
-  begin_sequences(begin_into(args, out, batch));
-  const BeginStepArgs on_device = begin_into(args, device_out, batch);
+  const Exact<float> values(batch, -7.0f), device_values = copy_of(values);
+  begin_sequences(begin_into(args, out, values, batch));
+  const BeginStepArgs on_device = begin_into(args, device_out, device_values, batch);
   require(sdengine_cuda_begin_step(&on_device, batch, nullptr) == 0, "begin_step starts");
   require_same(out, device_out, "what begins");
+  require_same(values, device_values, "what trees are worth");
 }
 
 SDENGINE_FUZZ(cuda_gather_pending, 15) {

@@ -32,6 +32,7 @@ struct Growth {
         stops(batch * size_t{2}, -1),
         gain(1, random.chance(0.8f) ? 0.0f : random.unit()),
         calibration(batch * size_t{kCalibrationCells}, 0.0f),
+        root_values(batch, 1.0f),
         tables(batch * static_cast<size_t>(max_blocks), 0),
         tree(batch, nodes),
         rows(batch, batch * width, random.integer(1, 2)),
@@ -45,6 +46,7 @@ struct Growth {
       starts[b] = random.integer(0, max_blocks * block_size);
       budgets[b] = random.integer(-1, nodes + 2);
       limits[b] = random.integer(0, layers + 1);
+      if (random.chance(0.5f)) root_values[b] = random.unit();
       stops[2 * b] = random.integer(-1, 3);
     }
     for (size_t i = 0; i < calibration.size(); ++i)
@@ -55,7 +57,7 @@ struct Growth {
   bool is_clean;
   int32_t batch, nodes, candidates, width, layers, block_size, max_blocks;
   Exact<int32_t> live, starts, budgets, total, limits, stops;
-  Exact<float> gain, calibration;
+  Exact<float> gain, calibration, root_values;
   Exact<int32_t> tables;
   DraftTreeBuffers tree;
   RowBatchBuffers rows;
@@ -102,6 +104,7 @@ inline TreeExpandArgs expand_args(Growth& growth, Random& random) {
   args.depth_limits = growth.limits.get();
   args.stop_tokens = growth.stops.get();
   args.calibration = random.chance(0.5f) ? growth.calibration.get() : nullptr;
+  args.root_values = random.chance(0.5f) ? growth.root_values.get() : nullptr;
   args.min_layer_gain = growth.gain.get();
   args.num_seqs = growth.live.get();
   args.tables = {growth.tables.get(), growth.max_blocks, growth.block_size};

@@ -15,6 +15,7 @@ struct NgramCase {
         budgets(batch),
         limits(batch),
         stops(batch, -1),
+        root_values(batch, 1.0f),
         live(1, random.integer(0, batch)),
         history(static_cast<size_t>(batch) * stride) {
     const int32_t vocab = random.integer(1, 6);
@@ -23,11 +24,13 @@ struct NgramCase {
       lens[b] = random.integer(0, stride);
       budgets[b] = random.integer(-1, nodes + 1);
       limits[b] = random.integer(-1, 9);
+      if (random.chance(0.5f)) root_values[b] = random.unit();
       if (random.chance(0.3f)) stops[b] = random.integer(0, vocab - 1);
     }
     args.history = history.get();
     args.history_stride = stride;
     args.history_lens = lens.get();
+    args.root_values = random.chance(0.5f) ? root_values.get() : nullptr;
     args.node_budgets = budgets.get();
     args.depth_limits = limits.get();
     args.stop_tokens = stops.get();
@@ -54,7 +57,9 @@ struct NgramCase {
   }
 
   int32_t batch, nodes, stride;
-  Exact<int32_t> lens, budgets, limits, stops, live, history;
+  Exact<int32_t> lens, budgets, limits, stops;
+  Exact<float> root_values;
+  Exact<int32_t> live, history;
   sdengine::NgramMatchArgs args{};
 };
 

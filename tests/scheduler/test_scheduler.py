@@ -255,7 +255,8 @@ def test_no_step_ahead_while_somebody_may_join() -> None:
     assert scheduler.schedule_ahead(running, 1) is None
     scheduler, running = decoding(a=3, b=3, c=3)
     scheduler.add(make_sequence("late", 3))
-    assert scheduler.schedule_ahead(running, 1) is not None, "there is no slot to join"
+    ahead = scheduler.schedule_ahead(running, 1)
+    assert ahead is not None and ahead.has_waiting, "there is no slot to join"
     scheduler.hold()
     scheduler.finish(scheduler.running[0], "stop")
     assert scheduler.schedule_ahead(running, 1) is None, "a slot is about to be free"
@@ -275,6 +276,7 @@ def test_the_step_ahead_leaves_out_who_ended_or_ends_for_certain() -> None:
     scheduler.finish(third, "abort")
     ahead = scheduler.schedule_ahead(running, 1)
     assert ahead is not None and [e.sequence for e in ahead.scheduled] == [first]
+    assert not ahead.has_waiting
     first.max_total_tokens = 4
     assert scheduler.schedule_ahead(running, 1) is None
 

@@ -44,6 +44,7 @@ struct NgramMatchArgs {
   int64_t history_stride;       // S
   const int32_t* history_rows;  // [B] or null: sequence b reads row b
   const int32_t* history_lens;  // [B]
+  const float* root_values;     // [B] or null: 1
   const int32_t* node_budgets;  // [B]
   const int32_t* depth_limits;  // [B]
   const int32_t* stop_tokens;   // [B, num_stop_tokens]
@@ -259,7 +260,7 @@ SDE_HD inline void draft_matches(const NgramMatchArgs& args, int64_t b, const Ng
   if (num_matches == 0) return;
   const ngram::Workspace& space = task.space;
   ngram::build_trie(args, b, task.text, task.length, task.depth, space, num_matches);
-  space.ranked[0] = {0, -1, 0, 0, 1.0f, 1.0f};
+  space.ranked[0] = {0, -1, 0, 0, task.tree.values[0], 1.0f};
   int32_t count = 1;
   for (int32_t r = 0; r < count; ++r) count = ngram::rank_children(args, b, space, r, count);
   for (int32_t r = 1; r < count; ++r) space.keys[r - 1] = rank_key(space.ranked[r].value, r);
@@ -271,7 +272,7 @@ SDE_HD inline void draft_matches(const NgramMatchArgs& args, int64_t b, const Ng
 // Drafts one sequence.
 SDE_HD inline void match_ngrams(const NgramMatchArgs& args, int64_t b) {
   const NgramTask task = ngram_task(args, b);
-  expand::reset_to_root(task.tree);
+  expand::reset_to_root(task.tree, args.root_values, b);
   draft_matches(args, b, task,
                 ngram::find_matches(args, task.text, task.length, task.space.matches));
 }

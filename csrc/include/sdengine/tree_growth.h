@@ -47,6 +47,7 @@ struct TreeExpandArgs {
   const int32_t* frontier_nodes;    // [rows], null in layer 0: every row is a root
   DraftTreeView tree;
   const int32_t* tree_starts;   // [B], root position + 1
+  const float* root_values;     // [B] or null: 1
   const int32_t* node_budgets;  // [B]
   const int32_t* total_budget;  // [1]
   const int32_t* depth_limits;  // [B]
@@ -88,12 +89,19 @@ SDE_HD inline bool is_uniform_rule(ExpandRule rule) {
   return rule == ExpandRule::kUniform || rule == ExpandRule::kUniformSlot;
 }
 
-SDE_HD inline void reset_to_root(DraftTreeView tree) {
+// `values`: of each sequence's root, or null.
+SDE_HD inline void reset_to_root(DraftTreeView tree, const float* values, int64_t b) {
   tree.tokens[0] = tree.parents[0] = tree.proposal_rows[0] = -1;
   tree.depths[0] = tree.ranks[0] = tree.draft_slots[0] = 0;
-  tree.values[0] = tree.reach[0] = tree.estimates[0] = tree.probs[0] = 1.0f;
+  tree.values[0] = tree.reach[0] = values == nullptr ? 1.0f : values[b];
+  tree.estimates[0] = tree.probs[0] = 1.0f;
   *tree.num_nodes = 0;
   *tree.num_forwarded = 0;
+}
+
+// A static tree is what it is, whoever waits for it.
+SDE_HD inline const float* root_values_of(const TreeExpandArgs& args) {
+  return is_uniform_rule(args.rule) ? nullptr : args.root_values;
 }
 
 SDE_HD inline int32_t node_budget(const TreeExpandArgs& args, int64_t b) {
@@ -264,7 +272,7 @@ SDE_HD inline int32_t collect_candidates(const TreeExpandArgs& args, int64_t b, 
 // Merges a sequence's candidates into its best `node_budget` nodes.
 SDE_HD inline void add_layer(const TreeExpandArgs& args, int64_t b) {
   DraftTreeView tree = args.tree.sequence(b);
-  if (args.layer == 0) reset_to_root(tree);
+  if (args.layer == 0) reset_to_root(tree, root_values_of(args), b);
   const int32_t budget = node_budget(args, b);
   const int32_t count = collect_candidates(args, b, tree, budget);
   const int32_t held = *tree.num_nodes;

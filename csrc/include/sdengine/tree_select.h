@@ -93,7 +93,8 @@ SDE_HD inline void write_root(TokenTreeView tree, DraftTreeView draft, int32_t n
   tree.depths[0] = tree.draft_slots[0] = tree.creation_ids[0] = 0;
   tree.first_child[0] = num_nodes > 0 ? 1 : -1;
   tree.proposal_rows[0] = draft.proposal_rows[0];
-  tree.estimates[0] = tree.probs[0] = tree.reach[0] = 1.0f;
+  tree.estimates[0] = tree.probs[0] = 1.0f;
+  tree.reach[0] = draft.reach[0];
   for (int32_t w = 0; w < tree.mask_words; ++w) tree.ancestor_mask[w] = 0;
   *tree.num_nodes = num_nodes;
 }

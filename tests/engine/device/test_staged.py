@@ -6,6 +6,7 @@ The kernels are the CPU's, so every method, batch, preemption and sampler can ru
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakValueDictionary
 
 import pytest
 from torch.overrides import TorchFunctionMode
@@ -13,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from sdengine.core.config import SpeculationConfig
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.engine import Engine
+from sdengine.factory import shared_weights
 from sdengine.kernels import device_program
 from sdengine.kernels.dense_weight import DenseWeight
 from sdengine.kernels.device_memory import StagedMemory
@@ -60,7 +62,8 @@ def params_of(index: int, max_tokens: int = 20) -> SamplingParams:
 
 def run(engine: Engine) -> list[tuple[Any, ...]]:
     """All that a user sees of the four requests, logprobs to six digits."""
-    outputs = run_outputs(engine, PROMPTS, [params_of(i) for i in range(len(PROMPTS))])
+    params = [params_of(i) for i in range(len(PROMPTS))]
+    outputs = run_outputs(engine, PROMPTS, params, group="all")
     return [seen(output.outputs[0]) for output in outputs]
 
 
@@ -115,6 +118,7 @@ def test_every_tensor_of_a_launch_was_made_for_the_device(
     make_tiny: MakePair, on_host: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A tensor that was made without naming a device would lie in the host's memory."""
+    monkeypatch.setattr(shared_weights, "_loaded", WeakValueDictionary())
     placed: set[int] = set()
 
     class Naming(TorchFunctionMode):
