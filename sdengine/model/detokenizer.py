@@ -113,6 +113,11 @@ class Detokenizer:
         self._is_first = not continues_text
         self._num_to_strip = 0 if continues_text else rules.max_stripped
 
+    @property
+    def num_held_back(self) -> int:
+        """Whole characters that were pushed and are held back: those of a run of byte tokens."""
+        return len(codecs.utf_8_decode(self._byte_run, "replace", False)[0])
+
     def push(self, token_ids: Iterable[int]) -> str:
         """Append tokens and return the text that is certain now and was not before."""
         pieces = map(self._piece, token_ids)

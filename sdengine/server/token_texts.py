@@ -42,11 +42,11 @@ class TokenTexts:
     def offsets(self) -> TextOffsets:
         """The offsets of a choice's tokens."""
         if self._tokenizer is None:
-            return TextOffsets(lambda token: "")
+            return TextOffsets(lambda token: "", lambda: 0)
         text = self._tokenizer.detokenizer(
             skip_special_tokens=self._skips_special, continues_text=True
         )
-        return TextOffsets(lambda token: text.push([token]))
+        return TextOffsets(lambda token: text.push([token]), lambda: text.num_held_back)
 
 
 class TextOffsets:
@@ -54,10 +54,12 @@ class TextOffsets:
 
     Args:
         push: takes the choice's next token and gives the text that is certain with it.
+        num_held_back: whole characters pushed that are not certain yet.
     """
 
-    def __init__(self, push: Callable[[int], str]) -> None:
+    def __init__(self, push: Callable[[int], str], num_held_back: Callable[[], int]) -> None:
         self._push = push
+        self._num_held_back = num_held_back
         self._num_certain = 0
 
     def of(self, tokens: Sequence[int], texts: Sequence[str]) -> list[int]:
@@ -73,6 +75,6 @@ class TextOffsets:
         """A token's text is the end of what is certain with it: what was held back may have come
         before it. Less is certain with a part of a character, whose offset is the character's.
         """
-        before = self._num_certain
+        before = self._num_certain + self._num_held_back()
         self._num_certain += len(self._push(token))
         return max(before, self._num_certain - len(text))

@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import pytest
 
@@ -19,6 +20,7 @@ from sdengine.core.config import SpeculationConfig
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.engine import Engine
 from sdengine.errors import EngineBusy, EngineFailed, RequestError
+from sdengine.factory import shared_weights
 from tests.engine.conftest import MakeEngine, MakeLLM, related_draft, text_checkpoint
 from tests.engine.test_one_call_at_a_time import in_a_thread, in_the_middle_of_a_step
 
@@ -32,7 +34,10 @@ def num_os_threads() -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads in /proc")
-def test_memory_and_threads_go_at_once(make_engine: MakeEngine) -> None:
+def test_memory_and_threads_go_at_once(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_weights, "_loaded", WeakValueDictionary())
     engine = make_engine(draft=related_draft(), speculation=TREES, num_threads=3)
     engine.add_request("r", PROMPT, GREEDY)
     engine.step()

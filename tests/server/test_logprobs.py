@@ -62,6 +62,23 @@ def test_offsets_point_into_the_text(tokenizer: Tokenizer) -> None:
     assert got["text_offset"] == sorted(got["text_offset"])
 
 
+def test_offsets_within_a_run_of_byte_tokens() -> None:
+    """What has no token of its own, as line breaks in Llama 2's vocabulary: nothing of a run is
+    certain before it ends."""
+    tokenizer = load_tokenizer(make_tokenizer_dir("sentencepiece"))
+    ids = tokenizer.encode("a~~b~\x01~~", add_special_tokens=False)
+    got = whole(tokenizer, deltas_of(tokenizer, ids))
+    assert got["tokens"] == [" a", "~", "~", "b", "~", "\x01", "~", "~"]
+    assert got["text_offset"] == [0, 2, 3, 4, 5, 6, 7, 8] and got["text"] == " a~~b~\x01~~"
+    mixed = [*tokenizer.encode("~", add_special_tokens=False)[-1:], *fox_parts(tokenizer)] * 2
+    got = whole(tokenizer, deltas_of(tokenizer, mixed))
+    assert got["text_offset"] == [0, 1, 1, 1, 1, 2, 3, 3, 3, 3]
+
+
+def fox_parts(tokenizer: Tokenizer) -> list[int]:
+    return tokenizer.encode(FOX, add_special_tokens=False)[-4:]
+
+
 def test_offsets_behind_what_never_became_a_character(byte_level: Tokenizer) -> None:
     part = byte_level.encode(FOX, add_special_tokens=False)[0]
     ids = [part, *byte_level.encode("ab", add_special_tokens=False)]
