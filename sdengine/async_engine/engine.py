@@ -101,6 +101,7 @@ class AsyncEngine:
         may_wait: bool = True,
         timeout_s: float | None = None,
         wants_trees: bool = False,
+        group: str | None = None,
     ) -> RequestStream:
         """Queues a request and returns when the engine has taken it.
 
@@ -112,6 +113,7 @@ class AsyncEngine:
             timeout_s: from now on, not negative; a request that takes longer is ended with
                 RequestTimeout.
             wants_trees: keep the token tree of the newest step in the stream's `step_tree`.
+            group: as `Engine.add_request`.
 
         Returns:
             Its outputs. Close it, best with `async with`: an abandoned request runs to its end.
@@ -122,7 +124,7 @@ class AsyncEngine:
             EngineStopped, EngineFailed: it takes no requests any more.
             RequestTimeout: it found no place in time.
         """
-        call = CallOptions(request_id, may_wait, timeout_s, wants_trees)
+        call = CallOptions(request_id, may_wait, timeout_s, wants_trees, group)
         self._thread.require_open()  # before a long text is encoded in vain
         text = prompt if isinstance(prompt, str) else None
         token_ids = await self.encode(prompt) if isinstance(prompt, str) else prompt
@@ -144,17 +146,19 @@ class AsyncEngine:
         request_id: str | None = None,
         may_wait: bool = True,
         timeout_s: float | None = None,
+        group: str | None = None,
     ) -> RequestStream:
         """Queues a request without waiting for the engine's word: the stream gives it, with its
         first output or by raising what `submit` raises.
 
         Args:
-            token_ids, params, request_id, may_wait, timeout_s: as `submit`.
+            token_ids, params, request_id, may_wait, timeout_s, group: as `submit`.
 
         Raises:
-            RequestError: request_id, may_wait or timeout_s is of no use to any engine.
+            RequestError: request_id, may_wait, timeout_s or group is of no use to any engine.
         """
-        stream = self._open(token_ids, params, CallOptions(request_id, may_wait, timeout_s))
+        call = CallOptions(request_id, may_wait, timeout_s, group=group)
+        stream = self._open(token_ids, params, call)
         self._thread.submit(stream, may_wait)
         return stream
 
@@ -168,7 +172,7 @@ class AsyncEngine:
         request_id = next(self._ids) if call.request_id is None else call.request_id
         outbox, cancel = self._current_outbox(), self._cancel
         stream = RequestStream(
-            request_id, text, token_ids, params, outbox, cancel, call.wants_trees
+            request_id, text, token_ids, params, outbox, cancel, call.wants_trees, call.group
         )
         if call.request_id is None:
             stream.spare_ids = self._ids
@@ -183,11 +187,12 @@ class AsyncEngine:
         *,
         request_id: str | None = None,
         timeout_s: float | None = None,
+        group: str | None = None,
     ) -> AsyncIterator[RequestOutput]:
         """Submits a request and yields its outputs; leaving the loop cancels it.
 
         Args:
-            prompt, params, request_id, timeout_s: as `submit`.
+            prompt, params, request_id, timeout_s, group: as `submit`.
 
         Yields:
             Cumulative outputs, each with the one completion that moved.
@@ -195,7 +200,9 @@ class AsyncEngine:
         Raises:
             SdengineError: as `submit` and `RequestStream`.
         """
-        stream = await self.submit(prompt, params, request_id=request_id, timeout_s=timeout_s)
+        stream = await self.submit(
+            prompt, params, request_id=request_id, timeout_s=timeout_s, group=group
+        )
         async with stream:
             async for output in stream:
                 yield output

@@ -16,7 +16,7 @@ class CallOptions:
     it stumbles over would be everybody's.
 
     Args:
-        request_id, may_wait, timeout_s, wants_trees: as `AsyncEngine.submit`.
+        request_id, may_wait, timeout_s, wants_trees, group: as `AsyncEngine.submit`.
 
     Raises:
         RequestError: one is not what it must be.
@@ -26,10 +26,13 @@ class CallOptions:
     may_wait: bool
     timeout_s: float | None
     wants_trees: bool = False
+    group: str | None = None
 
     def __post_init__(self) -> None:
         if self.request_id is not None and not isinstance(self.request_id, str):
             raise RequestError.from_parts("request_id to be a string", shown(self.request_id))
+        if self.group is not None and not isinstance(self.group, str):
+            raise RequestError.from_parts("group to be a string or None", shown(self.group))
         check_bool(RequestError, "may_wait", self.may_wait)
         check_bool(RequestError, "wants_trees", self.wants_trees)
         object.__setattr__(self, "timeout_s", checked_timeout(RequestError, self.timeout_s))

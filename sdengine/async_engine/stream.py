@@ -44,6 +44,7 @@ class RequestStream:
         outbox: brings outputs into the event loop.
         cancel: tells the engine that nobody reads any more.
         wants_trees: whether `step_tree` is to follow the outputs.
+        group: of requests that are waited for together.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class RequestStream:
         outbox: Outbox,
         cancel: Callable[[RequestStream], None],
         wants_trees: bool,
+        group: str | None = None,
     ) -> None:
         self.request_id = request_id
         self.outbox = outbox
@@ -65,6 +67,7 @@ class RequestStream:
         self.is_inside = False  # whether the engine has the request; the thread's own
         self.spare_ids: Iterator[str] | None = None  # when its id was made up and may be another
         self.wants_trees = wants_trees
+        self.group = group
         self.token_ids = token_ids
         self.params = params
         self._prompt = prompt

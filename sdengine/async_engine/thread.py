@@ -230,7 +230,9 @@ class EngineThread:
     def _admit(self, stream: RequestStream) -> None:
         try:
             self._settle_id(stream)
-            self.engine.add_request(stream.request_id, stream.token_ids, stream.params)
+            self.engine.add_request(
+                stream.request_id, stream.token_ids, stream.params, stream.group
+            )
         except Exception as error:  # this request's own fault: the others go on
             self._tell(stream, stream.end, error)
             return

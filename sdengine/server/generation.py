@@ -100,10 +100,11 @@ class Generation:
         ]
         for ids in token_ids:
             check_prompt(len(ids), self._engine, self._settings, field)
+        timeout_s, group = self._settings.request_timeout_s, f"http {id(self)}"
         for ids in token_ids:
             self._streams.append(
                 self._engine.enqueue(
-                    ids, self._params, may_wait=False, timeout_s=self._settings.request_timeout_s
+                    ids, self._params, may_wait=False, timeout_s=timeout_s, group=group
                 )
             )
             self.usage.prompt_tokens += len(ids)

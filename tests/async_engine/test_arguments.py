@@ -15,7 +15,7 @@ from sdengine.errors import ConfigError, RequestError
 from tests.async_engine.conftest import Turnstile
 from tests.async_engine.test_lifecycle import SHORT
 from tests.async_engine.test_requests import last_output, params_for
-from tests.engine.conftest import MakeEngine
+from tests.engine.conftest import MakeEngine, seen_groups
 
 
 @pytest.mark.parametrize("way", ["submit", "generate", "enqueue"])
@@ -31,6 +31,7 @@ from tests.engine.conftest import MakeEngine
         {"timeout_s": float("inf")},
         {"timeout_s": -1},
         {"timeout_s": True},
+        {"group": 7},
     ],
     ids=str,
 )
@@ -103,6 +104,23 @@ def test_names_that_are_made_up_are_nobody_s(make_turnstile) -> None:
             assert mine.keys() == {stream.request_id for stream in mine.values()}
 
     asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_the_engine_is_told_who_is_waited_for_together(make_turnstile) -> None:
+    turnstile: Turnstile = make_turnstile()
+    groups = seen_groups(turnstile.engine)
+
+    async def main() -> None:
+        with closing(AsyncEngine(turnstile.engine)) as engine:
+            turnstile.open()
+            await last_output(await engine.submit([4, 5], SHORT, group="a"))
+            await last_output(engine.enqueue([4, 5], SHORT, group="b"))
+            async for _ in engine.generate([4, 5], SHORT, group="c"):
+                pass
+            await last_output(await engine.submit([4, 5], SHORT))
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+    assert groups == ["a", "b", "c", None]
 
 
 @pytest.mark.parametrize("timeout_s", ["a", float("nan"), 2**2000, -1.0, True])

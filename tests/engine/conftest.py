@@ -100,6 +100,19 @@ def signed_seed(seed: int, index: int) -> int:
     return key - (1 << 64) if key >= 1 << 63 else key
 
 
+def seen_groups(engine: Engine) -> list[str | None]:
+    """The groups of the requests that the engine gets from now on."""
+    groups: list[str | None] = []
+    add = engine.add_request
+
+    def noted(request_id: str, prompt: Any, params: Any = None, group: str | None = None) -> None:
+        groups.append(group)
+        add(request_id, prompt, params, group)
+
+    engine.add_request = noted  # type: ignore[method-assign]
+    return groups
+
+
 def run_all(
     engine: Engine, prompts: list[list[int]], params: list[SamplingParams]
 ) -> list[list[int]]:

@@ -12,8 +12,8 @@ from sdengine.core.sampling_params import SamplingParams
 from sdengine.llm import LLM
 from sdengine.server.protocol import SAMPLING_FIELDS
 from sdengine.server.token_texts import TokenTexts
-from tests.engine.conftest import text_checkpoint, tiny
-from tests.server.conftest import CHAT_TEMPLATE, MODEL, RunningServer
+from tests.engine.conftest import seen_groups, text_checkpoint, tiny
+from tests.server.conftest import CHAT_TEMPLATE, MODEL, RunningServer, running, tiny_engine
 
 PROMPT = "def f(x):"
 SEEDED = {"model": MODEL, "max_tokens": 24, "temperature": 0.8, "seed": 5}
@@ -86,6 +86,18 @@ def test_token_ids_are_prompts(client: openai.OpenAI, llm: LLM) -> None:
     two = client.completions.create(prompt=[ids, ids], **SEEDED)
     text = offline(llm).outputs[0].text
     assert [c.text for c in (*one.choices, *two.choices)] == [text] * 3
+
+
+def test_the_prompts_of_a_request_are_waited_for_together(llm: LLM) -> None:
+    engine = tiny_engine()
+    groups = seen_groups(engine)
+    with running(engine) as server:
+        url = f"{server.url}/v1"
+        with openai.OpenAI(base_url=url, api_key="unused", max_retries=0) as client:
+            got = client.completions.create(prompt=[PROMPT, PROMPT], **SEEDED)
+        server.assert_idle()
+    assert [choice.text for choice in got.choices] == [offline(llm).outputs[0].text] * 2
+    assert groups[0] is not None and groups == groups[:1] * 2
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])
