@@ -97,7 +97,7 @@ class BatchState:
             block_tables=memory.tables(b, max_blocks),
             node_budgets=memory.state(b),
             depth_limits=memory.state(b),
-            root_values=memory.zeros(b),
+            root_values=memory.full((b,), 1.0, torch.float32),
             temperature=memory.inputs(b, dtype=torch.float32),
             top_k=memory.inputs(b),
             top_p=memory.inputs(b, dtype=torch.float32, fill=1),

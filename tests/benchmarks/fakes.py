@@ -37,7 +37,9 @@ class FakeEngine:
         workspace = SimpleNamespace(token_tree=TokenTree.allocate(8, 4), state=state)
         self.iteration = SimpleNamespace(workspace=workspace, verdict=verdict)
 
-    def add_request(self, request_id: str, prompt: str, params: SamplingParams) -> None:
+    def add_request(
+        self, request_id: str, prompt: str, params: SamplingParams, group: str | None = None
+    ) -> None:
         self.requests.append((prompt, params))
         self._running[request_id] = 0
 

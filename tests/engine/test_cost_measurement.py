@@ -37,3 +37,12 @@ def test_a_dummy_tree_has_as_many_rows_as_are_timed(
         trial.run()
         assert int(workspace.target_rows.num_rows) == num_rows
         assert int(workspace.target_rows.positions[:num_rows].max()) < max_model_len
+
+
+def test_the_draft_s_layers_are_timed_at_work(make_engine: MakeEngine) -> None:
+    """They run only where a tree grows: without one they would seem to cost nothing."""
+    spec = SpeculationConfig(max_nodes=16, max_depth=6)
+    engine = make_engine(draft=related_draft(), speculation=spec)
+    ends_ns = engine.iteration.workspace.layer_ends_ns.tolist()
+    assert all(early < late for early, late in zip(ends_ns[:4], ends_ns[1:4]))
+    assert ends_ns[0] > 0 and ends_ns[4:] == [0, 0]
