@@ -8,14 +8,13 @@ from sdengine.kernels.begin_step import OUTPUTS
 from sdengine.kernels.cuda.structs import BeginStepArgs, Launch
 from sdengine.kernels.spec import address
 
-GROUPS = ("groups", "is_balanced")
-
 
 def launch_of(**args: Any) -> Launch:
     """The launch of checked arguments."""
     lens = ("num_seqs", "min_running", "scheduled_lens", "can_draft", "max_total_lens")
+    ends = ("groups", "is_balanced", "first_stops", "stop_tokens")
     arguments = BeginStepArgs(
-        *(address(args[name]) for name in (*lens, *GROUPS, "first_stops", "stop_tokens")),
+        *(address(args[name]) for name in (*lens, *ends)),
         args["stop_tokens"].shape[1],
         address(args["depth_limit"]),
         address(args["history"]),

@@ -16,7 +16,7 @@ from sdengine.kernels.tree_expand import RULES
 
 CANDIDATES = ("candidate_tokens", "candidate_probs", "cu_rows", "frontier_nodes")
 LIMITS = ("tree_starts", "root_values", "node_budgets", "total_budget", "depth_limits")
-GAINS = ("calibration", "min_layer_gain", "row_prices")
+PRICES = ("stop_tokens", "calibration", "min_layer_gain", "row_prices")
 
 
 def launch_of(**args: Any) -> Launch:
@@ -34,7 +34,7 @@ def launch_of(**args: Any) -> Launch:
         tree.batch_size,
         *(address(args[name]) for name in CANDIDATES),
         DraftTreeView.of(tree),
-        *(address(args.get(name)) for name in (*LIMITS, "stop_tokens", *GAINS)),
+        *(address(args.get(name)) for name in (*LIMITS, *PRICES)),
         0 if prices is None else prices.shape[0],
         address(args.get("cu_pending")),
         address(args["num_seqs"]),
