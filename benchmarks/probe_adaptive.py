@@ -135,14 +135,15 @@ class Replay:
         """Layers that run, by `tree_expand`'s rule: one more while what its nodes promise beyond
         what a newcomer costs is together worth a layer."""
         batch = len(values)
-        most = batch + max(map(len, values)) + 1
+        most = batch + sum(map(len, values)) + 1
         prices = self._costs.row_costs(most)[batch:] * plan.tokens_per_s
         for layer in range(1, plan.depth):
+            grown = [v[d <= min(layer, room)] for v, d, room in zip(values, depths, rooms)]
+            cost = _newcomer_cost(np.concatenate(grown), prices)
             gain, has_rows = 0.0, False
             for value, depth, room in zip(values, depths, rooms):
                 if layer >= room:
                     continue
-                cost = _newcomer_cost(value[depth <= layer], prices)
                 promised = value[depth == layer]
                 promised = promised[promised >= cost] - cost
                 gain += float(promised.sum())
@@ -173,7 +174,7 @@ class Replay:
 
 
 def _newcomer_cost(values: np.ndarray, prices: np.ndarray) -> float:
-    """What a child has to be worth beside the nodes of its tree: the place of the last one that
+    """What a child has to be worth beside the nodes of the batch: the place of the last one that
     would be selected, or one more row."""
     ranked = np.sort(values)[::-1]
     too_dear = ranked < prices[: len(ranked)]

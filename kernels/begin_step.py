@@ -103,7 +103,8 @@ def check(
         depth_limits: [B] int32, written: most tree depth.
         root_values: [B] float32, written: what a token of the sequence's tree is worth, for
             `tree_expand` and `ngram_match`: 1, or in a balanced step with trees the square of the
-            tokens left to the sequence over those left to the last of its group.
+            tokens left to the sequence over the mean of these squares in its group, of those that
+            take part.
         max_draft_rows: static.
         max_nodes: static; nodes of a tree.
         has_trees: static; whether trees are grown in this step.
@@ -201,8 +202,8 @@ def reference(
         root_values[b] = 1.0
         if pending and has_trees and int(is_balanced):
             mates = [i for i, p in enumerate(pendings) if p and int(groups[i]) == int(groups[b])]
-            most = max(int(max_total_lens[i]) - int(history_lens[i]) for i in mates)
-            root_values[b] = float((np.float32(left) / np.float32(most)) ** 2)
+            squares = sum((int(max_total_lens[i]) - int(history_lens[i])) ** 2 for i in mates)
+            root_values[b] = float(np.float32(left**2 * len(mates)) / np.float32(squares))
 
 
 def cpu(

@@ -215,7 +215,7 @@ def tree_scratch_size(
     candidates = max_width * num_candidates
     keys = max(batch_size * max_nodes, max_nodes + candidates)
     serial = 2 * keys + 3 * candidates + 2 * (max_nodes + 1)
-    told = max_nodes + max_width + 1
+    told = max_nodes + (max_nodes + 1) // 2 + max_width + 2
     own = max_nodes + 4 * candidates + (max_nodes + max_width + 2) // 2
     return max(serial, batch_size * (told + own))
 

@@ -88,7 +88,8 @@ def check(
             it is lowered to it where a calibration table is not monotone.
         max_children: static; most children of one node.
         max_width: static; most rows of a sequence in one draft layer, the same for all layers.
-            Where more nodes deserve a forward, those of highest min(reach, value) get it.
+            Where more nodes deserve a forward, those that promise most get it: a child is worth
+            at most min(reach, value) of its parent.
         block_size: static; tokens per KV block.
         candidate_tokens: [R, K] int32, distinct in a row; -1 ends a row.
         candidate_probs: [R, K] float32, best or first drawn first; <= 0 or NaN ends a row.
@@ -105,10 +106,10 @@ def check(
             depth, sequence, creation order ascending.
         depth_limits: [B] int32; nodes at this depth are not expanded, 0: no tree.
         stop_tokens: [B, S] int32, tokens below which nothing is drafted; -1 where unused.
-        min_layer_gain: [1] float32; no next rows when the sum over them of (reach - the larger of
+        min_layer_gain: [1] float32; no next rows when the sum over them of (promise - the larger of
             smallest kept value and what a newcomer costs by `row_prices`) is below it. That sum
             bounds what the layer can add to the expected acceptance beyond what it costs. By the
-            slot rules each node has to reach its share, min_layer_gain / sequences whose depth
+            slot rules each node has to promise its share, min_layer_gain / sequences whose depth
             limit is above 0, instead: a sum would let a node's drawn token decide about others, and
             so about itself.
         block_tables: [B, P_max] int32; must cover logical slots up to tree_starts + forwarded
@@ -123,12 +124,12 @@ def check(
         calibration: [B, 8, 32] float32, acceptance by class of rank at the bin centers
             (sdengine/calibration.h); None takes the estimate as it is.
         row_prices: [N] float32, the thresholds of tree_select, or None. A node is forwarded only if
-            a child of it could still be selected: worth at most the node's reach, it has to take
-            the place of the last node that would be selected of this sequence alone, or to pay
-            for one more row. Exact where prices rise. Static trees ignore it.
+            a child of it could still be selected: worth at most what the node promises, it has to
+            take the place of the last node that the batch would select so far, or to pay for one
+            more row. Exact where prices rise. Static trees ignore it.
         cu_pending: [B + 1] int32, rows that come before the trees, as for tree_select; required
             with row_prices.
-        root_values: [B] float32 in (0, 1], value and reach of each root, so that all of its tree
+        root_values: [B] float32 above 0, value and reach of each root, so that all of its tree
             scale with it; None: 1. Static trees ignore it. Must not depend on what this step draws.
         proposal_offset: static; row of the proposal store that candidate row 0 is.
         window: static; sliding window of the draft's attention, 0 without.

@@ -19,6 +19,7 @@ from sdengine.kernels.row_batch import RowBatch
 from sdengine.kernels.token_tree import MASK_BITS, DraftTree
 
 F32 = np.float32
+ABOVE_ALL_VALUES = F32(3e38)
 FIELDS = (
     "tokens",
     "depths",
@@ -78,7 +79,7 @@ def _budget(b: int, args: dict[str, Any]) -> int:
 
 
 def _smallest(nodes: list[Node]) -> np.float32:
-    return min((n.values for n in nodes), default=F32(2))
+    return min((n.values for n in nodes), default=ABOVE_ALL_VALUES)
 
 
 def _add_layer(b: int, args: dict[str, Any]) -> list[Node]:
@@ -203,15 +204,16 @@ def _store(tree: DraftTree, b: int, nodes: list[Node]) -> None:
 
 def _next_rows(trees: list[list[Node]], pool_floor: np.float32, args: dict[str, Any]) -> None:
     tree, rows, gain = args["tree"], args["rows"], F32(0)
+    cost = max(_selection_floor(trees, args), _layer_share(args))
     chosen: list[list[Node]] = []
     for b, nodes in enumerate(trees):
         budget = _budget(b, args)
         own = _smallest(nodes[1:]) if len(nodes) - 1 >= budget else F32(0)
         floor = max(own, pool_floor)
-        frontier = _frontier(b, nodes, floor, sum(map(len, chosen)), args)
-        own_gain, cost = F32(0), max(floor, _selection_floor(nodes, args))
+        frontier = _frontier(b, nodes, floor, cost, sum(map(len, chosen)), args)
+        own_gain = F32(0)
         for node in frontier:
-            own_gain = F32(own_gain + F32(node.reach - cost))
+            own_gain = F32(own_gain + F32(_promise(node) - max(cost, floor)))
         gain = F32(gain + own_gain)
         chosen.append(frontier)
     if not _is_worth_running(gain, args):
@@ -231,7 +233,12 @@ def _next_rows(trees: list[list[Node]], pool_floor: np.float32, args: dict[str, 
 
 
 def _frontier(
-    b: int, nodes: list[Node], floor: np.float32, rows_so_far: int, args: dict[str, Any]
+    b: int,
+    nodes: list[Node],
+    floor: np.float32,
+    cost: np.float32,
+    rows_so_far: int,
+    args: dict[str, Any],
 ) -> list[Node]:
     depth = args["layer"] + 1
     forwarded = int(args["tree"].num_forwarded[b])
@@ -245,15 +252,14 @@ def _frontier(
     if room <= 0 or depth >= int(args["depth_limits"][b]):
         return []
     stops = set(args["stop_tokens"][b].tolist())
-    cost = _selection_floor(nodes, args)
     uniform = args["rule"].startswith("uniform")
     worthy = [
         n
         for n in nodes[1:]
         if n.depths == depth
-        and (floor < 1 if uniform else n.reach > floor)
+        and (floor < 1 if uniform else _promise(n) > floor)
         and n.tokens not in stops
-        and n.reach >= max(cost, _layer_share(args))
+        and _promise(n) >= cost
     ]
     widest = sorted(worthy, key=lambda n: (-_promise(n), n.index))[:room]
     return sorted(widest, key=lambda n: n.index)
@@ -271,27 +277,27 @@ def _is_worth_running(gain: np.float32, args: dict[str, Any]) -> bool:
 
 def _layer_share(args: dict[str, Any]) -> np.float32:
     """What a node has to reach for its layer's sake: by the slot rules each by itself."""
-    if "slot" not in args["rule"]:
-        return F32(0)
     growing = int((args["depth_limits"][: int(args["num_seqs"])] > 0).sum())
+    if "slot" not in args["rule"] or growing == 0:
+        return F32(0)
     return F32(args["min_layer_gain"].numpy()[0] / F32(growing))
 
 
-def _selection_floor(nodes: list[Node], args: dict[str, Any]) -> np.float32:
-    """What a newcomer has to be worth: the last node's place, or one more row."""
+def _selection_floor(trees: list[list[Node]], args: dict[str, Any]) -> np.float32:
+    """What a newcomer has to be worth: the place of the batch's last node, or one more row."""
     if args.get("row_prices") is None or args["rule"].startswith("uniform"):
         return F32(0)
     prices = args["row_prices"].numpy()[int(args["cu_pending"][int(args["num_seqs"])]) :]
-    ranked = sorted(nodes[1:], key=lambda n: (-n.values, n.index))
+    ranked = sorted((n.values for nodes in trees for n in nodes[1:]), reverse=True)
     kept = 0
-    while kept < len(ranked) and ranked[kept].values >= _price(prices, kept):
+    while kept < len(ranked) and ranked[kept] >= _price(prices, kept):
         kept += 1
     price = _price(prices, kept)
-    return ranked[kept - 1].values if kept and ranked[kept - 1].values < price else price
+    return min(ranked[kept - 1], price) if kept else price
 
 
 def _price(prices: np.ndarray, row: int) -> np.float32:
-    return F32(prices[row]) if row < len(prices) else F32(2)
+    return F32(prices[row]) if row < len(prices) else ABOVE_ALL_VALUES
 
 
 def _write_row(rows: RowBatch, row: int, b: int, node: Node, args: dict[str, Any]) -> None:

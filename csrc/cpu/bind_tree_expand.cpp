@@ -12,8 +12,9 @@ void place_scratch(TreeExpandArgs& args, uintptr_t scratch) {
   static_assert(sizeof(Candidate) == 3 * sizeof(int64_t), "three words of scratch per candidate");
   int64_t* words = pointer<int64_t>(scratch);
   args.keys = reinterpret_cast<uint64_t*>(words);
-  args.candidates = reinterpret_cast<Candidate*>(words + keys);
-  args.remap = reinterpret_cast<int32_t*>(words + keys + 3 * candidates);
+  args.buffer = reinterpret_cast<uint64_t*>(words + keys);
+  args.candidates = reinterpret_cast<Candidate*>(words + 2 * keys);
+  args.remap = reinterpret_cast<int32_t*>(words + 2 * keys + 3 * candidates);
 }
 
 }  // namespace

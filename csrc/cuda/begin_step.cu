@@ -1,8 +1,8 @@
 // begin_step: what every sequence does in this step. Contract: kernels/begin_step.py.
 //
 // One block per sequence. It adds up for itself what the drafts of the sequences before it are
-// missing, whether enough go on and how far the last of its group is from its end, so nothing has
-// to be exchanged between blocks.
+// missing, how many go on and what its group has left, so nothing has to be exchanged between
+// blocks.
 #include "cuda/block.cuh"
 #include "cuda/launch.cuh"
 #include "sdengine/begin_step.h"
@@ -17,29 +17,23 @@ __global__ void begin_step_kernel(BeginStepArgs args) {
   const Block block(layout.take<uint32_t>(kMaxWarps));
   const int32_t b = static_cast<int32_t>(blockIdx.x);
   if (b >= *args.num_seqs) return;
-  bool go_on = true;
-  if (*args.min_running > 1) {
-    int32_t num_running = 0;
-    for (int32_t i = block.rank(); i < *args.num_seqs; i += block.size())
-      num_running += begin::num_pending(args, i) > 0;
-    go_on = begin::are_enough(args, block.sum(num_running));
+  // Where nobody asks for them, sums over the batch are not worth their barriers.
+  const bool counts = *args.min_running > 1, follows = args.draft_computed_lens != nullptr;
+  const bool weighs = begin::is_weighing(args);
+  int32_t num_running = 0, earlier = 0;
+  begin::GroupLeft group;
+  for (int32_t i = block.rank(); (counts || follows || weighs) && i < *args.num_seqs;
+       i += block.size()) {
+    const int32_t pending = begin::num_pending(args, i);
+    num_running += pending > 0;
+    if (i < b) earlier += begin::num_missing(args, i, pending);
+    if (weighs) group.add(begin::left_in_group(args, b, i, pending));
   }
-  int32_t earlier = 0;
-  if (args.draft_computed_lens != nullptr) {
-    for (int32_t i = block.rank(); i < b; i += block.size())
-      earlier += begin::num_missing(args, i, begin::num_pending(args, i));
-    earlier = block.sum(earlier);
-  }
-  int32_t most_left = 0;
-  if (begin::is_weighing(args)) {
-    for (int32_t i = block.rank(); i < *args.num_seqs; i += block.size()) {
-      const int32_t left = begin::left_in_group(args, b, i, begin::num_pending(args, i));
-      most_left = left > most_left ? left : most_left;
-    }
-    most_left = static_cast<int32_t>(~block.least(~static_cast<uint32_t>(most_left)));
-  }
+  const bool go_on = !counts || begin::are_enough(args, block.sum(num_running));
+  if (follows) earlier = block.sum(earlier);
+  if (weighs) group = {block.sum(group.size), block.sum_wide(group.squares)};
   const int32_t pending = go_on ? begin::num_pending(args, b) : 0;
-  if (block.is_leader()) begin_sequence(args, b, pending, earlier, most_left);
+  if (block.is_leader()) begin_sequence(args, b, pending, earlier, group);
 }
 
 }  // namespace

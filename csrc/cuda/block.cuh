@@ -91,6 +91,18 @@ class Block {
     return static_cast<int32_t>(total);
   }
 
+  // Of numbers of 0 or more, whose sum needs more than a word: digit by digit.
+  __device__ int64_t sum_wide(int64_t x) const {
+    constexpr int32_t kDigitBits = 22;  // so much that 1024 threads' digits add up within a word
+    int64_t total = 0;
+    for (int32_t shift = 0; shift < 63; shift += kDigitBits) {
+      const int64_t digit = x >> shift & ((int64_t{1} << kDigitBits) - 1);
+      const uint32_t digits = static_cast<uint32_t>(sum(static_cast<int32_t>(digit)));
+      total += static_cast<int64_t>(digits) << shift;
+    }
+    return total;
+  }
+
   __device__ uint32_t least(uint32_t x) const {
     uint32_t result = ~0u;
     exchange(__reduce_min_sync(kWholeWarp, x),

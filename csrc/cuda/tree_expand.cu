@@ -5,9 +5,10 @@
 // between launches and no block waits for another:
 //   grow    proposes the layer's candidates, one frontier row a thread, and keeps the best
 //           `node_budget` nodes
-//   trim    every block finds the batch's cut for itself, drops its own nodes below it, and chooses
-//           its frontier
-//   emit    every block adds up the rows before its own, and fills its rows
+//   trim    every block finds the batch's cut for itself, drops its own nodes below it, ranks the
+//           rest among those of the batch, and notes which can have children
+//   emit    every block learns from the ranks what a child has to be worth, adds up the rows before
+//           its own, and fills its rows
 // The arithmetic is that of sdengine/tree_expand.h. The serial code stops collecting candidates
 // once they cannot enter any more; that changes no result, so all of them are collected here.
 #include "cuda/launch.cuh"
@@ -39,7 +40,7 @@ struct GrowSpace {
     if constexpr (kIsShared) {
       return GrowArrays(&layout, args);
     } else {
-      uint64_t* own = expand_scratch(args).arrays + b * grow_words(args);
+      uint64_t* own = ExpandScratch(args).arrays + b * grow_words(args);
       SharedLayout in_scratch(reinterpret_cast<unsigned char*>(own));
       return GrowArrays(&in_scratch, args);
     }
@@ -145,7 +146,7 @@ __global__ void grow_kernel(TreeExpandArgs args) {
   block.sync();
   const int32_t count = merge_layer(args, block, b, tree, space);
   block.sync();
-  const ExpandScratch scratch = expand_scratch(args);
+  const ExpandScratch scratch(args);
   const expand::NodeOrder order = expand::pooled_order(args, b);
   for (int32_t i = 1 + block.rank(); i <= count; i += block.size())
     scratch.keys[b * args.tree.capacity + i - 1] =
@@ -160,7 +161,6 @@ struct TrimSpace {
     promise_keys = layout.take<uint64_t>(args.tree.capacity);
     starts = layout.take<int32_t>(args.batch_size);
     remap = layout.take<int32_t>(args.tree.capacity + 1);
-    terms = layout.take<float>(args.max_width);
     words = layout.take<uint32_t>(kMaxWarps);
   }
   SDE_HD static int64_t pooled_capacity(const TreeExpandArgs& args) {
@@ -173,19 +173,24 @@ struct TrimSpace {
   uint64_t* promise_keys;  // [T]
   int32_t* starts;         // [B], where a sequence's keys begin among them
   int32_t* remap;          // [T + 1]
-  float* terms;            // [W], gains of the chosen nodes
   uint32_t* words;
 };
 
-// What the batch decides for each of its sequences.
-struct Pool {
-  uint64_t cut;  // nodes with a smaller key are dropped; 0: none
-  float floor;   // value a newcomer must beat (what expand::pool returns)
+// The keys of the batch as grow left them; every block looks at the same.
+struct BatchKeys {
+  const ExpandScratch& scratch;
+  const uint64_t* pooled;  // [total], or null: more than shared memory has room for
+  int32_t capacity, num_places, total;
+
+  // At a place of 0 to num_places; 0 where there is no node.
+  __device__ uint64_t at(int32_t place) const {
+    if (pooled != nullptr) return pooled[place];
+    return place % capacity < scratch.num_nodes[place / capacity] ? scratch.keys[place] : 0;
+  }
 };
 
-// Every block finds the same.
-__device__ Pool find_pool(const TreeExpandArgs& args, const Block& block, const TrimSpace& space) {
-  const ExpandScratch scratch = expand_scratch(args);
+__device__ BatchKeys gather_keys(const TreeExpandArgs& args, const Block& block,
+                                 const ExpandScratch& scratch, const TrimSpace& space) {
   const int32_t num_seqs = *args.num_seqs, capacity = args.tree.capacity;
   int32_t total = 0;
   for (int32_t first = 0; first < num_seqs; first += block.size()) {
@@ -194,105 +199,120 @@ __device__ Pool find_pool(const TreeExpandArgs& args, const Block& block, const 
     if (b < num_seqs) space.starts[b] = total + sum.before;
     total += sum.total;
   }
-  const int32_t budget = *args.total_budget;
-  if (total < budget) return {0, 0.0f};
   block.sync();
-
-  const bool is_shared = total <= TrimSpace::pooled_capacity(args);
-  const uint64_t* global = scratch.keys;
-  uint64_t* pooled = space.pooled;
-  float floor = 2.0f;
+  if (total > TrimSpace::pooled_capacity(args))
+    return {scratch, nullptr, capacity, num_seqs * capacity, total};
   for (int32_t at = block.rank(); at < num_seqs * capacity; at += block.size()) {
     const int32_t b = at / capacity, i = at % capacity;
-    if (i >= scratch.num_nodes[b]) continue;
-    if (is_shared) pooled[space.starts[b] + i] = global[at];
-    floor = expand::min_of(floor, key_value(global[at]));
+    if (i < scratch.num_nodes[b]) space.pooled[space.starts[b] + i] = scratch.keys[at];
   }
-  floor = block.least_positive(floor);
-  if (budget <= 0 || total == budget) return {0, floor};
-  const int32_t* live = scratch.num_nodes;
-  const uint64_t cut =
-      is_shared ? kth_largest_key(
-                      block, [=](int32_t i) { return pooled[i]; }, total, budget, space.select)
-                : kth_largest_key(
-                      block,
-                      [=](int32_t at) {
-                        return at % capacity < live[at / capacity] ? global[at] : uint64_t{0};
-                      },
-                      num_seqs * capacity, budget, space.select);
-  return {cut, key_value(cut)};
+  block.sync();
+  return {scratch, space.pooled, capacity, total, total};
 }
 
-// expand::selection_floor, by a block.
-__device__ float selection_floor(const TreeExpandArgs& args, const Block& block,
-                                 const DraftTreeView& tree) {
-  if (!expand::has_prices(args)) return 0.0f;
-  const int32_t num_nodes = *tree.num_nodes, first = expand::first_tree_row(args);
-  const float least = entry_floor(block, tree, num_nodes, num_nodes);
+// What the batch decides for each of its sequences.
+struct Pool {
+  uint64_t cut;  // nodes with a smaller key are dropped; 0: none
+  int32_t kept;  // nodes of the batch
+  float floor;   // value a newcomer must beat (what expand::pool returns)
+  float least;   // value of a kept node
+};
+
+// Every block finds the same.
+__device__ Pool find_pool(const TreeExpandArgs& args, const Block& block, const BatchKeys& keys,
+                          const TrimSpace& space) {
+  const int32_t budget = *args.total_budget;
+  if (budget > 0 && keys.total > budget) {
+    const uint64_t cut = kth_largest_key(
+        block, [&](int32_t place) { return keys.at(place); }, keys.num_places, budget,
+        space.select);
+    return {cut, budget, key_value(cut), key_value(cut)};
+  }
+  float least = kAboveAllValues;
+  for (int32_t place = block.rank(); place < keys.num_places; place += block.size()) {
+    const uint64_t key = keys.at(place);
+    if (key != 0) least = expand::min_of(least, key_value(key));
+  }
+  least = block.least_positive(least);
+  return {0, keys.total, keys.total < budget ? 0.0f : least, least};
+}
+
+// How many of the batch's nodes rank before a key.
+__device__ int32_t count_before(const BatchKeys& keys, uint64_t key) {
+  int32_t before = 0;
+  for (int32_t place = 0; place < keys.num_places; ++place) before += keys.at(place) > key ? 1 : 0;
+  return before;
+}
+
+// This block's part of expand::selection_floor: notes the values of its nodes by rank, and the
+// first of them that does not pay for its row.
+__device__ void rank_nodes(const TreeExpandArgs& args, const Block& block, int64_t b,
+                           const BatchKeys& keys, const Pool& pool) {
+  if (!expand::has_prices(args)) return;
   int32_t too_dear = 0;
-  for (int32_t i = block.rank(); i < num_nodes; i += block.size())
-    too_dear += least >= expand::price_of(args, first + i) ? 0 : 1;
-  if (block.sum(too_dear) == 0) return expand::newcomer_cost(args, num_nodes, least);
-  int32_t kept = num_nodes;
-  for (int32_t i = 1 + block.rank(); i <= num_nodes; i += block.size()) {
-    const int32_t rank = expand::value_rank(tree, i);
-    if (!expand::pays_at(args, tree, i, rank)) kept = expand::min_of(kept, rank);
+  for (int32_t rank = block.rank(); rank < pool.kept; rank += block.size())
+    too_dear += expand::pays_at(args, pool.least, rank) ? 0 : 1;
+  const ExpandScratch& scratch = keys.scratch;
+  int32_t failure = pool.kept;
+  if (block.sum(too_dear) == 0) {  // usual: every node would pay for every row
+    if (block.is_leader() && pool.kept > 0) scratch.values[pool.kept - 1] = pool.least;
+  } else {
+    const expand::NodeOrder order = expand::pooled_order(args, b);
+    const uint64_t* own = scratch.keys + b * args.tree.capacity;
+    for (int32_t i = block.rank(); i < scratch.num_nodes[b]; i += block.size()) {
+      if (own[i] < pool.cut) continue;
+      const int32_t rank = count_before(keys, own[i]);
+      const float value = key_value(own[i]);
+      scratch.values[rank] = value;
+      if (!expand::pays_at(args, value, rank)) failure = expand::min_of(failure, rank);
+    }
   }
-  kept = static_cast<int32_t>(block.least(static_cast<uint32_t>(kept)));
-  float last = 2.0f;
-  for (int32_t i = 1 + block.rank(); i <= num_nodes; i += block.size()) {
-    if (expand::value_rank(tree, i) < kept) last = expand::min_of(last, tree.values[i]);
-  }
-  return expand::newcomer_cost(args, kept, block.least_positive(last));
+  failure = static_cast<int32_t>(block.least(static_cast<uint32_t>(failure)));
+  if (block.is_leader()) scratch.first_failures[b] = failure;
 }
 
-// expand::layer_share, by a block.
-__device__ float layer_share(const TreeExpandArgs& args, const Block& block) {
-  if (!expand::is_slot_rule(args.rule)) return 0.0f;
-  int32_t growing = 0;
-  for (int32_t b = block.rank(); b < *args.num_seqs; b += block.size())
-    growing += expand::is_growing(args, b) ? 1 : 0;
-  return expand::layer_share(args, block.sum(growing));
-}
-
-// Chooses the nodes to forward next (expand::choose_frontier, by a block); returns how many.
-__device__ int32_t choose_frontier(const TreeExpandArgs& args, const Block& block, int64_t b,
-                                   const DraftTreeView& tree, float pool_floor,
-                                   const TrimSpace& space) {
+// Notes the nodes that can have children in the next layer (expand::choose_frontier before it asks
+// what they cost, by a block).
+__device__ void open_nodes(const TreeExpandArgs& args, const Block& block, int64_t b,
+                           const DraftTreeView& tree, float pool_floor, const TrimSpace& space) {
+  const ExpandScratch scratch(args);
   const int32_t depth = args.layer + 1, num_nodes = *tree.num_nodes;
   // Rows of earlier sequences never limit: the batch has room for all, by contract.
   const int32_t room = expand::frontier_room(args, b, 0);
-  if (room <= 0 || depth >= args.depth_limits[b]) return 0;
-  const float own_floor = entry_floor(block, tree, num_nodes, expand::node_budget(args, b));
-  const float floor = expand::max_of(own_floor, pool_floor);
-  const float cost = expand::max_of(selection_floor(args, block, tree), layer_share(args, block));
-  int32_t eligible = 0;
-  for (int32_t i = 1 + block.rank(); i <= num_nodes; i += block.size()) {
-    const bool is_eligible =
-        tree.depths[i] == depth && expand::is_worth_forwarding(args, b, tree, i, floor, cost);
-    space.promise_keys[i - 1] =
-        is_eligible ? rank_key(expand::promise_of(tree, i), static_cast<uint32_t>(i)) : 0;
-    eligible += is_eligible ? 1 : 0;
-  }
-  eligible = block.sum(eligible);
-  const uint64_t* keys = space.promise_keys;
-  const uint64_t cut = eligible > room ? kth_largest_key(
-                                             block, [=](int32_t i) { return keys[i]; }, num_nodes,
-                                             room, space.select)
-                                       : 1;
-  int32_t* chosen = expand_scratch(args).chosen + b * args.max_width;
   int32_t count = 0;
-  for (int32_t first = 1; first <= num_nodes; first += block.size()) {
-    const int32_t i = first + block.rank();
-    const bool is_chosen = i <= num_nodes && keys[i - 1] >= cut;
-    const RunningSum sum = block.count_flags(is_chosen);
-    if (is_chosen) {
-      chosen[count + sum.before] = i;
-      space.terms[count + sum.before] = tree.reach[i] - expand::max_of(cost, floor);
+  float floor = 0.0f;
+  if (room > 0 && depth < args.depth_limits[b]) {
+    const float own_floor = entry_floor(block, tree, num_nodes, expand::node_budget(args, b));
+    floor = expand::max_of(own_floor, pool_floor);
+    int32_t eligible = 0;
+    for (int32_t i = 1 + block.rank(); i <= num_nodes; i += block.size()) {
+      const bool is_eligible =
+          tree.depths[i] == depth && expand::can_have_children(args, b, tree, i, floor);
+      space.promise_keys[i - 1] =
+          is_eligible ? rank_key(expand::promise_of(tree, i), static_cast<uint32_t>(i)) : 0;
+      eligible += is_eligible ? 1 : 0;
     }
-    count += sum.total;
+    eligible = block.sum(eligible);
+    const uint64_t* keys = space.promise_keys;
+    const uint64_t cut = eligible > room ? kth_largest_key(
+                                               block, [=](int32_t i) { return keys[i]; },
+                                               num_nodes, room, space.select)
+                                         : 1;
+    for (int32_t first = 1; first <= num_nodes; first += block.size()) {
+      const int32_t i = first + block.rank();
+      const bool is_open = i <= num_nodes && keys[i - 1] >= cut;
+      const RunningSum sum = block.count_flags(is_open);
+      if (is_open) {
+        const int64_t at = b * args.max_width + count + sum.before;
+        scratch.open[at] = i;
+        scratch.promises[at] = key_value(keys[i - 1]);
+      }
+      count += sum.total;
+    }
   }
-  return count;
+  if (!block.is_leader()) return;
+  scratch.num_open[b] = count;
+  scratch.floors[b] = floor;
 }
 
 __global__ void trim_kernel(TreeExpandArgs args) {
@@ -301,7 +321,9 @@ __global__ void trim_kernel(TreeExpandArgs args) {
   const int64_t b = blockIdx.x;
   if (b >= *args.num_seqs) return;
   const DraftTreeView tree = args.tree.sequence(b);
-  const Pool pool = find_pool(args, block, space);
+  const ExpandScratch scratch(args);
+  const BatchKeys keys = gather_keys(args, block, scratch, space);
+  const Pool pool = find_pool(args, block, keys, space);
   if (pool.cut != 0) {
     const int32_t kept = drop_below(block, tree, *tree.num_nodes, pool.cut,
                                     expand::pooled_order(args, b), space.remap);
@@ -309,14 +331,8 @@ __global__ void trim_kernel(TreeExpandArgs args) {
     block.sync();
   }
   if (args.rows.capacity == 0) return;
-  const int32_t count = choose_frontier(args, block, b, tree, pool.floor, space);
-  block.sync();
-  if (!block.is_leader()) return;
-  float gain = 0.0f;
-  for (int32_t j = 0; j < count; ++j) gain += space.terms[j];
-  const ExpandScratch scratch = expand_scratch(args);
-  scratch.num_chosen[b] = count;
-  scratch.gains[b] = gain;
+  rank_nodes(args, block, b, keys, pool);
+  open_nodes(args, block, b, tree, pool.floor, space);
 }
 
 struct EmitSpace {
@@ -326,8 +342,65 @@ struct EmitSpace {
   }
   SharedLayout layout;
   uint32_t* words;
-  float* gains;  // [B]
+  float* gains;  // [B], what forwarding a sequence's nodes promises
 };
+
+// What a child has to be worth, and its parent for the sake of its layer, from what the blocks of
+// trim found (expand::selection_floor and expand::layer_share).
+__device__ float child_cost(const TreeExpandArgs& args, const Block& block,
+                            const ExpandScratch& scratch) {
+  int32_t growing = 0;
+  uint32_t kept = ~0u;
+  const bool has_prices = expand::has_prices(args);
+  for (int32_t i = block.rank(); i < *args.num_seqs; i += block.size()) {
+    growing += expand::is_growing(args, i) ? 1 : 0;
+    if (!has_prices) continue;
+    const uint32_t failure = static_cast<uint32_t>(scratch.first_failures[i]);
+    kept = failure < kept ? failure : kept;
+  }
+  const float share = expand::layer_share(args, block.sum(growing));
+  if (!has_prices) return share;
+  const int32_t first = static_cast<int32_t>(block.least(kept));
+  const float last = first > 0 ? scratch.values[first - 1] : kAboveAllValues;
+  return expand::max_of(expand::newcomer_cost(args, first, last), share);
+}
+
+// Sequence i's open nodes that are worth `cost`, and what forwarding them promises beyond it.
+__device__ int32_t count_worthy(const TreeExpandArgs& args, const ExpandScratch& scratch, int32_t i,
+                                float cost, float* gain) {
+  const float* promises = scratch.promises + int64_t{i} * args.max_width;
+  const float least = expand::max_of(cost, scratch.floors[i]);
+  int32_t count = 0;
+  *gain = 0.0f;
+  for (int32_t j = 0; j < scratch.num_open[i]; ++j) {
+    if (promises[j] < cost) continue;
+    ++count;
+    *gain += promises[j] - least;
+  }
+  return count;
+}
+
+// Fills sequence b's rows, from row `first` on; returns how many there are.
+__device__ int32_t emit_open_nodes(const TreeExpandArgs& args, const Block& block, int32_t b,
+                                   const DraftTreeView& tree, const ExpandScratch& scratch,
+                                   float cost, int32_t first) {
+  const int64_t begin = int64_t{b} * args.max_width;
+  const int32_t forwarded = *tree.num_forwarded;
+  int32_t count = 0;
+  for (int32_t start = 0; start < scratch.num_open[b]; start += block.size()) {
+    const int32_t j = start + block.rank();
+    const bool is_worthy = j < scratch.num_open[b] && !(scratch.promises[begin + j] < cost);
+    const RunningSum sum = block.count_flags(is_worthy);
+    if (is_worthy) {
+      const int32_t place = count + sum.before, node = scratch.open[begin + j];
+      args.rows.row_node[first + place] = node;
+      expand::emit_row(args, b, tree, node, first + place, forwarded + 1 + place);
+    }
+    count += sum.total;
+  }
+  block.sync();
+  return count;
+}
 
 __global__ void emit_kernel(TreeExpandArgs args) {
   const EmitSpace space(shared_memory(), args);
@@ -341,29 +414,25 @@ __global__ void emit_kernel(TreeExpandArgs args) {
   }
   if (b >= num_seqs) return;
 
-  const ExpandScratch scratch = expand_scratch(args);
+  const ExpandScratch scratch(args);
+  const float cost = child_cost(args, block, scratch);
   int32_t earlier = 0;
   for (int32_t i = block.rank(); i < num_seqs; i += block.size()) {
-    space.gains[i] = scratch.gains[i];
-    earlier += i < b ? scratch.num_chosen[i] : 0;
+    const int32_t count = count_worthy(args, scratch, i, cost, &space.gains[i]);
+    earlier += i < b ? count : 0;
   }
   earlier = block.sum(earlier);
   float gain = 0.0f;
   for (int32_t i = 0; i < num_seqs; ++i) gain += space.gains[i];
-  const bool promises_enough = expand::is_worth_running(args, gain);
 
-  const int32_t first = promises_enough ? earlier : 0;
-  const int32_t count = promises_enough ? scratch.num_chosen[b] : 0;
   const DraftTreeView tree = args.tree.sequence(b);
-  const int32_t forwarded = *tree.num_forwarded;
-  const int32_t* chosen = scratch.chosen + int64_t{b} * args.max_width;
-  for (int32_t j = block.rank(); j < count; j += block.size()) {
-    rows.row_node[first + j] = chosen[j];
-    expand::emit_row(args, b, tree, chosen[j], first + j, forwarded + 1 + j);
+  int32_t first = 0, count = 0;
+  if (expand::is_worth_running(args, gain)) {
+    first = earlier;
+    count = emit_open_nodes(args, block, b, tree, scratch, cost, first);
   }
-  block.sync();
   if (!block.is_leader()) return;
-  *tree.num_forwarded = forwarded + count;
+  *tree.num_forwarded += count;
   rows.tree_starts[b] = args.tree_starts[b];
   rows.cu_rows[b + 1] = first + count;
   if (b + 1 == num_seqs) *rows.num_rows = first + count;

@@ -34,30 +34,38 @@ SDE_HD inline int64_t grow_words(const TreeExpandArgs& args) {
   return (layout.bytes() + 7) / 8;
 }
 
-// The op's scratch tensor between its launches, W = max_width: B (T + W + 1) words, then, where
-// shared memory has no room for them, the GrowArrays of every sequence.
+// The op's scratch tensor between its launches, W = max_width: B (T + T/2 + W + 2) words, rounded
+// up, then, where shared memory has no room for them, the GrowArrays of every sequence.
 struct ExpandScratch {
-  uint64_t* keys;       // [B, T], order of the batch, of the nodes that a sequence holds
-  int32_t* num_nodes;   // [B], how many those are
-  int32_t* num_chosen;  // [B], nodes to forward next
-  float* gains;         // [B], what forwarding them promises
-  int32_t* chosen;      // [B, W], in creation order
-  uint64_t* arrays;     // [B, grow_words]
+  SDE_HD explicit ExpandScratch(const TreeExpandArgs& args) {
+    const int64_t batch = args.batch_size;
+    SharedLayout layout(reinterpret_cast<unsigned char*>(args.keys));
+    keys = layout.take<uint64_t>(batch * args.tree.capacity);
+    num_nodes = layout.take<int32_t>(batch);
+    first_failures = layout.take<int32_t>(batch);
+    values = layout.take<float>(batch * args.tree.capacity);
+    floors = layout.take<float>(batch);
+    num_open = layout.take<int32_t>(batch);
+    open = layout.take<int32_t>(batch * args.max_width);
+    promises = layout.take<float>(batch * args.max_width);
+    arrays = layout.take<uint64_t>(0);
+  }
+  uint64_t* keys;           // [B, T], order of the batch, of the nodes that a sequence holds
+  int32_t* num_nodes;       // [B], how many those are
+  int32_t* first_failures;  // [B], least rank in the batch of its nodes that do not pay for a row
+  float* values;            // [B T], of the batch's nodes by rank
+  float* floors;            // [B], what its newcomers must be worth more than
+  int32_t* num_open;        // [B], nodes that can have children, at most W of them
+  int32_t* open;            // [B, W], in creation order
+  float* promises;          // [B, W], the most that a child of them can be worth
+  uint64_t* arrays;         // [B, grow_words]
 };
-
-SDE_HD inline ExpandScratch expand_scratch(const TreeExpandArgs& args) {
-  const int64_t batch = args.batch_size;
-  int32_t* ints = reinterpret_cast<int32_t*>(args.keys + batch * args.tree.capacity);
-  float* gains = reinterpret_cast<float*>(ints + 2 * batch);
-  uint64_t* arrays = args.keys + batch * (args.tree.capacity + args.max_width + 1);
-  return {args.keys, ints, ints + batch, gains, ints + 3 * batch, arrays};
-}
 
 // The value below or at which a newcomer cannot enter (expand::entry_floor, by a block).
 __device__ inline float entry_floor(const Block& block, const DraftTreeView& tree, int32_t count,
                                     int32_t budget) {
   if (count < budget) return 0.0f;
-  float floor = 2.0f;
+  float floor = kAboveAllValues;
   for (int32_t i = 1 + block.rank(); i <= count; i += block.size())
     floor = expand::min_of(floor, tree.values[i]);
   return block.least_positive(floor);

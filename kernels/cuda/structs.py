@@ -175,7 +175,7 @@ class TreeExpandArgs(Structure):
         *pointers("cu_pending", "num_seqs"),
         ("tables", BlockTablesView),
         ("rows", RowBatchView),
-        *pointers("creation_ids", "keys", "candidates", "remap"),
+        *pointers("creation_ids", "keys", "buffer", "candidates", "remap"),
     ]
 
 

@@ -189,7 +189,8 @@ def test_of_a_group_those_with_more_left_come_first() -> None:
     """30, 15 and 6 tokens left, and 9 in a group of its own."""
     slots = [{"max_total_lens": length} for length in (60, 45, 36, 39)]
     slots[3]["groups"] = 1
-    assert root_values(slots) == pytest.approx([1.0, 0.25, 0.04, 1.0])
+    mean = (30**2 + 15**2 + 6**2) / 3
+    assert root_values(slots) == pytest.approx([900 / mean, 225 / mean, 36 / mean, 1.0])
     args = make_args(slots)
     begun(args)
     assert args["root_values"].tolist() == [1.0] * 4, "others wait"
@@ -204,7 +205,13 @@ def test_nobody_gives_way_to_who_takes_no_part(absence: dict[str, int]) -> None:
 
 def test_a_prompt_that_is_read_counts_as_far_behind() -> None:
     prompt = {"computed_lens": 3, "scheduled_lens": 9}
-    assert root_values([{"max_total_lens": 45}, prompt]) == [0.25, 1.0]
+    assert root_values([{"max_total_lens": 45}, prompt]) == pytest.approx([0.4, 1.6])
+
+
+def test_many_long_sequences_are_weighed_without_loss() -> None:
+    """Squares that add up to 256 * 2^40: more than a word holds, more than float32 tells apart."""
+    slots = [{"max_total_lens": 30 + (1 << 20)}] * 256
+    assert root_values(slots) == [1.0] * 256
 
 
 def test_arguments_are_checked() -> None:

@@ -106,6 +106,30 @@ def test_the_second_of_two_equal_nodes_does_not_pay_for_the_foot_of_a_stair() ->
     assert rows.tokens[: int(rows.num_rows)].tolist() == [5, 6]
 
 
+def test_sequences_share_the_rows_that_are_cheap() -> None:
+    """Two nodes of the batch fit the cheap rows: where a likelier sequence has both, the other's
+    nodes ask for no children, although the rows would do for the first of them alone."""
+    prices = [0.0] * 4 + [0.99] * 60
+    world = World(seed=0, batch=2, nodes=8, layers=2, k=2, prices=prices)
+    likely, unlikely = np.array([0.5, 0.45], np.float32), np.array([0.4, 0.3], np.float32)
+    world.tables |= {(0,): ([5, 6], likely), (1,): ([7, 8], unlikely)}
+    rows = grow(world).layers[0]
+    assert rows.tokens[: int(rows.num_rows)].tolist() == [5, 6]
+    world.tables[(0,)] = ([5, 6], np.array([0.5, 0.1], np.float32))
+    rows = grow(world).layers[0]
+    assert rows.tokens[: int(rows.num_rows)].tolist() == [5, 7]
+
+
+def test_a_layer_that_would_only_change_good_nodes_for_good_ones_does_not_run() -> None:
+    """Two rows are free. The children of the best node may be worth 0.5, beside a node of another
+    sequence worth 0.45: the layer promises 0.05."""
+    prices = [0.0] * 4 + [0.99] * 60
+    world = World(seed=0, batch=2, nodes=8, layers=2, k=1, prices=prices)
+    world.tables |= {(b,): ([5], np.array([p], np.float32)) for b, p in enumerate((0.5, 0.45))}
+    assert int(grow(replace(world, min_gain=0.04)).layers[0].num_rows) == 2
+    assert int(grow(replace(world, min_gain=0.06)).layers[0].num_rows) == 0
+
+
 @pytest.mark.parametrize("rule", ["node", "slot"])
 def test_a_tree_is_worth_what_its_root_is(rule: str) -> None:
     """Of two equal trees over as many rows as nodes are wanted, the one worth less gives way."""

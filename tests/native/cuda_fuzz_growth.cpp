@@ -19,10 +19,11 @@ using fuzz::Selection;
 // The op's scratch tensor in exactly the size that the device needs.
 void expand_on_device(TreeExpandArgs args) {
   const bool is_shared = cuda_on_threads::max_shared_bytes() > 0;
-  const int64_t words =
-      args.tree.capacity + args.max_width + 1 + (is_shared ? 0 : grow_words(args));
+  const int64_t told = args.tree.capacity + (args.tree.capacity + 1) / 2 + args.max_width + 2;
+  const int64_t words = told + (is_shared ? 0 : grow_words(args));
   Exact<uint64_t> scratch(static_cast<size_t>(args.batch_size * words), 0xdeadbeefdeadbeefull);
   args.keys = scratch.get();
+  args.buffer = nullptr;
   args.candidates = nullptr;
   args.remap = nullptr;
   require(sdengine_cuda_tree_expand(&args, args.batch_size, nullptr) == 0, "tree_expand starts");

@@ -58,6 +58,7 @@ SDENGINE_FUZZ(cuda_begin_step, 15) {
     lens[b] = random.integer(1, room);
     total[b] = random.integer(1, room + 4);
     groups[b] = random.integer(0, 2);
+    if (random.chance(0.2f)) total[b] = random.integer(lens[b], 1 << 30);  // squares fill words
     first[b] = random.integer(0, room);
     emitted[b] = random.integer(0, 5);
     computed[b] = random.integer(0, lens[b] - 1);

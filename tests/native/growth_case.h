@@ -40,15 +40,21 @@ struct Growth {
         store_tokens(static_cast<size_t>(layers) * batch * width * candidates, -1),
         store_probs(store_tokens.size(), 0.0f),
         keys(std::max<size_t>(batch * static_cast<size_t>(nodes), nodes + width * candidates)),
+        buffer(batch * static_cast<size_t>(nodes)),
+        prices(random.integer(1, 2 * nodes + 1), 0.0f),
+        pending(batch + 1, random.integer(0, 3)),
         scratch(static_cast<size_t>(width) * candidates),
         remap(nodes + (plant() == Plant::kShortBuffer ? 0 : 1)) {
     for (int32_t b = 0; b < batch; ++b) {
       starts[b] = random.integer(0, max_blocks * block_size);
       budgets[b] = random.integer(-1, nodes + 2);
       limits[b] = random.integer(0, layers + 1);
-      if (random.chance(0.5f)) root_values[b] = random.unit();
+      if (random.chance(0.5f)) root_values[b] = 2.0f * random.unit();
       stops[2 * b] = random.integer(-1, 3);
     }
+    const float most = random.unit();
+    for (size_t i = 0; i < prices.size(); ++i)
+      prices[i] = random.chance(0.01f) ? NAN : most * random.integer(0, 3) / 3.0f;
     for (size_t i = 0; i < calibration.size(); ++i)
       calibration[i] = random.chance(0.01f) ? NAN : random.unit();
     for (size_t i = 0; i < tables.size(); ++i) tables[i] = static_cast<int32_t>(i);
@@ -63,7 +69,9 @@ struct Growth {
   RowBatchBuffers rows;
   Exact<int32_t> creation_ids, store_tokens;
   Exact<float> store_probs;
-  Exact<uint64_t> keys;
+  Exact<uint64_t> keys, buffer;
+  Exact<float> prices;
+  Exact<int32_t> pending;
   Exact<Candidate> scratch;
   Exact<int32_t> remap;
 };
@@ -110,7 +118,13 @@ inline TreeExpandArgs expand_args(Growth& growth, Random& random) {
   args.tables = {growth.tables.get(), growth.max_blocks, growth.block_size};
   args.rows = growth.rows.view;
   args.creation_ids = growth.creation_ids.get();
+  if (random.chance(0.5f)) {
+    args.row_prices = growth.prices.get();
+    args.num_prices = static_cast<int32_t>(growth.prices.size());
+    args.cu_pending = growth.pending.get();
+  }
   args.keys = growth.keys.get();
+  args.buffer = growth.buffer.get();
   args.candidates = growth.scratch.get();
   args.remap = growth.remap.get();
   return args;

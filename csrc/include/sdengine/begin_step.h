@@ -92,27 +92,37 @@ SDE_HD inline bool is_weighing(const BeginStepArgs& args) {
 SDE_HD inline int32_t left_in_group(const BeginStepArgs& args, int64_t b, int64_t i,
                                     int32_t pending) {
   if (pending == 0 || args.groups[i] != args.groups[b]) return 0;
-  return args.max_total_lens[i] - args.history_lens[i];
+  const int32_t left = args.max_total_lens[i] - args.history_lens[i];
+  return left > 0 ? left : 0;
 }
 
-// The most of them, from what every sequence has pending.
-SDE_HD inline int32_t most_left(const BeginStepArgs& args, int64_t b) {
-  int32_t most = 0;
-  if (!is_weighing(args)) return most;
-  for (int32_t i = 0; i < *args.num_seqs; ++i) {
-    const int32_t left = left_in_group(args, b, i, args.pending_lens[i]);
-    most = left > most ? left : most;
+// What a group has left together, of those that take part.
+struct GroupLeft {
+  int32_t size = 0;
+  int64_t squares = 0;  // sum of the squared tokens left to each
+
+  SDE_HD void add(int32_t left) {
+    size += left > 0 ? 1 : 0;
+    squares += int64_t{left} * left;
   }
-  return most;
+};
+
+// What sequence b's group has left, from what every sequence has pending.
+SDE_HD inline GroupLeft group_left(const BeginStepArgs& args, int64_t b) {
+  GroupLeft group;
+  if (!is_weighing(args)) return group;
+  for (int32_t i = 0; i < *args.num_seqs; ++i)
+    group.add(left_in_group(args, b, i, args.pending_lens[i]));
+  return group;
 }
 
-// What a tree's nodes are worth where `most` tokens are left to the last of the group. Squared:
-// batches of two and four texts of one length ended 0 to 2% sooner than by the share itself, which
-// was 0 to 4% better than its root (benchmarks.modelled_budgets).
-SDE_HD inline float root_value(int32_t left, int32_t most) {
-  if (left <= 0 || most <= left) return 1.0f;
-  const float share = static_cast<float>(left) / static_cast<float>(most);
-  return share * share;
+// What a tree's nodes are worth beside those of its group: by the tokens left, squared; 1 on
+// average, so that a row and a layer cost what they do when nobody is weighed. Squared: batches of
+// two and four texts of one length ended 0 to 2% sooner than by the share itself, which was 0 to 4%
+// better than its root (benchmarks.modelled_budgets).
+SDE_HD inline float root_value(int32_t left, const GroupLeft& group) {
+  if (left <= 0 || group.squares == 0) return 1.0f;
+  return static_cast<float>(int64_t{left} * left * group.size) / static_cast<float>(group.squares);
 }
 
 }  // namespace begin
@@ -121,9 +131,9 @@ SDE_HD inline float root_value(int32_t left, int32_t most) {
 //   pending: begin::num_pending of it.
 //   earlier: draft tokens that the sequences before it are missing; what is left of the rows is
 //   b's.
-//   most_left: tokens left to the last sequence of its group; 0: nobody is weighed.
+//   group: what its group has left; nothing: nobody is weighed.
 SDE_HD inline void begin_sequence(const BeginStepArgs& args, int64_t b, int32_t pending,
-                                  int32_t earlier, int32_t most_left) {
+                                  int32_t earlier, const begin::GroupLeft& group) {
   const int32_t length = args.history_lens[b];
   const int32_t missing = begin::num_missing(args, b, pending);
   const int32_t room = args.max_draft_rows > earlier ? args.max_draft_rows - earlier : 0;
@@ -140,7 +150,7 @@ SDE_HD inline void begin_sequence(const BeginStepArgs& args, int64_t b, int32_t 
   args.draft_wants_logits[b] = depth > 0 ? 1 : 0;
   args.node_budgets[b] = depth > 0 ? args.max_nodes : 0;
   args.depth_limits[b] = depth;
-  args.root_values[b] = pending > 0 ? begin::root_value(left, most_left) : 1.0f;
+  args.root_values[b] = pending > 0 ? begin::root_value(left, group) : 1.0f;
 }
 
 SDE_HD inline void begin_sequences(const BeginStepArgs& args) {
@@ -153,7 +163,7 @@ SDE_HD inline void begin_sequences(const BeginStepArgs& args) {
   const bool go_on = begin::are_enough(args, num_running);
   for (int32_t b = 0; b < num_seqs; ++b) {
     const int32_t pending = go_on ? args.pending_lens[b] : 0;
-    begin_sequence(args, b, pending, earlier, begin::most_left(args, b));
+    begin_sequence(args, b, pending, earlier, begin::group_left(args, b));
     earlier += begin::num_missing(args, b, pending);
   }
 }

@@ -4,8 +4,9 @@
 // descending, creation order ascending). Values never rise from parent to child or to a later
 // sibling, so what is dropped could never come back, the kept set is closed under parents and
 // earlier siblings, and after the last layer it is the tree that a best-first heap would have grown
-// one node at a time. A node is worth a draft forward only if a child could still enter: a child's
-// value is at most its parent's reach, and it loses ties against every node kept before it.
+// one node at a time. A node is worth a draft forward only if a child could still enter and be
+// selected: a child is worth at most its parent's reach and value, and it loses ties against every
+// node kept before it.
 //
 // By the slot rules (children are drawn, then tested by rejection) whether a node is kept must not
 // depend on which token was drawn for it, or the output no longer has the target's law. What a node
@@ -43,9 +44,9 @@ SDE_HD inline int32_t frontier_room(const TreeExpandArgs& args, int64_t b, int32
                 args.tables.max_blocks * args.tables.block_size - args.tree_starts[b] - forwarded);
 }
 
-// What row `row` of the step costs; beyond the last row more than any value.
+// What row `row` of the step costs.
 SDE_HD inline float price_of(const TreeExpandArgs& args, int32_t row) {
-  return row < args.num_prices ? args.row_prices[row] : 2.0f;
+  return row < args.num_prices ? args.row_prices[row] : kAboveAllValues;
 }
 
 SDE_HD inline int32_t first_tree_row(const TreeExpandArgs& args) {
@@ -56,20 +57,6 @@ SDE_HD inline bool has_prices(const TreeExpandArgs& args) {
   return args.row_prices != nullptr && !is_uniform_rule(args.rule);
 }
 
-// How many nodes of the sequence are selected before node i: those worth more, of equals the older.
-SDE_HD inline int32_t value_rank(DraftTreeView tree, int32_t i) {
-  const float value = tree.values[i];
-  int32_t before = 0;
-  for (int32_t j = 1; j < i; ++j) before += tree.values[j] >= value ? 1 : 0;
-  for (int32_t j = i + 1; j <= *tree.num_nodes; ++j) before += tree.values[j] > value ? 1 : 0;
-  return before;
-}
-
-SDE_HD inline bool pays_at(const TreeExpandArgs& args, DraftTreeView tree, int32_t i,
-                           int32_t rank) {
-  return tree.values[i] >= price_of(args, first_tree_row(args) + rank);
-}
-
 // What a newcomer has to be worth beside `kept` selected nodes, the last of which is worth `last`:
 // it takes that one's place, or one more row.
 SDE_HD inline float newcomer_cost(const TreeExpandArgs& args, int32_t kept, float last) {
@@ -77,29 +64,46 @@ SDE_HD inline float newcomer_cost(const TreeExpandArgs& args, int32_t kept, floa
   return kept > 0 && last < price ? last : price;
 }
 
-// The same, from the nodes that would be selected of this sequence if it were alone.
-SDE_HD inline float selection_floor(const TreeExpandArgs& args, DraftTreeView tree) {
-  if (!has_prices(args)) return 0.0f;
-  const int32_t count = *tree.num_nodes, first = first_tree_row(args);
-  const float least = entry_floor(tree, count);
-  bool is_whole = true;  // usual: every node would pay for every row
-  for (int32_t i = 0; i < count; ++i) is_whole = is_whole && least >= price_of(args, first + i);
-  if (is_whole) return newcomer_cost(args, count, least);
-  int32_t kept = count;
-  for (int32_t i = 1; i <= count; ++i) {
-    const int32_t rank = value_rank(tree, i);
-    if (!pays_at(args, tree, i, rank)) kept = min_of(kept, rank);
-  }
-  const float last = kept > 0 ? key_value(merge_cut(args, tree, 0, kept)) : 2.0f;
-  return newcomer_cost(args, kept, last);
+// Whether a node worth `value` pays for the row that it gets as one of the batch's best, `rank` of
+// which go before it.
+SDE_HD inline bool pays_at(const TreeExpandArgs& args, float value, int32_t rank) {
+  return value >= price_of(args, first_tree_row(args) + rank);
 }
 
-// Whether a child of the node could still enter the kept set, and be selected. A child is worth no
-// more than the node's reach.
-SDE_HD inline bool is_worth_forwarding(const TreeExpandArgs& args, int64_t b, DraftTreeView tree,
-                                       int32_t node, float floor, float cost) {
-  const bool can_enter = is_uniform_rule(args.rule) ? floor < 1.0f : tree.reach[node] > floor;
-  return can_enter && tree.reach[node] >= cost && !is_stop_token(args, b, tree.tokens[node]);
+// What a newcomer has to be worth beside the nodes that the batch would select so far: sequences
+// share the rows, and where those that are left cost more, a child takes another node's place.
+// Priced by the nodes of its own sequence alone, layers looked worth their time that only changed
+// one good node for another (two sequences: 3.5 layers for the tokens of 2.5).
+SDE_HD inline float selection_floor(const TreeExpandArgs& args) {
+  if (!has_prices(args)) return 0.0f;
+  int32_t count = 0;
+  float least = kAboveAllValues;
+  for (int32_t b = 0; b < *args.num_seqs; ++b) {
+    const DraftTreeView tree = args.tree.sequence(b);
+    for (int32_t i = 1; i <= *tree.num_nodes; ++i) {
+      least = min_of(least, tree.values[i]);
+      args.keys[count++] = rank_key(tree.values[i], 0);
+    }
+  }
+  bool is_whole = true;  // usual: every node would pay for every row
+  for (int32_t i = 0; i < count; ++i) is_whole = is_whole && pays_at(args, least, i);
+  if (is_whole) return newcomer_cost(args, count, least);
+  sort_descending(args.keys, args.buffer, count);
+  int32_t kept = 0;
+  while (kept < count && pays_at(args, key_value(args.keys[kept]), kept)) ++kept;
+  return newcomer_cost(args, kept, kept > 0 ? key_value(args.keys[kept - 1]) : kAboveAllValues);
+}
+
+// The most that a child can be worth.
+SDE_HD inline float promise_of(DraftTreeView tree, int32_t node) {
+  return min_of(tree.reach[node], tree.values[node]);
+}
+
+// Whether a child of the node could still enter the kept set.
+SDE_HD inline bool can_have_children(const TreeExpandArgs& args, int64_t b, DraftTreeView tree,
+                                     int32_t node, float floor) {
+  const bool can_enter = is_uniform_rule(args.rule) ? floor < 1.0f : promise_of(tree, node) > floor;
+  return can_enter && !is_stop_token(args, b, tree.tokens[node]);
 }
 
 // Whether the sequence grows a tree in this step.
@@ -119,40 +123,36 @@ SDE_HD inline float layer_share(const TreeExpandArgs& args, int32_t num_growing)
   return *args.min_layer_gain / static_cast<float>(num_growing);
 }
 
-// The most that a child can be worth.
-SDE_HD inline float promise_of(DraftTreeView tree, int32_t node) {
-  return min_of(tree.reach[node], tree.values[node]);
-}
-
 // Whether the layer runs; by the slot rules the nodes' shares have decided.
 SDE_HD inline bool is_worth_running(const TreeExpandArgs& args, float gain) {
   return is_slot_rule(args.rule) || !(gain < *args.min_layer_gain);
 }
 
 // Writes the nodes to forward next at rows.row_node[first...] in creation order; returns how many.
+//   cost: what a child has to be worth to be selected, and its parent for the sake of its layer.
 SDE_HD inline int32_t choose_frontier(const TreeExpandArgs& args, int64_t b, float pool_floor,
-                                      float share, int32_t first, float* gain) {
+                                      float cost, int32_t first, float* gain) {
   const DraftTreeView tree = args.tree.sequence(b);
   const int32_t depth = args.layer + 1;
   const int32_t room = frontier_room(args, b, first);
   if (room <= 0 || depth >= args.depth_limits[b]) return 0;
   const float own_floor = entry_floor(tree, node_budget(args, b));
   const float floor = max_of(own_floor, pool_floor);
-  const float cost = max_of(selection_floor(args, tree), share);
   int32_t begin = *tree.num_nodes + 1;
   while (tree.depths[begin - 1] == depth) --begin;
   int32_t eligible = 0;
   for (int32_t i = begin; i <= *tree.num_nodes; ++i) {
-    if (is_worth_forwarding(args, b, tree, i, floor, cost))
+    if (can_have_children(args, b, tree, i, floor))
       args.keys[eligible++] = rank_key(promise_of(tree, i), i);
   }
   const uint64_t cut = eligible > room ? nth_largest(args.keys, eligible, room) : 0;
   int32_t count = 0;
-  for (int32_t i = begin; i <= *tree.num_nodes && count < min_of(eligible, room); ++i) {
-    if (rank_key(promise_of(tree, i), i) < cut) continue;
-    if (!is_worth_forwarding(args, b, tree, i, floor, cost)) continue;
+  for (int32_t i = begin; i <= *tree.num_nodes; ++i) {
+    const float promise = promise_of(tree, i);
+    if (rank_key(promise, i) < cut || promise < cost) continue;
+    if (!can_have_children(args, b, tree, i, floor)) continue;
     args.rows.row_node[first + count++] = i;
-    *gain += tree.reach[i] - max_of(cost, floor);
+    *gain += promise - max_of(cost, floor);
   }
   return count;
 }
@@ -196,13 +196,13 @@ SDE_HD inline void emit_rows(const TreeExpandArgs& args, int64_t b) {
 SDE_HD inline void next_rows(const TreeExpandArgs& args, float pool_floor) {
   const RowBatchView& rows = args.rows;
   const int32_t num_seqs = *args.num_seqs;
-  const float share = layer_share(args, count_growing(args));
+  const float cost = max_of(selection_floor(args), layer_share(args, count_growing(args)));
   float gain = 0.0f;
   rows.cu_rows[0] = 0;
   for (int32_t b = 0; b < num_seqs; ++b) {
     const int32_t first = rows.cu_rows[b];
     float own_gain = 0.0f;
-    rows.cu_rows[b + 1] = first + choose_frontier(args, b, pool_floor, share, first, &own_gain);
+    rows.cu_rows[b + 1] = first + choose_frontier(args, b, pool_floor, cost, first, &own_gain);
     gain += own_gain;
     rows.tree_starts[b] = args.tree_starts[b];
   }

@@ -19,6 +19,8 @@ enum class ExpandRule : int32_t {
   kUniformSlot = 3,  // value = 1, estimates as kSlot
 };
 
+constexpr float kAboveAllValues = 3e38f;
+
 // A proposal mass below this closes the slot: nothing is left to draw.
 constexpr float kMinRemainingMass = 1e-6f;
 
@@ -62,6 +64,7 @@ struct TreeExpandArgs {
   RowBatchView rows;      // capacity 0: no next layer
   int32_t* creation_ids;  // [N] or null: the draft slot of each new row's node
   uint64_t* keys;         // [max(B T, T + max_width K)]
+  uint64_t* buffer;       // [B T], with row_prices
   Candidate* candidates;  // [max_width K]
   int32_t* remap;         // [T + 1]
 };
@@ -114,7 +117,7 @@ SDE_HD inline int32_t node_budget(const TreeExpandArgs& args, int64_t b) {
 SDE_HD inline float entry_floor(DraftTreeView tree, int32_t budget) {
   const int32_t count = *tree.num_nodes;
   if (count < budget) return 0.0f;
-  float floor = 2.0f;
+  float floor = kAboveAllValues;
   for (int32_t i = 1; i <= count; ++i) floor = min_of(floor, tree.values[i]);
   return floor;
 }
@@ -320,7 +323,7 @@ SDE_HD inline float pool(const TreeExpandArgs& args) {
       drop_below(args.tree.sequence(b), cut, pooled_order(args, b), args.remap);
     }
   }
-  float floor = 2.0f;
+  float floor = kAboveAllValues;
   for (int32_t b = 0; b < num_seqs; ++b) {
     const DraftTreeView tree = args.tree.sequence(b);
     floor = min_of(floor, entry_floor(tree, *tree.num_nodes));
