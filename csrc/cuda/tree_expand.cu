@@ -295,8 +295,8 @@ __device__ void open_nodes(const TreeExpandArgs& args, const Block& block, int64
     eligible = block.sum(eligible);
     const uint64_t* keys = space.promise_keys;
     const uint64_t cut = eligible > room ? kth_largest_key(
-                                               block, [=](int32_t i) { return keys[i]; },
-                                               num_nodes, room, space.select)
+                                               block, [=](int32_t i) { return keys[i]; }, num_nodes,
+                                               room, space.select)
                                          : 1;
     for (int32_t first = 1; first <= num_nodes; first += block.size()) {
       const int32_t i = first + block.rank();

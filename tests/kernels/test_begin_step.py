@@ -209,9 +209,9 @@ def test_a_prompt_that_is_read_counts_as_far_behind() -> None:
 
 
 def test_many_long_sequences_are_weighed_without_loss() -> None:
-    """Squares that add up to 256 * 2^40: more than a word holds, more than float32 tells apart."""
-    slots = [{"max_total_lens": 30 + (1 << 20)}] * 256
-    assert root_values(slots) == [1.0] * 256
+    """Squares that add up to 160 * 2^40: more than a word holds."""
+    slots = [{"max_total_lens": 30 + (1 << bits)} for bits in (20, 19)] * 128
+    assert root_values(slots) == pytest.approx([1.6, 0.4] * 128)
 
 
 def test_arguments_are_checked() -> None:

@@ -42,7 +42,7 @@ BeginStepArgs begin_into(BeginStepArgs args, const Exact<int32_t>& out, const Ex
   return args;
 }
 
-SDENGINE_FUZZ(cuda_begin_step, 15) {
+SDENGINE_FUZZ(cuda_begin_step, 60) {
   const int32_t batch = random.integer(1, 5), room = 20, stops = random.integer(0, 2);
   Exact<int32_t> live(1, random.integer(0, batch)), depth(1, random.integer(1, 5)),
       fewest(1, random.chance(0.5f) ? 0 : random.integer(1, batch)),
@@ -56,9 +56,9 @@ SDENGINE_FUZZ(cuda_begin_step, 15) {
     scheduled[b] = random.integer(0, 4);
     can_draft[b] = random.integer(0, 1);
     lens[b] = random.integer(1, room);
-    total[b] = random.integer(1, room + 4);
-    groups[b] = random.integer(0, 2);
-    if (random.chance(0.2f)) total[b] = random.integer(lens[b], 1 << 30);  // squares fill words
+    total[b] = random.chance(0.8f) ? lens[b] + random.integer(1, 9) : random.integer(1, room);
+    groups[b] = random.integer(0, 1);
+    if (random.chance(0.4f)) total[b] = random.integer(lens[b], 1 << 30);  // squares fill words
     first[b] = random.integer(0, room);
     emitted[b] = random.integer(0, 5);
     computed[b] = random.integer(0, lens[b] - 1);

@@ -11,10 +11,12 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -197,17 +199,30 @@ def test_growing_and_selecting_with_every_option(
     assert_same_trees(trees[0], trees[1], world.live)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(9))
 @pytest.mark.parametrize("rule", ["node", "slot"])
 def test_growing_beside_rows_that_are_dear(rule: str, seed: int, library: CudaLibrary) -> None:
     """Rows 3 to 6 are free and the next one costs 0.3: newcomers take the place of other nodes."""
     prices = [0.0] * 7 + [0.3] * 33
-    world = World(seed, 3, 12, 3, rule=rule, prices=prices, min_gain=0.05 * (seed % 2), num_seqs=2)
+    world = World(seed, 3, 12, 3, rule=rule, prices=prices, num_seqs=2)
+    world.min_gain, world.total = (0.0, 0.05, 0.3)[seed % 3], (None, 9, 3)[seed // 3]
     cpu = grow(world)
     mine = grow(world, run=lambda op, _, **args: library.launch(op, 0, **args))
     assert_same_trees(cpu.tree, mine.tree, world.live)
     for left, right in zip(cpu.layers, mine.layers):
         assert_same_rows(left, right, world.live)
+
+
+def test_layers_promise_what_is_above_the_smallest_kept_value(library: CudaLibrary) -> None:
+    world = World(2, 2, 12, 2, k=6, total=6, num_seqs=2)
+    ran = []
+    for min_gain in np.linspace(0.0, 1.0, 17).tolist():
+        priced = replace(world, min_gain=min_gain)
+        cpu = grow(priced)
+        mine = grow(priced, run=lambda op, _, **args: library.launch(op, 0, **args))
+        assert_same_rows(cpu.layers[0], mine.layers[0], world.live)
+        ran.append(int(cpu.layers[0].num_rows) > 0)
+    assert ran[0] and not ran[-1]
 
 
 @pytest.mark.parametrize("rule", ["node", "slot"])
