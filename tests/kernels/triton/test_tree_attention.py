@@ -39,8 +39,11 @@ def run(args: dict[str, Any]) -> torch.Tensor:
     return run_guarded("tree_attention", args, scratch=("scratch",))["out"]
 
 
-def assert_close(args: dict[str, Any]) -> None:
-    assert_within_twice_plain("tree_attention", args, {"out": run(args)}, "out", slack_ulps=4)
+def assert_close(args: dict[str, Any]) -> torch.Tensor:
+    """What was close to plain torch."""
+    out = run(args)
+    assert_within_twice_plain("tree_attention", args, {"out": out}, "out", slack_ulps=4)
+    return out
 
 
 SMALL = (0, 0, 1, 3)  # two children of the root, a chain of two below the first
@@ -85,8 +88,7 @@ def test_when_the_first_tile_is_loaded_changes_no_bit(
     for most in (0, 64):
         monkeypatch.setattr(tree_attention, "MAX_EARLY_ROWS", most)
         assert tree_attention.loads_early(INTERPRETER, 6) == (most > 0)
-        assert_close(args)
-        results.append(run(args))
+        results.append(assert_close(args))
     assert torch.equal(*results)
 
 
@@ -170,8 +172,7 @@ def test_how_many_splits_a_program_goes_through_changes_no_bit(
         monkeypatch.setattr(tree_attention, "ENOUGH_PROGRAMS", enough)
         plan = tree_attention.launches(INTERPRETER, **args)
         assert plan[0].constants["GOES_ON"] == (least == 0)
-        assert_close(args)
-        results.append(run(args))
+        results.append(assert_close(args))
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
 
