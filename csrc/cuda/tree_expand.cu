@@ -257,7 +257,6 @@ __device__ void rank_nodes(const TreeExpandArgs& args, const Block& block, int64
   if (block.sum(too_dear) == 0) {  // usual: every node would pay for every row
     if (block.is_leader() && pool.kept > 0) scratch.values[pool.kept - 1] = pool.least;
   } else {
-    const expand::NodeOrder order = expand::pooled_order(args, b);
     const uint64_t* own = scratch.keys + b * args.tree.capacity;
     for (int32_t i = block.rank(); i < scratch.num_nodes[b]; i += block.size()) {
       if (own[i] < pool.cut) continue;
