@@ -176,6 +176,11 @@ struct TrimSpace {
   uint32_t* words;
 };
 
+// Whether nodes have to be ranked, so that the next layer can be priced.
+SDE_HD bool is_ranking(const TreeExpandArgs& args) {
+  return args.rows.capacity > 0 && expand::has_prices(args);
+}
+
 // The keys of the batch as grow left them; every block looks at the same.
 struct BatchKeys {
   const ExpandScratch& scratch;
@@ -199,6 +204,8 @@ __device__ BatchKeys gather_keys(const TreeExpandArgs& args, const Block& block,
     if (b < num_seqs) space.starts[b] = total + sum.before;
     total += sum.total;
   }
+  if (total < *args.total_budget && !is_ranking(args))
+    return {scratch, nullptr, capacity, 0, total};  // usual of static trees: nothing to look at
   block.sync();
   if (total > TrimSpace::pooled_capacity(args))
     return {scratch, nullptr, capacity, num_seqs * capacity, total};
@@ -222,6 +229,7 @@ struct Pool {
 __device__ Pool find_pool(const TreeExpandArgs& args, const Block& block, const BatchKeys& keys,
                           const TrimSpace& space) {
   const int32_t budget = *args.total_budget;
+  if (keys.num_places == 0 && keys.total < budget) return {0, keys.total, 0.0f, kAboveAllValues};
   if (budget > 0 && keys.total > budget) {
     const uint64_t cut = kth_largest_key(
         block, [&](int32_t place) { return keys.at(place); }, keys.num_places, budget,
@@ -248,7 +256,6 @@ __device__ int32_t count_before(const BatchKeys& keys, uint64_t key) {
 // first of them that does not pay for its row.
 __device__ void rank_nodes(const TreeExpandArgs& args, const Block& block, int64_t b,
                            const BatchKeys& keys, const Pool& pool) {
-  if (!expand::has_prices(args)) return;
   int32_t too_dear = 0;
   for (int32_t rank = block.rank(); rank < pool.kept; rank += block.size())
     too_dear += expand::pays_at(args, pool.least, rank) ? 0 : 1;
@@ -273,8 +280,8 @@ __device__ void rank_nodes(const TreeExpandArgs& args, const Block& block, int64
 // Notes the nodes that can have children in the next layer (expand::choose_frontier before it asks
 // what they cost, by a block).
 __device__ void open_nodes(const TreeExpandArgs& args, const Block& block, int64_t b,
-                           const DraftTreeView& tree, float pool_floor, const TrimSpace& space) {
-  const ExpandScratch scratch(args);
+                           const DraftTreeView& tree, float pool_floor,
+                           const ExpandScratch& scratch, const TrimSpace& space) {
   const int32_t depth = args.layer + 1, num_nodes = *tree.num_nodes;
   // Rows of earlier sequences never limit: the batch has room for all, by contract.
   const int32_t room = expand::frontier_room(args, b, 0);
@@ -330,8 +337,8 @@ __global__ void trim_kernel(TreeExpandArgs args) {
     block.sync();
   }
   if (args.rows.capacity == 0) return;
-  rank_nodes(args, block, b, keys, pool);
-  open_nodes(args, block, b, tree, pool.floor, space);
+  if (is_ranking(args)) rank_nodes(args, block, b, keys, pool);
+  open_nodes(args, block, b, tree, pool.floor, scratch, space);
 }
 
 struct EmitSpace {
@@ -344,24 +351,27 @@ struct EmitSpace {
   float* gains;  // [B], what forwarding a sequence's nodes promises
 };
 
-// What a child has to be worth, and its parent for the sake of its layer, from what the blocks of
-// trim found (expand::selection_floor and expand::layer_share).
-__device__ float child_cost(const TreeExpandArgs& args, const Block& block,
-                            const ExpandScratch& scratch) {
+// expand::layer_share, by a block.
+__device__ float layer_share(const TreeExpandArgs& args, const Block& block) {
+  if (!expand::is_slot_rule(args.rule)) return 0.0f;
   int32_t growing = 0;
-  uint32_t kept = ~0u;
-  const bool has_prices = expand::has_prices(args);
-  for (int32_t i = block.rank(); i < *args.num_seqs; i += block.size()) {
-    growing += expand::is_growing(args, i) ? 1 : 0;
-    if (!has_prices) continue;
-    const uint32_t failure = static_cast<uint32_t>(scratch.first_failures[i]);
-    kept = failure < kept ? failure : kept;
+  for (int32_t b = block.rank(); b < *args.num_seqs; b += block.size())
+    growing += expand::is_growing(args, b) ? 1 : 0;
+  return expand::layer_share(args, block.sum(growing));
+}
+
+// expand::selection_floor, from what the blocks of trim found.
+__device__ float selection_floor(const TreeExpandArgs& args, const Block& block,
+                                 const ExpandScratch& scratch) {
+  if (!expand::has_prices(args)) return 0.0f;
+  uint32_t failure = ~0u;
+  for (int32_t b = block.rank(); b < *args.num_seqs; b += block.size()) {
+    const uint32_t own = static_cast<uint32_t>(scratch.first_failures[b]);
+    failure = own < failure ? own : failure;
   }
-  const float share = expand::layer_share(args, block.sum(growing));
-  if (!has_prices) return share;
-  const int32_t first = static_cast<int32_t>(block.least(kept));
-  const float last = first > 0 ? scratch.values[first - 1] : kAboveAllValues;
-  return expand::max_of(expand::newcomer_cost(args, first, last), share);
+  const int32_t kept = static_cast<int32_t>(block.least(failure));
+  const float last = kept > 0 ? scratch.values[kept - 1] : kAboveAllValues;
+  return expand::newcomer_cost(args, kept, last);
 }
 
 // Sequence i's open nodes that are worth `cost`, and what forwarding them promises beyond it.
@@ -414,7 +424,8 @@ __global__ void emit_kernel(TreeExpandArgs args) {
   if (b >= num_seqs) return;
 
   const ExpandScratch scratch(args);
-  const float cost = child_cost(args, block, scratch);
+  const float cost =
+      expand::max_of(selection_floor(args, block, scratch), layer_share(args, block));
   int32_t earlier = 0;
   for (int32_t i = block.rank(); i < num_seqs; i += block.size()) {
     const int32_t count = count_worthy(args, scratch, i, cost, &space.gains[i]);
