@@ -59,7 +59,7 @@ CUDA_FLAGS = [
     "-Xcompiler=-fPIC,-fvisibility=hidden,-ffp-contract=off",
     "-cudart=static",
 ]
-# What the library is compiled for, oldest first; PTX of the last serves whatever comes later.
+# What the library is compiled for, oldest first.
 CUDA_ARCHITECTURES = ("80", "90a", "100", "120")
 IS_X86 = platform.machine() in ("x86_64", "AMD64")
 
@@ -109,8 +109,10 @@ def cuda_targets(nvcc: str) -> list[str]:
     known = subprocess.check_output([nvcc, "--list-gpu-arch"], text=True).split()
     targets = [a for a in CUDA_ARCHITECTURES if f"compute_{a.rstrip('a')}" in known]
     flags = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in targets]
-    newest = targets[-1]
-    return [*flags, f"-gencode=arch=compute_{newest},code=compute_{newest}"]
+    # PTX of the newest serves whatever comes later, that of 9.0 what lies between (11.0). An "a" is
+    # for its own architecture alone: such PTX would serve nothing else.
+    portable = sorted({"90", targets[-1].rstrip("a")} & {a.rstrip("a") for a in targets}, key=int)
+    return flags + [f"-gencode=arch=compute_{a},code=compute_{a}" for a in portable]
 
 
 class BuildNative(build_ext):

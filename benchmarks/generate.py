@@ -24,7 +24,7 @@ from benchmarks.plotting import require_matplotlib
 from sdengine.cli.main import run_alone
 from sdengine.cli.options import BUNDLED_MODEL, LineParser, add_debug, integer, number
 from sdengine.cli.prompts import PROMPTS, Prompt
-from sdengine.core.config import DTYPES, METHODS, VERIFIERS, SpeculationConfig
+from sdengine.core.config import DTYPES, MAX_TREE_NODES, METHODS, VERIFIERS, SpeculationConfig
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.errors import ConfigError, RequestError
 from sdengine.train.directories import make_directory
@@ -38,7 +38,7 @@ def build_parser(program: str = PROGRAM) -> LineParser:
     parser = LineParser(prog=PROGRAM, description=(__doc__ or "").partition("\n\n")[2])
     parser.set_defaults(program=program)
     parser.add_argument("--model", default=BUNDLED_MODEL, metavar="DIR", help="(%(default)s)")
-    parser.add_argument("--draft", metavar="DIR")
+    parser.add_argument("--draft", metavar="DIR", help="(the bundled pair's own, or none)")
     parser.add_argument(
         "--prompt-file",
         action="append",
@@ -53,7 +53,9 @@ def build_parser(program: str = PROGRAM) -> LineParser:
         metavar="N",
         help="N prompts from library files that the bundled pair was not trained on",
     )
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=list(METHODS), help="(all of them)"
+    )
     parser.add_argument(
         "--budgets",
         nargs="+",
@@ -61,14 +63,20 @@ def build_parser(program: str = PROGRAM) -> LineParser:
         default=[ADAPTIVE, "4", "8", "16", "32"],
         help="adaptive, or most draft tokens of a step (adaptive 4 8 16 32)",
     )
-    parser.add_argument("--temperatures", nargs="+", type=number, default=[0.0, 0.6, 1.0])
-    parser.add_argument("--batch-sizes", nargs="+", type=integer, default=[1], metavar="B")
-    parser.add_argument("--verifier", choices=VERIFIERS, default="coupled")
-    parser.add_argument("--max-tokens", type=integer, default=160, metavar="N")
+    parser.add_argument(
+        "--temperatures", nargs="+", type=number, default=[0.0, 0.6, 1.0], help="(0 0.6 1)"
+    )
+    parser.add_argument(
+        "--batch-sizes", nargs="+", type=integer, default=[1], metavar="B", help="(1)"
+    )
+    parser.add_argument("--verifier", choices=VERIFIERS, default="coupled", help="(%(default)s)")
+    parser.add_argument(
+        "--max-tokens", type=integer, default=160, metavar="N", help="(%(default)s)"
+    )
     parser.add_argument("--repeats", type=integer, default=5, metavar="N", help="(%(default)s)")
-    parser.add_argument("--dtype", choices=DTYPES, default="auto")
-    parser.add_argument("--num-threads", type=integer, metavar="N")
-    parser.add_argument("--seed", type=integer, default=1)
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="(%(default)s)")
+    parser.add_argument("--num-threads", type=integer, metavar="N", help="CPU threads (all cores)")
+    parser.add_argument("--seed", type=integer, default=1, help="(%(default)s)")
     parser.add_argument(
         "--apart",
         action="store_true",
@@ -89,7 +97,17 @@ def build_parser(program: str = PROGRAM) -> LineParser:
 
 def budget(text: str) -> str:
     """A budget option: "adaptive" or a number of nodes."""
-    return text if text == ADAPTIVE else str(integer(text))
+    if text == ADAPTIVE:
+        return text
+    try:
+        nodes = int(text)
+    except ValueError:
+        nodes = 0
+    if not 1 <= nodes <= MAX_TREE_NODES:
+        raise argparse.ArgumentTypeError(
+            f"expected {ADAPTIVE} or an integer from 1 to {MAX_TREE_NODES}, got {text!r}"
+        )
+    return str(nodes)
 
 
 def main(argv: list[str] | None = None, program: str = PROGRAM) -> int:

@@ -172,7 +172,7 @@ def open_engine(
 
     return Engine(
         args.model,
-        draft=args.draft,
+        draft=args.draft if config is not None and config.needs_draft_model else None,
         speculation=config,
         dtype=args.dtype,
         num_threads=args.num_threads,

@@ -52,10 +52,16 @@ def build_parser() -> LineParser:
     )
     parser.add_argument("--model", default=BUNDLED_MODEL, metavar="DIR", help="(%(default)s)")
     parser.add_argument("--draft", metavar="DIR", help="none: repetitions in the text (ngram)")
-    parser.add_argument("--prompt-file", action="append", type=Path, metavar="FILE")
+    parser.add_argument(
+        "--prompt-file", action="append", type=Path, metavar="FILE", help="as of bench generate"
+    )
     parser.add_argument("--held-out", type=integer, metavar="N", help="as of bench generate")
-    parser.add_argument("--temperatures", nargs="+", type=number, default=[0.0, 0.8])
-    parser.add_argument("--batch-sizes", nargs="+", type=integer, default=[1], metavar="B")
+    parser.add_argument(
+        "--temperatures", nargs="+", type=number, default=[0.0, 0.8], help="(0 0.8)"
+    )
+    parser.add_argument(
+        "--batch-sizes", nargs="+", type=integer, default=[1], metavar="B", help="(1)"
+    )
     parser.add_argument("--max-nodes", type=integer, default=32, help="largest tree (%(default)s)")
     parser.add_argument("--max-tokens", type=integer, default=96, metavar="N", help="(%(default)s)")
     parser.add_argument("--repeats", type=integer, default=3, metavar="N", help="(%(default)s)")
@@ -71,9 +77,9 @@ def build_parser() -> LineParser:
         help="steps take what a table says, prediction and check alike: how far off the method is "
         f"without a machine's noise; {', '.join(TABLES)} or a JSON file",
     )
-    parser.add_argument("--dtype", choices=DTYPES, default="auto")
-    parser.add_argument("--num-threads", type=integer, metavar="N")
-    parser.add_argument("--seed", type=integer, default=1)
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="(%(default)s)")
+    parser.add_argument("--num-threads", type=integer, metavar="N", help="CPU threads (all cores)")
+    parser.add_argument("--seed", type=integer, default=1, help="(%(default)s)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     add_debug(parser)
     return parser

@@ -77,8 +77,10 @@ class ReferenceProgram:
         expect_tensor("only_if", "count", count, torch.int32, (1,))
         block = _Block(count)
         self._steps.append(block)
-        yield
-        block.end = len(self._steps)
+        try:
+            yield
+        finally:
+            block.end = len(self._steps)
 
     def replay(self) -> None:
         self.replay_timed()
@@ -153,8 +155,10 @@ class CpuProgram:
         expect_tensor("only_if", "count", count, torch.int32, (1,))
         self._native.begin_if(count.data_ptr())
         self._kept.append(count)
-        yield
-        self._native.end_if()
+        try:
+            yield
+        finally:
+            self._native.end_if()
 
     def replay(self) -> None:
         self._native.replay(self._pool)
@@ -176,12 +180,12 @@ def make_pool(num_threads: int) -> Any:
     """A native thread pool with `num_threads` workers, the caller being one of them.
 
     Raises:
-        ConfigError: the system gives no more threads.
+        ConfigError: the system gives no more threads, or a pool cannot count so many.
     """
     native = backends.load_cpu()
     try:
         return native.ThreadPool(num_threads)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise ConfigError.from_parts(
             f"{num_threads} CPU threads", str(error), "lower num_threads or raise the user's limit"
         ) from None

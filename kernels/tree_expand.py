@@ -256,6 +256,12 @@ def bench_cases() -> Iterator[Case]:
     """
     for batch, nodes, width, k in ((1, 64, 1, 8), (1, 64, 16, 16), (8, 16, 4, 8), (1, 512, 64, 16)):
         yield bench_case(batch, nodes, width, k)
+    # As beside an adaptive budget: nodes are ranked, because some do not pay for their rows.
+    for batch, nodes, width, k in ((32, 64, 16, 8), (64, 128, 32, 8)):
+        args = _bench_args(batch, nodes, width, k)
+        args["row_prices"] = torch.linspace(0.0, 0.5, batch * (nodes + 1))
+        args["cu_pending"] = torch.arange(batch + 1, dtype=torch.int32)
+        yield Case(f"B={batch} T={nodes} rows={width} K={k} per sequence, priced", args)
 
 
 def bench_case(batch: int, nodes: int, width: int, k: int) -> Case:

@@ -1,3 +1,5 @@
+from sdengine import errors as errors
+from sdengine import kernels as kernels
 from sdengine.async_engine import AsyncEngine as AsyncEngine
 from sdengine.core.config import EngineConfig as EngineConfig
 from sdengine.core.config import SpeculationConfig as SpeculationConfig

@@ -18,7 +18,7 @@ from sdengine.core.outputs import FinishReason, RequestOutput, StepTree
 from sdengine.core.plan import STREAM_SECONDS, StepReport
 from sdengine.core.request import Request, RequestBook
 from sdengine.core.sampling_params import SamplingParams
-from sdengine.core.sequence import Sequence
+from sdengine.core.sequence import Sequence, SequenceStatus
 from sdengine.errors import ConfigError, EngineBusy, EngineFailed, SdengineError
 from sdengine.factory.build import EngineParts, MakeDrafter, build_engine_parts
 from sdengine.runner.flight import Commit, Flight
@@ -77,6 +77,7 @@ class Engine:
         self.ownership = Lock()  # held by the AsyncEngine that steps this engine in its thread
         self.owner: int | None = None  # that thread, which alone may call the engine then
         self._is_called = Lock()
+        self._is_torn = False  # a call was cut short: what belongs together may not agree
         self._is_closed = False
         self._process = os.getpid()
 
@@ -159,7 +160,7 @@ class Engine:
         params = self.default_params if params is None else params
         self._check_call()
         with self._is_called:
-            self._check_open()
+            self._begin()
             for sequence in self._book.open(request_id, prompt, params, group):
                 self._scheduler.add(sequence)
 
@@ -176,8 +177,12 @@ class Engine:
         """
         self._check_call()
         with self._is_called:
-            self._check_open()
-            return self._abort(self._book.get(request_id))
+            self._begin()
+            request = self._book.get(request_id)
+            self._is_torn = True
+            output = self._abort(request)
+            self._is_torn = False
+            return output
 
     def has_request(self, request_id: str) -> bool:
         """Whether a request of that id is unfinished."""
@@ -214,15 +219,17 @@ class Engine:
             EngineBusy, EngineFailed: see above; nothing has begun.
             ConfigError: fewer than one iteration, or less than no time.
 
-        Nothing else is raised on purpose. When something is (an interrupt), the sequences of this
-        step are in doubt: abort the unfinished requests before the next one.
+        Nothing else is raised on purpose. When something is (an interrupt), all sequences are in
+        doubt: the next call ends them, as one after an interrupted `abort_request` does, and
+        `abort_request` returns what they had.
         """
         self._check_call()
-        if max_iterations != 1:
+        if max_iterations != 1 or max_seconds is not STREAM_SECONDS:
             check_int(ConfigError, "max_iterations", max_iterations, 1)
             check_float(ConfigError, "max_seconds", max_seconds, 0.0)
         with self._is_called:
-            self._check_open()
+            self._begin()
+            self._is_torn = True
             flight = self._take_flight(max_iterations, max_seconds)
             following = self._start_ahead(flight) if self._runner.runs_ahead else None
             self._commits = self._runner.land(flight)
@@ -234,6 +241,7 @@ class Engine:
             for report in self._runner.reports:
                 self.controller.observe(flight.plan, report)
             self._flight = following
+            self._is_torn = False
             return outputs
 
     def step_tree(self, request_id: str, index: int = 0) -> StepTree | None:
@@ -268,12 +276,14 @@ class Engine:
         with self._is_called:
             if self._is_closed:
                 return
+            self._begin()
+            self._is_torn = True
             for request in self._book.unfinished():
                 self._abort(request)
             if self._runner.runs_ahead:
                 self._runner.drain()
                 self._scheduler.let_go()
-            self._is_closed = True
+            self._is_closed, self._is_torn = True, False
             self._commits, self._flight = [], None
             del self._runner, self.controller
 
@@ -285,6 +295,28 @@ class Engine:
                 self._scheduler.finish(sequence, "abort")
                 self._runner.release(slot)
         return self._book.close(request)
+
+    def _begin(self) -> None:
+        self._check_open()
+        if self._is_torn:
+            self._end_all()
+
+    def _end_all(self) -> None:
+        """After a call that was cut short: ends every sequence and begins anew with empty caches,
+        because an interrupt may have come between any two lines."""
+        if self._runner.runs_ahead:
+            self._runner.drain()
+        self._commits, self._flight = [], None
+        self._scheduler.reset()
+        self._runner.release_all()
+        for request in self._book.unfinished():
+            for sequence, checker in zip(request.sequences, request.stop_checkers):
+                if not sequence.is_finished:
+                    checker.end_text()
+                    sequence.release()
+                    sequence.status = SequenceStatus.WAITING
+                    self._scheduler.finish(sequence, "abort")
+        self._is_torn = False
 
     def _check_open(self) -> None:
         if self._is_closed:

@@ -35,6 +35,8 @@ from sdengine import (
 )
 from sdengine.errors import RequestError, SdengineError
 
+import sdengine
+
 params = SamplingParams(n=2, stop=["a"], stop_token_ids=[1], logit_bias={5: 1.0})
 speculation = SpeculationConfig(method="kary", branching=(2, 2))
 llm: LLM = LLM("model", draft=Path("draft"), max_num_seqs=2, speculation=speculation)
@@ -56,7 +58,7 @@ engine = Engine(EngineConfig(Path("model"), max_num_seqs=3))
 other = Engine(Path("model"), num_threads=2, speculation=None)
 try:
     engine.add_request("a", "x", params)
-except (RequestError, SdengineError) as error:
+except (RequestError, SdengineError, sdengine.errors.CacheFull) as error:
     print(error)
 for output in engine.step():
     tree: StepTree | None = engine.step_tree(output.request_id)
@@ -104,8 +106,23 @@ def test_checkers_see_what_can_be_imported() -> None:
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
-    assert seen == sdengine._EXPORTS
+    assert seen == sdengine._EXPORTS | dict.fromkeys(sdengine._SUBMODULES, "sdengine")
     assert all(hasattr(sdengine, name) for name in sdengine.__all__)
+    assert {*sdengine.__all__, *sdengine._SUBMODULES} <= set(dir(sdengine))
+
+
+def test_public_modules_are_attributes_and_imported_when_they_are_asked_for() -> None:
+    code = (
+        "import sys, sdengine\n"
+        "assert {'errors', 'kernels'} <= set(dir(sdengine))\n"
+        "assert not {'torch', 'sdengine.errors', 'sdengine.kernels'} & set(sys.modules)\n"
+        "assert issubclass(sdengine.errors.ConfigError, Exception)\n"
+        "assert 'sdengine.kernels' not in sys.modules\n"
+        "assert sdengine.kernels is sys.modules['sdengine.kernels']\n"
+        "assert len(dir(sdengine)) == len(set(dir(sdengine)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_strict_checker_passes_programs_and_finds_mistakes(

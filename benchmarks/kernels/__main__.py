@@ -16,7 +16,7 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -41,6 +41,7 @@ from sdengine.kernels.spec import Case, Op
 from sdengine.train.directories import make_directory
 
 CACHES = {"warm": ("warm",), "cold": ("cold",), "both": ("warm", "cold")}
+SHOWN_NAMES = 8  # of cases, in an error
 
 
 def build_parser() -> LineParser:
@@ -59,8 +60,18 @@ def build_parser() -> LineParser:
     parser.add_argument("--case", default="", metavar="TEXT", help="only cases with TEXT in them")
     parser.add_argument("--cache", choices=sorted(CACHES), default="warm", help="(%(default)s)")
     parser.add_argument("--baseline", choices=BASELINES, default="torch", help="(%(default)s)")
-    parser.add_argument("--threads", type=integer, default=usable_cores(), help="(%(default)s)")
-    parser.add_argument("--seconds", type=number, default=1.0, help="measuring time of a case")
+    parser.add_argument(
+        "--num-threads",
+        "--threads",  # as in the commands of published results
+        dest="threads",
+        type=integer,
+        default=usable_cores(),
+        metavar="N",
+        help="(%(default)s)",
+    )
+    parser.add_argument(
+        "--seconds", type=number, default=1.0, help="measuring time of a case (%(default)s)"
+    )
     parser.add_argument("--compare", type=Path, metavar="FILE", help="kernels.json of another run")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write kernels.json and .csv there")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
@@ -80,11 +91,13 @@ def run(args: argparse.Namespace) -> int:
         0, or 1 when a kernel is wrong (its cases are not timed).
 
     Raises:
-        ConfigError: as `check_arguments`, or no op has a case with the text of --case.
+        ConfigError: as `check_arguments`, or as `check_case_names`.
     """
     check_arguments(args)
     old = None if args.compare is None else read(args.compare)
     shape = None if args.shape is None else read_shape(args.shape)
+    ops = [get_op(name) for name in args.ops or OP_NAMES]
+    check_case_names(ops, shape, args.case)
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     pool = make_pool(args.threads)
@@ -92,13 +105,7 @@ def run(args: argparse.Namespace) -> int:
     conditions = describe_machine("sdengine bench kernels", args.threads, with_limits=True)
     say(args, as_lines(conditions))
     found: list[Measurement] = []
-    results = [
-        run_op(args, op, shape, pool, probe, found) for op in map(get_op, args.ops or OP_NAMES)
-    ]
-    if all(result is None for result in results):
-        raise ConfigError.from_parts(
-            "a --case that is part of a case's name", repr(args.case), "the tables show the names"
-        )
+    results = [run_op(args, op, shape, pool, probe, found) for op in ops]
     if args.out is not None:
         write(args.out, conditions, found)
     if args.json:
@@ -118,10 +125,29 @@ def check_arguments(args: argparse.Namespace) -> None:
     unknown = [name for name in args.ops if name not in OP_NAMES]
     if unknown:
         raise ConfigError.from_parts(f"ops among {', '.join(OP_NAMES)}", ", ".join(unknown))
-    check_int(ConfigError, "--threads", args.threads, 1, MAX_THREADS)
-    check_float(ConfigError, "--seconds", args.seconds, 0.0)
+    check_int(ConfigError, "--num-threads", args.threads, 1, MAX_THREADS)
+    check_float(ConfigError, "--seconds", args.seconds, 0.0, low_is_open=True)
     if args.out is not None:
         make_directory("--out", args.out)
+
+
+def check_case_names(ops: Sequence[Op], shape: Shape | None, text: str) -> None:
+    """Refuses a --case of none of the ops before the machine's limits take minutes. Cases are made
+    for it, up to the first that will run.
+
+    Raises:
+        ConfigError: no case has the text in its name.
+    """
+    names: list[str] = []
+    for op in ops:
+        for case in chosen_cases(op, shape, ""):
+            if text in case.label:
+                return
+            names.append(case.label)
+    shown = "; ".join(names[:SHOWN_NAMES]) + ("; ..." if len(names) > SHOWN_NAMES else "")
+    raise ConfigError.from_parts(
+        "a --case that is part of a case's name", repr(text), f"the names are {shown}"
+    )
 
 
 def say(args: argparse.Namespace, text: str) -> None:
@@ -166,7 +192,7 @@ def chosen_cases(op: Op, shape: Shape | None, text: str) -> Iterator[Case]:
 def command_of(args: argparse.Namespace, op: Op, case: Case, cache: str) -> str:
     """One line that measures a case again."""
     words = ["sdengine", "bench", "kernels", op.name, "--case", case.label, "--cache", cache]
-    words += ["--threads", str(args.threads), "--seconds", f"{args.seconds:g}"]
+    words += ["--num-threads", str(args.threads), "--seconds", f"{args.seconds:g}"]
     words += ["--baseline", args.baseline]
     words += [] if args.shape is None else ["--shape", args.shape]
     return shlex.join(words)

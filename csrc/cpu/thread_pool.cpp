@@ -1,8 +1,14 @@
 #include "cpu/thread_pool.h"
 
+#if defined(__SSE__)
+#include <immintrin.h>
+#endif
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
 #include <stdexcept>
+#include <string>
 
 namespace sdengine {
 namespace {
@@ -48,6 +54,21 @@ constexpr int kCountBits = 16;  // of a ticket
 
 using Clock = std::chrono::steady_clock;
 
+// A worker's body under the floating-point modes of a new thread, whatever its own thread has set:
+// workers that flush subnormal numbers beside others that keep them would make a result depend on
+// their number. An exception ends the process: the others would wait for this worker for ever.
+void run_body(const std::function<void(Worker&)>& body, Worker& worker) noexcept {
+#if defined(__SSE__)
+  constexpr unsigned kDefaultModes = 0x1f80;  // round to nearest, no trap, nothing flushed
+  const unsigned modes = _mm_getcsr();
+  _mm_setcsr(kDefaultModes);
+  body(worker);
+  _mm_setcsr(modes);
+#else
+  body(worker);
+#endif
+}
+
 int64_t now_ns() {
   const auto now = Clock::now().time_since_epoch();
   return std::chrono::duration_cast<std::chrono::nanoseconds>(now).count();
@@ -83,8 +104,15 @@ void Barrier::wait() {
 }
 
 ThreadPool::ThreadPool(int num_threads)
-    : num_threads_(num_threads), worker_count_(num_threads), num_active_(num_threads) {
-  if (num_threads < 1) throw std::invalid_argument("ThreadPool: num_threads must be at least 1");
+    : num_threads_(num_threads),
+      process_(getpid()),
+      worker_count_(num_threads),
+      num_active_(num_threads),
+      wake_(std::make_unique<std::condition_variable>()) {
+  if (num_threads < 1 || num_threads >> kCountBits != 0) {
+    throw std::invalid_argument("ThreadPool: num_threads must be from 1 to 65535, got " +
+                                std::to_string(num_threads));
+  }
   threads_.reserve(num_threads - 1);
   try {
     for (int i = 1; i < num_threads; ++i) threads_.emplace_back([this, i] { worker_main(i); });
@@ -97,13 +125,20 @@ ThreadPool::ThreadPool(int num_threads)
 ThreadPool::~ThreadPool() { stop(); }
 
 void ThreadPool::stop() {
+  if (is_forked()) {  // no thread came along: whatever waits for one, or ends one, is left alone
+    new std::vector<std::thread>(std::move(threads_));
+    wake_.release();
+    return;
+  }
   {
     std::lock_guard<std::mutex> lock(sleep_mutex_);
     stopping_.store(true);
   }
-  wake_.notify_all();
+  wake_->notify_all();
   for (auto& thread : threads_) thread.join();
 }
+
+bool ThreadPool::is_forked() const { return getpid() != process_; }
 
 void ThreadPool::run(const std::function<void(Worker&)>& body) {
   std::lock_guard<std::mutex> guard(run_mutex_);
@@ -121,9 +156,14 @@ void ThreadPool::run_on_all(const std::function<void(Worker&)>& body) {
 }
 
 void ThreadPool::run_with(int count, const std::function<void(Worker&)>& body) {
+  if (is_forked()) {
+    throw std::runtime_error(
+        "ThreadPool: expected the process that made it, got a forked one, which has none of its "
+        "threads; make a new pool after the fork");
+  }
   Worker self{0, count, &barrier_};
   if (count == 1) {
-    body(self);
+    run_body(body, self);
     return;
   }
   active_.store(count - 1, std::memory_order_relaxed);
@@ -134,8 +174,8 @@ void ThreadPool::run_with(int count, const std::function<void(Worker&)>& body) {
     const uint64_t number = ticket_.load(std::memory_order_relaxed) >> kCountBits;
     ticket_.store((number + 1) << kCountBits | count, std::memory_order_release);
   }
-  wake_.notify_all();
-  body(self);
+  wake_->notify_all();
+  run_body(body, self);
   const auto have_ended = [this] { return active_.load(std::memory_order_acquire) == 0; };
   if (!spin_for(have_ended)) yield_until(have_ended);
 }
@@ -147,7 +187,7 @@ void ThreadPool::prepare(int max_wait_us) {
     prepare_us_.store(max_wait_us, std::memory_order_relaxed);
     prepare_ticket_.fetch_add(1, std::memory_order_release);
   }
-  wake_.notify_all();
+  wake_->notify_all();
 }
 
 void ThreadPool::worker_main(int index) {
@@ -159,7 +199,7 @@ void ThreadPool::worker_main(int index) {
     while (ticket_.load(std::memory_order_acquire) == seen && Clock::now() < deadline) pause();
     if (ticket_.load(std::memory_order_acquire) == seen) {
       std::unique_lock<std::mutex> lock(sleep_mutex_);
-      wake_.wait(lock, [&] {
+      wake_->wait(lock, [&] {
         return stopping_.load() || ticket_.load() != seen || prepare_ticket_.load() != seen_prepare;
       });
       if (stopping_.load()) return;
@@ -174,7 +214,7 @@ void ThreadPool::worker_main(int index) {
     if (index >= count) continue;
     const auto start = Clock::now();
     Worker self{index, count, &barrier_};
-    (*body_)(self);
+    run_body(*body_, self);
     active_.fetch_sub(1, std::memory_order_acq_rel);
     const auto took_us =
         std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - start).count();

@@ -5,10 +5,13 @@
 // half of its time, at most 250 us, then sleep.
 #pragma once
 
+#include <sys/types.h>
+
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -53,7 +56,8 @@ class ThreadPool {
 
   // Calls body(worker) on every worker, the calling thread being worker 0; returns when all are
   // done. While other processes use the cores there are fewer workers than threads. Not reentrant;
-  // one run at a time (guarded by a mutex, so two engines may share a pool).
+  // one run at a time (guarded by a mutex, so two engines may share a pool). `body` must not throw.
+  // Throws std::runtime_error in a process that was forked from the pool's.
   void run(const std::function<void(Worker&)>& body);
 
   // As run, with a worker for every thread whatever else the machine does: to measure it.
@@ -66,16 +70,18 @@ class ThreadPool {
  private:
   void worker_main(int index);
   void stop();  // ends and joins the threads
+  bool is_forked() const;
   void run_with(int count, const std::function<void(Worker&)>& body);
 
   const int num_threads_;
+  const pid_t process_;
   WorkerCount worker_count_;  // guarded by run_mutex_
   std::atomic<int> num_active_;
   Barrier barrier_;
   std::vector<std::thread> threads_;
   std::mutex run_mutex_;
   std::mutex sleep_mutex_;
-  std::condition_variable wake_;
+  std::unique_ptr<std::condition_variable> wake_;
   const std::function<void(Worker&)>* body_ = nullptr;
   // Number of the run and of its workers, in one word: who is not among them must not touch the
   // rest, which may belong to the next run by then.

@@ -68,8 +68,7 @@ struct VocabPasses {
   // noise[begin:end) = Gumbel noise of the tokens; begin is a multiple of kVocabBlock.
   void (*fill_noise)(const NoiseKey& key, int64_t begin, int64_t end, float* noise);
 
-  // scores[begin:end) = scaled logits + noise (none when noise == nullptr), with their block
-  // maxima.
+  // scores[begin:end) = scaled logits + noise, with their block maxima.
   void (*perturb)(const float* logits, int64_t begin, int64_t end, RowScale scale,
                   const float* noise, float* scores, float* block_max);
 

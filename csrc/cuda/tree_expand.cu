@@ -11,6 +11,7 @@
 //           its own, and fills its rows
 // The arithmetic is that of sdengine/tree_expand.h. The serial code stops collecting candidates
 // once they cannot enter any more; that changes no result, so all of them are collected here.
+#include "cuda/expand_pool.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/tree_expand.cuh"
 
@@ -18,7 +19,6 @@ namespace sdengine {
 namespace {
 
 constexpr int32_t kExpandThreads = 128;
-constexpr int64_t kMaxPooledKeys = 4096;  // of the batch, held in shared memory; more are read anew
 
 // A block's memory. Its arrays are in shared memory where the device has room for them there, else
 // in scratch: kIsShared tells the compiler which, so that neither pays for the other.
@@ -154,129 +154,6 @@ __global__ void grow_kernel(TreeExpandArgs args) {
   if (block.is_leader()) *tree.num_nodes = scratch.num_nodes[b] = count;
 }
 
-struct TrimSpace {
-  SDE_HD TrimSpace(unsigned char* base, const TreeExpandArgs& args) : layout(base) {
-    select = layout.take<SelectSpace>(1);
-    pooled = layout.take<uint64_t>(pooled_capacity(args));
-    promise_keys = layout.take<uint64_t>(args.tree.capacity);
-    starts = layout.take<int32_t>(args.batch_size);
-    remap = layout.take<int32_t>(args.tree.capacity + 1);
-    words = layout.take<uint32_t>(kMaxWarps);
-  }
-  SDE_HD static int64_t pooled_capacity(const TreeExpandArgs& args) {
-    const int64_t all = int64_t{args.batch_size} * args.tree.capacity;
-    return all < kMaxPooledKeys ? all : kMaxPooledKeys;
-  }
-  SharedLayout layout;
-  SelectSpace* select;
-  uint64_t* pooled;        // keys of the batch, side by side
-  uint64_t* promise_keys;  // [T]
-  int32_t* starts;         // [B], where a sequence's keys begin among them
-  int32_t* remap;          // [T + 1]
-  uint32_t* words;
-};
-
-// Whether nodes have to be ranked, so that the next layer can be priced.
-SDE_HD bool is_ranking(const TreeExpandArgs& args) {
-  return args.rows.capacity > 0 && expand::has_prices(args);
-}
-
-// The keys of the batch as grow left them; every block looks at the same.
-struct BatchKeys {
-  const ExpandScratch& scratch;
-  const uint64_t* pooled;  // [total], or null: more than shared memory has room for
-  int32_t capacity, num_places, total;
-
-  // At a place of 0 to num_places; 0 where there is no node.
-  __device__ uint64_t at(int32_t place) const {
-    if (pooled != nullptr) return pooled[place];
-    return place % capacity < scratch.num_nodes[place / capacity] ? scratch.keys[place] : 0;
-  }
-};
-
-__device__ BatchKeys gather_keys(const TreeExpandArgs& args, const Block& block,
-                                 const ExpandScratch& scratch, const TrimSpace& space) {
-  const int32_t num_seqs = *args.num_seqs, capacity = args.tree.capacity;
-  int32_t total = 0;
-  for (int32_t first = 0; first < num_seqs; first += block.size()) {
-    const int32_t b = first + block.rank();
-    const RunningSum sum = block.sum_before(b < num_seqs ? scratch.num_nodes[b] : 0);
-    if (b < num_seqs) space.starts[b] = total + sum.before;
-    total += sum.total;
-  }
-  if (total < *args.total_budget && !is_ranking(args))
-    return {scratch, nullptr, capacity, 0, total};  // usual of static trees: nothing to look at
-  block.sync();
-  if (total > TrimSpace::pooled_capacity(args))
-    return {scratch, nullptr, capacity, num_seqs * capacity, total};
-  for (int32_t at = block.rank(); at < num_seqs * capacity; at += block.size()) {
-    const int32_t b = at / capacity, i = at % capacity;
-    if (i < scratch.num_nodes[b]) space.pooled[space.starts[b] + i] = scratch.keys[at];
-  }
-  block.sync();
-  return {scratch, space.pooled, capacity, total, total};
-}
-
-// What the batch decides for each of its sequences.
-struct Pool {
-  uint64_t cut;  // nodes with a smaller key are dropped; 0: none
-  int32_t kept;  // nodes of the batch
-  float floor;   // value a newcomer must beat (what expand::pool returns)
-  float least;   // value of a kept node
-};
-
-// Every block finds the same.
-__device__ Pool find_pool(const TreeExpandArgs& args, const Block& block, const BatchKeys& keys,
-                          const TrimSpace& space) {
-  const int32_t budget = *args.total_budget;
-  if (keys.num_places == 0 && keys.total < budget) return {0, keys.total, 0.0f, kAboveAllValues};
-  if (budget > 0 && keys.total > budget) {
-    const uint64_t cut = kth_largest_key(
-        block, [&](int32_t place) { return keys.at(place); }, keys.num_places, budget,
-        space.select);
-    return {cut, budget, key_value(cut), key_value(cut)};
-  }
-  float least = kAboveAllValues;
-  for (int32_t place = block.rank(); place < keys.num_places; place += block.size()) {
-    const uint64_t key = keys.at(place);
-    if (key != 0) least = expand::min_of(least, key_value(key));
-  }
-  least = block.least_positive(least);
-  return {0, keys.total, keys.total < budget ? 0.0f : least, least};
-}
-
-// How many of the batch's nodes rank before a key.
-__device__ int32_t count_before(const BatchKeys& keys, uint64_t key) {
-  int32_t before = 0;
-  for (int32_t place = 0; place < keys.num_places; ++place) before += keys.at(place) > key ? 1 : 0;
-  return before;
-}
-
-// This block's part of expand::selection_floor: notes the values of its nodes by rank, and the
-// first of them that does not pay for its row.
-__device__ void rank_nodes(const TreeExpandArgs& args, const Block& block, int64_t b,
-                           const BatchKeys& keys, const Pool& pool) {
-  int32_t too_dear = 0;
-  for (int32_t rank = block.rank(); rank < pool.kept; rank += block.size())
-    too_dear += expand::pays_at(args, pool.least, rank) ? 0 : 1;
-  const ExpandScratch& scratch = keys.scratch;
-  int32_t failure = pool.kept;
-  if (block.sum(too_dear) == 0) {  // usual: every node would pay for every row
-    if (block.is_leader() && pool.kept > 0) scratch.values[pool.kept - 1] = pool.least;
-  } else {
-    const uint64_t* own = scratch.keys + b * args.tree.capacity;
-    for (int32_t i = block.rank(); i < scratch.num_nodes[b]; i += block.size()) {
-      if (own[i] < pool.cut) continue;
-      const int32_t rank = count_before(keys, own[i]);
-      const float value = key_value(own[i]);
-      scratch.values[rank] = value;
-      if (!expand::pays_at(args, value, rank)) failure = expand::min_of(failure, rank);
-    }
-  }
-  failure = static_cast<int32_t>(block.least(static_cast<uint32_t>(failure)));
-  if (block.is_leader()) scratch.first_failures[b] = failure;
-}
-
 // Notes the nodes that can have children in the next layer (expand::choose_frontier before it asks
 // what they cost, by a block).
 __device__ void open_nodes(const TreeExpandArgs& args, const Block& block, int64_t b,
@@ -337,7 +214,7 @@ __global__ void trim_kernel(TreeExpandArgs args) {
     block.sync();
   }
   if (args.rows.capacity == 0) return;
-  if (is_ranking(args)) rank_nodes(args, block, b, keys, pool);
+  if (is_ranking(args)) rank_nodes(args, block, b, keys, pool, scratch);
   open_nodes(args, block, b, tree, pool.floor, scratch, space);
 }
 

@@ -18,10 +18,11 @@ from functools import partial
 from itertools import count
 
 from sdengine.async_engine.options import CallOptions, checked_timeout
-from sdengine.async_engine.stream import Outbox, RequestStream
+from sdengine.async_engine.stream import Outbox, RequestStream, out_of_time
 from sdengine.async_engine.thread import EngineThread, StepTotals
 from sdengine.core.argument import check_int, shown
 from sdengine.core.outputs import RequestOutput
+from sdengine.core.request_checks import prompt_items
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.engine import Engine
 from sdengine.errors import ConfigError, RequestError
@@ -126,9 +127,12 @@ class AsyncEngine:
         """
         call = CallOptions(request_id, may_wait, timeout_s, wants_trees, group)
         self._thread.require_open()  # before a long text is encoded in vain
-        text = prompt if isinstance(prompt, str) else None
-        token_ids = await self.encode(prompt) if isinstance(prompt, str) else prompt
-        stream = self._open(token_ids, params, call, text)
+        begun = asyncio.get_running_loop().time()
+        if isinstance(prompt, str):
+            token_ids = await self._encode_in_time(prompt, call.timeout_s)
+            stream = self._open(token_ids, params, call, begun, prompt)
+        else:
+            stream = self._open(prompt, params, call, begun)
         admission = stream.expect_admission()
         self._thread.submit(stream, may_wait)
         try:
@@ -155,10 +159,11 @@ class AsyncEngine:
             token_ids, params, request_id, may_wait, timeout_s, group: as `submit`.
 
         Raises:
-            RequestError: request_id, may_wait, timeout_s or group is of no use to any engine.
+            RequestError: token_ids is no list of any kind, or request_id, may_wait, timeout_s or
+                group is of no use to any engine.
         """
         call = CallOptions(request_id, may_wait, timeout_s, group=group)
-        stream = self._open(token_ids, params, call)
+        stream = self._open(token_ids, params, call, asyncio.get_running_loop().time())
         self._thread.submit(stream, may_wait)
         return stream
 
@@ -167,8 +172,11 @@ class AsyncEngine:
         token_ids: SequenceOf[int],
         params: SamplingParams | None,
         call: CallOptions,
+        begun: float,
         text: str | None = None,
     ) -> RequestStream:
+        # A list of our own: the engine's thread reads it when the caller's may be another one's.
+        token_ids = prompt_items(token_ids)
         request_id = next(self._ids) if call.request_id is None else call.request_id
         outbox, cancel = self._current_outbox(), self._cancel
         stream = RequestStream(
@@ -177,7 +185,7 @@ class AsyncEngine:
         if call.request_id is None:
             stream.spare_ids = self._ids
         if call.timeout_s is not None:
-            stream.expire_after(call.timeout_s)
+            stream.expire_after(call.timeout_s, begun)
         return stream
 
     async def generate(
@@ -231,6 +239,15 @@ class AsyncEngine:
         except RuntimeError:  # shut down by `close`
             raise self._thread.reason() from None
         return await encoded
+
+    async def _encode_in_time(self, text: str, timeout_s: float | None) -> list[int]:
+        """As `encode`; RequestTimeout when a text that is tokenised elsewhere takes too long."""
+        if timeout_s is None or len(text) <= LONG_TEXT:
+            return await self.encode(text)
+        try:
+            return await asyncio.wait_for(self.encode(text), timeout_s)
+        except asyncio.TimeoutError:
+            raise out_of_time(timeout_s) from None
 
     async def drain(self, timeout_s: float | None = None) -> bool:
         """Takes no more requests, finishes the others and ends the thread.
@@ -287,6 +304,7 @@ class AsyncEngine:
 
     def _current_outbox(self) -> Outbox:
         loop = asyncio.get_running_loop()
-        if self._outbox is None or self._outbox.loop is not loop:
-            self._outbox = Outbox(loop)
-        return self._outbox
+        outbox = self._outbox  # another thread's loop may replace it in between
+        if outbox is None or outbox.loop is not loop:
+            outbox = self._outbox = Outbox(loop)
+        return outbox

@@ -18,7 +18,7 @@ from sdengine.core.sampling_params import SamplingParams
 from sdengine.engine import require_finite
 from sdengine.errors import RequestTimeout, SdengineError
 
-__all__ = ["Delivery", "Outbox", "RequestStream"]
+__all__ = ["Delivery", "Outbox", "RequestStream", "out_of_time"]
 
 PAUSE_PER_WORK = 59.0
 """Deliveries and what their readers do with them may take 1/60 of the loop's time."""
@@ -134,16 +134,14 @@ class RequestStream:
         """
         self._take = take
 
-    def expire_after(self, timeout_s: float) -> None:
+    def expire_after(self, timeout_s: float, begun: float) -> None:
         """Ends the request with RequestTimeout unless it is finished within so many seconds.
 
         Args:
             timeout_s: a finite number; has been checked.
+            begun: from when they count, by the loop's clock.
         """
-        error = RequestTimeout.from_parts(
-            f"a request to be finished within {timeout_s:g} s", "one that was not"
-        )
-        self._timer = self.loop.call_later(timeout_s, self.end, error)
+        self._timer = self.loop.call_at(begun + timeout_s, self.end, out_of_time(timeout_s))
 
     def receive(self, output: RequestOutput, tree: StepTree | None) -> None:
         """Takes an output from the engine; called in the stream's event loop."""
@@ -196,6 +194,13 @@ class RequestStream:
     def _wake(self) -> None:
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
+
+
+def out_of_time(timeout_s: float) -> RequestTimeout:
+    """What ends a request that was not finished within its time."""
+    return RequestTimeout.from_parts(
+        f"a request to be finished within {timeout_s:g} s", "one that was not"
+    )
 
 
 class Outbox:

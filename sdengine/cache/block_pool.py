@@ -48,11 +48,15 @@ class BlockPool:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self._enable_prefix_caching = enable_prefix_caching
-        self._free = list(range(num_blocks - 1, -1, -1))
-        self._references = [0] * num_blocks
-        self._is_drafted = [False] * num_blocks
-        self._cached: OrderedDict[int, None] = OrderedDict()
         self._root = secrets.token_bytes(KEY_BYTES)  # nobody can compute keys outside of the pool
+        self.reset()
+
+    def reset(self) -> None:
+        """Makes every block free and forgets what it holds."""
+        self._free = list(range(self.num_blocks - 1, -1, -1))
+        self._references = [0] * self.num_blocks
+        self._is_drafted = [False] * self.num_blocks
+        self._cached: OrderedDict[int, None] = OrderedDict()
         self._block_of: dict[bytes, int] = {}
         self._key_of: dict[int, bytes] = {}
 

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import sdengine
-from sdengine.cli.options import DEBUG
+from sdengine.cli.options import DEBUG, add_passed_on_options
 from sdengine.errors import ConfigError
 
 __all__ = ["HELP", "add_arguments", "run"]
@@ -30,12 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="kernels: every op beside the machine's limits; generate: whole requests, plain "
         "against speculative; probe: whether speculation pays for a pair here, and with which tree",
     )
-    parser.add_argument(
-        "options",
-        nargs=argparse.REMAINDER,
-        metavar="...",
-        help="options of the harness, e.g. sdengine bench generate --help",
-    )
+    add_passed_on_options(parser, "options of the harness, e.g. sdengine bench generate --help")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -17,6 +17,7 @@ from sdengine.cli.options import (
     WITHOUT_DRAFT,
     add_model_options,
     add_sampling_options,
+    add_thread_option,
     fresh_seed,
     model_paths,
     open_llm,
@@ -46,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_model_options(parser)
     add_sampling_options(parser)
+    add_thread_option(parser)
     parser.add_argument(
         "--compare",
         action="store_true",

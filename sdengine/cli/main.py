@@ -10,11 +10,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from sdengine import __version__
 from sdengine.cli import exit_codes
+from sdengine.cli.watched_stream import StdoutError, WatchedStream
 from sdengine.errors import SdengineError
 
 if TYPE_CHECKING:
@@ -127,11 +129,12 @@ def _run_guarded(args: argparse.Namespace) -> int:
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):  # an ASCII locale must not end a stream half-way
                 stream.reconfigure(errors="replace")
-        code: int = args.run(args)
+        with redirect_stdout(WatchedStream(sys.stdout)):
+            code: int = args.run(args)
         return code
     except KeyboardInterrupt:
         return exit_codes.INTERRUPTED
-    except BrokenPipeError as error:
+    except (BrokenPipeError, StdoutError) as error:
         return unprinted(error)
     except SdengineError as error:
         return report(str(error), exit_codes.USAGE, args.debug)

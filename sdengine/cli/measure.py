@@ -9,6 +9,7 @@ so that a machine that slows down slows both.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import median
@@ -158,13 +159,14 @@ def run_request(
     commits: list[tuple[float, int]] = []
     num_tokens = 0
     output: RequestOutput | None = None
-    for delta in llm.stream(prompt, params):
-        if delta.token_ids or not commits:
-            num_tokens += len(delta.token_ids)
-            commits.append((perf_counter() - start, num_tokens))
-        if on_delta is not None:
-            on_delta(delta)
-        output = delta.output
+    with closing(llm.stream(prompt, params)) as deltas:  # an interrupted request is aborted
+        for delta in deltas:
+            if delta.token_ids or not commits:
+                num_tokens += len(delta.token_ids)
+                commits.append((perf_counter() - start, num_tokens))
+            if on_delta is not None:
+                on_delta(delta)
+            output = delta.output
     assert output is not None, "a stream ends with its output"
     return Run.from_commits([output], [commits])
 

@@ -31,7 +31,9 @@ __all__ = [
     "LineParser",
     "add_debug",
     "add_model_options",
+    "add_passed_on_options",
     "add_sampling_options",
+    "add_thread_option",
     "fresh_seed",
     "integer",
     "model_paths",
@@ -145,6 +147,27 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_thread_option(parser: argparse.ArgumentParser) -> None:
+    """--num-threads, for commands of `open_llm`."""
+    parser.add_argument(
+        "--num-threads",
+        type=integer,
+        metavar="N",
+        help="CPU threads (SDENGINE_NUM_THREADS, or all cores)",
+    )
+
+
+def add_passed_on_options(parser: argparse.ArgumentParser, text: str) -> None:
+    """`options`: whatever follows, for a parser that comes later.
+
+    Args:
+        parser: with the argument that says which one.
+        text: the help.
+    """
+    rest = parser.add_argument("options", nargs=argparse.REMAINDER, metavar="...", help=text)
+    rest.required = False  # before Python 3.12 an error listed it among what is missing
+
+
 def sampling_params(
     args: argparse.Namespace, defaults: SamplingParams | None = None
 ) -> SamplingParams:
@@ -191,7 +214,7 @@ def open_llm(args: argparse.Namespace, speculation: str | None = None) -> LLM:
     """Loads the model that the options of `add_model_options` name, for one request at a time.
 
     Args:
-        args: the parsed command line.
+        args: the parsed command line, `add_thread_option` included.
         speculation: overrides --speculation.
 
     Raises:
@@ -208,6 +231,7 @@ def open_llm(args: argparse.Namespace, speculation: str | None = None) -> LLM:
         speculation=speculation or args.speculation,
         max_num_seqs=1,
         max_model_len=args.max_model_len,
+        num_threads=args.num_threads,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from sdengine.cli.options import LineParser
+from sdengine.cli.options import LineParser, add_passed_on_options
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -19,12 +19,7 @@ DURATION = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments; those of `pair` are the training code's own."""
     parser.add_argument("recipe", choices=["pair"], help=f"pair: {PAIR_HELP}")
-    parser.add_argument(
-        "options",
-        nargs=argparse.REMAINDER,
-        metavar="...",
-        help="options of the recipe; sdengine train pair --help lists them",
-    )
+    add_passed_on_options(parser, "options of the recipe; sdengine train pair --help lists them")
 
 
 def run(args: argparse.Namespace) -> int:

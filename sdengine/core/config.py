@@ -229,7 +229,8 @@ class EngineConfig:
 
     Args:
         model: a directory in Hugging Face format, or the name of a bundled pair.
-        draft: directory of the draft model; None takes the bundled pair's, or none.
+        draft: directory of the draft model, which plain decoding does not open; None takes the
+            bundled pair's, or none.
         device: "cpu", "cuda" or "cuda:<index>"; "auto" is the CPU, unless the backend is a GPU's.
         dtype: of weights and KV cache: "float32", "bfloat16" or "float16"; "auto" is the
             checkpoint's own, but bfloat16 in place of float16 on CPUs with AVX-512, which have
@@ -325,7 +326,8 @@ class EngineConfig:
             has_draft_model: whether the engine has a draft model, given or bundled.
 
         Raises:
-            ConfigError: the method asked for needs a draft model and there is none.
+            ConfigError: the method asked for needs a draft model and there is none, or has no use
+                for the one that was given.
         """
         speculation = self.speculation
         if speculation == "auto":
@@ -336,6 +338,12 @@ class EngineConfig:
                 f'a draft model for speculation method "{speculation.method}"',
                 "none",
                 'pass draft="path/to/draft", or method="ngram", which needs no draft model',
+            )
+        if speculation is not None and not speculation.needs_draft_model and self.draft is not None:
+            raise ConfigError.from_parts(
+                f'no draft model for speculation method "{speculation.method}"',
+                f"draft={str(self.draft)!r}",
+                'leave draft out, or pass a method that uses it, such as "dyspec"',
             )
         return speculation
 

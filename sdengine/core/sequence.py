@@ -80,6 +80,11 @@ class Sequence:
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
+    def min_total_tokens(self) -> int:
+        """Length that it must have before a token may stop it, as far as it can get at all."""
+        return min(self.num_prompt_tokens + self.params.min_tokens, self.max_total_tokens)
+
+    @property
     def num_pending(self) -> int:
         """Tokens whose keys and values the target has not computed; 1 while decoding."""
         return len(self.token_ids) - self.num_computed

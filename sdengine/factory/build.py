@@ -17,7 +17,6 @@ from sdengine.core.request import RequestLimits
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.errors import ConfigError
 from sdengine.factory import kinds
-from sdengine.factory.forks import outlives_forks
 from sdengine.factory.shared_weights import SharedWeights
 from sdengine.factory.sizes import (
     check_windows,
@@ -149,7 +148,7 @@ def _build_iteration(
     """Weights, caches and buffers, and the kinds that the configuration names."""
     memory, speculation = placement.memory, models.speculation
     dtype = choose_dtype(config, models.target.config.dtype, placement)
-    pool = outlives_forks(make_pool(threads) if placement.backend == "cpu" else None)
+    pool = make_pool(threads) if placement.backend == "cpu" else None
     policy = kinds.make_policy(speculation)
     vocab_size, max_model_len = models.target.config.vocab_size, models.max_model_len
     sizes = choose_sizes(config, speculation, policy, vocab_size, max_model_len)

@@ -153,7 +153,7 @@ class HostView:
         self.draft_computed_lens[slot] = sequence.num_draft_computed
         self.max_total_lens[slot] = sequence.max_total_tokens
         self.groups[slot] = _group_number(sequence.group)
-        self.first_stops[slot] = sequence.num_prompt_tokens + params.min_tokens
+        self.first_stops[slot] = sequence.min_total_tokens
         self.temperature[slot] = min(params.temperature, FLOAT32_MAX)
         self.top_k[slot] = min(params.top_k, INT32_MAX)
         self.top_p[slot] = params.top_p

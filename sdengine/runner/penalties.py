@@ -129,7 +129,7 @@ class PenaltyTables:
             stops = sorted(sequence.stop_token_ids)
             self._num_stops[slot] = len(stops)
             self._stop_ids[slot, : len(stops)] = stops
-            self._min_lens[slot] = sequence.num_prompt_tokens + params.min_tokens
+            self._min_lens[slot] = sequence.min_total_tokens
         self._memory.mark_changed()
 
     def release(self, slot: int) -> None:

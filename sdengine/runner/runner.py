@@ -284,6 +284,11 @@ class Runner:
             self._penalties.release(slot)
             self._written_blocks[slot] = 0
 
+    def release_all(self) -> None:
+        """Empties every slot."""
+        for slot in range(self._sizes.max_num_seqs):
+            self.release(slot)
+
     def _row_limit(self, flight: Flight) -> int | None:
         """Rows for which a step needs a program: its passes have no more."""
         entries, sizes = flight.schedule.scheduled, self._sizes

@@ -64,11 +64,12 @@ class Scheduler:
         self.pool = pool
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
+        self._max_num_seqs = max_num_seqs
         self._max_num_batched_tokens = max_num_batched_tokens
         self._tree_room = tree_room
-        self._free_slots = list(range(max_num_seqs - 1, -1, -1))
-        self._is_holding = False
+        self._free_slots: list[int] = []
         self._held: list[tuple[int, list[int]]] = []
+        self.reset()
 
     @property
     def num_free_blocks(self) -> int:
@@ -182,11 +183,20 @@ class Scheduler:
         """Ends a sequence, wherever it is, and frees its blocks."""
         if sequence.status is SequenceStatus.RUNNING:
             self._leave(sequence)
-        elif sequence.status is SequenceStatus.WAITING:
+        elif sequence in self.waiting:  # its `add` may have been cut short
             self.waiting.remove(sequence)
         sequence.status = SequenceStatus.FINISHED
         sequence.finish_reason = reason
         sequence.stop_reason = stop_reason
+
+    def reset(self) -> None:
+        """Forgets every sequence and what all blocks hold, in whatever state it is."""
+        self.pool.reset()
+        self.waiting.clear()
+        self.running.clear()
+        self._free_slots = list(range(self._max_num_seqs - 1, -1, -1))
+        self._is_holding = False
+        self._held.clear()
 
     def _publish(self, sequence: Sequence) -> None:
         """Lets later requests reuse its full blocks."""

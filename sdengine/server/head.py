@@ -1,13 +1,15 @@
-"""Connections whose request never gets to its body: the head is bounded in length and in time.
+"""Connections whose request never gets to its body, or is answered before the body has come.
 
-The parser keeps an unfinished line and puts every read behind it, so the work for a line of 30 MB
-grows with its square, on the event loop, before anybody has been asked for a key.
+The head is bounded in length and in time: the parser keeps an unfinished line and puts every read
+behind it, so the work for a line of 30 MB grows with its square, on the event loop, before anybody
+has been asked for a key. A client that is refused while it sends gets its answer all the same.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import (
@@ -27,6 +29,8 @@ HEAD_TIMEOUT_S = 30.0
 """Longest time for a head to arrive, as for a body by default."""
 LINGER_S = 1.0
 """So long a refused client may go on sending: closed at once, it would see a reset, no answer."""
+MAX_DISCARDED_BYTES = 256 * 2**20
+"""Most bytes that are taken from it in that time."""
 
 
 class BoundedHeadProtocol(PlainHttpProtocol):
@@ -39,6 +43,7 @@ class BoundedHeadProtocol(PlainHttpProtocol):
     """
 
     _num_unheard = 0  # bytes since the parser last said something
+    _num_discarded = 0  # bytes that came behind a refusal
     _awaits_head = True
     _is_refused = False
     _is_surplus = False
@@ -68,6 +73,9 @@ class BoundedHeadProtocol(PlainHttpProtocol):
             self._running.disconnected = True  # uvicorn tells the newest request alone
             self._running.message_event.set()
         super().connection_lost(exc)
+        for cycle in (self._running, self.cycle):
+            if cycle is not None:
+                cycle.transport = self.transport  # leaves no circle for the collector
 
     def data_received(self, data: bytes) -> None:
         """Hands data to the parser; the first part of it counts towards the limit."""
@@ -75,6 +83,7 @@ class BoundedHeadProtocol(PlainHttpProtocol):
             self._is_refused = True
             self.transport.write(_response(_too_many()))
         if self._is_refused:
+            self._discard(data)
             return
         room = MAX_HEAD_BYTES - self._num_unheard
         counted, rest = data[:room], data[room:]  # usually all of it, which copies nothing
@@ -100,6 +109,8 @@ class BoundedHeadProtocol(PlainHttpProtocol):
         self._stop_head_timer()
         self._connections.work(self)
         super().on_headers_complete()
+        if self.cycle is not None:  # None: an offer of another protocol
+            self.cycle.transport = AnswerTransport(self.transport, self._close_behind_answer)
         if not self.pipeline:
             self._running = self.cycle
 
@@ -124,6 +135,8 @@ class BoundedHeadProtocol(PlainHttpProtocol):
 
     def shutdown(self) -> None:
         """The server ends: a request that is not whole is none that it has."""
+        if self._is_refused:
+            return  # is closed as soon as its answer has been read
         is_alone = self._running is self.cycle  # no earlier request's answer is due
         if self._is_answering() and self.cycle.more_body and is_alone:
             self._refuse(_stopping())
@@ -164,7 +177,44 @@ class BoundedHeadProtocol(PlainHttpProtocol):
             self.cycle.message_event.set()
         self._connections.count_refusal(error.status)
         self.transport.write(_response(error))
+        self._linger()
+
+    def _close_behind_answer(self) -> None:
+        """Closes; where the answered request's body has not been read, when the client is done."""
+        request = self._running
+        if request is None or not request.more_body or self.transport.is_closing():
+            self.transport.close()
+            return
+        self._is_refused = True
+        self.transport.write_eof()  # nothing follows: no later request than this one has come
+        self._linger()
+
+    def _linger(self) -> None:
+        """Closes when the client has had time to read its answer."""
+        self.flow.resume_reading()
         self.loop.call_later(LINGER_S, self.transport.close)
+
+    def _discard(self, data: bytes) -> None:
+        self._num_discarded += len(data)
+        if self._num_discarded > MAX_DISCARDED_BYTES:
+            self.transport.close()
+
+
+class AnswerTransport:
+    """A connection as the answers on it see it.
+
+    Args:
+        transport: the connection.
+        close: takes the place of its own.
+    """
+
+    __slots__ = ("abort", "close", "is_closing", "write")
+
+    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
+        self.write = transport.write
+        self.abort = transport.abort
+        self.is_closing = transport.is_closing
+        self.close = close
 
 
 def _too_long() -> ApiError:

@@ -141,18 +141,24 @@ def build_stream(tokenizer: Tokenizer, files: list[SourceFile]) -> TokenStream:
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """Training inputs. `inputs` and `labels` int64 [B, S]; `mask` bool [B, S] of counted labels."""
+    """Training inputs. `inputs` and `labels` int64 [B, S]; `mask` bool [B, S] of counted labels;
+    `states` bf16 [B, S, E], what a frozen target's head sees of the inputs, where it is kept."""
 
     inputs: Tensor
     labels: Tensor
     mask: Tensor
+    states: Tensor | None = None
+
+    def _tensors(self) -> list[Tensor]:
+        tensors = [self.inputs, self.labels, self.mask]
+        return tensors if self.states is None else [*tensors, self.states]
 
     def to(self, device: str) -> Blocks:
-        return Blocks(self.inputs.to(device), self.labels.to(device), self.mask.to(device))
+        return Blocks(*(tensor.to(device) for tensor in self._tensors()))
 
     def split(self, num_sequences: int) -> list[Blocks]:
         """Pieces of at most `num_sequences` sequences, in order."""
-        pieces = (tensor.split(num_sequences) for tensor in (self.inputs, self.labels, self.mask))
+        pieces = (tensor.split(num_sequences) for tensor in self._tensors())
         return [Blocks(*piece) for piece in zip(*pieces, strict=True)]
 
 
@@ -176,14 +182,19 @@ class BlockSampler:
     seed: int
     statement_share: float = 0.25
 
+    def blocks_per_pass(self, length: int) -> int:
+        """Blocks of `length` in a pass, wherever it begins."""
+        blocks = (len(self.stream) - 1) // length - 1
+        assert blocks > 0, (len(self.stream), length)
+        return blocks
+
     def rows(self, first_block: int, num_blocks: int, length: int) -> np.ndarray:
         """Blocks number `first_block`... of the endless sequence for this length.
 
         Returns:
             uint16 [num_blocks, length + 1].
         """
-        blocks_per_pass = (len(self.stream) - 1) // length - 1
-        assert blocks_per_pass > 0, (len(self.stream), length)
+        blocks_per_pass = self.blocks_per_pass(length)
         output = np.empty((num_blocks, length + 1), dtype=np.uint16)
         current_pass, order, offset, snaps = -1, None, 0, None
         for row in range(num_blocks):
@@ -206,16 +217,34 @@ class BlockSampler:
         else:
             row[:] = self.stream.tokens[start : start + len(row)]
 
+    def one_pass(self, length: int, max_blocks: int) -> np.ndarray:
+        """The first blocks of a pass that no batch of the first million steps is cut from.
+
+        Returns:
+            uint16 [num_blocks, length + 1], at most a whole pass and at most `max_blocks`.
+        """
+        blocks_per_pass = self.blocks_per_pass(length)
+        return self.rows(1_000_000 * blocks_per_pass, min(max_blocks, blocks_per_pass), length)
+
     def batch(self, step: int, num_tokens: int, length: int) -> Blocks:
         """The blocks of optimiser step `step`: `num_tokens // length` sequences of `length`."""
         num_blocks = max(1, num_tokens // length)
         return make_blocks(self.rows(step * num_blocks, num_blocks, length), self.stream.bos_id)
 
 
-def evaluation_blocks(stream: TokenStream, length: int, max_tokens: int | None = None) -> Blocks:
-    """Consecutive blocks from the start of `stream`; the tail that fills no block is dropped."""
+def evaluation_rows(stream: TokenStream, length: int, max_tokens: int | None = None) -> np.ndarray:
+    """Consecutive rows from the start of `stream`; the tail that fills none is dropped.
+
+    Returns:
+        uint16 [num_rows, length + 1].
+    """
     usable = len(stream) - 1 if max_tokens is None else min(max_tokens, len(stream) - 1)
     num_blocks = usable // length
     assert num_blocks > 0, (len(stream), length)
     index = np.arange(num_blocks)[:, None] * length + np.arange(length + 1)
-    return make_blocks(stream.tokens[index], stream.bos_id)
+    return stream.tokens[index]
+
+
+def evaluation_blocks(stream: TokenStream, length: int, max_tokens: int | None = None) -> Blocks:
+    """The blocks of `evaluation_rows`."""
+    return make_blocks(evaluation_rows(stream, length, max_tokens), stream.bos_id)

@@ -3,7 +3,8 @@
 Stage one (`JointObjective`) trains target and draft on the same batches: the target by
 cross-entropy, the draft by forward KL to the target and a little cross-entropy.  Stage two
 (`DraftObjective`) freezes the target and goes on with the draft alone, half on corpus text and
-half on text sampled from the target, which is what it will have to predict in use.
+half on text sampled from the target, which is what it will have to predict in use.  The draft
+reads these texts many times, the target reads each of them once.
 """
 
 from __future__ import annotations
@@ -12,19 +13,29 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sdengine.train.data import Blocks, BlockSampler, TokenStream, evaluation_blocks, make_blocks
+from sdengine.train.data import (
+    Blocks,
+    BlockSampler,
+    TokenStream,
+    evaluation_blocks,
+    evaluation_rows,
+)
 from sdengine.train.losses import (
+    acceptance_loss,
     cross_entropy,
     expected_acceptance,
     forward_kl,
     greedy_agreement,
 )
+from sdengine.train.module import LlamaModule
 from sdengine.train.optim import build_optimizers
+from sdengine.train.teacher import TaughtTexts
 
 LONG_BELOW = 0.25  # long sequences, which cost a fifth more a token, for the end of the cooldown
 
@@ -41,6 +52,8 @@ class PairConfig:
         short_length, long_length: sequence length, and the one late in the cooldown.
         matrix_lr, embedding_lr: peaks of Muon and AdamW.
         cross_entropy_share: weight of the labels in the draft's loss of stage one, beside the KL.
+        overlap_weight: of 1 - acceptance in the draft's loss of stage two, beside the KL.
+        draft_blocks: of `long_length` tokens, the corpus text of stage two.
         eval_tokens: held-out tokens of the evaluations during training.
     """
 
@@ -53,6 +66,8 @@ class PairConfig:
     embedding_lr: float = 3e-3
     weight_decay: float = 0.1
     cross_entropy_share: float = 0.1
+    overlap_weight: float = 1.0
+    draft_blocks: int = 1536
     eval_tokens: int = 16384
     device: str = "cpu"
     workers: int = 1
@@ -66,9 +81,16 @@ class Streams:
     held_out: TokenStream
 
 
+def _target_logits(target: LlamaModule, piece: Blocks) -> Tensor:
+    """fp32 [B, S, V], from the kept states if there are any."""
+    if piece.states is None:
+        return target(piece.inputs)
+    return target.head(piece.states.float())
+
+
 def evaluate_pair(
-    target: nn.Module,
-    draft: nn.Module,
+    target: LlamaModule,
+    draft: LlamaModule,
     blocks: Blocks,
     map_function: Callable[..., Iterable] = map,
 ) -> dict[str, float]:
@@ -86,7 +108,7 @@ def evaluate_pair(
 
     @torch.no_grad()
     def work(piece: Blocks) -> dict[str, float]:
-        target_logits, draft_logits = target(piece.inputs), draft(piece.inputs)
+        target_logits, draft_logits = _target_logits(target, piece), draft(piece.inputs)
         values = {
             "target_nll": cross_entropy(target_logits, piece.labels, piece.mask),
             "draft_nll": cross_entropy(draft_logits, piece.labels, piece.mask),
@@ -107,7 +129,9 @@ def evaluate_pair(
 class _Distillation(ABC):
     """What both stages share: corpus batches, optimisers, evaluation."""
 
-    def __init__(self, target: nn.Module, draft: nn.Module, streams: Streams, config: PairConfig):
+    def __init__(
+        self, target: LlamaModule, draft: LlamaModule, streams: Streams, config: PairConfig
+    ):
         self.target, self.draft, self.config = target, draft, config
         self.sampler = BlockSampler(streams.train, config.seed)
         held_out = evaluation_blocks(streams.held_out, config.short_length, config.eval_tokens)
@@ -167,7 +191,9 @@ class _Distillation(ABC):
 class JointObjective(_Distillation):
     """Stage one: both models on the same batches."""
 
-    def __init__(self, target: nn.Module, draft: nn.Module, streams: Streams, config: PairConfig):
+    def __init__(
+        self, target: LlamaModule, draft: LlamaModule, streams: Streams, config: PairConfig
+    ):
         super().__init__(target, draft, streams, config)
         self._own("target", target)
         self._own("draft", draft)
@@ -191,46 +217,51 @@ class JointObjective(_Distillation):
 class DraftObjective(_Distillation):
     """Stage two: the target is frozen; every other batch is its own sampled text.
 
+    The corpus comes in long sequences: in 2400 steps of short ones alone a draft forgot what lies
+    beyond them (acceptance 0.65 up to position 512, 0.46 from 768 on).
+
     Args:
-        samples: uint16 [num_samples, long_length + 1], text of the target.
+        samples: uint16 [num_samples, short_length + 1], text of the target.
+        directory: of the files with the target's states; None keeps them in memory.
     """
 
     def __init__(
         self,
-        target: nn.Module,
-        draft: nn.Module,
+        target: LlamaModule,
+        draft: LlamaModule,
         streams: Streams,
         config: PairConfig,
         samples: np.ndarray,
+        directory: Path | None = None,
     ):
         super().__init__(target, draft, streams, config)
-        self.samples = samples
-        self.bos_id = streams.train.bos_id
         self._own("draft", draft)
 
+        def taught(name: str, rows: np.ndarray) -> TaughtTexts:
+            path = None if directory is None else directory / f"{name}_states.npy"
+            bos_id = streams.train.bos_id
+            return TaughtTexts(target, rows, bos_id, config.seed, path, self._map)
+
+        rows = self.sampler.one_pass(config.long_length, config.draft_blocks)
+        self.corpus, self.samples = taught("corpus", rows), taught("samples", samples)
+        rows = evaluation_rows(streams.held_out, config.short_length, config.eval_tokens)
+        held_out = taught("held_out", rows).take(np.arange(len(rows)))
+        self.held_out = held_out.to(config.device)
+
     def _batch(self, step: int) -> Blocks:
-        """Corpus on even steps, samples in a seeded order on odd ones. The corpus in long
-        sequences: in 2400 steps of short ones alone a draft forgot what lies beyond them
-        (acceptance 0.65 up to position 512, 0.46 from 768 on)."""
-        config = self.config
-        if step % 2 == 0:
-            # Far from the blocks of stage one: another shuffle of the same text.
-            return self.sampler.batch(step + 1_000_000, config.tokens_per_step, config.long_length)
-        count = max(1, config.tokens_per_step // (self.samples.shape[1] - 1))
-        first = (step // 2) * count
-        rows = []
-        for index in range(first, first + count):
-            which_pass, place = divmod(index, len(self.samples))
-            order = np.random.default_rng([config.seed, which_pass]).permutation(len(self.samples))
-            rows.append(self.samples[order[place]])
-        return make_blocks(np.stack(rows), self.bos_id)
+        """Corpus on even steps, samples on odd ones."""
+        texts = self.samples if step % 2 else self.corpus
+        count = max(1, self.config.tokens_per_step // (texts.rows.shape[1] - 1))
+        return texts.batch(step // 2 * count, count)
 
     def accumulate(self, step: int, remaining: float) -> dict[str, float]:
-        """Gradient of the draft's KL on one batch."""
+        """Gradient of the draft's loss on one batch."""
         return {**self._accumulate(self._batch(step)), "is_sampled": float(step % 2)}
 
     def _loss(self, piece: Blocks) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():
-            target_logits = self.target(piece.inputs)
-        kl = forward_kl(self.draft(piece.inputs), target_logits, piece.mask)
-        return kl, {"loss": kl, "draft_kl": kl}
+            target_logits = _target_logits(self.target, piece)
+        loss, kl = acceptance_loss(
+            self.draft(piece.inputs), target_logits, piece.mask, self.config.overlap_weight
+        )
+        return loss, {"loss": loss, "draft_kl": kl}

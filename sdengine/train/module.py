@@ -165,9 +165,17 @@ class LlamaModule(nn.Module):
         Returns:
             fp32 logits [B, S, V].
         """
+        return self.head(self.hidden_states(token_ids))
+
+    def hidden_states(self, token_ids: Tensor) -> Tensor:
+        """What the head sees, after the last norm: int64 [B, S] to fp32 [B, S, E]."""
         length = token_ids.shape[1]
         cos, sin = self.cos[:length], self.sin[:length]
-        x = self.model.embed_tokens(token_ids)  # [B, S, E]
+        x = self.model.embed_tokens(token_ids)
         for layer in self.model.layers:
             x = layer(x, cos, sin)
-        return F.linear(self.model.norm(x), self.model.embed_tokens.weight)
+        return self.model.norm(x)
+
+    def head(self, states: Tensor) -> Tensor:
+        """Logits fp32 [..., V] of hidden states [..., E]."""
+        return F.linear(states, self.model.embed_tokens.weight)

@@ -28,8 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "steps of target and draft; 0 trains the draft alone, with --start-from",
         ),
         ("--cooldown-steps", int, 1100, "the last of these steps"),
-        ("--draft-steps", int, 4700, "steps of the draft alone"),
-        ("--samples", int, 1024, "texts sampled from the target"),
+        ("--draft-steps", int, 10000, "steps of the draft alone"),
+        ("--samples", int, 1536, "texts sampled from the target"),
         (
             "--rate",
             float,

@@ -135,7 +135,7 @@ def train_stages(args: argparse.Namespace, config: PairConfig, corpus: Corpus) -
         return False
     target.requires_grad_(False)
     samples = stored_samples(args.run_dir, target, corpus, config, args.samples)
-    objective = DraftObjective(target, draft, corpus.streams, config, samples)
+    objective = DraftObjective(target, draft, corpus.streams, config, samples, args.run_dir)
     state = train("draft", objective, draft_config, args.run_dir)
     return state.step >= last_step(state, draft_config)
 

@@ -136,7 +136,8 @@ accordingly.
 `sdengine train pair` makes both in two stages (in the last run {steps["pair"]} and
 {steps.get("draft", 0)} steps of {manifest["recipe"]["tokens_per_step"]} tokens, fp32, seed
 {manifest["recipe"]["seed"]}): target by cross-entropy with the draft following by forward KL, then
-the draft alone, half on corpus text, half on text sampled from the target. Matrices are stepped by
+the draft alone by forward KL and the acceptance itself, half on corpus text, half on text sampled
+from the target, which the draft reads many times and the target once. Matrices are stepped by
 Muon, embeddings and norms by AdamW; warm-up, constant rate, linear cooldown with the sequence
 length raised from 512 to 1024. Weights are stored in bf16. `loss_curve.png` shows the course.
 {start}

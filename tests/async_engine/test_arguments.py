@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from contextlib import closing
 from typing import Any
 
@@ -11,11 +12,11 @@ import pytest
 from sdengine.async_engine import AsyncEngine, RequestStream
 from sdengine.async_engine.stream import Outbox
 from sdengine.async_engine.thread import EngineThread
-from sdengine.errors import ConfigError, RequestError
+from sdengine.errors import ConfigError, RequestError, RequestTimeout
 from tests.async_engine.conftest import Turnstile
 from tests.async_engine.test_lifecycle import SHORT
 from tests.async_engine.test_requests import last_output, params_for
-from tests.engine.conftest import MakeEngine, seen_groups
+from tests.engine.conftest import MakeEngine, seen_groups, text_checkpoint
 
 
 @pytest.mark.parametrize("way", ["submit", "generate", "enqueue"])
@@ -166,3 +167,73 @@ def test_what_is_no_engine_is_refused() -> None:
     for wrong in ("python-completion", None, 5):
         with pytest.raises(ConfigError, match="expected an Engine, got"):
             AsyncEngine(wrong)  # type: ignore[arg-type]
+
+
+def test_a_list_that_changes_after_the_call_does_not_change_the_prompt(make_turnstile) -> None:
+    turnstile: Turnstile = make_turnstile()
+
+    async def main() -> None:
+        with closing(AsyncEngine(turnstile.engine)) as engine:
+            prompt = [4, 5, 6]
+            stream = engine.enqueue(prompt, params_for(0))
+            prompt[:] = [7]
+            turnstile.open()
+            assert (await last_output(stream)).prompt_token_ids == [4, 5, 6]
+            with pytest.raises(RequestError, match="a prompt of text or of token ids"):
+                engine.enqueue(7, params_for(0))
+
+    asyncio.run(main())
+
+
+def test_time_runs_while_a_long_text_is_tokenised(make_engine: MakeEngine, monkeypatch) -> None:
+    engine = make_engine(text_checkpoint())
+    may_end = threading.Event()
+    tokenizer = engine.tokenizer
+    assert tokenizer is not None
+    encode = type(tokenizer).encode
+
+    def slow(self, text: str, **options: bool) -> list[int]:
+        assert may_end.wait(60)
+        return encode(self, text, **options)
+
+    monkeypatch.setattr(type(tokenizer), "encode", slow)
+
+    async def main() -> None:
+        with closing(AsyncEngine(engine)) as asynchronous:
+            with pytest.raises(RequestTimeout, match=r"within 0\.05 s"):
+                await asynchronous.submit("x" * 10_000, params_for(0), timeout_s=0.05)
+            may_end.set()
+            with pytest.raises(RequestTimeout, match=r"within 0 s"):
+                await last_output(await asynchronous.submit("x", params_for(0), timeout_s=0))
+
+    asyncio.run(main())
+
+
+def test_loops_of_two_threads_have_outboxes_of_their_own(make_turnstile, monkeypatch) -> None:
+    """The second loop comes in between the first one's look for its outbox and its use."""
+    turnstile: Turnstile = make_turnstile()
+    loops, made = [], []
+    other_is_in = threading.Event()
+
+    class SlowOutbox(Outbox):
+        def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+            super().__init__(loop)
+            made.append(loop)
+            if len(made) == 1:
+                thread.start()
+                assert other_is_in.wait(60)
+
+    monkeypatch.setattr("sdengine.async_engine.engine.Outbox", SlowOutbox)
+
+    async def ask(engine: AsyncEngine) -> None:
+        stream = engine.enqueue([4, 5], params_for(0))
+        loops.append((stream.loop, asyncio.get_running_loop()))
+        other_is_in.set()
+        turnstile.open()
+        await last_output(stream)
+
+    with closing(AsyncEngine(turnstile.engine)) as engine:
+        thread = threading.Thread(target=lambda: asyncio.run(ask(engine)))
+        asyncio.run(ask(engine))
+        thread.join()
+    assert len(loops) == 2 and all(of_stream is running for of_stream, running in loops)

@@ -3,14 +3,16 @@ engines; one run with the bundled pair."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 from pathlib import Path
 
 import pytest
 
-from benchmarks import generate, generate_runs, plotting
+from benchmarks import generate, generate_runs, plotting, probe
 from benchmarks.generate_report import acceptance_by_depth, adaptive_lines
+from benchmarks.kernels import __main__ as kernels
 from sdengine.cli.prompts import PROMPTS
 from sdengine.core.config import SpeculationConfig
 from sdengine.core.cost_model import CostModel
@@ -156,6 +158,29 @@ def test_wrong_arguments_exit_2_on_one_line(argv: list[str], opened, capfd) -> N
     assert code == 2
     assert capfd.readouterr().err.count("\n") == 1
     assert not opened
+
+
+@pytest.mark.parametrize("size", ["many", "0", "1025", "4.5"])
+def test_a_budget_that_is_none_is_refused_with_its_option(size: str, opened, capfd) -> None:
+    with pytest.raises(SystemExit) as stop:
+        generate.main(["--budgets", "adaptive", size])
+    err = capfd.readouterr().err
+    assert (stop.value.code, opened) == (2, [])
+    expected = f"--budgets: expected adaptive or an integer from 1 to 1024, got {size!r}; see "
+    assert err.startswith(f"sdengine: argument {expected}")
+
+
+@pytest.mark.parametrize("harness", [generate, probe, kernels])
+def test_help_shows_every_default(harness) -> None:
+    for action in harness.build_parser()._actions:
+        if action.default in (None, False, "", argparse.SUPPRESS) or not action.option_strings:
+            continue
+        values = action.default if isinstance(action.default, list) else [action.default]
+        shown = " ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values)
+        if "(all of them)" in (action.help or ""):
+            assert values == list(action.choices)
+        else:
+            assert f"({shown})" in (action.help or "").replace("%(default)s", shown), action
 
 
 def test_acceptance_by_depth_counts_steps_of_all_requests() -> None:

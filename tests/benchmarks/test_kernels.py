@@ -76,7 +76,7 @@ def test_a_wrong_kernel_is_not_timed(monkeypatch: pytest.MonkeyPatch, capsys) ->
     with pytest.raises(WrongResult, match="RMS error"):
         check_case(wrong, next(op.bench_cases()), make_pool(1))
     monkeypatch.setattr(kernels, "get_op", lambda name: wrong)
-    argv = ["rms_norm", "--threads", "1", "--seconds", "0.01", "--case", "N=1 E=256", "--json"]
+    argv = ["rms_norm", "--num-threads", "1", "--seconds", "0.01", "--case", "N=1 E=256", "--json"]
     assert kernels.main(argv) == 1
     assert json.loads(capsys.readouterr().out)["measurements"] == []
 
@@ -96,7 +96,7 @@ def test_figures_are_written_and_measured_again_by_their_own_command(
     assert [row["label"] for row in rows] == ["N=1 E=128"] * 2
     first = document["measurements"][0]
     assert first["baseline_name"] == "torch" and first["percent_of_limit"] > 0
-    assert "--case 'N=1 E=128' --cache warm" in first["command"]
+    assert "--case 'N=1 E=128' --cache warm --num-threads 1" in first["command"]
     capsys.readouterr()
     again = first["command"].split(" kernels ")[1]
     assert kernels.main([*__import__("shlex").split(again), "--json"]) == 0
@@ -130,7 +130,9 @@ def test_a_difference_counts_only_beyond_the_spread() -> None:
     [
         ["magic"],
         ["--threads", "0"],
-        ["--threads", "99999"],
+        ["--num-threads", "99999"],
+        ["--case", "nosuch", "begin_step", "timestamp"],
+        ["--seconds", "0"],
         ["--seconds", "nan"],
         ["--seconds", "-1"],
         ["--compare", "no/such.json"],
@@ -149,8 +151,13 @@ def test_wrong_arguments_exit_2_on_one_line(
     assert not measured
 
 
-def test_a_case_that_no_op_has_is_refused(capfd) -> None:
-    argv = ["timestamp", "begin_step", "--threads", "1", "--case", "nosuch"]
-    assert kernels.main(argv) == 2
+def test_a_case_that_no_op_has_is_refused_with_the_names_that_there_are(capfd) -> None:
+    assert kernels.main(["rms_norm", "timestamp", "--num-threads", "1", "--case", "nosuch"]) == 2
     out, err = capfd.readouterr()
-    assert "begin_step" not in out and "'nosuch'" in err and err.count("\n") == 1
+    assert out == "" and err.count("\n") == 1
+    assert "got 'nosuch'; the names are N=1 E=" in err
+
+
+def test_threads_have_the_name_that_they_have_elsewhere_and_an_older_one() -> None:
+    for name in ("--num-threads", "--threads"):
+        assert kernels.build_parser().parse_args([name, "3"]).threads == 3

@@ -1,8 +1,7 @@
-"""chat, train, bench, info and the demo, without models."""
+"""train, bench, info and the demo, without models."""
 
 from __future__ import annotations
 
-import io
 import os
 import subprocess
 import sys
@@ -10,58 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from sdengine.cli import chat, demo, info
+from sdengine.cli import demo, info
 from sdengine.cli.main import main
 from sdengine.core.config import BACKENDS
 from sdengine.kernels.cuda_library import why_unavailable
 from tests.cli.fakes import FakeLLM, TerminalStream
-
-
-def run_chat(lines: str, monkeypatch: pytest.MonkeyPatch) -> FakeLLM:
-    llm = FakeLLM(steps=("ok",))
-    monkeypatch.setattr(chat, "open_llm", lambda args: llm)
-    monkeypatch.setattr(chat, "require_chat_template", lambda args: None)
-    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
-    assert main(["chat", "--seed", "5"]) == 0
-    return llm
-
-
-def test_chat_remembers_and_forgets(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    llm = run_chat("abc\n\nde\n /reset \nf\n/exit\nignored\n", monkeypatch)
-    # prompts are the lengths of the messages: user, assistant, user, ...
-    assert [prompt for prompt, _ in llm.requests] == [[3], [3, 2, 2], [1]]
-    assert capsys.readouterr().out == "ok\nok\nok\n"
-
-
-def test_a_message_that_is_not_utf_8_is_unusable_input(
-    monkeypatch: pytest.MonkeyPatch, capsys
-) -> None:
-    """In a locale of UTF-8, Python's standard input takes no stray byte."""
-    llm = FakeLLM(steps=("ok",))
-    monkeypatch.setattr(chat, "open_llm", lambda args: llm)
-    monkeypatch.setattr(chat, "require_chat_template", lambda args: None)
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\n"), encoding="utf-8"))
-    assert main(["chat", "--seed", "5"]) == 2
-    err = capsys.readouterr().err
-    assert err.startswith("sdengine: expected messages in UTF-8") and err.count("\n") == 1
-
-
-def test_chat_turns_have_seeds_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    seeds = [params.seed for _, params in run_chat("a\nb\n", monkeypatch).requests]
-    assert len(set(seeds)) == 2
-
-
-def test_chat_prints_the_seed_that_repeats_the_session(
-    monkeypatch: pytest.MonkeyPatch, capsys
-) -> None:
-    run_chat("a\nb\n", monkeypatch)
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 2 and all(line.endswith(", seed 5") for line in lines)
-
-
-def test_chat_refuses_a_model_without_a_template_before_loading(capsys) -> None:
-    assert main(["chat"]) == 2
-    assert "chat template" in capsys.readouterr().err
 
 
 def test_train_pair_hands_its_options_to_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,6 +27,13 @@ def test_train_pair_refuses_wrong_options_on_one_line(capsys) -> None:
     assert main(["train", "pair", "--steps", "3"]) == 2
     err = capsys.readouterr().err
     assert err.startswith("sdengine: ") and err.count("\n") == 1 and "--out" in err
+
+
+@pytest.mark.parametrize(("command", "missing"), [("train", "recipe"), ("bench", "what")])
+def test_only_what_is_required_is_asked_for(command: str, missing: str, capsys) -> None:
+    assert main([command]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"sdengine: the following arguments are required: {missing}; see "), err
 
 
 def test_bench_without_a_clone_says_so(monkeypatch: pytest.MonkeyPatch, capsys) -> None:

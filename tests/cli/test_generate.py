@@ -10,10 +10,13 @@ from types import SimpleNamespace
 import pytest
 
 from sdengine.cli import generate
-from sdengine.cli.main import main
+from sdengine.cli.main import build_parser, main
+from sdengine.cli.options import open_llm
 from sdengine.cli.prompts import PROMPTS
+from sdengine.kernels.program import num_threads as kernel_threads
 from sdengine.model.registry import BUNDLED_DIR
 from tests.cli.fakes import FakeLLM
+from tests.engine.conftest import text_checkpoint
 
 
 @pytest.fixture
@@ -112,13 +115,24 @@ def test_compare_gives_both_engines_the_same_settings(
     opened = []
 
     def llm(model: str, draft: str | None, *, speculation: str, **settings: object) -> FakeLLM:
-        opened.append((speculation, *map(settings.get, ("max_model_len", "device", "dtype"))))
+        names = ("max_model_len", "device", "dtype", "num_threads")
+        opened.append((speculation, *map(settings.get, names)))
         return FakeLLM()
 
     monkeypatch.setattr("sdengine.llm.LLM", llm)
     asked = ["--max-model-len", "99", "--device", "cpu", "--dtype", "float16"]
-    assert main(["generate", "hello", "--compare", *asked]) == 0
-    assert opened == [("auto", 99, "cpu", "float16"), ("off", 99, "cpu", "float16")]
+    assert main(["generate", "hello", "--compare", *asked, "--num-threads", "3"]) == 0
+    assert opened == [("auto", 99, "cpu", "float16", 3), ("off", 99, "cpu", "float16", 3)]
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_an_engine_runs_on_the_threads_that_were_asked_for(command: str) -> None:
+    argv = [command, "--model", text_checkpoint(), "--max-model-len", "64"]
+    for options, num_threads in (["--num-threads", "1"], 1), ([], None):
+        with open_llm(build_parser().parse_args([*argv, *options])) as llm:
+            assert llm.engine.config.num_threads == num_threads
+            if num_threads is not None:
+                assert kernel_threads(llm.engine.iteration.pool) == num_threads
 
 
 def test_compare_prints_speeds_ratio_and_identity(llms, capsys) -> None:

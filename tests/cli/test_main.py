@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import shlex
 import subprocess
@@ -48,6 +49,8 @@ def raiser(error: BaseException):
         ["generate", "--device", "tpu", "x"],
         ["chat", "--device", "cuda:many"],
         ["generate", "--max-model-len", "1", "x"],
+        ["generate", "--num-threads", "0", "x"],
+        ["generate", "--num-threads", "many", "x"],
         ["generate", "--model", "no/such/model", "x"],
         ["generate", ""],
         ["generate", "\udcff"],
@@ -138,7 +141,9 @@ def test_a_closed_stream_is_an_empty_one(options: str, code: int, err: str) -> N
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("options", ["--version", "generate --help", "info", "generate x"])
+@pytest.mark.parametrize(
+    "options", ["--version", "generate --help", "info", "generate x --max-tokens 5"]
+)
 def test_output_that_cannot_be_written_is_a_failure(options: str, unbuffered: str) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("the system has no /dev/full")
@@ -146,7 +151,28 @@ def test_output_that_cannot_be_written_is_a_failure(options: str, unbuffered: st
     environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, env=environment)
     assert done.returncode == 1
-    assert "No space left" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr == "sdengine: [Errno 28] No space left on device\n"
+
+
+class FullStream(io.StringIO):
+    """Takes nothing."""
+
+    def write(self, text: str) -> int:
+        raise OSError(28, "No space left on device")
+
+
+def test_a_full_standard_output_is_told_apart_from_other_files(
+    monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    full = FullStream()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", full)
+        assert run_with(lambda: print("x")) == 1
+        assert sys.stdout is full
+    assert capsys.readouterr().err == "sdengine: [Errno 28] No space left on device\n"
+    assert run_with(lambda: FullStream().write("x")) == 1
+    err = capsys.readouterr().err
+    assert err == "sdengine: OSError: [Errno 28] No space left on device (--debug shows where)\n"
 
 
 def test_what_info_cannot_tell_is_an_error_and_nothing_else() -> None:

@@ -168,6 +168,9 @@ def test_speculation_shorthands() -> None:
     assert EngineConfig("m").speculation_for(False) == SpeculationConfig(method="ngram")
     config = SpeculationConfig(method="ngram", max_nodes=5)
     assert EngineConfig("m", speculation=config).speculation_for(False) is config
+    with pytest.raises(ConfigError, match=r'no draft model for.*"ngram", got draft=.d.; leave'):
+        EngineConfig("m", "d", speculation="ngram").speculation_for(True)
+    assert EngineConfig("m", "d", speculation=None).speculation_for(True) is None
     with pytest.raises(ConfigError, match=r'a draft model for.*"dyspec", got none; pass draft='):
         EngineConfig("m", speculation="dyspec").speculation_for(False)
 

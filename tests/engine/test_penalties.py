@@ -1,6 +1,5 @@
 """Penalties, logit bias and min_tokens: counted along each node's own path, so speculation keeps
-the
-very tokens; and they do what they say, against a plain loop over the reference model."""
+the very tokens; and they do what they say, against a plain loop over the reference model."""
 
 from __future__ import annotations
 
@@ -109,3 +108,17 @@ def test_more_biases_than_the_tables_hold_are_refused(make_engine: MakeEngine) -
         engine.add_request("r", [5], params)
     params = SamplingParams(logit_bias={**dict.fromkeys(range(1023), 0.0), 1999: 100.0})
     assert set(run_all(engine, [[5]], [params])[0]) == {1999}, "so many are held"
+
+
+def test_more_min_tokens_than_there_is_room_for_only_mask_the_end(make_engine: MakeEngine) -> None:
+    """Positions are 32-bit numbers on the way to the kernels; a request's limits need not be."""
+    engine = make_engine(max_model_len=40)
+    params = {"seed": 1, "max_tokens": 2**62, "stop_token_ids": list(range(64)), "ignore_eos": True}
+    engine.add_request("a", [5, 6, 7], SamplingParams(min_tokens=2**62, **params))
+    engine.add_request("b", [5, 6, 7], SamplingParams(min_tokens=37, **params))
+    ends = {}
+    while engine.has_unfinished_requests():
+        for output in engine.step():
+            ends[output.request_id] = output.outputs[0]
+    assert ends["a"].token_ids == ends["b"].token_ids and len(ends["a"].token_ids) == 37
+    assert ends["a"].finish_reason == "length"

@@ -21,6 +21,8 @@ FLAGS = [
     *("-x", "c++"),
 ]
 KERNELS = HERE / "cuda_kernels.cu"
+# Small batches and those that do not fit: the library and the race check see both.
+FEW_POOLED_KEYS = "-DSDENGINE_MAX_POOLED_KEYS=16"
 
 
 @functools.cache
@@ -31,6 +33,7 @@ def threads_library() -> CudaLibrary:
     target = Path(tempfile.mkdtemp(dir=scratch_dir())) / "libsdengine_cuda.so"
     includes = [f"-I{CSRC}", f"-I{CSRC / 'include'}"]
     command = [COMPILER, "-std=c++17", "-O1", "-fPIC", "-shared", "-pthread", *includes, *FLAGS]
+    command.append(FEW_POOLED_KEYS)
     built = subprocess.run(
         [*command, str(KERNELS), "-o", str(target)], capture_output=True, text=True, check=False
     )

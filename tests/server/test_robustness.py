@@ -201,7 +201,9 @@ def test_a_stream_that_times_out_as_it_breaks_its_silence_has_one_answer(
     """`--timeout 2` ends a request in the very moment of its first comment."""
     monkeypatch.setattr(streaming, "SILENCE_S", 0.4)
     end = RequestStream.expire_after
-    monkeypatch.setattr(RequestStream, "expire_after", lambda stream, timeout_s: end(stream, 0.4))
+    monkeypatch.setattr(
+        RequestStream, "expire_after", lambda stream, _, begun: end(stream, 0.4, begun)
+    )
     for _ in range(4):
         response = httpx.post(f"{held_server.url}/v1/completions", json={**LONG, "stream": True})
         assert response.status_code in (200, 504) and '"code":"timeout"' in response.text

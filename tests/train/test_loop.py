@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from sdengine.train.distill import LONG_BELOW, DraftObjective, JointObjective
+from sdengine.train.distill import LONG_BELOW, DraftObjective, JointObjective, evaluate_pair
 from sdengine.train.loop import (
     Control,
     LoopConfig,
@@ -33,11 +33,11 @@ def joint_objective(streams) -> JointObjective:
     return JointObjective(target, draft, streams, TINY_CONFIG)
 
 
-def draft_objective(streams) -> DraftObjective:
+def draft_objective(streams, directory=None) -> DraftObjective:
     target, draft = LlamaModule(TINY_TARGET, seed=0), LlamaModule(TINY_DRAFT, seed=1)
     target.requires_grad_(False)
     samples = np.random.default_rng(0).integers(3, 320, size=(9, 33)).astype(np.uint16)
-    return DraftObjective(target, draft, streams, TINY_CONFIG, samples)
+    return DraftObjective(target, draft, streams, TINY_CONFIG, samples, directory)
 
 
 class Interrupting:
@@ -94,6 +94,27 @@ def test_resumed_equals_uninterrupted_bit_for_bit(streams, tmp_path, build, stop
     assert expected.keys() == got.keys()
     for name in expected:
         assert torch.equal(expected[name], got[name]), name
+
+
+def test_kept_states_change_no_bit(streams, tmp_path):
+    in_memory, kept = draft_objective(streams), draft_objective(streams, tmp_path)
+    for name, objective in (("memory", in_memory), ("kept", kept)):
+        (tmp_path / name).mkdir()
+        train("run", objective, CONFIG, tmp_path / name)
+    kept_files = {f"{name}_states.npy" for name in ("corpus", "samples", "held_out")}
+    assert {path.name for path in tmp_path.glob("*.npy")} == kept_files
+    expected, got = weights(in_memory), weights(kept)
+    for name in expected:
+        assert torch.equal(expected[name], got[name]), name
+
+
+def test_kept_states_say_what_the_target_says(streams):
+    objective = draft_objective(streams)
+    figures = evaluate_pair(
+        objective.target, objective.draft, replace(objective.held_out, states=None)
+    )
+    for name, value in objective.evaluate().items():
+        assert value == pytest.approx(figures[name.removeprefix("held_out_")], rel=0.01), name
 
 
 def test_training_moves_every_matrix_of_both_models(streams, tmp_path):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from sdengine.train.losses import (
+    acceptance_loss,
     cross_entropy,
     expected_acceptance,
     forward_kl,
@@ -58,6 +60,21 @@ def test_masked_positions_have_no_gradient():
     forward_kl(draft, target, MASK).backward()
     assert draft.grad is not None
     assert torch.equal(draft.grad.abs().sum(-1) > 0, MASK)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 3.0])
+def test_acceptance_loss_and_its_gradient_equal_torchs_own(weight):
+    drafts = [random_logits(8).requires_grad_() for _ in range(2)]
+    target = random_logits(9)
+    loss, kl = acceptance_loss(drafts[0], target, MASK, weight)
+    overlap = expected_acceptance(drafts[1], target, MASK)
+    expected = forward_kl(drafts[1], target, MASK) + weight * (1.0 - overlap)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(kl, forward_kl(drafts[1], target, MASK).detach())
+    (3.0 * loss).backward()
+    (3.0 * expected).backward()
+    torch.testing.assert_close(drafts[0].grad, drafts[1].grad)
+    assert not kl.requires_grad
 
 
 def test_expected_acceptance_is_the_overlap():

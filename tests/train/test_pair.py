@@ -237,7 +237,7 @@ def test_help_names_defaults_and_how_long_it_takes(capsys):
 
     assert main(["train", "pair", "--help"]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    for default in ("(runs/pair)", "(1800)", "(4700)", "(cpu)", "hours"):
+    for default in ("(runs/pair)", "(1800)", "(10000)", "(cpu)", "hours"):
         assert default in out
 
 
