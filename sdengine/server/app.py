@@ -103,6 +103,7 @@ def create_app(
     app.state.metrics = service.metrics
     install_handlers(app)
     app.router.route_class = BodyRoute
+    app.router.redirect_slashes = False  # a path with one too many is not there, as any other
     _add_openai(app, service)
     _add_operations(app, service)
     add_playground(app, engine, plain_engine, settings, service.metrics)
@@ -118,7 +119,7 @@ def _add_openai(app: FastAPI, service: Service) -> None:
         defaults = service.engine.engine.default_params
         params = body.sampling_params(defaults, body.max_new_tokens, body.logprobs)
         generation = service.generation(params)
-        await generation.begin(body.prompts)
+        await generation.begin(body.prompts, length_field=body.length_field)
         form = CompletionForm(body.model, service.token_texts(params))
         return await answer(request, generation, form, bool(body.stream), body.includes_usage)
 
@@ -133,7 +134,7 @@ def _add_openai(app: FastAPI, service: Service) -> None:
             max_tokens = _room(service, len(prompt))
         params = body.sampling_params(defaults, max_tokens, body.num_logprobs)
         generation = service.generation(params)
-        await generation.begin([prompt], "messages")
+        await generation.begin([prompt], "messages", body.length_field)
         form = ChatForm(body.model, body.num_logprobs, service.token_texts(params))
         return await answer(request, generation, form, bool(body.stream), body.includes_usage)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -116,6 +117,21 @@ async def _answer(request: Request, error: Any) -> JSONResponse:
     return answer
 
 
+EXPECTED = {
+    "int_type": "an integer",
+    "int_from_float": "an integer",
+    "float_type": "a number",
+    "string_type": "a string",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "model_attributes_type": "an object",
+    "too_short": "at least one item",
+}
+"""What pydantic's types of errors want, in the words of the other errors."""
+
+
 def _invalid(error: RequestValidationError) -> JSONResponse:
     """The first thing that is wrong with a body."""
     first = error.errors()[0]
@@ -125,6 +141,8 @@ def _invalid(error: RequestValidationError) -> JSONResponse:
     own_field = first.get("ctx", {}).get("field")  # of the object that `path` leads to
     name = ".".join(path if own_field is None else [*path, own_field])
     message = first["msg"]
+    if first["type"] in EXPECTED:
+        message = f"expected {EXPECTED[first['type']]}, got {reprlib.repr(first['input'])}"
     if first["type"] == "extra_forbidden":
         message = f"{name!r} is not a field that this server knows"
     elif name:

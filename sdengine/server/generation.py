@@ -81,19 +81,24 @@ class Generation:
         self._progress: dict[int, Progress] = {}
         self._is_closed = False
 
-    async def begin(self, prompts: Sequence[str | Sequence[int]], field: str = "prompt") -> None:
+    async def begin(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        field: str = "prompt",
+        length_field: str = "max_tokens",
+    ) -> None:
         """Queues the prompts. What the engine refuses is raised by `deltas`, and nothing of the
         other prompts stays behind.
 
         Args:
             prompts: texts or token ids.
-            field: what the client calls them.
+            field, length_field: what the client calls them and the tokens to generate.
 
         Raises:
             ApiError: more prompts, completions or tokens than the server allows.
             RequestError: as `AsyncEngine.encode`.
         """
-        self._check_counts(len(prompts), field)
+        self._check_counts(len(prompts), field, length_field)
         token_ids = [
             await self._engine.encode(prompt) if isinstance(prompt, str) else prompt
             for prompt in prompts
@@ -197,7 +202,7 @@ class Generation:
                 task.cancel()
             await asyncio.gather(*waiting, return_exceptions=True)
 
-    def _check_counts(self, num_prompts: int, field: str) -> None:
+    def _check_counts(self, num_prompts: int, field: str, length_field: str) -> None:
         settings, params = self._settings, self._params
         if num_prompts > settings.max_requests:  # not busy: this would never fit
             message = f"expected at most {settings.max_requests} prompts in one request"
@@ -211,8 +216,8 @@ class Generation:
         if limit_tokens is not None and params.max_tokens > limit_tokens:
             raise ApiError(
                 400,
-                f"expected max_tokens of at most {limit_tokens}, got {params.max_tokens}",
-                param="max_tokens",
+                f"expected {length_field} of at most {limit_tokens}, got {params.max_tokens}",
+                param=length_field,
             )
 
 

@@ -185,13 +185,15 @@ class CompletionRequest(GenerationRequest):
         Raises:
             RequestError: there is none.
         """
-        if not self.prompt:
-            raise RequestError.from_parts("a prompt", "an empty one")
         if isinstance(self.prompt, str):
             return [self.prompt]
+        if not self.prompt:
+            raise RequestError.from_parts("a prompt", "an empty one")
         if isinstance(self.prompt[0], int):
             return [self.prompt]
         return list(self.prompt)
+
+    length_field: ClassVar[str] = "max_tokens"
 
     @property
     def max_new_tokens(self) -> int:
@@ -239,6 +241,11 @@ class ChatRequest(GenerationRequest):
     def num_logprobs(self) -> int | None:
         """Alternatives per token; None for no log-probabilities."""
         return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
+    def length_field(self) -> str:
+        """What the client calls the number of tokens."""
+        return "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
 
     @property
     def max_new_tokens(self) -> int | None:

@@ -79,7 +79,6 @@ def test_a_wrong_field_of_a_conversation_is_named(post, field: str, value: objec
         ("logit_bias", {"100000": 1}),
         ("logit_bias", {"1": 1e9}),
         ("stop", ""),
-        ("prompt", ""),
         ("prompt", []),
         ("prompt", [[]]),
         ("prompt", [100_000]),
@@ -90,6 +89,32 @@ def test_a_value_out_of_range_is_explained(post, field: str, value: object) -> N
     error = error_of(post(**{"prompt": "x", field: value}), 400)
     named = {"prompt": "prompt|token"}.get(field, field)
     assert any(word in error["message"] for word in named.split("|")), error
+
+
+@pytest.mark.parametrize(
+    "path,field,value,message",
+    [
+        ("/v1/completions", "n", 1.5, "n: expected an integer, got 1.5"),
+        ("/v1/completions", "temperature", "hot", "temperature: expected a number, got 'hot'"),
+        ("/v1/completions", "stream", 1, "stream: expected true or false, got 1"),
+        ("/v1/completions", "model", 7, "model: expected a string, got 7"),
+        (CHAT, "messages", [], "messages: expected at least one item, got []"),
+        (CHAT, "messages", "Hi", "messages: expected a list, got 'Hi'"),
+    ],
+)
+def test_a_wrong_type_is_told_with_what_came(
+    post, path: str, field: str, value: object, message: str
+) -> None:
+    body = {"messages": USER} if path == CHAT else {"prompt": "x"}
+    error = error_of(post(path, **{**body, field: value}), 400)
+    assert error["message"] == message and error["param"] == field
+
+
+def test_an_empty_text_is_judged_by_the_engine_alone_or_among_others(post) -> None:
+    answers = [post(prompt=prompt, max_tokens=2, seed=1) for prompt in ("", [""])]
+    assert answers[0].status_code == answers[1].status_code
+    if answers[0].status_code == 200:
+        assert answers[0].json()["choices"] == answers[1].json()["choices"]
 
 
 def test_half_a_character_is_no_json(post) -> None:
@@ -112,6 +137,7 @@ def test_both_names_of_max_tokens_at_once_are_refused(post) -> None:
 def test_paths_and_methods(server: RunningServer) -> None:
     assert "nothing at" in error_of(httpx.get(f"{server.url}/v1/nothing"), 404)["message"]
     error_of(httpx.get(f"{server.url}/v1/completions"), 405)
+    error_of(httpx.post(f"{server.url}/v1/completions/", json={}), 404)
     error_of(httpx.get(f"{server.url}/health", headers={"host": "evil.example"}), 421)
     assert httpx.get(f"{server.url}/docs").status_code == 404
 
@@ -141,6 +167,9 @@ def test_limits() -> None:
 
         assert post(prompt="x", max_tokens=5).status_code == 200
         assert error_of(post(prompt="x", max_tokens=6), 400)["param"] == "max_tokens"
+        body = {"model": MODEL, "messages": USER, "max_completion_tokens": 6}
+        error = error_of(httpx.post(f"{handle.url}{CHAT}", json=body), 400)
+        assert error["param"] == "max_completion_tokens" and error["param"] in error["message"]
         assert error_of(post(prompt="x", n=4, max_tokens=5), 400)["param"] == "n"
         long = error_of(post(prompt=[5] * 11, max_tokens=5), 400)
         assert (long["param"], long["code"]) == ("prompt", "context_length_exceeded")
@@ -281,11 +310,17 @@ def test_loopback_addresses() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"port": 70_000}, {"max_requests": 0}, {"request_timeout_s": 0}, {"api_keys": (" k",)}],
+    [
+        {"port": 70_000},
+        {"max_requests": 0},
+        {"request_timeout_s": 0},
+        {"api_keys": (" k",)},
+        {"model_name": ""},
+    ],
 )
 def test_settings_are_checked(changes: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(changes))):
-        ServerSettings(model_name="m", **changes)
+        ServerSettings(**{"model_name": "m", **changes})
 
 
 @pytest.mark.parametrize(
