@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sdengine.cli.options import add_model_options, integer, model_paths, number
 from sdengine.core.config import EngineConfig
 from sdengine.core.env import read_environment
 from sdengine.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sdengine.server.settings import ServerSettings
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -20,6 +25,12 @@ LIBRARIES = ("fastapi", "uvicorn", "httptools", "prometheus_client")
 DEFAULT_SEQS = 16
 BATCHED_TOKENS = 512
 """As an EngineConfig has by itself; more where every sequence needs a row of a forward."""
+OPTION_OF = {
+    "model_name": "--name",
+    "request_timeout_s": "--timeout",
+    "drain_timeout_s": "--drain-timeout",
+}
+"""Options whose settings of the server have other names."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,10 +89,29 @@ def run(args: argparse.Namespace) -> int:
         )
     model_paths(args)  # a misspelt name is answered before anything is loaded
     require_libraries()
+    try:
+        settings = server_settings(args)
+    except ConfigError as error:
+        raise ConfigError(in_options(str(error))) from None
+    config = engine_config(args)
+    from sdengine.engine import Engine
+    from sdengine.server.run import serve
+
+    plain = config.with_changes(speculation=None, max_num_seqs=1) if args.compare else None
+    serve(settings, partial(Engine, config), None if plain is None else partial(Engine, plain))
+    return 0
+
+
+def server_settings(args: argparse.Namespace) -> ServerSettings:
+    """The server that the command line describes.
+
+    Raises:
+        ConfigError: a value is out of range, or a file of keys is of no use.
+    """
     from sdengine.server.settings import ServerSettings
 
-    settings = ServerSettings(
-        model_name=args.name or Path(os.path.abspath(args.model)).name,
+    return ServerSettings(
+        model_name=Path(os.path.abspath(args.model)).name if args.name is None else args.name,
         host=args.host,
         port=args.port,
         api_keys=api_keys(args.api_key_file),
@@ -95,13 +125,14 @@ def run(args: argparse.Namespace) -> int:
         request_timeout_s=args.timeout,
         drain_timeout_s=args.drain_timeout,
     )
-    config = engine_config(args)
-    from sdengine.engine import Engine
-    from sdengine.server.run import serve
 
-    plain = config.with_changes(speculation=None, max_num_seqs=1) if args.compare else None
-    serve(settings, partial(Engine, config), None if plain is None else partial(Engine, plain))
-    return 0
+
+def in_options(message: str) -> str:
+    """A message about settings that names the options they were typed as."""
+    expected, comma, rest = message.partition(", ")
+    for setting, option in OPTION_OF.items():
+        expected = re.sub(rf"\b{setting}\b", option, expected)
+    return expected + comma + rest
 
 
 def engine_config(args: argparse.Namespace) -> EngineConfig:

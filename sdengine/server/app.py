@@ -21,7 +21,7 @@ from sdengine.server.gate import Gate
 from sdengine.server.generation import Generation, longest_sequence
 from sdengine.server.metrics import Metrics
 from sdengine.server.playground import add_playground
-from sdengine.server.protocol import ChatRequest, CompletionRequest
+from sdengine.server.protocol import ChatRequest, CompletionRequest, GenerationRequest
 from sdengine.server.route import BodyApp, BodyRoute
 from sdengine.server.settings import ServerSettings
 from sdengine.server.streaming import answer
@@ -57,9 +57,9 @@ class Service:
     chat_template: ChatTemplate | None
     created: int
 
-    def generation(self, params: SamplingParams) -> Generation:
+    def generation(self, body: GenerationRequest, params: SamplingParams) -> Generation:
         """A new request's."""
-        return Generation(self.engine, self.settings, self.metrics, params)
+        return Generation(self.engine, self.settings, self.metrics, params, body.in_own_words)
 
     def token_texts(self, params: SamplingParams) -> TokenTexts:
         """How a request's log-probabilities write tokens."""
@@ -118,10 +118,10 @@ def _add_openai(app: FastAPI, service: Service) -> None:
         service.require_model(body.model)
         defaults = service.engine.engine.default_params
         params = body.sampling_params(defaults, body.max_new_tokens, body.logprobs)
-        generation = service.generation(params)
-        await generation.begin(body.prompts, length_field=body.length_field)
-        form = CompletionForm(body.model, service.token_texts(params))
-        return await answer(request, generation, form, bool(body.stream), body.includes_usage)
+        generation = service.generation(body, params)
+        await generation.begin(body.prompts)
+        form = CompletionForm(body.model, service.token_texts(params), body.includes_usage)
+        return await answer(request, generation, form, bool(body.stream))
 
     @app.post("/v1/chat/completions", responses=ERRORS)
     async def chat(body: ChatRequest, request: Request) -> Response:
@@ -133,10 +133,11 @@ def _add_openai(app: FastAPI, service: Service) -> None:
         if max_tokens is None:
             max_tokens = _room(service, len(prompt))
         params = body.sampling_params(defaults, max_tokens, body.num_logprobs)
-        generation = service.generation(params)
-        await generation.begin([prompt], "messages", body.length_field)
-        form = ChatForm(body.model, body.num_logprobs, service.token_texts(params))
-        return await answer(request, generation, form, bool(body.stream), body.includes_usage)
+        generation = service.generation(body, params)
+        await generation.begin([prompt], "messages")
+        texts = service.token_texts(params)
+        form = ChatForm(body.model, body.num_logprobs, texts, body.includes_usage)
+        return await answer(request, generation, form, bool(body.stream))
 
     @app.get("/v1/models", responses={401: ERRORS[401]})
     async def models() -> dict[str, Any]:
@@ -190,5 +191,5 @@ def _model(service: Service) -> dict[str, Any]:
         "object": "model",
         "created": service.created,
         "owned_by": "sdengine",
-        "max_model_len": service.engine.engine.max_model_len,
+        "max_model_len": longest_sequence(service.engine),
     }

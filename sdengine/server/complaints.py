@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 __all__ = ["Complaint", "complaint", "shown"]
 
 MAX_SHOWN_CHARS = 80
+MAX_SHOWN_BITS = 128
 MAX_NAME_CHARS = 60
 """Of a part of a field's path: clients choose the names of fields that nobody knows."""
 CUSTOM_ERRORS = ("either", "field")
@@ -23,7 +24,7 @@ EXPECTED = {
     "int_type": "an integer",
     "list_type": "a list",
     "model_type": "an object",
-    "string_type": "text",
+    "string_type": "a string",
 }
 """By pydantic's kind of error, in JSON's words."""
 PYDANTIC_EXPECTED = "Input should be "
@@ -47,7 +48,12 @@ class ShortRepr(reprlib.Repr):
     def __init__(self) -> None:
         super().__init__()
         self.maxlevel, self.maxlist, self.maxdict = 2, 4, 3
-        self.maxstring = self.maxlong = self.maxother = 40
+        self.maxstring = self.maxother = 40
+
+    def repr_int(self, value: int, level: int) -> str:
+        """As ever; Python writes no integers of more than some thousand digits."""
+        bits = value.bit_length()
+        return repr(value) if bits < MAX_SHOWN_BITS else f"an integer of {bits} bits"
 
 
 SHORT_REPR = ShortRepr()
@@ -94,7 +100,7 @@ def _expected(kind: str, context: Mapping[str, Any], pydantic_message: str) -> s
         return EXPECTED[kind]
     if kind in ("too_short", "string_too_short"):
         least, what = context["min_length"], "item" if kind == "too_short" else "character"
-        return f"at least {least} {what}{'s' * (least != 1)}"
+        return f"at least one {what}" if least == 1 else f"at least {least} {what}s"
     if pydantic_message.startswith(PYDANTIC_EXPECTED):
         return pydantic_message.removeprefix(PYDANTIC_EXPECTED)
     return None

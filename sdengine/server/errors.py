@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import reprlib
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -11,6 +10,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from sdengine import errors
+from sdengine.server.complaints import complaint
 from sdengine.server.protocol import field_of
 
 __all__ = [
@@ -117,41 +117,10 @@ async def _answer(request: Request, error: Any) -> JSONResponse:
     return answer
 
 
-EXPECTED = {
-    "int_type": "an integer",
-    "int_from_float": "an integer",
-    "float_type": "a number",
-    "string_type": "a string",
-    "bool_type": "true or false",
-    "list_type": "a list",
-    "dict_type": "an object",
-    "model_type": "an object",
-    "model_attributes_type": "an object",
-    "too_short": "at least one item",
-}
-"""What pydantic's types of errors want, in the words of the other errors."""
-
-
 def _invalid(error: RequestValidationError) -> JSONResponse:
     """The first thing that is wrong with a body."""
-    first = error.errors()[0]
-    path = [str(part) for part in first["loc"] if part != "body"]
-    if first["type"] == "json_invalid":
-        return error_response(ApiError(400, f"expected a body of JSON, got {_why(first)}"))
-    own_field = first.get("ctx", {}).get("field")  # of the object that `path` leads to
-    name = ".".join(path if own_field is None else [*path, own_field])
-    message = first["msg"]
-    if first["type"] in EXPECTED:
-        message = f"expected {EXPECTED[first['type']]}, got {reprlib.repr(first['input'])}"
-    if first["type"] == "extra_forbidden":
-        message = f"{name!r} is not a field that this server knows"
-    elif name:
-        message = f"{name}: {message}"
-    return error_response(ApiError(400, message, param=name or None))
-
-
-def _why(item: dict[str, Any]) -> str:
-    return str(item.get("ctx", {}).get("error", item["msg"]))
+    first = complaint(error.errors()[0])
+    return error_response(ApiError(400, first.message, param=first.field))
 
 
 async def _answer_http(request: Request, error: Any) -> JSONResponse:

@@ -14,6 +14,9 @@ from sdengine.server.token_texts import TextOffsets, TokenTexts
 
 __all__ = ["ChatForm", "CompletionForm", "Form"]
 
+NO_USAGE: dict[str, Any] = {"usage": None}
+"""What OpenAI's chunks say until the one with the counts."""
+
 
 class Form(Protocol):
     """Shapes the answers of one request."""
@@ -24,8 +27,8 @@ class Form(Protocol):
     def chunk(self, delta: Delta) -> dict[str, Any]:
         """A chunk of a stream."""
 
-    def counts(self, usage: dict[str, int]) -> dict[str, Any]:
-        """The chunk that ends a stream with counts."""
+    def counts(self, usage: dict[str, int]) -> dict[str, Any] | None:
+        """The chunk that ends a stream with counts, if they were asked for."""
 
     def document(self, deltas: Sequence[Delta], usage: dict[str, int]) -> dict[str, Any]:
         """The whole answer."""
@@ -55,10 +58,12 @@ class CompletionForm:
     Args:
         model: what the client called the model.
         texts: write the tokens of log-probabilities.
+        includes_usage: whether a stream ends with counts, and says null until then.
     """
 
-    def __init__(self, model: str, texts: TokenTexts) -> None:
+    def __init__(self, model: str, texts: TokenTexts, includes_usage: bool = False) -> None:
         self._head = _head("cmpl", "text_completion", model)
+        self._no_usage = NO_USAGE if includes_usage else {}
         self._texts = texts
         self._offsets: dict[int, TextOffsets] = {}
 
@@ -67,11 +72,11 @@ class CompletionForm:
 
     def chunk(self, delta: Delta) -> dict[str, Any]:
         """As `Form.chunk`."""
-        return self._with_choices([self._choice(delta)])
+        return {**self._with_choices([self._choice(delta)]), **self._no_usage}
 
-    def counts(self, usage: dict[str, int]) -> dict[str, Any]:
+    def counts(self, usage: dict[str, int]) -> dict[str, Any] | None:
         """As `Form.counts`."""
-        return {**self._with_choices([]), "usage": usage}
+        return {**self._with_choices([]), "usage": usage} if self._no_usage else None
 
     def document(self, deltas: Sequence[Delta], usage: dict[str, int]) -> dict[str, Any]:
         """As `Form.document`."""
@@ -117,10 +122,14 @@ class ChatForm:
         model: what the client called the model.
         num_logprobs: alternatives per token to show.
         texts: write the tokens of log-probabilities.
+        includes_usage: whether a stream ends with counts, and says null until then.
     """
 
-    def __init__(self, model: str, num_logprobs: int | None, texts: TokenTexts) -> None:
+    def __init__(
+        self, model: str, num_logprobs: int | None, texts: TokenTexts, includes_usage: bool = False
+    ) -> None:
         self._texts = texts
+        self._no_usage = NO_USAGE if includes_usage else {}
         self._head = _head("chatcmpl", "chat.completion", model)
         self._chunk_head = {**self._head, "object": "chat.completion.chunk"}
         self._num_logprobs = num_logprobs or 0
@@ -138,9 +147,9 @@ class ChatForm:
             [self._part(delta.choice, "delta", content, logprobs, delta.finish_reason)]
         )
 
-    def counts(self, usage: dict[str, int]) -> dict[str, Any]:
+    def counts(self, usage: dict[str, int]) -> dict[str, Any] | None:
         """As `Form.counts`."""
-        return {**self._chunk_with([]), "usage": usage}
+        return {**self._chunk_with([]), "usage": usage} if self._no_usage else None
 
     def document(self, deltas: Sequence[Delta], usage: dict[str, int]) -> dict[str, Any]:
         """As `Form.document`."""
@@ -157,7 +166,7 @@ class ChatForm:
         return {**self._head, "choices": choices, "usage": usage}
 
     def _chunk_with(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return {**self._chunk_head, "choices": choices}
+        return {**self._chunk_head, "choices": choices, **self._no_usage}
 
     def _part(
         self, index: int, name: str, content: dict[str, Any], logprobs: Any, reason: str | None

@@ -12,6 +12,7 @@ from sdengine.async_engine import AsyncEngine, RequestStream
 from sdengine.core.outputs import CompletionOutput, Logprob, RequestOutput
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.core.stop import HeldBack
+from sdengine.errors import RequestError
 from sdengine.server.errors import ApiError
 from sdengine.server.metrics import Metrics
 from sdengine.server.settings import ServerSettings
@@ -62,6 +63,7 @@ class Generation:
         settings: the server's limits.
         metrics: where tokens and times are counted.
         params: for every prompt.
+        in_own_words: makes an error of the engine one that names the client's fields.
     """
 
     def __init__(
@@ -70,35 +72,32 @@ class Generation:
         settings: ServerSettings,
         metrics: Metrics,
         params: SamplingParams,
+        in_own_words: Callable[[RequestError], RequestError],
     ) -> None:
         self.usage = Usage()
         self._engine = engine
         self._settings = settings
         self._metrics = metrics
         self._params = params
+        self._in_own_words = in_own_words
         self._streams: list[RequestStream] = []
         self._begun_at = perf_counter()
         self._progress: dict[int, Progress] = {}
         self._is_closed = False
 
-    async def begin(
-        self,
-        prompts: Sequence[str | Sequence[int]],
-        field: str = "prompt",
-        length_field: str = "max_tokens",
-    ) -> None:
+    async def begin(self, prompts: Sequence[str | Sequence[int]], field: str = "prompt") -> None:
         """Queues the prompts. What the engine refuses is raised by `deltas`, and nothing of the
         other prompts stays behind.
 
         Args:
             prompts: texts or token ids.
-            field, length_field: what the client calls them and the tokens to generate.
+            field: what the client calls them.
 
         Raises:
-            ApiError: more prompts, completions or tokens than the server allows.
-            RequestError: as `AsyncEngine.encode`.
+            ApiError: more prompts or completions than the server allows.
+            RequestError: more tokens than the server allows, or as `AsyncEngine.encode`.
         """
-        self._check_counts(len(prompts), field, length_field)
+        self._check_counts(len(prompts), field)
         token_ids = [
             await self._engine.encode(prompt) if isinstance(prompt, str) else prompt
             for prompt in prompts
@@ -129,6 +128,8 @@ class Generation:
                     yield self._delta(prompt_index * self._params.n, output.outputs[0])
             if not self._is_closed:
                 self._metrics.request_seconds.observe(perf_counter() - self._begun_at)
+        except RequestError as error:
+            raise self._in_own_words(error) from None
         finally:
             await self.aclose()
 
@@ -202,7 +203,7 @@ class Generation:
                 task.cancel()
             await asyncio.gather(*waiting, return_exceptions=True)
 
-    def _check_counts(self, num_prompts: int, field: str, length_field: str) -> None:
+    def _check_counts(self, num_prompts: int, field: str) -> None:
         settings, params = self._settings, self._params
         if num_prompts > settings.max_requests:  # not busy: this would never fit
             message = f"expected at most {settings.max_requests} prompts in one request"
@@ -214,10 +215,10 @@ class Generation:
             raise ApiError(400, message, param=at_fault)
         limit_tokens = settings.max_output_tokens
         if limit_tokens is not None and params.max_tokens > limit_tokens:
-            raise ApiError(
-                400,
-                f"expected {length_field} of at most {limit_tokens}, got {params.max_tokens}",
-                param=length_field,
+            raise self._in_own_words(
+                RequestError.from_parts(
+                    f"max_tokens of at most {limit_tokens}", str(params.max_tokens)
+                )
             )
 
 

@@ -6,7 +6,6 @@ A field that is not supported is refused by name unless it holds the value that 
 from __future__ import annotations
 
 import re
-import reprlib
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -15,6 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.errors import RequestError
+from sdengine.server.complaints import shown
 from sdengine.server.neutral import (
     NEUTRAL,
     NEUTRAL_IN_CHAT,
@@ -24,7 +24,13 @@ from sdengine.server.neutral import (
     Neutral,
 )
 
-__all__ = ["ChatRequest", "CompletionRequest", "PlaygroundRequest", "field_of"]
+__all__ = [
+    "ChatRequest",
+    "CompletionRequest",
+    "GenerationRequest",
+    "PlaygroundRequest",
+    "field_of",
+]
 
 DEFAULT_MAX_TOKENS = 16
 MAX_STOPS = 64
@@ -68,7 +74,7 @@ def _either(expected: str) -> WrapValidator:
         try:
             return handler(value)
         except ValidationError:
-            message = {"message": f"expected {expected}, got {reprlib.repr(value)}"}
+            message = {"message": f"expected {expected}, got {shown(value)}"}
             raise PydanticCustomError("either", "{message}", message) from None
 
     return WrapValidator(check)
@@ -159,9 +165,9 @@ class GenerationRequest(Strict):
         try:
             return replace(defaults, max_tokens=max_tokens, logprobs=logprobs, **given)
         except RequestError as error:
-            raise self._in_own_words(error) from None
+            raise self.in_own_words(error) from None
 
-    def _in_own_words(self, error: RequestError) -> RequestError:
+    def in_own_words(self, error: RequestError) -> RequestError:
         """An error that names the client's field, where the engine's has another name."""
         return error
 
@@ -188,12 +194,10 @@ class CompletionRequest(GenerationRequest):
         if isinstance(self.prompt, str):
             return [self.prompt]
         if not self.prompt:
-            raise RequestError.from_parts("a prompt", "an empty one")
+            raise RequestError.from_parts("at least one prompt", "an empty list")
         if isinstance(self.prompt[0], int):
             return [self.prompt]
         return list(self.prompt)
-
-    length_field: ClassVar[str] = "max_tokens"
 
     @property
     def max_new_tokens(self) -> int:
@@ -243,19 +247,15 @@ class ChatRequest(GenerationRequest):
         return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
-    def length_field(self) -> str:
-        """What the client calls the number of tokens."""
-        return "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
-
-    @property
     def max_new_tokens(self) -> int | None:
         """Tokens to generate; None as far as the context goes."""
         return self.max_tokens if self.max_tokens is not None else self.max_completion_tokens
 
-    def _in_own_words(self, error: RequestError) -> RequestError:
+    def in_own_words(self, error: RequestError) -> RequestError:
+        """As `GenerationRequest.in_own_words`."""
         message = str(error).replace("expected logprobs", "expected top_logprobs")
         if self.max_completion_tokens is not None:
-            message = message.replace("expected max_tokens", "expected max_completion_tokens")
+            message = re.sub(r"\bmax_tokens\b", "max_completion_tokens", message)
         return RequestError(message)
 
 

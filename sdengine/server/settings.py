@@ -60,8 +60,8 @@ class ServerSettings:
 
     def __post_init__(self) -> None:
         error = ConfigError
-        if not self.model_name:
-            raise error.from_parts("a model_name that is not empty", "an empty one")
+        if not self.model_name.strip():
+            raise error.from_parts("model_name to be a name", repr(self.model_name))
         check_int(error, "port", self.port, 0, 65535)
         check_bool(error, "allow_public", self.allow_public)
         for name in ("connections", "requests", "requests_per_client", "body_bytes", "completions"):

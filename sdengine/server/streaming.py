@@ -36,7 +36,7 @@ Item = TypeVar("Item")
 
 
 async def answer(
-    request: Request, generation: Generation, form: Form, is_streamed: bool, has_usage: bool
+    request: Request, generation: Generation, form: Form, is_streamed: bool
 ) -> Response:
     """The response to a request whose prompts are in the engine.
 
@@ -45,13 +45,12 @@ async def answer(
         generation: begun.
         form: the endpoint's.
         is_streamed: events instead of a document.
-        has_usage: whether a stream ends with counts.
     """
     if is_streamed:
         chunks = Chunks(form)
 
         def end() -> bytes:
-            return chunks.end(generation.usage.document if has_usage else None)
+            return chunks.end(generation.usage.document)
 
         events = EventStream(
             generation.deltas(), chunks.encode, generation.aclose, end, generation.is_ready
@@ -206,9 +205,10 @@ class Chunks:
         before, after = self._frames[delta.choice]
         return opening + _encoded(before + encode_basestring(delta.text) + after)
 
-    def end(self, usage: dict[str, int] | None) -> bytes:
+    def end(self, usage: dict[str, int]) -> bytes:
         """The last events: counts, if they were asked for, and the mark of the end."""
-        return (b"" if usage is None else event(self._form.counts(usage))) + DONE
+        counts = self._form.counts(usage)
+        return (b"" if counts is None else event(counts)) + DONE
 
     def _open(self, choice: int) -> bytes:
         usual = event(self._form.chunk(Delta(choice, MARK, (), None, None))).decode()

@@ -9,6 +9,7 @@ import pytest
 from sdengine.cli import measure
 from sdengine.cli.measure import Comparison, alternate, run_request, short
 from sdengine.core.sampling_params import SamplingParams
+from sdengine.llm import StreamDelta
 from tests.cli.fakes import FakeLLM
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=100, min_tokens=50)
@@ -40,6 +41,20 @@ def test_every_delta_is_handed_on() -> None:
     texts: list[str] = []
     run_request(FakeLLM(), "x", GREEDY, lambda delta: texts.append(delta.text))
     assert texts == ["ab", "c", "def"]
+
+
+def test_a_request_that_is_interrupted_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not when the last reference to its stream goes: an engine runs it until then."""
+    llm = FakeLLM()
+    stream = llm.stream("x", GREEDY)
+    monkeypatch.setattr(llm, "stream", lambda prompt, params: stream)
+
+    def interrupt(delta: StreamDelta) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_request(llm, "x", GREEDY, interrupt)
+    assert next(stream, None) is None
 
 
 def test_sides_alternate_and_take_turns_in_going_first() -> None:

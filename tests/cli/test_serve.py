@@ -43,11 +43,28 @@ def test_a_model_is_named_after_its_directory(
 ) -> None:
     (tmp_path / "llama").mkdir()
     monkeypatch.chdir(tmp_path / "llama")
-    for options in (["--model", "."], ["--model", ".", "--name", ""], ["--model", "../llama/"]):
+    for options in (["--model", "."], ["--model", "../llama/"]):
         assert main(["serve", *options]) == 0
     assert main(["serve"]) == 0
     assert main(["serve", "--name", "mine"]) == 0
-    assert served == ["llama"] * 3 + ["python-completion", "mine"]
+    assert served == ["llama"] * 2 + ["python-completion", "mine"]
+
+
+@pytest.mark.parametrize(
+    "option,value",
+    [
+        *(("--name", value) for value in ("", "  ")),
+        *(("--timeout", value) for value in ("0", "-1", "nan", "inf")),
+        *(("--drain-timeout", value) for value in ("0", "-1", "nan", "inf")),
+    ],
+)
+def test_a_value_that_is_refused_is_told_by_its_option(
+    served: list[str], capfd, option: str, value: str
+) -> None:
+    assert main(["serve", f"{option}={value}"]) == 2
+    err = capfd.readouterr().err
+    assert err.startswith(f"sdengine: expected {option} to be a ") and err.count("\n") == 1
+    assert not served
 
 
 @pytest.mark.parametrize(

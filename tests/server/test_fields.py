@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import httpx
@@ -72,6 +73,28 @@ def test_stream_options_that_ask_for_nothing(post, options: object, has_usage: b
     options = {"include_obfuscation": True}
     error = error_of(post(prompt="x", stream=True, stream_options=options), 400)
     assert error["param"] == "stream_options.include_obfuscation"
+
+
+@pytest.mark.parametrize("includes_usage", [True, False])
+@pytest.mark.parametrize("changes", [{}, {"logprobs": 1}, {"n": 2}])
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions"])
+def test_chunks_before_the_counts_have_none(
+    post, path: str, changes: dict[str, Any], includes_usage: bool
+) -> None:
+    body: dict[str, Any] = {"messages": USER} if path == CHAT else {"prompt": "x"}
+    if path == CHAT and "logprobs" in changes:
+        changes = {"logprobs": True, "top_logprobs": 1}
+    options = {"include_usage": includes_usage}
+    answer = post(path, **body, **changes, stream=True, stream_options=options, max_tokens=9)
+    *chunks, done, _ = answer.text.split("\n\n")
+    assert done == "data: [DONE]"
+    documents = [json.loads(chunk.removeprefix("data: ")) for chunk in chunks]
+    if includes_usage:
+        last = documents.pop()
+        assert last["choices"] == [] and last["usage"]["completion_tokens"] > 0
+    assert documents and all(document["choices"] for document in documents)
+    for document in documents:
+        assert document.get("usage", "none") == (None if includes_usage else "none")
 
 
 @pytest.mark.parametrize("prompt", [[True], 5, {}, [["x"]], [[1], "x"], [None], [1.5]])
@@ -155,6 +178,30 @@ def test_what_the_kv_cache_has_no_room_for_is_named() -> None:
         assert (long["param"], long["code"]) == ("prompt", "context_length_exceeded")
         many = error_of(httpx.post(url, json={**body, "max_tokens": 2}), 400)
         assert many["param"] == "max_tokens" and "at most 48 tokens" in many["message"]
+
+
+def test_what_the_kv_cache_has_no_room_for_is_told_before() -> None:
+    for num_blocks, longest in ((1, 8), (6, 48), (100, 256)):  # of 8 tokens
+        with running(tiny_engine(num_kv_blocks=num_blocks, max_model_len=256)) as handle:
+            model = httpx.get(f"{handle.url}/v1/models").json()["data"][0]
+            assert model["max_model_len"] == longest
+            assert httpx.get(f"{handle.url}/v1/models/{MODEL}").json() == model
+            url = f"{handle.url}/v1/completions"
+            body = {"model": MODEL, "prompt": [5], "max_tokens": longest - 1, "ignore_eos": True}
+            assert httpx.post(url, json=body, timeout=60).status_code == 200
+
+
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_too_many_tokens_are_told_by_the_client_s_own_name(field: str, is_streamed: bool) -> None:
+    body = {"model": MODEL, "messages": USER, "stream": is_streamed}
+    with running(tiny_engine(num_kv_blocks=6), max_output_tokens=200) as handle:  # 48 tokens
+        for limit, num in ((200, 201), (48, 200)):
+            answer = httpx.post(f"{handle.url}{CHAT}", json={**body, field: num})
+            error = error_of(answer, 400)
+            assert error["param"] == field and f"at most {limit}" in error["message"]
+            assert field in error["message"].partition(", got ")[0]
+            assert ("max_tokens" in error["message"]) == (field == "max_tokens")
 
 
 def test_the_page_s_prompts_have_the_same_limit() -> None:

@@ -88,6 +88,19 @@ def test_token_ids_are_prompts(client: openai.OpenAI, llm: LLM) -> None:
     assert [c.text for c in (*one.choices, *two.choices)] == [text] * 3
 
 
+@pytest.mark.parametrize("prompt", ["", [""], [PROMPT, ""]])
+def test_an_empty_text_is_what_the_engine_makes_of_it(
+    client: openai.OpenAI, llm: LLM, prompt: str | list[str]
+) -> None:
+    params = SamplingParams(max_tokens=24, temperature=0.8, seed=5)
+    expected = llm.generate(prompt, params)
+    assert list(expected[-1].prompt_token_ids) == [0]  # the beginning of a sequence
+    got = client.completions.create(prompt=prompt, **SEEDED)
+    assert [c.text for c in got.choices] == [output.outputs[0].text for output in expected]
+    num_tokens = sum(output.metrics.num_prompt_tokens for output in expected)
+    assert got.usage.prompt_tokens == num_tokens
+
+
 def test_the_prompts_of_a_request_are_waited_for_together(llm: LLM) -> None:
     engine = tiny_engine()
     groups = seen_groups(engine)

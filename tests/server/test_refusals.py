@@ -110,13 +110,6 @@ def test_a_wrong_type_is_told_with_what_came(
     assert error["message"] == message and error["param"] == field
 
 
-def test_an_empty_text_is_judged_by_the_engine_alone_or_among_others(post) -> None:
-    answers = [post(prompt=prompt, max_tokens=2, seed=1) for prompt in ("", [""])]
-    assert answers[0].status_code == answers[1].status_code
-    if answers[0].status_code == 200:
-        assert answers[0].json()["choices"] == answers[1].json()["choices"]
-
-
 def test_half_a_character_is_no_json(post) -> None:
     message = error_of(post(prompt="\ud800"), 400)["message"]
     assert "JSON" in message and "hex escape" in message
@@ -137,7 +130,9 @@ def test_both_names_of_max_tokens_at_once_are_refused(post) -> None:
 def test_paths_and_methods(server: RunningServer) -> None:
     assert "nothing at" in error_of(httpx.get(f"{server.url}/v1/nothing"), 404)["message"]
     error_of(httpx.get(f"{server.url}/v1/completions"), 405)
-    error_of(httpx.post(f"{server.url}/v1/completions/", json={}), 404)
+    for path in ("/v1/completions/", f"{CHAT}/", "/health/"):
+        error_of(httpx.post(f"{server.url}{path}", json={}), 404)
+    error_of(httpx.get(f"{server.url}/v1/models/"), 404)
     error_of(httpx.get(f"{server.url}/health", headers={"host": "evil.example"}), 421)
     assert httpx.get(f"{server.url}/docs").status_code == 404
 
