@@ -70,8 +70,10 @@ class DeviceProgram:
             yield
             return
         self._launches.append((None, partial(self._branches.begin, count)))
-        yield
-        self._launches.append((None, self._branches.end))
+        try:
+            yield
+        finally:
+            self._launches.append((None, self._branches.end))
 
     def replay(self) -> None:
         with self._session(), chained():

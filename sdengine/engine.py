@@ -18,7 +18,7 @@ from sdengine.core.outputs import FinishReason, RequestOutput, StepTree
 from sdengine.core.plan import STREAM_SECONDS, StepReport
 from sdengine.core.request import Request, RequestBook
 from sdengine.core.sampling_params import SamplingParams
-from sdengine.core.sequence import Sequence, SequenceStatus
+from sdengine.core.sequence import Sequence
 from sdengine.errors import ConfigError, EngineBusy, EngineFailed, SdengineError
 from sdengine.factory.build import EngineParts, MakeDrafter, build_engine_parts
 from sdengine.runner.flight import Commit, Flight
@@ -224,7 +224,7 @@ class Engine:
         `abort_request` returns what they had.
         """
         self._check_call()
-        if max_iterations != 1 or max_seconds is not STREAM_SECONDS:
+        if max_iterations != 1 or max_seconds != STREAM_SECONDS:
             check_int(ConfigError, "max_iterations", max_iterations, 1)
             check_float(ConfigError, "max_seconds", max_seconds, 0.0)
         with self._is_called:
@@ -288,13 +288,16 @@ class Engine:
             del self._runner, self.controller
 
     def _abort(self, request: Request) -> RequestOutput:
+        self._end_sequences(request)
+        return self._book.close(request)
+
+    def _end_sequences(self, request: Request) -> None:
         for sequence, checker in zip(request.sequences, request.stop_checkers):
             if not sequence.is_finished:
                 checker.end_text()
                 slot = sequence.slot
                 self._scheduler.finish(sequence, "abort")
                 self._runner.release(slot)
-        return self._book.close(request)
 
     def _begin(self) -> None:
         self._check_open()
@@ -310,12 +313,7 @@ class Engine:
         self._scheduler.reset()
         self._runner.release_all()
         for request in self._book.unfinished():
-            for sequence, checker in zip(request.sequences, request.stop_checkers):
-                if not sequence.is_finished:
-                    checker.end_text()
-                    sequence.release()
-                    sequence.status = SequenceStatus.WAITING
-                    self._scheduler.finish(sequence, "abort")
+            self._end_sequences(request)
         self._is_torn = False
 
     def _check_open(self) -> None:

@@ -140,7 +140,15 @@ void ThreadPool::stop() {
 
 bool ThreadPool::is_forked() const { return getpid() != process_; }
 
+void ThreadPool::require_own_process() const {
+  if (!is_forked()) return;
+  throw std::runtime_error(
+      "ThreadPool: expected the process that made it, got a forked one, which has none of its "
+      "threads; make a new pool after the fork");
+}
+
 void ThreadPool::run(const std::function<void(Worker&)>& body) {
+  require_own_process();  // before the lock, which a thread that is not here may hold
   std::lock_guard<std::mutex> guard(run_mutex_);
   const int64_t start = now_ns();
   const int count = worker_count_.next(start);
@@ -151,16 +159,12 @@ void ThreadPool::run(const std::function<void(Worker&)>& body) {
 }
 
 void ThreadPool::run_on_all(const std::function<void(Worker&)>& body) {
+  require_own_process();
   std::lock_guard<std::mutex> guard(run_mutex_);
   run_with(num_threads_, body);
 }
 
 void ThreadPool::run_with(int count, const std::function<void(Worker&)>& body) {
-  if (is_forked()) {
-    throw std::runtime_error(
-        "ThreadPool: expected the process that made it, got a forked one, which has none of its "
-        "threads; make a new pool after the fork");
-  }
   Worker self{0, count, &barrier_};
   if (count == 1) {
     run_body(body, self);

@@ -71,6 +71,7 @@ class ThreadPool {
   void worker_main(int index);
   void stop();  // ends and joins the threads
   bool is_forked() const;
+  void require_own_process() const;
   void run_with(int count, const std::function<void(Worker&)>& body);
 
   const int num_threads_;

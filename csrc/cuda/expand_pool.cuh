@@ -107,28 +107,12 @@ __device__ inline Pool find_pool(const TreeExpandArgs& args, const Block& block,
   return {0, keys.total, keys.total < budget ? 0.0f : least, least};
 }
 
-__device__ inline int32_t count_larger(const uint64_t* keys, int32_t count, uint64_t key) {
-  int32_t larger = 0;
-  for (int32_t i = 0; i < count; ++i) larger += keys[i] > key ? 1 : 0;
-  return larger;
-}
-
-// How many of the batch's nodes rank before a thread's key; every thread brings one. Keys are
-// compared where they are in shared memory: read one by one from where grow left them, with a
-// division each, they would take milliseconds for large batches.
+// How many of the batch's nodes rank before a thread's key; every thread brings one.
 __device__ inline int32_t count_before(const Block& block, const BatchKeys& keys, uint64_t key) {
   if (keys.is_pooled) return count_larger(keys.pooled, keys.num_places, key);
-  int32_t before = 0;
-  for (int32_t first = 0; first < keys.num_places; first += kMaxPooledKeys) {
-    const int32_t left = keys.num_places - first;
-    const int32_t count = expand::min_of(left, static_cast<int32_t>(kMaxPooledKeys));
-    for (int32_t i = block.rank(); i < count; i += block.size())
-      keys.pooled[i] = keys.at(first + i);
-    block.sync();
-    before += count_larger(keys.pooled, count, key);
-    block.sync();
-  }
-  return before;
+  return count_larger(
+      block, [&](int32_t place) { return keys.at(place); }, keys.num_places, keys.pooled,
+      static_cast<int32_t>(kMaxPooledKeys), key);
 }
 
 // This block's part of expand::selection_floor: notes the values of its nodes by rank, and the

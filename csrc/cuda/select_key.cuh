@@ -1,4 +1,5 @@
-// The k-th largest of many keys, by a whole block: radix selection, eight bits at a time.
+// Many keys in order, by a whole block: the k-th largest by radix selection, eight bits at a time,
+// and ranks by counting.
 #pragma once
 
 #include "cuda/block.cuh"
@@ -78,6 +79,31 @@ __device__ inline uint64_t kth_largest_key(const Block& block, Keys key, int32_t
   }
   block.sync();
   return known;
+}
+
+// Keys in shared memory that are larger than a thread's own.
+__device__ inline int32_t count_larger(const uint64_t* keys, int32_t count, uint64_t own) {
+  int32_t larger = 0;
+  for (int32_t i = 0; i < count; ++i) larger += keys[i] > own ? 1 : 0;
+  return larger;
+}
+
+// The same of key(0) .. key(count - 1), wherever those are: they are compared tile by tile in
+// shared memory, because a key costs a division or a search where it comes from. Every thread of
+// the block brings a key of its own.
+template <class Keys>
+__device__ inline int32_t count_larger(const Block& block, Keys key, int32_t count, uint64_t* tile,
+                                       int32_t tile_size, uint64_t own) {
+  int32_t larger = 0;
+  for (int32_t first = 0; first < count; first += tile_size) {
+    const int32_t left = count - first;
+    const int32_t here = left < tile_size ? left : tile_size;
+    for (int32_t i = block.rank(); i < here; i += block.size()) tile[i] = key(first + i);
+    block.sync();
+    larger += count_larger(tile, here, own);
+    block.sync();
+  }
+  return larger;
 }
 
 }  // namespace sdengine

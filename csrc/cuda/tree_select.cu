@@ -8,6 +8,7 @@
 // drops what ranks at or below the first failure of any block, and renumbers.
 #include "cuda/block.cuh"
 #include "cuda/launch.cuh"
+#include "cuda/select_key.cuh"
 #include "sdengine/tree_select.h"
 
 namespace sdengine {
@@ -67,17 +68,9 @@ __device__ uint64_t live_key(const TreeSelectArgs& args, const int32_t* starts, 
 // How many live nodes rank above the key; every thread brings one of its own.
 __device__ int32_t count_above(const TreeSelectArgs& args, const Block& block,
                                const RankSpace& space, int32_t num_seqs, uint64_t key) {
-  const int32_t live = space.starts[num_seqs];
-  int32_t above = 0;
-  for (int32_t first = 0; first < live; first += kTileKeys) {
-    const int32_t count = live - first < kTileKeys ? live - first : kTileKeys;
-    for (int32_t i = block.rank(); i < count; i += block.size())
-      space.tile[i] = live_key(args, space.starts, num_seqs, first + i);
-    block.sync();
-    for (int32_t i = 0; i < count; ++i) above += space.tile[i] > key ? 1 : 0;
-    block.sync();
-  }
-  return above;
+  return count_larger(
+      block, [&](int32_t i) { return live_key(args, space.starts, num_seqs, i); },
+      space.starts[num_seqs], space.tile, kTileKeys, key);
 }
 
 __global__ void rank_nodes_kernel(TreeSelectArgs args) {

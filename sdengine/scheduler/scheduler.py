@@ -181,9 +181,10 @@ class Scheduler:
         self, sequence: Sequence, reason: FinishReason, stop_reason: str | int | None = None
     ) -> None:
         """Ends a sequence, wherever it is, and frees its blocks."""
-        if sequence.status is SequenceStatus.RUNNING:
+        # An interrupt may have left it in neither, whatever its status says.
+        if sequence in self.running:
             self._leave(sequence)
-        elif sequence in self.waiting:  # its `add` may have been cut short
+        elif sequence in self.waiting:
             self.waiting.remove(sequence)
         sequence.status = SequenceStatus.FINISHED
         sequence.finish_reason = reason

@@ -129,13 +129,13 @@ def evaluate_pair(
 class _Distillation(ABC):
     """What both stages share: corpus batches, optimisers, evaluation."""
 
+    held_out: Blocks  # on the device
+
     def __init__(
         self, target: LlamaModule, draft: LlamaModule, streams: Streams, config: PairConfig
     ):
         self.target, self.draft, self.config = target, draft, config
         self.sampler = BlockSampler(streams.train, config.seed)
-        held_out = evaluation_blocks(streams.held_out, config.short_length, config.eval_tokens)
-        self.held_out = held_out.to(config.device)
         self.modules: dict[str, nn.Module] = {}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         # One single-threaded worker a core meets its neighbour once a step; two threads inside
@@ -195,6 +195,8 @@ class JointObjective(_Distillation):
         self, target: LlamaModule, draft: LlamaModule, streams: Streams, config: PairConfig
     ):
         super().__init__(target, draft, streams, config)
+        held_out = evaluation_blocks(streams.held_out, config.short_length, config.eval_tokens)
+        self.held_out = held_out.to(config.device)
         self._own("target", target)
         self._own("draft", draft)
 

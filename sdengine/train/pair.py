@@ -4,8 +4,8 @@ Everything lives in a run directory: `run.json` (the recipe), `tokenizer.json`, 
 one log per stage, the target's samples.  The same command continues whatever it finds there.
 
 The defaults train a pair from random weights for as long as the bundled one was trained, which
-took six runs, five of them with `--start-from`: three of the draft alone (`--steps 0`), and a last
-one that began by growing the target.  The target has seen the corpus less than three times: more
+took seven runs, six of them with `--start-from`: four of the draft alone (`--steps 0`), and one
+that began by growing the target.  The target has seen the corpus less than three times: more
 steps make a better pair.
 """
 

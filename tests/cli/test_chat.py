@@ -48,6 +48,14 @@ class InterruptedLLM(FakeLLM):
                 raise KeyboardInterrupt
 
 
+@pytest.fixture(autouse=True)
+def listen_to_sigint() -> Iterator[None]:
+    """A suite that a shell runs in the background ignores SIGINT."""
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, earlier)
+
+
 def start_chat(llm: FakeLLM | LLM, stdin: object, monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.setattr(chat, "open_llm", lambda args: llm)
     monkeypatch.setattr(chat, "require_chat_template", lambda args: None)
