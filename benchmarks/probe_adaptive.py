@@ -17,6 +17,7 @@ from benchmarks.probe_model import TreeSampler
 from sdengine.controllers.base import BudgetController
 from sdengine.core.cost_model import CostModel
 from sdengine.core.plan import Outlook, StepPlan, StepReport
+from sdengine.runner.prices import PROMISED
 from sdengine.runner.runner import MAX_STEADY_PENDING
 
 
@@ -148,7 +149,7 @@ class Replay:
                 promised = promised[promised >= cost] - cost
                 gain += float(promised.sum())
                 has_rows = has_rows or len(promised) > 0
-            if not has_rows or gain < self._costs.draft_layer_s * plan.tokens_per_s:
+            if not has_rows or gain < PROMISED * self._costs.draft_layer_s * plan.tokens_per_s:
                 return layer
         return plan.depth
 

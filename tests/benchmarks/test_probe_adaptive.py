@@ -113,5 +113,6 @@ def test_layers_run_while_they_promise_more_than_they_cost() -> None:
     assert layers(StepPlan(4, 4), [4]) == 4 and layers(StepPlan(3, 4), [4]) == 3
     assert layers(StepPlan(4, 4), [2]) == 2 and layers(StepPlan(4, 8), [2, 3]) == 3
     assert layers(StepPlan(4, 4, 2.0), [4]) == 3  # 0.8 and 0.2 beyond the newcomer's cost, then 0
+    assert layers(StepPlan(4, 4, 2.5), [4]) == 2  # 0.175 for a layer of 0.125: it is the most
     assert layers(StepPlan(4, 4, 5.0), [4]) == 2  # a layer is 0.25, and the second promises 0.05
     assert layers(StepPlan(4, 4, 10.0), [4]) == 1
