@@ -17,7 +17,7 @@ from benchmarks.probe_model import TreeSampler
 from sdengine.controllers.base import BudgetController
 from sdengine.core.cost_model import CostModel
 from sdengine.core.plan import Outlook, StepPlan, StepReport
-from sdengine.runner.prices import PROMISED
+from sdengine.runner.prices import least_layer_gain
 from sdengine.runner.runner import MAX_STEADY_PENDING
 
 
@@ -138,6 +138,7 @@ class Replay:
         batch = len(values)
         most = batch + sum(map(len, values)) + 1
         prices = self._costs.row_costs(most)[batch:] * plan.tokens_per_s
+        least_gain = least_layer_gain(self._costs.draft_layer_s, plan.tokens_per_s)
         for layer in range(1, plan.depth):
             grown = [v[d <= min(layer, room)] for v, d, room in zip(values, depths, rooms)]
             cost = _newcomer_cost(np.concatenate(grown), prices)
@@ -149,7 +150,7 @@ class Replay:
                 promised = promised[promised >= cost] - cost
                 gain += float(promised.sum())
                 has_rows = has_rows or len(promised) > 0
-            if not has_rows or gain < PROMISED * self._costs.draft_layer_s * plan.tokens_per_s:
+            if not has_rows or gain < least_gain:
                 return layer
         return plan.depth
 

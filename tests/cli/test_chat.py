@@ -50,7 +50,7 @@ class InterruptedLLM(FakeLLM):
 
 @pytest.fixture(autouse=True)
 def listen_to_sigint() -> Iterator[None]:
-    """A suite that a shell runs in the background ignores SIGINT."""
+    """A suite that a shell runs in the background ignores SIGINT, and so would its children."""
     earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, earlier)
@@ -217,13 +217,11 @@ def test_a_conversation_on_a_terminal(chat_model: Path) -> None:
     master, slave = pty.openpty()
     command = [sys.executable, "-u", "-m", "sdengine.cli", "chat", "--model", str(chat_model)]
     command += ["--max-tokens", "900", "--max-model-len", "1000", "--temperature", "1"]
-    # A suite that a shell runs in the background ignores SIGINT, and so would its children.
     process = subprocess.Popen(
         [*command, "--seed", "1", "--num-threads", "1"],
         stdin=slave,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     os.close(slave)
     assert process.stdout is not None
