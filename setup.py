@@ -1,10 +1,10 @@
 """Builds the CPU extension `sdengine.kernels._cpu` and, where it can be used, the CUDA library
 `sdengine/kernels/libsdengine_cuda.so`; everything else is declared in pyproject.toml.
 
-Each source is compiled for the instruction set its name ends in (`_avx2`, `_avx512`), all others
-for the baseline, so that one binary runs everywhere and chooses at run time. No torch headers are
-involved. Without a C++ compiler the package still installs and runs on the reference backend;
-`sdengine info` says so.
+Each source is compiled for the instruction set its name ends in (`_avx2`, `_avx512`,
+`_avx512_bf16`), all others for the baseline, so that one binary runs everywhere and chooses at run
+time. No torch headers are involved. Without a C++ compiler the package still installs and runs on
+the reference backend; `sdengine info` says so.
 
 The CUDA library is built where nvcc and a GPU are found, and with SDENGINE_BUILD_CUDA=1 wherever
 nvcc is (0: never); once built, it is kept up to date. Its four architectures take minutes, which a
@@ -37,17 +37,11 @@ COMMON_FLAGS = [
     "-pthread",
     "-Wall",
 ]
+AVX512_FLAGS = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"]
 X86_FLAGS = {
     "_avx2": ["-mavx2", "-mfma", "-mf16c", "-mtune=znver3"],
-    "_avx512": [
-        "-mavx512f",
-        "-mavx512bw",
-        "-mavx512vl",
-        "-mavx512dq",
-        "-mavx512bf16",
-        "-mfma",
-        "-mf16c",
-    ],
+    "_avx512": AVX512_FLAGS,
+    "_avx512_bf16": [*AVX512_FLAGS, "-mavx512bf16"],
 }
 CUDA_LIBRARY = "libsdengine_cuda.so"
 CUDA_SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))

@@ -5,14 +5,17 @@ namespace sdengine {
 
 enum class Isa {
   kPortable = 0,
-  kAvx2 = 1,
-  kAvx512 = 2
-};  // kAvx2: +FMA +F16C; kAvx512: F BW VL DQ BF16
+  kAvx2 = 1,       // and FMA, F16C
+  kAvx512 = 2,     // F BW VL DQ
+  kAvx512Bf16 = 3  // the same kernels, but dot products of bfloat16 in `linear`
+};
 
-// The best the machine has, unless SDENGINE_ISA (portable | avx2 | avx512) asks for less.
+// The one this machine is fastest with, unless SDENGINE_ISA (portable | avx2 | avx512 |
+// avx512_bf16) asks for another.
 // Throws std::runtime_error when it asks for more than the machine or the build has, or for an
 // unknown name.
 Isa selected_isa();
+// All that the machine has.
 Isa detected_isa();
 const char* isa_name(Isa isa);
 

@@ -32,8 +32,8 @@ struct WeightShare {
 };
 
 // A share of the blocks of 32 output columns, per instruction set; `next` is the worker's in its
-// next launch. `scratch` has room for one pass of rows as bfloat16 where the instruction set wants
-// them so, and is nullptr elsewhere.
+// next launch. `scratch` has room for one pass of rows where the instruction set wants them
+// copied, and is nullptr elsewhere.
 using LinearBlocks = void (*)(const LinearArgs& args, Range share, const WeightShare& next,
                               void* scratch);
 void linear_blocks_portable(const LinearArgs& args, Range share, const WeightShare& next,
@@ -42,6 +42,8 @@ void linear_blocks_avx2(const LinearArgs& args, Range share, const WeightShare& 
                         void* scratch);
 void linear_blocks_avx512(const LinearArgs& args, Range share, const WeightShare& next,
                           void* scratch);
+void linear_blocks_avx512_bf16(const LinearArgs& args, Range share, const WeightShare& next,
+                               void* scratch);
 
 // Rows that pass over one chunk of weights together; more rows read the weights again.
 constexpr int64_t kLinearMaxRows = 128;

@@ -4,7 +4,7 @@ namespace sdengine {
 
 void linear_blocks_avx2(const LinearArgs& args, Range share, const WeightShare& next,
                         void* scratch) {
-  linear_op::linear_blocks_of_format<linear_op::WidenedBf16>(args, share, next, scratch);
+  linear_op::linear_blocks_of_format(args, share, next, scratch);
 }
 
 }  // namespace sdengine

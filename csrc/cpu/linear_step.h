@@ -1,5 +1,5 @@
-// The innermost step of `linear`: R rows times C vectors of columns times one or two inputs, sums
-// in registers.
+// The innermost step of `linear` with four or eight lanes: R rows times C vectors of columns times
+// one or two inputs, sums in registers.
 //
 // A Kernel says how weights and activations are stored and how a step multiplies them. The order of
 // additions into a sum is fixed by the step alone, so that it is the same for every R and C.
@@ -7,12 +7,8 @@
 
 #include "cpu/linear.h"
 #include "cpu/linear_instructions.h"
-#include "cpu/packed_weight.h"
+#include "cpu/linear_tiling.h"
 #include "cpu/vec.h"
-
-// Rows of a step, unrolled before arrays of sums are turned into registers: gcc 12 keeps 12 x 2 in
-// memory otherwise.
-#define SDE_UNROLL _Pragma("GCC unroll 12")
 
 namespace sdengine {
 inline namespace SDENGINE_ISA_NAMESPACE {
@@ -43,23 +39,9 @@ SDE_INLINE void multiply_add(Vec (&sums)[R][C], const float* const (&x)[R], int6
   }
 }
 
-// The activations that make output row `row`.
-SDE_INLINE const float* input_row(const LinearArgs& args, int64_t row) {
-  return args.x + (args.rows == nullptr ? row : args.rows[row]) * args.weight.num_inputs;
-}
-
-// Activations of the kernels that take them in float32: rows are used where they lie.
-struct FloatRows {
-  using Input = float;
-
-  static SDE_INLINE void prepare_rows(const LinearArgs& args, int64_t first, int64_t count, void*,
-                                      const float** x) {
-    for (int64_t r = 0; r < count; ++r) x[r] = input_row(args, first + r);
-  }
-};
-
 // bfloat16 weights, widened by a shift or a mask, which is exact; float32 activations.
-struct WidenedBf16 : FloatRows {
+struct WidenedBf16 {
+  using Input = float;
   using Weight = uint16_t;
   static constexpr int kDepth = 2;       // inputs a step
   static constexpr int kSideBySide = 2;  // inputs of an output that stand together
@@ -132,7 +114,8 @@ struct WidenedBf16 : FloatRows {
 
 // float16 weights, widened by an instruction of two parts, which take the ports that a shift and a
 // load do; float32 activations.
-struct WidenedHalf : FloatRows {
+struct WidenedHalf {
+  using Input = float;
   using Weight = Half;
   static constexpr int kDepth = 2;
   static constexpr int kSideBySide = 1;
@@ -172,7 +155,8 @@ struct WidenedHalf : FloatRows {
 };
 
 // float32 weights and activations.
-struct Fp32 : FloatRows {
+struct Fp32 {
+  using Input = float;
   using Weight = float;
   static constexpr int kDepth = 1;
   static constexpr int kSideBySide = 1;

@@ -14,6 +14,7 @@ constexpr int64_t kGrain = 512;  // floats
 
 LimitProbes choose() {
 #if defined(__x86_64__)
+  if (selected_isa() == Isa::kAvx512Bf16) return limit_probes_avx512_bf16();
   if (selected_isa() == Isa::kAvx512) return limit_probes_avx512();
   if (selected_isa() == Isa::kAvx2) return limit_probes_avx2();
 #endif

@@ -18,8 +18,8 @@ std::vector<double> measure_read(ThreadPool& pool, const void* data, int64_t byt
                                  int repeats);
 
 // Operations per second (a multiply-add counts two) of independent chains in registers, for about
-// `milliseconds` each. `bf16_dot`: the instruction that `linear` uses for bfloat16 weights; without
-// AVX-512 that is the float32 FMA.
+// `milliseconds` each. `bf16_dot`: the instruction that `linear` uses for bfloat16 weights; but on
+// avx512_bf16 that is the float32 FMA.
 std::vector<double> measure_arithmetic(ThreadPool& pool, bool bf16_dot, double milliseconds,
                                        int repeats);
 
@@ -35,5 +35,6 @@ struct LimitProbes {
 LimitProbes limit_probes_portable();
 LimitProbes limit_probes_avx2();
 LimitProbes limit_probes_avx512();
+LimitProbes limit_probes_avx512_bf16();
 
 }  // namespace sdengine

@@ -33,7 +33,12 @@
 
 #if defined(SDENGINE_SIMDE) || (defined(__AVX512F__) && defined(__AVX512BW__) && \
                                 defined(__AVX512VL__) && defined(__AVX512DQ__))
+#if defined(__AVX512BF16__) || defined(SDENGINE_SIMDE_BF16)
+#define SDENGINE_ISA_NAMESPACE isa_avx512_bf16
+#else
 #define SDENGINE_ISA_NAMESPACE isa_avx512
+#endif
+#define SDENGINE_SIXTEEN_LANES 1
 #include "cpu/vec_avx512.h"
 #elif defined(__AVX2__) && defined(__FMA__)
 #define SDENGINE_ISA_NAMESPACE isa_avx2

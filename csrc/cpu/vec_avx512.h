@@ -15,7 +15,7 @@
 #include <cstring>
 
 namespace sdengine {
-inline namespace isa_avx512 {
+inline namespace SDENGINE_ISA_NAMESPACE {
 
 struct Vec {
   static constexpr int kLanes = 16;
@@ -160,5 +160,5 @@ SDE_INLINE void store_half(Half* p, Vec a) {
 // 2^n * a for integral lanes n; one rounding, also into the subnormal range.
 SDE_INLINE Vec scale_by_power(Vec a, Vec n) { return {_mm512_scalef_ps(a.v, n.v)}; }
 
-}  // namespace isa_avx512
+}  // namespace SDENGINE_ISA_NAMESPACE
 }  // namespace sdengine

@@ -107,8 +107,8 @@ def cpu_lines() -> Iterator[Line]:
 
 
 def isa_text(best: str, used: str) -> str:
-    """The instruction set in use, and the better one that was asked away."""
-    return used if used == best else f"{used} (SDENGINE_ISA; this machine has {best})"
+    """The instruction set in use, and a larger one that the machine has."""
+    return used if used == best else f"{used} (this machine has {best})"
 
 
 def gpu_lines() -> Iterator[Line]:

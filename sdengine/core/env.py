@@ -18,7 +18,7 @@ __all__ = ["SECRETS", "VARIABLES", "Environment", "read_environment"]
 
 VARIABLES: dict[str, str] = {
     "SDENGINE_BACKEND": "backend of all ops, when backend is not given",
-    "SDENGINE_ISA": "CPU instructions at most: portable, avx2 or avx512; read by the C++ kernels",
+    "SDENGINE_ISA": "CPU instructions: portable, avx2, avx512, avx512_bf16; for the C++ kernels",
     "SDENGINE_NUM_THREADS": "CPU threads, when num_threads is not given",
     "SDENGINE_CACHE_DIR": "where measured costs are kept; default ~/.cache/sdengine",
     "SDENGINE_BUNDLED_DIR": "where bundled model pairs are looked for; default inside the package",

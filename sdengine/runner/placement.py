@@ -47,7 +47,7 @@ class Placement:
     def has_only_bf16_products(self) -> bool:
         """Whether the processor multiplies pairs of bfloat16, but none of float16, which it widens
         first and then takes twice as long for many rows."""
-        return self.backend == "cpu" and backends.load_cpu().selected_isa() == "avx512"
+        return self.backend == "cpu" and backends.load_cpu().selected_isa() == "avx512_bf16"
 
     def layout(self, dtype: torch.dtype, pool: Any) -> Layout:
         """How a model's tensors are laid out here."""

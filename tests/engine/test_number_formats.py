@@ -50,5 +50,5 @@ def test_a_float16_checkpoint_is_decoded_as_it_is(make_engine: MakeEngine) -> No
     rounded = error_of(make_engine, directory, "bfloat16", exact)
     assert error_of(make_engine, directory, "float16", exact) < rounded / 4
     engine = make_engine(str(directory), dtype="auto")
-    has_bf16 = load_cpu().selected_isa() == "avx512"
+    has_bf16 = load_cpu().selected_isa() == "avx512_bf16"
     assert engine.iteration.weights.dtype == (torch.bfloat16 if has_bf16 else torch.float16)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from sdengine.kernels.backends import load_cpu
 from sdengine.kernels.huge_pages import HugePageArena
 from sdengine.kernels.packed_weight import PackedWeight, pack_weight
 from sdengine.kernels.program import make_pool, run_op
@@ -302,26 +298,6 @@ def test_linear_refuses_a_gate_with_a_residual() -> None:
 def test_packing_refuses(weight: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         pack_weight(weight, **options)
-
-
-def test_lower_instruction_sets_pass_the_same_tests() -> None:
-    levels = ["portable", "avx2", "avx512"]
-    for isa in levels[: levels.index(load_cpu().selected_isa())]:
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-x",
-            "-p",
-            "no:cacheprovider",
-            "-k",
-            "not lower_instruction",
-            __file__,
-        ]
-        env = {**os.environ, "SDENGINE_ISA": isa}
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stdout[-3000:]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+LEVELS = ("avx2", "avx512", "avx512_bf16")
 OBJECTS = sorted(
     path
-    for isa in ("avx2", "avx512")
+    for isa in LEVELS
     for path in ROOT.glob(f"build/cpu-*/*_{isa}.o")
     if (ROOT / "csrc" / "cpu" / f"{path.stem}.cpp").exists()
 )
@@ -39,6 +40,6 @@ def weak_symbols(path: Path) -> list[str]:
 @pytest.mark.skipif(not OBJECTS, reason="no build folder beside the sources")
 @pytest.mark.parametrize("path", OBJECTS, ids=lambda path: path.stem)
 def test_weak_symbols_name_their_instruction_set(path: Path) -> None:
-    isa = path.stem.rpartition("_")[2]
+    isa = max((isa for isa in LEVELS if path.stem.endswith(f"_{isa}")), key=len)
     strangers = [name for name in weak_symbols(path) if f"isa_{isa}::" not in name]
     assert not strangers, f"{path.name} offers {strangers}"

@@ -111,7 +111,9 @@ def test_bfloat16_is_refused_in_the_interpreter(make_tiny: MakePair) -> None:
         make_tiny("triton", dtype="bfloat16")
 
 
-@pytest.mark.parametrize("isa,float16", [("avx2", torch.float16), ("avx512", torch.bfloat16)])
+@pytest.mark.parametrize(
+    "isa,float16", [("avx512", torch.float16), ("avx512_bf16", torch.bfloat16)]
+)
 def test_a_checkpoint_keeps_its_format_where_that_is_multiplied_at_full_speed(
     monkeypatch: pytest.MonkeyPatch, isa: str, float16: torch.dtype
 ) -> None:

@@ -1,0 +1,42 @@
+#include "cpu/linear.inl"
+
+namespace sdengine {
+inline namespace SDENGINE_ISA_NAMESPACE {
+namespace linear_op {
+
+// bfloat16 dot products: two inputs an instruction, rows rounded to bfloat16.
+struct Bf16Dot {
+  using Input = uint16_t;
+  static constexpr int kDepth = 2;
+
+  template <int R, int C>
+  static SDE_INLINE void step(Vec (&sums)[R][C], const Strided<R>& x, const Strided<C>& w) {
+    Vec weights[C];
+    SDE_UNROLL for (int c = 0; c < C; ++c) weights[c] = vector_at<0>(w, c);
+    SDE_UNROLL for (int r = 0; r < R; ++r) {
+      const Vec pair = broadcast_at<0>(x, r);
+      SDE_UNROLL for (int c = 0; c < C; ++c) add_dot(sums[r][c], pair, weights[c]);
+    }
+  }
+
+  static SDE_INLINE void add_dot(Vec& sum, Vec a, Vec b) {
+#if defined(SDENGINE_PINNED_STEPS)
+    asm volatile("vdpbf16ps %2, %1, %0" : "+v"(sum.v) : "v"(a.v), "v"(b.v));
+#else
+    sum.v =
+        _mm512_dpbf16_ps(sum.v, reinterpret_cast<__m512bh>(a.v), reinterpret_cast<__m512bh>(b.v));
+#endif
+  }
+};
+
+}  // namespace linear_op
+}  // namespace SDENGINE_ISA_NAMESPACE
+
+void linear_blocks_avx512_bf16(const LinearArgs& args, Range share, const WeightShare& next,
+                               void* scratch) {
+  if (args.weight.format != Format::kBfloat16)
+    return linear_blocks_avx512(args, share, next, scratch);
+  linear_op::linear_blocks<linear_op::Bf16Dot>(args, share, next, scratch);
+}
+
+}  // namespace sdengine

@@ -1,0 +1,198 @@
+// The innermost step of `linear` with sixteen lanes: up to 24 sums in registers of R rows times C
+// strips, one line of every strip's weights at a time.
+//
+// Addresses are equally spaced, so that three share a register: base, base + stride, base + 2
+// stride. Otherwise gcc 12 keeps row pointers in vector registers, and fetching them from there
+// takes a port that multiplies. A Kernel says how weights and activations are stored and how a
+// step multiplies them; the order of additions into a sum is the same for every R and C.
+#pragma once
+
+#include <cstring>
+
+#include "cpu/linear_instructions.h"
+#include "cpu/linear_tiling.h"
+
+namespace sdengine {
+inline namespace SDENGINE_ISA_NAMESPACE {
+namespace linear_op {
+
+// N addresses, `stride` bytes apart.
+template <int N>
+struct Strided {
+  static constexpr int kBases = (N + 2) / 3;
+  const char* base[kBases];
+  int64_t stride;
+
+  SDE_INLINE Strided(const void* first, int64_t apart) : stride(apart) {
+    SDE_UNROLL for (int i = 0; i < kBases; ++i) base[i] =
+        static_cast<const char*>(first) + 3 * i * apart;
+  }
+  SDE_INLINE void advance(int64_t bytes) {
+    SDE_UNROLL for (int i = 0; i < kBases; ++i) base[i] += bytes;
+  }
+};
+
+// An instruction that reads kOffset bytes from address `i`, a constant once loops are unrolled.
+#if defined(SDENGINE_PINNED_STEPS)
+#define SDE_AT(before, after, output, at, i, kOffset, ...)                                     \
+  if (i % 3 == 0)                                                                              \
+    asm volatile(before "%c2(%1)" after                                                        \
+                 : output                                                                      \
+                 : "r"(at.base[i / 3]), "i"(kOffset), ##__VA_ARGS__);                          \
+  else if (i % 3 == 1)                                                                         \
+    asm volatile(before "%c2(%1,%[stride])" after                                              \
+                 : output                                                                      \
+                 : "r"(at.base[i / 3]), "i"(kOffset), [stride] "r"(at.stride), ##__VA_ARGS__); \
+  else                                                                                         \
+    asm volatile(before "%c2(%1,%[stride],2)" after                                            \
+                 : output                                                                      \
+                 : "r"(at.base[i / 3]), "i"(kOffset), [stride] "r"(at.stride), ##__VA_ARGS__)
+template <int kOffset, int N>
+SDE_INLINE Vec broadcast_at(const Strided<N>& at, int i) {
+  Vec a;
+  SDE_AT("vbroadcastss ", ", %0", "=v"(a.v), at, i, kOffset);
+  return a;
+}
+template <int kOffset, int N>
+SDE_INLINE Vec vector_at(const Strided<N>& at, int i) {
+  Vec a;
+  SDE_AT("vmovups ", ", %0", "=v"(a.v), at, i, kOffset);
+  return a;
+}
+template <int kOffset, int N>
+SDE_INLINE Vec halves_at(const Strided<N>& at, int i) {
+  Vec a;
+  SDE_AT("vcvtph2ps ", ", %0", "=v"(a.v), at, i, kOffset);
+  return a;
+}
+// sum += what is broadcast * weight, in one instruction.
+template <int kOffset, int N>
+SDE_INLINE void add_broadcast(Vec& sum, const Strided<N>& at, int i, Vec weight) {
+  SDE_AT("vfmadd231ps ", "%{1to16%}, %[weight], %0", "+v"(sum.v), at, i,
+         kOffset, [weight] "v"(weight.v));
+}
+// A line on its way into the caches.
+template <int N>
+SDE_INLINE void fetch_line(const Strided<N>& at, int i) {
+  __builtin_prefetch(at.base[i / 3] + i % 3 * at.stride, 0, 3);
+}
+#else
+template <int kOffset, int N>
+SDE_INLINE const float* floats_at(const Strided<N>& at, int i) {
+  return reinterpret_cast<const float*>(at.base[i / 3] + i % 3 * at.stride + kOffset);
+}
+template <int kOffset, int N>
+SDE_INLINE Vec broadcast_at(const Strided<N>& at, int i) {
+  return broadcast(*floats_at<kOffset>(at, i));
+}
+template <int kOffset, int N>
+SDE_INLINE Vec vector_at(const Strided<N>& at, int i) {
+  return load(floats_at<kOffset>(at, i));
+}
+template <int kOffset, int N>
+SDE_INLINE Vec halves_at(const Strided<N>& at, int i) {
+  return load_half(reinterpret_cast<const Half*>(floats_at<kOffset>(at, i)));
+}
+template <int kOffset, int N>
+SDE_INLINE void add_broadcast(Vec& sum, const Strided<N>& at, int i, Vec weight) {
+  sum = fma(broadcast_at<kOffset>(at, i), weight, sum);
+}
+template <int N>
+SDE_INLINE void fetch_line(const Strided<N>&, int) {}
+#endif
+
+// sums[r][c] += the input kOffset bytes from x[r] * weights[c].
+template <int kOffset, int R, int C>
+SDE_INLINE void add_products(Vec (&sums)[R][C], const Strided<R>& x, const Vec (&weights)[C]) {
+  SDE_UNROLL for (int r = 0; r < R; ++r) {
+    if constexpr (C == 1) {
+      add_broadcast<kOffset>(sums[r][0], x, r, weights[0]);
+    } else {
+      const Vec value = broadcast_at<kOffset>(x, r);
+      SDE_UNROLL for (int c = 0; c < C; ++c) add_product(sums[r][c], value, weights[c]);
+    }
+  }
+}
+
+// Rows of activations: equally spaced, an odd number of lines apart so that they spread over the
+// sets of the cache, and zero up to a whole step.
+template <class Input>
+struct Rows {
+  const Input* first;
+  int64_t stride;  // inputs
+
+  static SDE_INLINE int64_t stride_of(int64_t num_inputs) {
+    constexpr int64_t kInLine = kLine / sizeof(Input);
+    return ((num_inputs + kInLine - 1) / kInLine | 1) * kInLine;
+  }
+};
+template <class Kernel>
+using RowsOf = Rows<typename Kernel::Input>;
+
+// Copies rows into `scratch`: every worker for itself (128 rows of 2048 cost 10 us; a barrier and a
+// shared buffer would save less than they cost).
+template <class Kernel>
+SDE_INLINE RowsOf<Kernel> prepare_rows(const LinearArgs& args, int64_t first, int64_t count,
+                                       void* scratch) {
+  const int64_t num_inputs = args.weight.num_inputs;
+  auto* to = static_cast<typename Kernel::Input*>(scratch);
+  const RowsOf<Kernel> rows{to, RowsOf<Kernel>::stride_of(num_inputs)};
+  for (int64_t r = 0; r < count; ++r, to += rows.stride) {
+    const float* row = input_row(args, first + r);
+    int64_t k = 0;
+    for (; k + kLanes <= num_inputs; k += kLanes) store_rounded(to + k, load(row + k));
+    const int left = static_cast<int>(num_inputs - k);
+    if (left > 0) store_rounded(to + k, load_partial(row + k, left));
+  }
+  return rows;
+}
+
+// bfloat16 weights, widened by a shift or a mask, which is exact; float32 activations.
+struct WidenedBf16 {
+  using Input = float;
+  static constexpr int kDepth = 2;  // inputs a step
+
+  template <int R, int C>
+  static SDE_INLINE void step(Vec (&sums)[R][C], const Strided<R>& x, const Strided<C>& w) {
+    const IntVec upper = broadcast_int(static_cast<int32_t>(0xffff0000u));
+    Vec weights[C];
+    SDE_UNROLL for (int c = 0; c < C; ++c) weights[c] = first_of(bits_of(vector_at<0>(w, c)));
+    add_products<0>(sums, x, weights);
+    SDE_UNROLL for (int c = 0; c < C; ++c) weights[c] =
+        second_of(bits_of(vector_at<0>(w, c)), upper);
+    add_products<sizeof(Input)>(sums, x, weights);
+  }
+};
+
+// float16 weights, widened by an instruction; float32 activations.
+struct WidenedHalf {
+  using Input = float;
+  static constexpr int kDepth = 2;
+
+  template <int R, int C>
+  static SDE_INLINE void step(Vec (&sums)[R][C], const Strided<R>& x, const Strided<C>& w) {
+    Vec weights[C];
+    SDE_UNROLL for (int c = 0; c < C; ++c) weights[c] = halves_at<0>(w, c);
+    add_products<0>(sums, x, weights);
+    SDE_UNROLL for (int c = 0; c < C; ++c) weights[c] =
+        halves_at<kStripOutputs * sizeof(Half)>(w, c);
+    add_products<sizeof(Input)>(sums, x, weights);
+  }
+};
+
+// float32 weights and activations.
+struct Fp32 {
+  using Input = float;
+  static constexpr int kDepth = 1;
+
+  template <int R, int C>
+  static SDE_INLINE void step(Vec (&sums)[R][C], const Strided<R>& x, const Strided<C>& w) {
+    Vec weights[C];
+    SDE_UNROLL for (int c = 0; c < C; ++c) weights[c] = vector_at<0>(w, c);
+    add_products<0>(sums, x, weights);
+  }
+};
+
+}  // namespace linear_op
+}  // namespace SDENGINE_ISA_NAMESPACE
+}  // namespace sdengine
