@@ -4,7 +4,8 @@ between.
 Knows nothing of any op beyond its `Op`. A sample is one native launch, barrier included, after a
 few launches that wake the workers; outputs are put back to their first state before each sample, so
 that ops that grow a tree or rotate in place do the same work every time. With a cold cache, other
-memory is read through before every sample. A baseline takes turns with the kernel. A file
+memory is read through before every sample. A baseline takes turns with the kernel, and both
+rest in between, so that neither finds a core taken by the other's idle threads. A file
 `benchmarks/kernels/<op>.py` may offer `specified_outputs(args)`: the tensors to compare, where the
 contract leaves some open.
 """
@@ -18,7 +19,7 @@ from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from statistics import median, quantiles
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 import torch
@@ -37,6 +38,10 @@ CACHE_BYTES = (
     16 << 20
 )  # traffic up to here is held against the cache's bandwidth, beyond against DRAM's
 WARM_UP_LAUNCHES = 20
+TURN_S = 0.03
+REST_S = 0.03
+"""After a turn: torch's threads spin for some 15 ms, and with a core fewer our pool runs on fewer
+workers (twice the time was measured for what followed a baseline at once)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,14 +160,26 @@ def warm_up(program: Program) -> None:
 def alternate(
     contestants: list[Callable[[], float]], seconds: float, least: int = 7
 ) -> list[list[float]]:
-    """Samples the contestants in turn for about `seconds`, at least `least` times each; drops the
-    first round."""
+    """Samples of the contestants, in turns and with rests for about `seconds`, at least `least` of
+    each."""
     samples: list[list[float]] = [[] for _ in contestants]
     end = perf_counter() + seconds
-    while perf_counter() < end or len(samples[0]) <= least:
+    while perf_counter() < end or min(map(len, samples)) < least:
         for sample, run in zip(samples, contestants):
-            sample.append(run())
-    return [sample[1:] for sample in samples]
+            sample += turn(run)
+            if len(contestants) > 1:
+                sleep(REST_S)
+    return samples
+
+
+def turn(run: Callable[[], float]) -> list[float]:
+    """Samples of one contestant for about TURN_S; the first is dropped if it is not the only
+    one."""
+    end = perf_counter() + TURN_S
+    samples = [run()]
+    while perf_counter() < end:
+        samples.append(run())
+    return samples[1:] or samples
 
 
 def summary(microseconds: list[float]) -> Timing:
@@ -198,13 +215,17 @@ def measure_case(
         if cache == "cold":
             probe.flush_caches()
 
+    threads = torch.get_num_threads()
+
     def kernel() -> float:
+        torch.set_num_threads(1)  # or the copies below leave spinning threads behind
         restore()
         return program.replay_timed()[-1][1] / 1e3
 
     beside = baseline(baseline_name, op, args)
 
     def other() -> float:
+        torch.set_num_threads(threads)
         restore()
         start = perf_counter()
         assert beside is not None
@@ -220,6 +241,7 @@ def measure_case(
         peaks += probe.gflops(dtype)
         for all_samples, new in zip(samples, alternate(contestants, seconds / 3)):
             all_samples += new
+    torch.set_num_threads(threads)
     timings = [summary(s) for s in samples]
     limits = median(reads), median(peaks)
     return rate(op, case, cache, timings, "" if beside is None else baseline_name, limits)
