@@ -24,6 +24,7 @@ import torch
 
 from sdengine import kernels
 from sdengine.core.cost_model import CostModel
+from sdengine.kernels import backends
 from sdengine.kernels.begin_step import ROOT_AND_NODES, ROOT_ONLY
 from sdengine.kernels.device_memory import StagedMemory
 from sdengine.kernels.program import Program, make_program, num_threads
@@ -36,8 +37,8 @@ CONTEXT = 64
 model length has no position for what comes after them."""
 BUDGET_S = 0.4
 """Turns stop after so long; fast models get more of them."""
-MIN_TURNS, MAX_TURNS = 1, 8
-REPLAYS_PER_TURN = 4
+MIN_TURNS, MAX_TURNS = 2, 16
+REPLAYS_PER_TURN = 2
 KERNEL_FILES = (".py", ".so", ".pyd")
 LARGE_MODEL_BYTES = 256 << 20
 """Larger models are kept in the file; smaller ones are measured in a fraction of a second and
@@ -173,18 +174,20 @@ def _fastest(trials: list[Trial], is_slow: bool) -> list[float]:
     """Shortest time of each trial in seconds.
 
     Other processes only ever add time, so the minimum is what the step itself takes. Trials take
-    turns, so that a busy moment of the machine does not fall on one of them alone; each turn is
-    several replays long, because decoding is: right after a pass of 64 rows, one of a single row
-    took twice its time (its weights had left the shared cache).
+    turns, so that a busy moment of the machine does not fall on one of them alone (in one turn of
+    four replays it did: 12 rows of a 1.1B shape took 124 ms beside 78 for 8 rows, where 89 is
+    right, and the adaptive budget kept off them); each turn is two replays long, because decoding
+    is: right after a pass of 64 rows, one of a single row took twice its time (its weights had left
+    the shared cache).
     """
     fastest = [inf] * len(trials)
-    replays = 1 if is_slow else REPLAYS_PER_TURN
+    replays, turns = (1, 1) if is_slow else (REPLAYS_PER_TURN, MIN_TURNS)
     started = perf_counter()
     for turn in range(MAX_TURNS):
         for i, trial in enumerate(trials):
             for _ in range(replays):
                 fastest[i] = min(fastest[i], trial.run())
-        if turn + 1 >= MIN_TURNS and perf_counter() - started > BUDGET_S:
+        if turn + 1 >= turns and perf_counter() - started > BUDGET_S:
             break
     return fastest
 
@@ -246,6 +249,7 @@ def _key(iteration: Iteration) -> str:
         iteration.workspace.sizes,
         num_threads(iteration.pool),
         iteration.backend,
+        _instruction_set(iteration.backend),
         platform.node(),
         _processor(iteration.workspace.memory.device),
         torch.__version__,
@@ -253,6 +257,11 @@ def _key(iteration: Iteration) -> str:
         BUDGET_S,
     ]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+def _instruction_set(backend: str) -> str:
+    """What the kernels of a CPU were asked to use, or choose."""
+    return str(backends.load_cpu().selected_isa()) if backend == "cpu" else ""
 
 
 def _kernel_files() -> list[tuple[str, int, int]]:

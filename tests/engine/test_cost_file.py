@@ -79,6 +79,18 @@ def test_another_build_of_the_kernels_is_measured_anew(
     assert len(measured) == 2
 
 
+def test_other_instructions_have_other_costs(
+    iteration: Iteration,
+    measured: list[CostModel],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    costs.measure_costs(iteration, tmp_path)
+    monkeypatch.setattr(costs, "_instruction_set", lambda backend: "another")
+    costs.measure_costs(iteration, tmp_path)
+    assert len(measured) == 2
+
+
 def test_a_file_that_cannot_be_read_is_measured_anew(
     iteration: Iteration, measured: list[CostModel], tmp_path: Path
 ) -> None:
