@@ -40,10 +40,11 @@ int best_tokens(const float* scores, int64_t vocab_size, const float* block_max,
     // Nothing that equals the k-th best can displace it: its token id is higher.
     const float weakest = count == k ? best[k - 1].score : kMinusInfinity;
     if (block_max[block] < floor || block_max[block] <= weakest) continue;
-    const int64_t end = std::min(vocab_size, (block + 1) * kVocabBlock);
-    for (int64_t i = block * kVocabBlock; i < end; ++i) {
-      if (!(scores[i] >= floor) || !(scores[i] > (count == k ? best[k - 1].score : kMinusInfinity)))
-        continue;
+    const int64_t begin = block * kVocabBlock;
+    uint64_t reach = vocab_passes().at_least(scores, begin, vocab_size, floor);
+    for (; reach != 0; reach &= reach - 1) {
+      const int64_t i = begin + __builtin_ctzll(reach);
+      if (!(scores[i] > (count == k ? best[k - 1].score : kMinusInfinity))) continue;
       count = insert(best, count, k, {scores[i], static_cast<int32_t>(i)});
     }
   }

@@ -65,6 +65,9 @@ struct VocabPasses {
   ScoredToken (*race)(const float* logits, int64_t begin, int64_t end, const float* block_max,
                       RowScale scale, float threshold, const NoiseKey& key, float bound);
 
+  // Bit i: whether scores[begin + i] >= floor, for the block that begins there. NaN is not.
+  uint64_t (*at_least)(const float* scores, int64_t begin, int64_t end, float floor);
+
   // noise[begin:end) = Gumbel noise of the tokens; begin is a multiple of kVocabBlock.
   void (*fill_noise)(const NoiseKey& key, int64_t begin, int64_t end, float* noise);
 

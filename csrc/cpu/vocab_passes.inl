@@ -265,9 +265,21 @@ void penalize_row(float* logits, const int32_t* prompt_counts, const int32_t* ou
   store_partial(logits + i, z, n);
 }
 
+uint64_t at_least_in_block(const float* scores, int64_t begin, int64_t end, float floor) {
+  static_assert(kVocabBlock <= 64, "a bit for every score");
+  uint64_t bits = 0;
+  for (int64_t i = 0; i < kVocabBlock && begin + i < end; i += kLanes) {
+    const Vec z = load_logits(scores, begin + i, end);
+    bits |= uint64_t{bits_of(less_equal(broadcast(floor), z))} << i;
+  }
+  const int64_t count = end - begin;
+  return count < 64 ? bits & ((uint64_t{1} << count) - 1) : bits;
+}
+
 // Constant, so that no instruction of a wider set runs while the library is loaded.
-constexpr VocabPasses kThesePasses = {scan_row, mass_of_row,       histogram_row, gather_bin_of_row,
-                                      race_row, fill_noise_of_row, perturb_row,   penalize_row};
+constexpr VocabPasses kThesePasses = {scan_row,          mass_of_row, histogram_row,
+                                      gather_bin_of_row, race_row,    at_least_in_block,
+                                      fill_noise_of_row, perturb_row, penalize_row};
 
 }  // namespace SDENGINE_ISA_NAMESPACE
 }  // namespace sdengine

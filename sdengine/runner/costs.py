@@ -31,7 +31,7 @@ from sdengine.kernels.program import Program, make_program, num_threads
 from sdengine.runner.batch_state import HostView
 from sdengine.runner.iteration import Iteration
 
-ROW_COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)
+ROW_COUNTS = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 64, 128)
 CONTEXT = 64
 """Tokens before the dummy root: short, because attention is a small part of a step. Fewer where the
 model length has no position for what comes after them."""
