@@ -71,6 +71,7 @@ SDE_INLINE void add_broadcast(Vec& sum, const Strided<N>& at, int i, Vec weight)
   SDE_AT("vfmadd231ps ", "%{1to16%}, %[weight], %0", "+v"(sum.v), at, i,
          kOffset, [weight] "v"(weight.v));
 }
+#undef SDE_AT
 // A line on its way into the caches.
 template <int N>
 SDE_INLINE void fetch_line(const Strided<N>& at, int i) {
