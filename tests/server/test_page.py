@@ -71,8 +71,14 @@ def test_pieces_add_up_to_the_text_and_know_where_they_came_from(
         assert "".join(piece["text"] for piece in pieces) == expected.text
         assert any(piece["draft"] for piece in pieces) is not is_plain
         assert items[-1]["end"]["num_tokens"] == 40 == len(pieces) - 1
-        assert any(item["tree"]["nodes"] for item in items) is not is_plain
+        assert not (is_plain and shows_a_tree(items))
+    # What a reader was too slow for comes with the newest tree alone, and the last step has none.
+    assert any(shows_a_tree(generate(page_server, max_tokens=40, seed=3)) for _ in range(20))
     page_server.assert_idle()
+
+
+def shows_a_tree(items: list[dict[str, Any]]) -> bool:
+    return any(item["tree"]["nodes"] for item in items)
 
 
 def test_a_comparison_that_was_not_prepared_is_refused(server: RunningServer) -> None:
