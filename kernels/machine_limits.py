@@ -34,7 +34,7 @@ class MachineLimits:
         cache_gbps: Read bandwidth of data that fits the last-level cache (4 MB a thread).
         fp32_gflops: Peak of float32 multiply-adds.
         bf16_gflops: Peak of the instruction that `linear` uses for bfloat16 weights: a bfloat16 dot
-            product on AVX-512, otherwise the float32 multiply-add.
+            product with `avx512_bf16`, otherwise the float32 multiply-add.
     """
 
     num_threads: int

@@ -78,15 +78,7 @@ def test_kernels_of_other_instruction_sets(isa: str) -> None:
         pytest.skip(f"{isa} is what all tests run on")
     if LEVELS.index(isa) > LEVELS.index(load_cpu().detected_isa()):
         pytest.skip(f"this machine has no {isa}")
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *op_tests()],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "SDENGINE_ISA": isa},
-    )
-    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
+    run_op_tests(isa, "-m", "pytest", "-p", "no:cacheprovider")
 
 
 def test_the_default_is_the_fastest_instruction_set() -> None:
@@ -99,8 +91,18 @@ def test_the_default_is_the_fastest_instruction_set() -> None:
     assert chosen == ("avx512" if is_intel and detected == "avx512_bf16" else detected)
 
 
-def op_tests() -> list[str]:
-    return [str(ROOT / "tests" / "kernels" / f"test_{op}.py") for op in ISA_OPS]
+def run_op_tests(isa: str, *command: str) -> None:
+    """Python with these arguments, and the files of the kernels' tests after them."""
+    files = [str(ROOT / "tests" / "kernels" / f"test_{op}.py") for op in ISA_OPS]
+    result = subprocess.run(
+        [sys.executable, *command, *files],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "SDENGINE_ISA": isa},
+    )
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
 
 
 FORCED_ISA = """
@@ -169,12 +171,4 @@ def test_avx512_kernels_emulated(tmp_path: Path) -> None:
     """The kernels' own tests, run against the emulated AVX-512 build."""
     extension = build_emulated_extension(tmp_path)
     for isa in ("avx512", "avx512_bf16"):
-        result = subprocess.run(
-            [sys.executable, "-c", RUN_TESTS, str(extension), *op_tests()],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "SDENGINE_ISA": isa},
-        )
-        assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
+        run_op_tests(isa, "-c", RUN_TESTS, str(extension))
