@@ -37,7 +37,7 @@ def describe_machine(command: str, num_threads: int | None, with_limits: bool) -
         "commit": commit(),
         "date": datetime.now(timezone.utc).date().isoformat(),
         "processor": processor()[0],
-        "instruction set": isa_text(native.detected_isa(), native.selected_isa()),
+        "instruction set": isa_text(native),
         "threads": threads,
         "versions": f"sdengine {__version__}, torch {torch.__version__}, "
         f"Python {platform.python_version()}",

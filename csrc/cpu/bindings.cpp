@@ -50,6 +50,7 @@ PYBIND11_MODULE(_cpu, module) {
            py::call_guard<py::gil_scoped_release>());
 
   module.def("selected_isa", [] { return std::string(isa_name(selected_isa())); });
+  module.def("fastest_isa", [] { return std::string(isa_name(fastest_isa())); });
   module.def("detected_isa", [] { return std::string(isa_name(detected_isa())); });
 
 #define SDENGINE_OP(name) bind_##name(module);

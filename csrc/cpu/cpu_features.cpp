@@ -16,18 +16,6 @@ Isa parse(const std::string& name) {
                            name);
 }
 
-// Intel's cores take four times as long for a dot product as for a multiply-add, and so half the
-// operations a second (an Emerald Rapids server: 85 against 175 GFLOP/s a core); AMD's take as
-// long. By the maker's name and not by the clock: what a process computes must not depend on who
-// else used the core when it started.
-Isa fastest_isa() {
-  const Isa all = detected_isa();
-#if defined(__x86_64__)
-  if (all == Isa::kAvx512Bf16 && __builtin_cpu_is("intel")) return Isa::kAvx512;
-#endif
-  return all;
-}
-
 Isa select() {
   const char* wanted = std::getenv("SDENGINE_ISA");
   if (wanted == nullptr || *wanted == '\0') return fastest_isa();
@@ -53,6 +41,18 @@ Isa detected_isa() {
   }
 #endif
   return Isa::kPortable;
+}
+
+// Intel's cores take four times as long for a dot product as for a multiply-add, and so half the
+// operations a second (an Emerald Rapids server: 85 against 175 GFLOP/s a core); AMD's take as
+// long. By the maker's name and not by the clock: what a process computes must not depend on who
+// else used the core when it started.
+Isa fastest_isa() {
+  const Isa all = detected_isa();
+#if defined(__x86_64__)
+  if (all == Isa::kAvx512Bf16 && __builtin_cpu_is("intel")) return Isa::kAvx512;
+#endif
+  return all;
 }
 
 Isa selected_isa() {

@@ -10,11 +10,12 @@ enum class Isa {
   kAvx512Bf16 = 3  // the same kernels, but dot products of bfloat16 in `linear`
 };
 
-// The one this machine is fastest with, unless SDENGINE_ISA (portable | avx2 | avx512 |
-// avx512_bf16) asks for another.
-// Throws std::runtime_error when it asks for more than the machine or the build has, or for an
-// unknown name.
+// The one in use: the fastest, unless SDENGINE_ISA (portable | avx2 | avx512 | avx512_bf16) asks
+// for another. Throws std::runtime_error when it asks for more than the machine or the build has,
+// or for an unknown name.
 Isa selected_isa();
+// The one that is fastest on this machine.
+Isa fastest_isa();
 // All that the machine has.
 Isa detected_isa();
 const char* isa_name(Isa isa);

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from sdengine import __version__
 from sdengine.cli.terminal import palette_for
@@ -100,15 +101,24 @@ def cpu_lines() -> Iterator[Line]:
     except BackendUnavailable:
         yield "kernels use", "nothing: the compiled extension is missing"
     else:
-        yield "kernels use", isa_text(native.detected_isa(), native.selected_isa())
+        yield "kernels use", isa_text(native)
     yield "usable cores", str(usable_cores())
     threads = read_environment().num_threads
     yield "threads", str(threads or usable_cores()) + (" (SDENGINE_NUM_THREADS)" if threads else "")
 
 
-def isa_text(best: str, used: str) -> str:
-    """The instruction set in use, and a larger one that the machine has."""
-    return used if used == best else f"{used} (this machine has {best})"
+def isa_text(native: Any) -> str:
+    """The instruction set in use, and why it is not the largest that the machine has.
+
+    Args:
+        native: the compiled extension.
+    """
+    used, fastest, largest = native.selected_isa(), native.fastest_isa(), native.detected_isa()
+    if used == largest:
+        return str(used)
+    if used == fastest:
+        return f"{used} (faster here than {largest}, which this machine has, too)"
+    return f"{used} (this machine has {fastest})"
 
 
 def gpu_lines() -> Iterator[Line]:

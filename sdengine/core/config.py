@@ -233,8 +233,7 @@ class EngineConfig:
             bundled pair's, or none.
         device: "cpu", "cuda" or "cuda:<index>"; "auto" is the CPU, unless the backend is a GPU's.
         dtype: of weights and KV cache: "float32", "bfloat16" or "float16"; "auto" is the
-            checkpoint's own, but bfloat16 in place of float16 on CPUs with AVX-512, which have
-            products of bfloat16 alone.
+            checkpoint's own, but bfloat16 on CPUs that have instructions for it (avx512_bf16).
         speculation: a SpeculationConfig, the name of a method, None (or "off") for plain decoding,
             or "auto": "dyspec" when there is a draft model, else "ngram". Kept as
             SpeculationConfig, None or "auto".

@@ -27,12 +27,11 @@ reads 64 probabilities per node instead of a whole vocabulary, and stays exact f
 
 def choose_dtype(config: EngineConfig, stored: str, placement: Placement) -> torch.dtype:
     """Of weights and caches, for a target whose file is in the format `stored`. "auto": the same,
-    but bfloat16 for float16 where only that is multiplied directly, and float32 where the kernels
-    are interpreted."""
+    but bfloat16 on CPUs that have it, and float32 where the kernels are interpreted."""
     name = config.dtype
     if name == "auto":
         name = "float32" if placement.is_interpreted else stored
-        if name == "float16" and placement.has_only_bf16_products:
+        if placement.prefers_bfloat16:
             name = "bfloat16"
     if name == "bfloat16" and placement.is_interpreted:
         raise ConfigError.from_parts(

@@ -44,10 +44,14 @@ class Placement:
         return self.is_device and self.memory.device.type == "cpu"
 
     @property
-    def has_only_bf16_products(self) -> bool:
-        """Whether the processor multiplies pairs of bfloat16, but none of float16, which it widens
-        first and then takes twice as long for many rows."""
-        return self.backend == "cpu" and backends.load_cpu().selected_isa() == "avx512_bf16"
+    def prefers_bfloat16(self) -> bool:
+        """Whether this is a CPU with instructions for bfloat16, which the kernels use where they
+        are fast; not when SDENGINE_ISA withholds AVX-512 altogether."""
+        if self.backend != "cpu":
+            return False
+        native = backends.load_cpu()
+        uses_avx512 = native.selected_isa() in ("avx512", "avx512_bf16")
+        return uses_avx512 and bool(native.detected_isa() == "avx512_bf16")
 
     def layout(self, dtype: torch.dtype, pool: Any) -> Layout:
         """How a model's tensors are laid out here."""

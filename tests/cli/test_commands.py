@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -103,9 +104,18 @@ def test_info_gives_the_reason_of_a_missing_extension(monkeypatch, capsys) -> No
 
 
 def test_info_shows_a_lowered_instruction_set() -> None:
-    assert info.isa_text("avx512", "avx512") == "avx512"
-    lowered = info.isa_text("avx512", "portable")
-    assert lowered.startswith("portable") and "avx512" in lowered
+    assert isa_text("avx512", "avx512", "avx512") == "avx512"
+    assert isa_text("avx2", "avx512", "avx512") == "avx2 (this machine has avx512)"
+    assert isa_text("avx2", "avx512", "avx512_bf16") == "avx2 (this machine has avx512)"
+    chosen = isa_text("avx512", "avx512", "avx512_bf16")
+    assert chosen == "avx512 (faster here than avx512_bf16, which this machine has, too)"
+
+
+def isa_text(used: str, fastest: str, largest: str) -> str:
+    native = SimpleNamespace(
+        selected_isa=lambda: used, fastest_isa=lambda: fastest, detected_isa=lambda: largest
+    )
+    return info.isa_text(native)
 
 
 def test_an_impossible_instruction_set_exits_2() -> None:

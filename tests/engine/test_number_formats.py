@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from sdengine.core.sampling_params import SamplingParams
-from sdengine.kernels.backends import load_cpu
+from sdengine.kernels.device_memory import HostMemory
 from sdengine.model.checkpoint import open_checkpoint
 from sdengine.model.reference import load_weights, reference_logits
+from sdengine.runner.placement import Placement
 from tests.engine.conftest import MakeEngine, run_outputs
 from tests.model.checkpoints import make_checkpoint
 
@@ -50,5 +51,5 @@ def test_a_float16_checkpoint_is_decoded_as_it_is(make_engine: MakeEngine) -> No
     rounded = error_of(make_engine, directory, "bfloat16", exact)
     assert error_of(make_engine, directory, "float16", exact) < rounded / 4
     engine = make_engine(str(directory), dtype="auto")
-    has_bf16 = load_cpu().selected_isa() == "avx512_bf16"
+    has_bf16 = Placement("cpu", HostMemory()).prefers_bfloat16
     assert engine.iteration.weights.dtype == (torch.bfloat16 if has_bf16 else torch.float16)

@@ -112,17 +112,24 @@ def test_bfloat16_is_refused_in_the_interpreter(make_tiny: MakePair) -> None:
 
 
 @pytest.mark.parametrize(
-    "isa,float16", [("avx512", torch.float16), ("avx512_bf16", torch.bfloat16)]
+    "used,largest,is_bfloat16",
+    [
+        ("avx512_bf16", "avx512_bf16", True),
+        ("avx512", "avx512_bf16", True),
+        ("avx2", "avx512_bf16", False),
+        ("avx512", "avx512", False),
+        ("avx2", "avx2", False),
+    ],
 )
-def test_a_checkpoint_keeps_its_format_where_that_is_multiplied_at_full_speed(
-    monkeypatch: pytest.MonkeyPatch, isa: str, float16: torch.dtype
+def test_a_checkpoint_becomes_bfloat16_on_cpus_that_have_it(
+    monkeypatch: pytest.MonkeyPatch, used: str, largest: str, is_bfloat16: bool
 ) -> None:
-    native = SimpleNamespace(selected_isa=lambda: isa)
+    native = SimpleNamespace(selected_isa=lambda: used, detected_isa=lambda: largest)
     monkeypatch.setattr("sdengine.kernels.backends.load_cpu", lambda: native)
     cpu, asked = Placement("cpu", HostMemory()), EngineConfig("m")
-    expected = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": float16}
-    for name, dtype in expected.items():
-        assert choose_dtype(asked, name, cpu) == dtype
+    for name in ("float32", "bfloat16", "float16"):
+        expected = torch.bfloat16 if is_bfloat16 else getattr(torch, name)
+        assert choose_dtype(asked, name, cpu) == expected
     assert choose_dtype(EngineConfig("m", dtype="float16"), "float32", cpu) == torch.float16
     other = Placement("reference", HostMemory())
     assert choose_dtype(asked, "float16", other) == torch.float16
