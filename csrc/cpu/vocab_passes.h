@@ -68,6 +68,10 @@ struct VocabPasses {
   // Bit i: whether scores[begin + i] >= floor, for the block that begins there. NaN is not.
   uint64_t (*at_least)(const float* scores, int64_t begin, int64_t end, float floor);
 
+  // above[i] = how many of the `count` values are larger than values[i]; both have room for whole
+  // vectors of sixteen.
+  void (*count_above)(const float* values, int count, int32_t* above);
+
   // noise[begin:end) = Gumbel noise of the tokens; begin is a multiple of kVocabBlock.
   void (*fill_noise)(const NoiseKey& key, int64_t begin, int64_t end, float* noise);
 

@@ -276,10 +276,22 @@ uint64_t at_least_in_block(const float* scores, int64_t begin, int64_t end, floa
   return count < 64 ? bits & ((uint64_t{1} << count) - 1) : bits;
 }
 
+void count_above_each(const float* values, int count, int32_t* above) {
+  for (int i = 0; i < count; i += kLanes) {
+    const Vec own = load(values + i);
+    IntVec larger = broadcast_int(0);
+    for (int j = 0; j < count; ++j) {
+      const Mask is_larger = less(own, broadcast(values[j]));
+      larger = larger + select(is_larger, broadcast_int(1), broadcast_int(0));
+    }
+    store_int(above + i, larger);
+  }
+}
+
 // Constant, so that no instruction of a wider set runs while the library is loaded.
-constexpr VocabPasses kThesePasses = {scan_row,          mass_of_row, histogram_row,
-                                      gather_bin_of_row, race_row,    at_least_in_block,
-                                      fill_noise_of_row, perturb_row, penalize_row};
+constexpr VocabPasses kThesePasses = {
+    scan_row,          mass_of_row,      histogram_row,     gather_bin_of_row, race_row,
+    at_least_in_block, count_above_each, fill_noise_of_row, perturb_row,       penalize_row};
 
 }  // namespace SDENGINE_ISA_NAMESPACE
 }  // namespace sdengine
