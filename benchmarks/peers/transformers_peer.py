@@ -17,6 +17,7 @@ from benchmarks.peers.contestant import (
     Task,
     left_padded,
 )
+from sdengine.errors import ConfigError
 
 __all__ = ["TransformersPeer"]
 
@@ -139,12 +140,21 @@ class TransformersPeer:
 
 
 def _load(path: Any, dtype: str) -> tuple[Any, list[int]]:
-    """Model, and the tokens that would end a text."""
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    """Model, and the tokens that would end a text.
 
-    model = AutoModelForCausalLM.from_pretrained(
-        path, dtype=getattr(torch, dtype), attn_implementation=ATTENTION
-    ).eval()
+    Raises:
+        ConfigError: transformers is installed, but cannot be imported.
+    """
+    try:
+        from transformers import AutoModelForCausalLM, GenerationConfig
+
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=getattr(torch, dtype), attn_implementation=ATTENTION
+        ).eval()
+    except ImportError as error:  # a torchvision of another torch is enough
+        raise ConfigError.from_parts(
+            "packages that transformers can use", str(error), "see what importing it says"
+        ) from error
     found = model.generation_config.eos_token_id
     end = found if isinstance(found, list) else [] if found is None else [found]
     # Nothing of the checkpoint's sampling defaults. The end stays known, though it is masked:
