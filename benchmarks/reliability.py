@@ -72,7 +72,8 @@ class TreeObserver:
         parents = self._parents[slot, 1:end]
         tested = np.flatnonzero(is_visited[parents])
         reach = self._reach[slot, :end]
-        predicted = reach[1:][tested] / reach[parents[tested]]
+        above = reach[parents[tested]]  # 0 of a static tree's node that was not believed in
+        predicted = np.divide(reach[1:][tested], above, out=np.zeros_like(above), where=above > 0)
         bins = np.minimum((predicted * NUM_BINS).astype(np.int64), NUM_BINS - 1)
         np.add.at(self._count, bins, 1)
         np.add.at(self._predicted, bins, predicted)

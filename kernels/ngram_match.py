@@ -3,10 +3,10 @@
 Occurrences of the last m tokens, m as large as possible (min_ngram <= m <= max_ngram), vote for
 what followed them; a match of length m has 4^(m - min_ngram) votes (at most 4^8). The
 `max_matches` longest count, the most recent first among equals. The estimate of a continuation is
-its share of the votes, one vote being reserved for "something else":
+its share of the votes that earlier siblings leave, one vote being reserved for "something else":
 
     text   x y z A . . . x y z B . . y z A . . x y z     votes  A: 4 + 1   B: 4
-                                           -----        estimates  A: 5 / 10   B: 4 / 10
+                                           -----        estimates  A: 5 / 10   B: 4 / 5
     (min_ngram = 2, max_ngram = 3)
 
 An occurrence whose continuation reaches the end of the text goes on with the tokens it has just
@@ -72,7 +72,8 @@ def check(
         num_seqs: [1] int32.
         scratch: int64, at least ngram_scratch_size(B, max_matches, max_depth) elements.
         tree: DraftTree [B, T + 1], written whole: node order and ties as in tree_expand, value =
-            reach = parent's reach * calibrated estimate.
+            reach = parent's reach * product over earlier siblings of (1 - a) * a, with the
+            calibrated estimate a.
         min_ngram: static; shortest match.
         max_ngram: static; matches longer than it count as this long.
         max_depth: static; most tokens along a path of any sequence.
@@ -198,13 +199,15 @@ def _ranked_nodes(
     queue: list[tuple[Path, np.float32]] = [((), _root_value(b, settings))]
     nodes: list[Ranked] = []
     for path, reach in queue:
-        bound = reach
+        chance = bound = reach
+        left = F32(votes[path] + F32(ESCAPE_WEIGHT))
         siblings = sorted(children.get(path, []), key=lambda c: -votes[c])
         for rank, child in enumerate(siblings[: settings["max_children"]]):
-            estimate = F32(votes[child] / F32(votes[path] + F32(ESCAPE_WEIGHT)))
+            estimate = F32(votes[child] / left)
             table = rank_table(settings.get("calibration"), b, rank)
             acceptance = calibrated_acceptance(estimate, table)
-            bound = min(F32(reach * acceptance), bound)
+            bound = min(F32(chance * acceptance), bound)
+            chance, left = F32(chance * (F32(1) - acceptance)), F32(left - votes[child])
             queue.append((child, bound))
             if bound > 0:
                 nodes.append((child, bound, estimate, rank))

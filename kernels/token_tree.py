@@ -39,8 +39,8 @@ class DraftTree:
         values: [B, T + 1] float32, sort key; never larger than the parent's or an earlier
             sibling's.
         reach: [B, T + 1] float32, estimated probability that the node is accepted; 1 for the root.
-        estimates: [B, T + 1] float32, raw estimate of acceptance given that the parent was (and,
-            for rule "slot", that no earlier sibling was), before calibration.
+        estimates: [B, T + 1] float32, raw estimate of acceptance given that the parent was and no
+            earlier sibling is, before calibration.
         probs: [B, T + 1] float32, draft probability of the token.
         draft_slots: [B, T + 1] int32; s >= 1: the node's draft KV is at logical index (root
             position) + s; 0 for the root; -1: the node was not forwarded by the draft.

@@ -76,15 +76,18 @@ def check(
 
     Args:
         layer: static; depth of the nodes whose candidates these are. Layer 0 also resets the trees.
-        rule: static. "node" (coupled and deterministic trees): value = reach = parent's reach * a.
-            "slot" (rejection; candidates in draw order, probabilities of all K summing to 1): a is
-            of prob / (1 - probabilities drawn before), chance of the j-th draw = parent's reach *
-            product over earlier draws of (1 - a), reach = chance * a. Its value is the chance
-            (DySpec's Algorithm 1, which takes all draws for equally acceptable); with a calibration
-            table, the chance times the acceptance that a draw from what is left can expect.
+        rule: static. The estimate of a candidate is its share of what is left, prob / (1 -
+            probabilities before it), and a the calibrated estimate: its acceptance if no earlier
+            sibling is accepted. Its chance to be tested = parent's reach * product over earlier
+            siblings of (1 - a), reach = chance * a, without a table parent's reach * prob.
+            "node" (coupled and deterministic trees): value = reach.
+            "slot" (rejection; candidates in draw order, probabilities of all K summing to 1): value
+            = chance (DySpec's Algorithm 1, which takes all draws for equally acceptable); with a
+            calibration table, the chance times the acceptance that a draw from what is left can
+            expect.
             "uniform" and "uniform_slot": every candidate has value 1 (static trees), reach and
             estimates as "node" and "slot".
-            a = the calibrated estimate. A value never exceeds its parent's or an earlier sibling's:
+            A value never exceeds its parent's or an earlier sibling's:
             it is lowered to it where a calibration table is not monotone.
         max_children: static; most children of one node.
         max_width: static; most rows of a sequence in one draft layer, the same for all layers.
@@ -92,7 +95,8 @@ def check(
             at most min(reach, value) of its parent.
         block_size: static; tokens per KV block.
         candidate_tokens: [R, K] int32, distinct in a row; -1 ends a row.
-        candidate_probs: [R, K] float32, best or first drawn first; <= 0 or NaN ends a row.
+        candidate_probs: [R, K] float32, best or first drawn first, together at most 1; <= 0 or NaN
+            ends a row.
         cu_rows: [B + 1] int32; candidate rows of sequence b are cu_rows[b] : cu_rows[b + 1]. In
             layer 0 the `cu_logits` of build_rows (one row or none a sequence), then
             `rows.cu_rows` of the layer before.

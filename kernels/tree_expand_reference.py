@@ -20,6 +20,7 @@ from sdengine.kernels.token_tree import MASK_BITS, DraftTree
 
 F32 = np.float32
 ABOVE_ALL_VALUES = F32(3e38)
+MIN_REMAINING_MASS = F32(1e-6)
 FIELDS = (
     "tokens",
     "depths",
@@ -113,23 +114,21 @@ def _children(b: int, parent: Node, row: int, budget: int, args: dict[str, Any])
     probs = args["candidate_probs"][row].numpy()
     by_slot = args["rule"] in ("slot", "uniform_slot")
     uniform = args["rule"].startswith("uniform")
-    remaining = np.zeros(len(probs) + 1, F32)
-    for j in reversed(range(len(probs))):
-        remaining[j] = remaining[j + 1] + probs[j]
-    slot, bound, children = parent.reach, parent.values, []
+    remaining = remaining_mass(probs, by_slot)
+    chance, bound, children = parent.reach, parent.values, []
     for j in range(min(args["max_children"], len(probs), budget)):
-        closed = by_slot and not remaining[j] > F32(1e-6)
+        closed = by_slot and not remaining[j] > MIN_REMAINING_MASS
         if tokens[j] < 0 or not probs[j] > 0 or closed:
             break
-        estimate = min(F32(probs[j] / remaining[j]), F32(1)) if by_slot else probs[j]
+        estimate = min(F32(probs[j] / remaining[j]), F32(1))
         table = rank_table(args.get("calibration"), b, j)
         acceptance = calibrated_acceptance(estimate, table)
-        reach = F32((slot if by_slot else parent.reach) * acceptance)
-        value = min(slot if by_slot else reach, bound)
+        reach = F32(chance * acceptance)
+        value = min(chance if by_slot else reach, bound)
         if args["rule"] == "slot" and table is not None:
             expected = expected_acceptance(probs[j:], remaining[j], table)
-            value = min(F32(slot * expected), bound)
-        slot = F32(slot * (F32(1) - acceptance))
+            value = min(F32(chance * expected), bound)
+        chance = F32(chance * (F32(1) - acceptance))
         if uniform:
             value = F32(1)
         elif not by_slot:
@@ -141,6 +140,21 @@ def _children(b: int, parent: Node, row: int, budget: int, args: dict[str, Any])
             Node(parent, 0, tokens[j], parent.depths + 1, j, value, reach, F32(estimate), probs[j])
         )
     return children
+
+
+def remaining_mass(probs: np.ndarray, by_slot: bool) -> np.ndarray:
+    """[K] float32, what each candidate is a share of: the mass that is not in front of it, which
+    by the slot rules lies within the K candidates."""
+    remaining = np.zeros(len(probs) + 1, F32)
+    if by_slot:
+        for j in reversed(range(len(probs))):
+            remaining[j] = remaining[j + 1] + probs[j]
+    else:
+        remaining[0] = 1
+        for j, prob in enumerate(probs):
+            left = F32(remaining[j] - prob)
+            remaining[j + 1] = left if left > MIN_REMAINING_MASS else MIN_REMAINING_MASS
+    return remaining[:-1]
 
 
 def rank_table(calibration: torch.Tensor | None, b: int, rank: int) -> np.ndarray | None:

@@ -139,12 +139,16 @@ class Verifier:
             self.walk.tokens.append(token)
             if token < 0 or not self.may_descend():
                 return self.walk
-            children = children_of(self.tree, self.b, self.walk.node)
-            matches = [c for c in children if int(self.tree.tokens[self.b, c]) == token][:1]
-            self.walk.tried += [(c, rank, c in matches) for rank, c in enumerate(children)]
-            if not matches:
+            match = None
+            for rank, child in enumerate(children_of(self.tree, self.b, self.walk.node)):
+                is_match = int(self.tree.tokens[self.b, child]) == token
+                self.walk.tried.append((child, rank, is_match))
+                if is_match:
+                    match = child
+                    break
+            if match is None:
                 return self.walk
-            self.accept(matches[0])
+            self.accept(match)
 
     def walk_rejection(self) -> Walk:
         """Recursive rejection sampling, drawn children before chosen ones."""

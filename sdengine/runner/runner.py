@@ -78,7 +78,7 @@ class Runner:
             host(workspace.calibration),
             host(verdict.tried),
             host(verdict.accepted),
-            by_rank=iteration.verifier.tests_in_order,
+            by_rank=iteration.verifier.draws_children,
         )
         self._calibrates = calibrates
         # Whether a step runs while the host does something else.

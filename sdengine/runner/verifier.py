@@ -50,11 +50,11 @@ class Verdict:
 class Verifier(Protocol):
     """Turns logits into a verdict.
 
-    `tests_in_order`: whether children are tested one after another, the next only if all before it
-    were rejected, so that how likely one is accepted depends on its rank.
+    `draws_children`: whether the children of sampled requests are draws of the draft's, so that how
+    likely one is accepted depends on how many were rejected before it, too.
     """
 
-    tests_in_order: bool
+    draws_children: bool
 
     def verify(self, program: Program, verdict: Verdict) -> None:
         """Appends the launches."""

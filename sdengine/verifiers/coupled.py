@@ -21,7 +21,7 @@ class CoupledVerifier:
         workspace: the engine's buffers.
     """
 
-    tests_in_order = False
+    draws_children = False
 
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace

@@ -26,7 +26,7 @@ class RejectionVerifier:
         proposals: what the drafter drew from; None when it only ever chooses.
     """
 
-    tests_in_order = True
+    draws_children = True
 
     def __init__(self, workspace: Workspace, proposals: Proposals | None) -> None:
         self._workspace = workspace

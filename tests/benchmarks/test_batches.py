@@ -67,12 +67,14 @@ def test_everybody_takes_turns_and_is_held_against_the_same_plain_runs() -> None
     assert not any(run.speculation for run in pairs[0].plain)
 
 
-def observed(num_accepted: int, path: list[int], num_nodes: int = 4) -> list[ReliabilityBin]:
+def observed(
+    num_accepted: int, path: list[int], num_nodes: int = 4, first_reach: float = 0.75
+) -> list[ReliabilityBin]:
     """Bins after one step over the tree root--1--2, 1--3, root--4 of slot 1 of 2."""
     tree = TokenTree.allocate(2, 6)
     tree.num_nodes[1] = num_nodes
     tree.parents[1, 1:5] = torch.tensor([0, 1, 1, 0])
-    tree.reach[1, 1:5] = torch.tensor([0.75, 0.375, 0.3, 0.1])
+    tree.reach[1, 1:5] = torch.tensor([first_reach, first_reach / 2, first_reach * 0.4, 0.1])
     verdict = SimpleNamespace(
         num_accepted=torch.tensor([9, num_accepted]),
         path=torch.tensor([[0] * 3, path + [0] * (3 - len(path))]),
@@ -101,6 +103,14 @@ def test_children_of_visited_nodes_are_observed_and_no_others() -> None:
     # nothing accepted: the children of 1 were never tested
     assert [(round(b.predicted, 3), b.seen) for b in observed(0, [])] == [(0.1, 0.0), (0.75, 0.0)]
     assert observed(0, [], num_nodes=0) == []
+
+
+def test_children_of_a_node_that_was_not_believed_in_are_not_believed_in() -> None:
+    bins = observed(2, [1, 2], first_reach=0.0)  # 1 and 2 accepted, 3 and 4 not
+    assert [(round(b.predicted, 3), b.seen, b.count) for b in bins] == [
+        (0.0, pytest.approx(2 / 3), 3),
+        (0.1, 0.0, 1),
+    ]
 
 
 def test_the_expected_error_weighs_bins_by_their_children() -> None:

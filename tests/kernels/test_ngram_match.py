@@ -81,7 +81,8 @@ def test_votes_of_the_docstring() -> None:
     text = [x, y, z, a, other, 51, x, y, z, b, 52, y, z, a, 53, x, y, z]
     tree = match([text], min_ngram=2, max_ngram=3, max_depth=1)
     assert tree.tokens[0, 1:3].tolist() == [a, b] and int(tree.num_nodes[0]) == 2
-    assert tree.estimates[0, 1:3].tolist() == pytest.approx([5 / 10, 4 / 10])
+    assert tree.estimates[0, 1:3].tolist() == pytest.approx([5 / 10, 4 / 5])
+    assert tree.reach[0, 1:3].tolist() == pytest.approx([5 / 10, 4 / 10])
     assert tree.probs[0, 1:3].tolist() == [1, 1]
     assert (tree.draft_slots[0, 1:3] == -1).all() and (tree.proposal_rows[0, :3] == -1).all()
 

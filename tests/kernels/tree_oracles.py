@@ -55,19 +55,21 @@ def slots_at(
     if len(path) >= world.limits[b] or (path and path[-1] in world.stops):
         return []
     tokens, probs = world.candidates(b, path)
-    left = [F32(0)]
-    for p in reversed(probs):
-        left.insert(0, F32(left[0] + p))
+    by_slot = "slot" in world.rule
+    left = [F32(0 if by_slot else 1)]
+    for p in reversed(probs) if by_slot else probs:
+        left.append(F32(left[-1] + p) if by_slot else max(F32(left[-1] - p), F32(1e-6)))
+    if by_slot:
+        left.reverse()
     slots: list[Slot] = []
     chance, bound = reach, value
     for j in range(min(world.max_children, len(tokens))):
-        by_slot = "slot" in world.rule
         if not probs[j] > 0 or (by_slot and not left[j] > 1e-6):
             break
-        estimate = min(F32(probs[j] / left[j]), F32(1)) if by_slot else probs[j]
+        estimate = min(F32(probs[j] / left[j]), F32(1))
         table = rank_table(world.calibration, b, j)
         accept = calibrated_acceptance(estimate, table)
-        child_reach = F32((chance if by_slot else reach) * accept)
+        child_reach = F32(chance * accept)
         key = F32(1) if "uniform" in world.rule else min(chance if by_slot else child_reach, bound)
         if world.rule == "slot" and table is not None:
             hope = F32(0)  # what a draw from the rest can expect, smallest rank last

@@ -2,10 +2,11 @@
 //
 // Earlier occurrences of the last m tokens (m as long as possible, at most max_ngram, at least
 // min_ngram) vote for their continuations, longer matches with more weight. The votes form a trie;
-// a child's estimate is its share of its parent's votes, with an escape for texts that go on
-// differently. The tree is the best `budget` nodes of the trie by reach. An occurrence so close to
-// the end that its continuation runs into the end goes on with what it has just proposed, as in
-// Lempel-Ziv copying, so that a loop of any period is continued at any depth.
+// a child's estimate is its share of its parent's votes less those of earlier siblings, with an
+// escape for texts that go on differently. The tree is the best `budget` nodes of the trie by
+// reach. An occurrence so close to the end that its continuation runs into the end goes on with
+// what it has just proposed, as in Lempel-Ziv copying, so that a loop of any period is continued at
+// any depth.
 #pragma once
 
 #include <cstdint>
@@ -199,14 +200,18 @@ SDE_HD inline int32_t rank_children(const NgramMatchArgs& args, int64_t b, const
     space.ranked[at].trie = child;
   }
   count = expand::min_of(count, first + args.max_children);
-  const float votes = space.trie[above.trie].weight + kEscapeWeight;
+  float votes = space.trie[above.trie].weight + kEscapeWeight;  // that are left
+  float chance = above.value;
   float bound = above.value;
   for (int32_t at = first; at < count; ++at) {
-    const float estimate = space.trie[space.ranked[at].trie].weight / votes;
+    const int32_t child = space.ranked[at].trie;
+    const float estimate = space.trie[child].weight / votes;
     const float* table = expand::rank_table(args.calibration, b, at - first);
-    const float value = expand::min_of(above.value * expand::acceptance_of(estimate, table), bound);
-    space.ranked[at] = {
-        space.ranked[at].trie, parent, above.depth + 1, at - first, value, estimate};
+    const float acceptance = expand::acceptance_of(estimate, table);
+    const float value = expand::min_of(chance * acceptance, bound);
+    space.ranked[at] = {child, parent, above.depth + 1, at - first, value, estimate};
+    votes -= space.trie[child].weight;
+    chance = chance * (1.0f - acceptance);
     bound = value;
   }
   return count;

@@ -12,16 +12,16 @@
 namespace sdengine {
 
 enum class ExpandRule : int32_t {
-  kNode = 0,         // value = reach = parent's reach * a(candidate)
-  kSlot = 1,         // chance = v_u * prod over earlier siblings (1 - a); reach = chance * a; value
-                     // = chance, with a table: chance * expected acceptance of the draw
-  kUniform = 2,      // value = 1, estimates as kNode
+  kNode = 0,     // chance = v_u * prod over earlier siblings (1 - a); value = reach = chance * a
+  kSlot = 1,     // chance and reach as kNode; value = chance, with a table: chance * expected
+                 // acceptance of the draw
+  kUniform = 2,  // value = 1, estimates as kNode
   kUniformSlot = 3,  // value = 1, estimates as kSlot
 };
 
 constexpr float kAboveAllValues = 3e38f;
 
-// A proposal mass below this closes the slot: nothing is left to draw.
+// A proposal mass below this closes a slot: nothing is left to draw. A node's is never less.
 constexpr float kMinRemainingMass = 1e-6f;
 
 struct Candidate {
@@ -147,37 +147,53 @@ SDE_HD inline float expected_acceptance(const float* probs, int32_t begin, int32
   return min_of(expected, 1.0f);
 }
 
-// Writes the children of `node` worth more than `floor`, best first; returns how many.
+// Notes in the first `limit` candidates' estimates what each of them is a share of: the mass of the
+// proposal that is not theirs before it. That of the slot rules lies within the K candidates and is
+// summed from the small end: 1 - (sum so far) would cancel.
+SDE_HD inline void note_remaining(const TreeExpandArgs& args, const float* probs, int32_t limit,
+                                  Candidate* out) {
+  if (is_slot_rule(args.rule)) {
+    float remaining = 0.0f;
+    for (int32_t j = args.num_candidates - 1; j >= 0; --j) {
+      remaining += probs[j];
+      if (j < limit) out[j].estimate = remaining;
+    }
+    return;
+  }
+  float remaining = 1.0f;
+  for (int32_t j = 0; j < limit; ++j) {
+    out[j].estimate = remaining;
+    remaining = max_of(remaining - probs[j], kMinRemainingMass);
+  }
+}
+
+// Writes the children of `node` worth more than `floor`, best first; returns how many. A child's
+// estimate is its acceptance given that no earlier sibling is accepted, by any rule: of two equal
+// probabilities the first child's comes true far more often (0.31 of a greedy draft in 80%, the
+// second's in 21%), and with one rate for both a batch gave second children the rows of first ones.
 SDE_HD inline int32_t propose_children(const TreeExpandArgs& args, int64_t b, DraftTreeView tree,
                                        int32_t node, int32_t row, int32_t limit, float floor,
                                        Candidate* out) {
   const int32_t base = row * args.num_candidates;
   const float* probs = args.candidate_probs + base;
   const bool by_slot = is_slot_rule(args.rule);
-  if (by_slot) {
-    // What is left to draw, summed from the small end: 1 - (sum so far) would cancel.
-    float remaining = 0.0f;
-    for (int32_t j = args.num_candidates - 1; j >= 0; --j) {
-      remaining += probs[j];
-      if (j < limit) out[j].estimate = remaining;
-    }
-  }
-  const float parent_reach = tree.reach[node];
-  float slot = parent_reach;
+  note_remaining(args, probs, limit, out);
+  float chance = tree.reach[node];
   float bound = tree.values[node];
   for (int32_t j = 0; j < limit; ++j) {
     if (args.candidate_tokens[base + j] < 0 || !(probs[j] > 0.0f)) return j;
     if (by_slot && !(out[j].estimate > kMinRemainingMass)) return j;
     const float* table = rank_table(args.calibration, b, j);
-    const float estimate = by_slot ? min_of(probs[j] / out[j].estimate, 1.0f) : probs[j];
+    const float estimate = min_of(probs[j] / out[j].estimate, 1.0f);
     const float acceptance = acceptance_of(estimate, table);
-    const float reach = (by_slot ? slot : parent_reach) * acceptance;
-    float value = min_of(by_slot ? slot : reach, bound);
+    const float reach = chance * acceptance;
+    float value = min_of(by_slot ? chance : reach, bound);
     if (args.rule == ExpandRule::kSlot && table && value > floor) {
       value = min_of(
-          slot * expected_acceptance(probs, j, args.num_candidates, out[j].estimate, table), bound);
+          chance * expected_acceptance(probs, j, args.num_candidates, out[j].estimate, table),
+          bound);
     }
-    slot = slot * (1.0f - acceptance);
+    chance = chance * (1.0f - acceptance);
     out[j] = {value, by_slot ? reach : value, estimate, node, j, base + j};
     if (is_uniform_rule(args.rule)) {
       out[j].value = value = 1.0f;

@@ -77,17 +77,17 @@ SDE_HD inline void count_child(const TokenTreeView& tree, int32_t child, int32_t
   walk.accepted[cell] += is_accepted ? 1 : 0;
 }
 
-// Child of `node` that carries `token`, or -1; counts every child as tried.
+// Child of `node` that carries `token`, or -1; counts the children up to it as tried, because
+// estimates are of a child when no earlier one is accepted.
 SDE_HD inline int32_t matching_child(const TokenTreeView& tree, int32_t node, int32_t token,
                                      const WalkView& walk) {
-  int32_t match = -1;
   int32_t rank = 0;
   for (int32_t child = tree.first_child[node]; child >= 0; child = tree.next_sibling[child]) {
-    const bool is_match = match < 0 && tree.tokens[child] == token;
-    if (is_match) match = child;
+    const bool is_match = tree.tokens[child] == token;
     count_child(tree, child, rank++, is_match, walk);
+    if (is_match) return child;
   }
-  return match;
+  return -1;
 }
 
 // Coupled walk: follows the target's own tokens while they are in the tree. draw(node) is the token
