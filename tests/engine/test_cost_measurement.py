@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from sdengine.core.config import SpeculationConfig
+from sdengine.kernels.calibration import identity_table
 from sdengine.runner.costs import ROW_COUNTS, verify_trials
 from tests.engine.conftest import MakeEngine, related_draft
 
@@ -39,9 +41,15 @@ def test_a_dummy_tree_has_as_many_rows_as_are_timed(
         assert int(workspace.target_rows.positions[:num_rows].max()) < max_model_len
 
 
-def test_the_draft_s_layers_are_timed_at_work(make_engine: MakeEngine) -> None:
+@pytest.mark.parametrize("method", ["dyspec", "sampled", "chain", "kary"])
+def test_the_draft_s_layers_are_timed_at_work(make_engine: MakeEngine, method: str) -> None:
     """They run only where a tree grows: without one they would seem to cost nothing."""
-    spec = SpeculationConfig(max_nodes=16, max_depth=6)
+    verifier = "rejection" if method == "sampled" else "coupled"
+    spec = SpeculationConfig(method=method, verifier=verifier, max_nodes=16, max_depth=4)
     engine = make_engine(draft=related_draft(), speculation=spec)
-    ends_ns = engine.iteration.workspace.layer_ends_ns.tolist()
-    assert min(ends_ns[:3]) > 0, "a draft that knows nothing grows wide trees, but not flat ones"
+    workspace = engine.iteration.workspace
+    assert min(workspace.layer_ends_ns.tolist()) > 0
+    if method in ("dyspec", "chain"):
+        assert workspace.draft_tree.depths[0, :5].tolist() == [0, 1, 2, 3, 4]
+        assert workspace.draft_tree.num_nodes.tolist()[0] == 4
+    assert torch.equal(workspace.calibration[0], identity_table()), "believed in by nobody else"
