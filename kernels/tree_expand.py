@@ -87,8 +87,8 @@ def check(
             expect.
             "uniform" and "uniform_slot": every candidate has value 1 (static trees), reach and
             estimates as "node" and "slot".
-            A value never exceeds its parent's or an earlier sibling's:
-            it is lowered to it where a calibration table is not monotone.
+            A value never exceeds its parent's or an earlier sibling's: it is lowered to it where a
+            calibration table is not monotone.
         max_children: static; most children of one node.
         max_width: static; most rows of a sequence in one draft layer, the same for all layers.
             Where more nodes deserve a forward, those that promise most get it: a child is worth

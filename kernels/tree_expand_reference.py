@@ -143,8 +143,8 @@ def _children(b: int, parent: Node, row: int, budget: int, args: dict[str, Any])
 
 
 def remaining_mass(probs: np.ndarray, by_slot: bool) -> np.ndarray:
-    """[K] float32, what each candidate is a share of: the mass that is not in front of it, which
-    by the slot rules lies within the K candidates."""
+    """[K] float32, what each candidate is a share of: the mass without the candidates before it,
+    which by the slot rules lies within the K candidates."""
     remaining = np.zeros(len(probs) + 1, F32)
     if by_slot:
         for j in reversed(range(len(probs))):

@@ -10,8 +10,8 @@ namespace {
 
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
-// Values that are ranked by counting what is larger than each: sixteen of 22 take half of what
-// inserting them one by one does, which guesses wrong at every other branch.
+// Values that are ranked by counting what is larger than each, without branches: inserted one by
+// one, the candidates of a step of two small trees took 24.5 us instead of 20.9.
 constexpr int kMostCounted = 64;
 
 // Tokens whose scores reach a floor, in rising order.

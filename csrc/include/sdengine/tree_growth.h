@@ -147,9 +147,9 @@ SDE_HD inline float expected_acceptance(const float* probs, int32_t begin, int32
   return min_of(expected, 1.0f);
 }
 
-// Notes in the first `limit` candidates' estimates what each of them is a share of: the mass of the
-// proposal that is not theirs before it. That of the slot rules lies within the K candidates and is
-// summed from the small end: 1 - (sum so far) would cancel.
+// Notes in the first `limit` candidates' estimates what each of them is a share of: the proposal's
+// mass without the candidates before it. By the slot rules all of it lies within the K candidates
+// and is summed from the small end: 1 - (sum so far) would cancel.
 SDE_HD inline void note_remaining(const TreeExpandArgs& args, const float* probs, int32_t limit,
                                   Candidate* out) {
   if (is_slot_rule(args.rule)) {
