@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -100,9 +101,6 @@ def test_who_cannot_run_is_left_out_with_the_reason(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     missing = {"transformers", "gguf", "openvino_genai", "optimum", "xllamacpp"}
-
-    def find(name: str) -> object | None:
-        return None if name in missing else object()
 
     for module in ("transformers_peer", "llama_cpp", "llama_servers", "openvino_genai_peer"):
         monkeypatch.setattr(
@@ -227,6 +225,17 @@ def test_shorter_prompts_are_padded_on_the_left(prompts: list[list[int]]) -> Non
     for row, prompt in enumerate(prompts):
         assert tokens[row][mask[row] == 1].tolist() == prompt
         assert mask[row].tolist() == [0] * (longest - len(prompt)) + [1] * len(prompt)
+
+
+def test_a_peer_that_cannot_be_imported_is_left_out(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TransformersPeer, "why_unavailable", lambda *_: None)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with ExitStack() as stack:
+        found, skipped = peers.gather(settings, ["transformers"], stack)
+    assert [contestant.name for contestant in found] == [PLAIN, SPECULATIVE]
+    assert "import of transformers halted" in skipped["transformers"]
 
 
 def test_batches_give_the_same_text_and_say_which_modes_are_missing(settings: Settings) -> None:
