@@ -92,13 +92,13 @@ def _measure(iteration: Iteration) -> CostModel:
     depth = min(drafter.max_depth, 4, positions) if drafter is not None else 0
     trials = [_verify_trial(iteration, host, m) for m in counts]
     trials += [_draft_trial(iteration, host, layers) for layers in (1, depth) if depth]
-    tables = iteration.workspace.memory.host(iteration.workspace.calibration)
-    first_tables = tables.copy()
+    table = iteration.workspace.memory.host(iteration.workspace.calibration)[0]
+    first_table = table.copy()
     try:
         seconds = _fastest(trials, is_slow)
     finally:
         host.release(0)
-        tables[:] = first_tables
+        table[:] = first_table
     first, deep = seconds[len(counts) :] or (0.0, 0.0)
     layer = max(deep - first, 0.0) / (depth - 1) if depth > 1 else first
     return CostModel.from_samples(counts, seconds[: len(counts)], first, layer)

@@ -247,17 +247,18 @@ def test_later_draws_have_rates_of_their_own() -> None:
     assert torch.equal(tree.reach[0, 1:4], tree.values[0, 1:4])
 
 
-@pytest.mark.parametrize("rate", [None, 0.5, 1.0])
-def test_a_child_is_reached_when_no_earlier_sibling_is(rate: float | None) -> None:
+@pytest.mark.parametrize(
+    "rate,reach",
+    [(None, [0.5, 0.3, 0.125, 0.0625]), (0.5, [0.5, 0.25, 0.125, 0.0625]), (1.0, [1.0])],
+)
+def test_a_child_is_reached_when_no_earlier_sibling_is(
+    rate: float | None, reach: list[float]
+) -> None:
     """Without a table as often as its probability says; with one rate for all estimates the first
     takes that share of the whole, the second of what is left."""
-    probs = [0.5, 0.3, 0.125, 0.0625]
     world = World(seed=0, nodes=4, layers=1, k=4)
-    world.tables[(0,)] = ([5, 6, 7, 8], torch.tensor(probs).numpy())
-    reach = probs
-    if rate is not None:
-        world.calibration = torch.full((1, *CELLS), rate)
-        reach = [0.5, 0.25, 0.125, 0.0625] if rate < 1.0 else [1.0]
+    world.tables[(0,)] = ([5, 6, 7, 8], torch.tensor([0.5, 0.3, 0.125, 0.0625]).numpy())
+    world.calibration = None if rate is None else torch.full((1, *CELLS), rate)
     tree = grow(world).tree
     count = int(tree.num_nodes[0])
     assert tree.reach[0, 1 : count + 1].tolist() == pytest.approx(reach)

@@ -61,9 +61,8 @@ def test_a_walk_follows_the_target_and_counts_the_children_it_saw() -> None:
     assert out["out_tokens"].tolist() == [[10, 21, 33, -7]]
     assert (int(out["num_accepted"]), int(out["final_node"])) == (2, 3)
     sure, low, half = calibration_bin(torch.tensor([0.9, 0.1, 0.5])).tolist()
-    assert out["tried"][0].nonzero().tolist() == [[0, low], [0, sure], [1, half]], (
-        "none behind a match"
-    )
+    tried = out["tried"][0].nonzero().tolist()
+    assert tried == [[0, low], [0, sure], [1, half]], "none behind a match"
     assert out["accepted"][0].nonzero().tolist() == [[0, sure], [1, half]]
 
 
