@@ -1,9 +1,11 @@
 #include "cpu/bind.h"
 #include "cpu/sample.h"
+#include "cpu/vocab_passes.h"
 
 namespace sdengine {
 
 void bind_sample(pybind11::module_& module) {
+  module.def("vocab_lanes", [] { return vocab_passes().lanes; });
   module.def("sample", [](Program& program, uintptr_t logits, uintptr_t rows, uintptr_t row_seq,
                           uintptr_t positions, uintptr_t temperature, uintptr_t top_k,
                           uintptr_t top_p, uintptr_t min_p, uintptr_t seeds, uintptr_t out_tokens,

@@ -60,6 +60,11 @@ Isa selected_isa() {
   return isa;
 }
 
+Isa selected_vector_isa() {
+  const Isa isa = selected_isa();
+  return isa == Isa::kAvx512Bf16 ? Isa::kAvx512 : isa;
+}
+
 const char* isa_name(Isa isa) {
   switch (isa) {
     case Isa::kAvx512Bf16:

@@ -18,6 +18,8 @@ Isa selected_isa();
 Isa fastest_isa();
 // All that the machine has.
 Isa detected_isa();
+// The same for kernels without dot products of bfloat16: at most kAvx512.
+Isa selected_vector_isa();
 const char* isa_name(Isa isa);
 
 }  // namespace sdengine

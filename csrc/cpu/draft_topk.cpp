@@ -128,7 +128,7 @@ void fresh_candidates(const DraftTopkArgs& args, const Row& row, RowMemory& memo
   const NoiseKey key = {static_cast<uint64_t>(args.seeds[row.seq]), args.tree_starts[row.seq] - 1,
                         Purpose::kDraft, args.creation_ids[row.packed]};
   ScoredToken best[kMaxCandidates];
-  const int count =
+  int count =
       best_tokens(row.logits, args.vocab_size, memory.block_max.data(), args.num_candidates, best);
   float logits[kMaxCandidates];
   for (int j = 0; j < count; ++j) logits[j] = best[j].score;
@@ -140,6 +140,8 @@ void fresh_candidates(const DraftTopkArgs& args, const Row& row, RowMemory& memo
   std::sort(best, best + count, [](const ScoredToken& a, const ScoredToken& b) {
     return ranks_before(a.score, a.token, b.score, b.token);
   });
+  // A logit so far below the largest that its score overflows has no chance: no candidate.
+  while (best[count - 1].score == kMinusInfinity) --count;
   write_candidates(row, best, count, args.num_candidates);
   const float total = static_cast<float>(static_cast<double>(mass) * kMassUnit);
   for (int j = 0; j < count; ++j) {

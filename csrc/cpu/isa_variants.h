@@ -19,9 +19,9 @@
   }                                                                                                \
   void op(const Args& args, Worker& worker) {                                                      \
     using Kernel = void (*)(const Args&, Worker&);                                                 \
-    static const Kernel kVariants[] = {isa_portable::kernel, isa_avx2::kernel, isa_avx512::kernel, \
+    static const Kernel kVariants[] = {isa_portable::kernel, isa_avx2::kernel,                     \
                                        isa_avx512::kernel};                                        \
-    static const Kernel chosen = kVariants[static_cast<int>(selected_isa())];                      \
+    static const Kernel chosen = kVariants[static_cast<int>(selected_vector_isa())];               \
     chosen(args, worker);                                                                          \
   }
 #else

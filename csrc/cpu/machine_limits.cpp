@@ -26,7 +26,7 @@ template <class Work>
 std::vector<double> time_together(ThreadPool& pool, int repeats, const Work& work) {
   std::vector<double> seconds(repeats);
   std::atomic<float> sink{0.0f};
-  pool.run_on_all([&](Worker& worker) {
+  pool.run_on(pool.num_threads(), [&](Worker& worker) {
     for (int i = 0; i < repeats; ++i) {
       worker.barrier();
       const auto start = Clock::now();

@@ -52,6 +52,8 @@ constexpr int64_t kLostWaitNs = 500'000;
 
 constexpr int kCountBits = 16;  // of a ticket
 
+int workers_of(uint64_t ticket) { return static_cast<int>(ticket & ((1 << kCountBits) - 1)); }
+
 using Clock = std::chrono::steady_clock;
 
 // A worker's body under the floating-point modes of a new thread, whatever its own thread has set:
@@ -158,10 +160,10 @@ void ThreadPool::run(const std::function<void(Worker&)>& body) {
   num_active_.store(count, std::memory_order_relaxed);
 }
 
-void ThreadPool::run_on_all(const std::function<void(Worker&)>& body) {
+void ThreadPool::run_on(int count, const std::function<void(Worker&)>& body) {
   require_own_process();
   std::lock_guard<std::mutex> guard(run_mutex_);
-  run_with(num_threads_, body);
+  run_with(std::min(count, num_threads_), body);
 }
 
 void ThreadPool::run_with(int count, const std::function<void(Worker&)>& body) {
@@ -185,7 +187,8 @@ void ThreadPool::run_with(int count, const std::function<void(Worker&)>& body) {
 }
 
 void ThreadPool::prepare(int max_wait_us) {
-  if (num_active_.load(std::memory_order_relaxed) == 1) return;
+  // A forked process has no thread to wake, and one that is not here may hold the lock.
+  if (num_active_.load(std::memory_order_relaxed) == 1 || is_forked()) return;
   {
     std::lock_guard<std::mutex> lock(sleep_mutex_);
     prepare_us_.store(max_wait_us, std::memory_order_relaxed);
@@ -204,18 +207,24 @@ void ThreadPool::worker_main(int index) {
     if (ticket_.load(std::memory_order_acquire) == seen) {
       std::unique_lock<std::mutex> lock(sleep_mutex_);
       wake_->wait(lock, [&] {
-        return stopping_.load() || ticket_.load() != seen || prepare_ticket_.load() != seen_prepare;
+        const uint64_t newest = ticket_.load();
+        if (index >= workers_of(newest)) seen = newest;  // a run without this one
+        return stopping_.load() || newest != seen || prepare_ticket_.load() != seen_prepare;
       });
       if (stopping_.load()) return;
     }
     seen_prepare = prepare_ticket_.load(std::memory_order_acquire);
     if (ticket_.load(std::memory_order_acquire) == seen) {
-      spin_us = prepare_us_.load(std::memory_order_relaxed);
+      const bool is_active = index < num_active_.load(std::memory_order_relaxed);
+      spin_us = is_active ? prepare_us_.load(std::memory_order_relaxed) : 0;
       continue;
     }
     seen = ticket_.load(std::memory_order_acquire);
-    const int count = static_cast<int>(seen & ((1 << kCountBits) - 1));
-    if (index >= count) continue;
+    const int count = workers_of(seen);
+    if (index >= count) {  // others need this core: sleep on
+      spin_us = 0;
+      continue;
+    }
     const auto start = Clock::now();
     Worker self{index, count, &barrier_};
     run_body(*body_, self);

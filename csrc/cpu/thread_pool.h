@@ -60,8 +60,8 @@ class ThreadPool {
   // Throws std::runtime_error in a process that was forked from the pool's.
   void run(const std::function<void(Worker&)>& body);
 
-  // As run, with a worker for every thread whatever else the machine does: to measure it.
-  void run_on_all(const std::function<void(Worker&)>& body);
+  // As run, with so many workers whatever else the machine does: to measure it.
+  void run_on(int count, const std::function<void(Worker&)>& body);
 
   // Wakes sleeping workers without giving them work: they spin for at most `max_wait_us` for the
   // run that is about to come.

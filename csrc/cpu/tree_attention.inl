@@ -2,7 +2,11 @@
 // worker takes a contiguous range of all items. A unit that lies inside one range is merged on the
 // fly; a unit cut by a border stores its splits and is merged after a barrier, in the same order,
 // hence with the same bits.
+#include <new>
+#include <type_traits>
+
 #include "cpu/attention_tile.h"
+#include "cpu/thread_memory.h"
 
 namespace sdengine {
 inline namespace SDENGINE_ISA_NAMESPACE {
@@ -92,7 +96,8 @@ void for_each_unit(const TreeAttentionArgs& args, const Division& division, Visi
 template <class T>
 void run_items(const TreeAttentionArgs& args, const Division& division, int64_t worker) {
   const int64_t begin = division.begin(worker), end = division.begin(worker + 1);
-  Tile<T> tile(args);
+  static_assert(std::is_trivially_destructible_v<Tile<T>>, "nobody ends a tile");
+  Tile<T>& tile = *new (thread_memory(sizeof(Tile<T>))) Tile<T>(args);
   for_each_unit(
       args, division, [&](const TileSpan& span, int64_t kv_head, int64_t item, int64_t offset) {
         const int64_t first = larger(begin, item), last = smaller(end, item + span.num_splits());

@@ -11,16 +11,13 @@ extern const VocabPasses kVocabPassesAvx512;
 #endif
 
 const VocabPasses& vocab_passes() {
-  switch (selected_isa()) {
 #if defined(__x86_64__)
-    case Isa::kAvx512:
-      return kVocabPassesAvx512;
-    case Isa::kAvx2:
-      return kVocabPassesAvx2;
+  static const VocabPasses* const kVariants[] = {&kVocabPassesPortable, &kVocabPassesAvx2,
+                                                 &kVocabPassesAvx512};
+  return *kVariants[static_cast<int>(selected_vector_isa())];
+#else
+  return kVocabPassesPortable;
 #endif
-    default:
-      return kVocabPassesPortable;
-  }
 }
 
 }  // namespace sdengine

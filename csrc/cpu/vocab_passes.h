@@ -42,6 +42,8 @@ struct LogitBins {
 };
 
 struct VocabPasses {
+  int lanes;  // floats of a vector
+
   // Maximum of logits[begin:end) and of each block (block_max is indexed from block 0 of the row).
   RowScan (*scan)(const float* logits, int64_t begin, int64_t end, float* block_max);
 

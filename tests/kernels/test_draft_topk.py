@@ -161,3 +161,10 @@ def test_equal_logits_rank_by_token_at_temperature_zero(noise: str) -> None:
 def test_the_number_of_candidates_is_checked() -> None:
     with pytest.raises(ValueError, match="draft_topk: out_tokens: expected 1 <= K <= 64, got 65"):
         run_op("draft_topk", **draft_args("target", torch.zeros(1, 100), 65))
+
+
+def test_a_token_whose_chance_is_none_in_float32_is_no_fresh_candidate() -> None:
+    """Its scaled logit overflows to -inf: there is nothing to rank it by."""
+    logits = torch.tensor([[1e38, 3e38, -2e38, 2.999e38, -3e38, 0.0, 1.0]])
+    tokens, _ = run_both(draft_args("fresh", logits, 8, temperature=0.1))
+    assert tokens[0].tolist() == [1, 3] + [-1] * 6

@@ -87,3 +87,30 @@ def test_what_a_thread_flushes_to_zero_changes_no_bit() -> None:
         torch.set_flush_denormal(False)
     assert torch.equal(outs[0].view(torch.int32), outs[1].view(torch.int32))
     assert bool((outs[0] > 0).all()), "5e-41 each"
+
+
+SMALL_STACK = """
+import threading
+
+from sdengine import Engine, SamplingParams
+
+def complete():
+    with Engine("python-completion", speculation=None, num_threads={threads}) as engine:
+        engine.add_request("r", "def f(", SamplingParams(max_tokens=4, temperature=0))
+        while engine.has_unfinished_requests():
+            outputs = engine.step()
+        print(len(outputs[0].outputs[0].token_ids))
+
+threading.stack_size(256 << 10)
+thread = threading.Thread(target=complete)
+thread.start()
+thread.join()
+"""
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_caller_needs_no_large_stack(threads: int) -> None:
+    """It is worker 0: what a kernel needs beside its arguments must not lie on its stack."""
+    code = SMALL_STACK.format(threads=threads)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "4\n"), done.stderr

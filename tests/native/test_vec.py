@@ -26,6 +26,7 @@ AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 EMULATED = ["-DSDENGINE_SIMDE", "-include", str(HERE / "avx512_emulated.h"), "-Wno-psabi"]
 LEVELS = ("portable", "avx2", "avx512", "avx512_bf16")
 ISA_OPS = ("linear", "rms_norm", "silu_and_mul", "rope_kv_append", "tree_attention")
+BASELINE = ("program", "thread_pool", "thread_memory", "packed_weight")
 
 needs_simde = pytest.mark.skipif(
     not any(Path(p, "simde/x86/avx512.h").exists() for p in ("/usr/include", "/usr/local/include")),
@@ -114,6 +115,7 @@ Isa detected_isa() { return Isa::kAvx512Bf16; }
 Isa selected_isa() {
   return std::strcmp(std::getenv("SDENGINE_ISA"), "avx512") ? detected_isa() : Isa::kAvx512;
 }
+Isa selected_vector_isa() { return Isa::kAvx512; }
 const char* isa_name(Isa isa) { return isa == Isa::kAvx512 ? "avx512" : "avx512_bf16"; }
 }
 """
@@ -149,7 +151,7 @@ def build_emulated_extension(folder: Path) -> Path:
     jobs = [(write_module(folder), common)]
     jobs += [(CPU / f"{op}_avx512.cpp", emulated) for op in ISA_OPS]
     jobs += [(CPU / "linear_avx512_bf16.cpp", [*emulated, "-DSDENGINE_SIMDE_BF16"])]
-    jobs += [(CPU / f"{name}.cpp", common) for name in ("program", "thread_pool", "packed_weight")]
+    jobs += [(CPU / f"{name}.cpp", common) for name in BASELINE]
     for op in ISA_OPS:
         jobs += [(CPU / f"{op}.cpp", common), (CPU / f"{op}_portable.cpp", common)]
         jobs += [(CPU / f"{op}_avx2.cpp", [*common, *AVX2])]

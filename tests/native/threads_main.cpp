@@ -1,6 +1,9 @@
 // The worker pool and recorded programs under the thread sanitizer: barriers inside a launch,
 // between launches and between replays in a row, pools shared by two callers, wake-ups, pools that
 // end at once, and fewer workers while one of them makes no progress.
+#include <pthread.h>
+#include <time.h>
+
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -305,6 +308,31 @@ void check_crowded_pool() {
   require(pool.num_active() == 4, "all workers come back");
 }
 
+int64_t processor_us(clockid_t clock) {
+  timespec time;
+  clock_gettime(clock, &time);
+  return time.tv_sec * 1'000'000 + time.tv_nsec / 1000;
+}
+
+// A worker that is left out, because others need the cores, must not take one to spin for its turn.
+void check_those_left_out_sleep() {
+  constexpr int kRuns = 40;
+  ThreadPool pool(4);
+  clockid_t clocks[4];
+  const auto spin = [&](Worker& worker) {
+    pthread_getcpuclockid(pthread_self(), &clocks[worker.index]);
+    const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(1);
+    while (std::chrono::steady_clock::now() < end) {
+    }
+  };
+  pool.run_on(4, spin);  // after which all spin for the next run
+  pool.run_on(2, spin);
+  const int64_t before = processor_us(clocks[3]);
+  for (int i = 0; i < kRuns; ++i) pool.run_on(2, spin);
+  const int64_t took = processor_us(clocks[3]) - before;
+  require(took < kRuns * 100, "who is left out sleeps");  // and else spins for 250 us a run
+}
+
 }  // namespace
 
 int main() {
@@ -313,6 +341,7 @@ int main() {
   check_three_workers();
   check_lost_waits();
   check_crowded_pool();
+  check_those_left_out_sleep();
   for (int threads : {1, 2, 3, 5}) check_barriers(threads);
   for (int threads : {1, 2, 4}) check_replays_in_a_row(threads);
   check_two_callers();
