@@ -25,7 +25,7 @@ class LatestOccurrence:
         self.max_depth, self.tree_room = sizes.max_depth, sizes.max_nodes + 1
         self.workspace = workspace
         size = ngram_scratch_size(sizes.max_num_seqs, 1, sizes.max_depth)
-        self.scratch = torch.zeros(size, dtype=torch.int64)
+        self.scratch = workspace.memory.zeros(size, dtype=torch.int64)  # where the engine runs
 
     def propose(self, program: Program) -> None:
         workspace, state = self.workspace, self.workspace.state
@@ -45,6 +45,7 @@ class LatestOccurrence:
             max_children=1,
             max_matches=1,
             calibration=workspace.calibration,
+            root_values=state.root_values,
         )
 
     def catch_up(self, program: Program) -> None:

@@ -7,11 +7,13 @@ engines live side by side.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
 from threading import Lock, get_ident
 from time import monotonic
 from typing import NoReturn
 
+from sdengine.controllers.base import BudgetController
 from sdengine.core.argument import check_float, check_int
 from sdengine.core.config import EngineConfig
 from sdengine.core.outputs import FinishReason, RequestOutput, StepTree
@@ -68,7 +70,7 @@ class Engine:
         self.default_params = parts.default_params
         self._runner = parts.runner
         self._scheduler = parts.scheduler
-        self.controller = parts.controller  # for benchmarks, to exchange between two steps
+        self._controller = parts.controller
         self._book = RequestBook(
             parts.tokenizer, parts.limits, parts.runner.pool_capacity_tokens, config.seed
         )
@@ -101,8 +103,19 @@ class Engine:
     @property
     def iteration(self) -> Iteration:
         """The recorded programs and their buffers: for benchmarks and tools, not for requests."""
-        self._check_open()
+        self.require_open()
         return self._runner.iteration
+
+    @property
+    def controller(self) -> BudgetController:
+        """Decides about budgets: for benchmarks, to be exchanged between two steps."""
+        self.require_open()
+        return self._controller
+
+    @controller.setter
+    def controller(self, controller: BudgetController) -> None:
+        self.require_open()
+        self._controller = controller
 
     @property
     def num_free_blocks(self) -> int:
@@ -132,7 +145,7 @@ class Engine:
     @property
     def last_reports(self) -> SequenceOf[StepReport]:
         """What the iterations of the last step did, over all sequences."""
-        self._check_open()
+        self.require_open()
         return self._runner.reports
 
     def add_request(
@@ -157,11 +170,29 @@ class Engine:
                 or for the KV cache.
             EngineBusy, EngineFailed: see above.
         """
-        params = self.default_params if params is None else params
+        self.add_requests([(request_id, prompt, params)], group)
+
+    def add_requests(
+        self,
+        requests: Iterable[tuple[str, str | SequenceOf[int], SamplingParams | None]],
+        group: str | None = None,
+    ) -> None:
+        """Queues several requests, all of them or none.
+
+        Args:
+            requests: (request_id, prompt, params) of each, as `add_request`.
+            group: of them all, as `add_request`.
+
+        Raises:
+            RequestError: one of them is refused; nothing was queued.
+            EngineBusy, EngineFailed: see above.
+        """
+        defaults = self.default_params
+        wanted = [(name, prompt, defaults if p is None else p) for name, prompt, p in requests]
         self._check_call()
         with self._is_called:
             self._begin()
-            for sequence in self._book.open(request_id, prompt, params, group):
+            for sequence in self._book.open(wanted, group):
                 self._scheduler.add(sequence)
 
     def abort_request(self, request_id: str) -> RequestOutput:
@@ -239,7 +270,7 @@ class Engine:
                 self._scheduler.hold()
             outputs = [self._advance(commit) for commit in self._commits]
             for report in self._runner.reports:
-                self.controller.observe(flight.plan, report)
+                self._controller.observe(flight.plan, report)
             self._flight = following
             self._is_torn = False
             return outputs
@@ -255,7 +286,7 @@ class Engine:
             The tree, without nodes when the step decoded plainly; None when the sequence committed
             nothing in the last iteration. Tokens beyond a stop are still in it.
         """
-        self._check_open()
+        self.require_open()
         num_iterations = len(self._runner.reports)
         for commit in self._commits:
             if (commit.sequence.request_id, commit.sequence.index) == (request_id, index):
@@ -280,12 +311,10 @@ class Engine:
             self._is_torn = True
             for request in self._book.unfinished():
                 self._abort(request)
-            if self._runner.runs_ahead:
-                self._runner.drain()
-                self._scheduler.let_go()
+            self._settle()
             self._is_closed, self._is_torn = True, False
             self._commits, self._flight = [], None
-            del self._runner, self.controller
+            del self._runner, self._controller
 
     def _abort(self, request: Request) -> RequestOutput:
         self._end_sequences(request)
@@ -300,7 +329,7 @@ class Engine:
                 self._runner.release(slot)
 
     def _begin(self) -> None:
-        self._check_open()
+        self.require_open()
         if self._is_torn:
             self._end_all()
 
@@ -316,7 +345,8 @@ class Engine:
             self._end_sequences(request)
         self._is_torn = False
 
-    def _check_open(self) -> None:
+    def require_open(self) -> None:
+        """Raises EngineFailed when the engine has been closed."""
         if self._is_closed:
             raise EngineFailed.from_parts("an open engine", "a closed one", "make another")
 
@@ -338,9 +368,7 @@ class Engine:
         flight, self._flight = self._flight, None
         if flight is not None and flight.is_needed:
             return flight
-        if self._runner.runs_ahead:
-            self._runner.drain()
-            self._scheduler.let_go()
+        self._settle()
         schedule = self._scheduler.schedule()
         most = max_iterations
         if most > 1:
@@ -348,6 +376,12 @@ class Engine:
         if most > 1:
             most = self._scheduler.num_in_a_row(schedule, most, self._runner.max_step_tokens)
         return self._start(schedule, max_iterations=most)
+
+    def _settle(self) -> None:
+        """Lets a device come to the end of what it was given, of which no one wants to know."""
+        if self._runner.runs_ahead:
+            self._runner.drain()
+            self._scheduler.let_go()
 
     def _start_ahead(self, flight: Flight) -> Flight | None:
         """The iteration after `flight`, started before that is read; None where that has to be read
@@ -361,7 +395,7 @@ class Engine:
         self, schedule: Schedule, after: Flight | None = None, max_iterations: int = 1
     ) -> Flight:
         num_decoding = self._runner.prepare(schedule, after)
-        plan = self.controller.plan(num_decoding, lambda: self._runner.outlook(schedule))
+        plan = self._controller.plan(num_decoding, lambda: self._runner.outlook(schedule))
         return self._runner.start(schedule, plan, min(max_iterations, plan.num_iterations))
 
     def _advance(self, commit: Commit) -> RequestOutput:

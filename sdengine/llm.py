@@ -215,11 +215,10 @@ class LLM:
         """Queues requests; whatever ends the block aborts those that are unfinished."""
         inbox = Inbox()
         try:
-            for prompt, params in requests:
-                request_id = self._free_id()
-                inbox.request_ids.append(request_id)
-                self._inboxes[request_id] = inbox
-                self.engine.add_request(request_id, prompt, params, inbox.request_ids[0])
+            inbox.request_ids += [self._free_id() for _ in requests]
+            self._inboxes.update(dict.fromkeys(inbox.request_ids, inbox))
+            named = [(name, *request) for name, request in zip(inbox.request_ids, requests)]
+            self.engine.add_requests(named, inbox.request_ids[0])
             yield inbox
         finally:
             for request_id in inbox.request_ids:

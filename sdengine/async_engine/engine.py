@@ -71,8 +71,11 @@ class AsyncEngine:
         ConfigError: max_requests is not positive, the engine is none, or it is already in use: it
             has requests, or another AsyncEngine that has not ended.
 
+        EngineFailed: the engine is closed.
+
     An object that is no longer needed is ended by `drain` or `close`, or by `async with`, which
-    drains; otherwise it ends with the process.
+    drains, or ends unfinished requests at once where an exception leaves the block; otherwise it
+    ends with the process.
     """
 
     def __init__(self, engine: Engine, *, max_requests: int = 256) -> None:
@@ -91,7 +94,8 @@ class AsyncEngine:
         return self
 
     async def __aexit__(self, *exception: object) -> None:
-        await self.drain()
+        # An exception is not to wait for requests that nobody reads any more.
+        await self.drain(None if exception[0] is None else 0.0)
 
     async def submit(
         self,

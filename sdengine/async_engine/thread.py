@@ -285,7 +285,9 @@ def claim(engine: Engine) -> None:
 
     Raises:
         ConfigError: it has requests, or is another thread's.
+        EngineFailed: it is closed.
     """
+    engine.require_open()
     is_free = engine.ownership.acquire(blocking=False)
     if is_free and engine.has_unfinished_requests():
         engine.ownership.release()

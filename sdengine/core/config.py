@@ -41,6 +41,7 @@ __all__ = [
 METHODS = ("dyspec", "chain", "kary", "sampled", "ngram")
 METHODS_WITHOUT_DRAFT_MODEL = ("ngram",)
 VERIFIERS = ("coupled", "rejection")
+VERIFIERS_OF_DRAWS = ("rejection",)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 
@@ -61,9 +62,12 @@ class SpeculationConfig:
 
     Args:
         method: "dyspec" grows the tree of highest expected acceptance; "chain" one token per depth;
-            "kary" a static tree of the most likely tokens; "sampled" a static tree of tokens
-            sampled without replacement; all four with a draft model. "ngram" needs none: it
-            continues earlier occurrences of the last tokens.
+            "kary" a static tree of the tokens that rank highest; "sampled" a static tree of tokens
+            sampled without replacement; all four with a draft model. With the coupled verifier
+            tokens rank by the target's own noise (at temperature 0: by likelihood), which is a
+            sample without replacement, so "kary" and "sampled" are the same there; with rejection
+            there is "sampled" alone. "ngram" needs no model: it continues earlier occurrences of
+            the last tokens.
         verifier: "coupled" gives the same text for the same seed as plain decoding; "rejection" is
             recursive rejection sampling without replacement: the same law, another text, which
             depends on the trees. A new engine with a fixed budget grows the same ones for the same
@@ -118,7 +122,7 @@ class SpeculationConfig:
             self._set(name, check_int(error, name, getattr(self, name), 1, high, way_out))
         for name in ("adaptive", "calibrate"):
             check_bool(error, name, getattr(self, name))
-        if self.method == "kary" and self.verifier == "rejection":
+        if self.method == "kary" and self.draws_drafts:
             raise error.from_parts(
                 'verifier "coupled" with method "kary"',
                 '"rejection"',
@@ -138,6 +142,11 @@ class SpeculationConfig:
     def needs_draft_model(self) -> bool:
         """Whether the method cannot work without a draft model."""
         return self.method not in METHODS_WITHOUT_DRAFT_MODEL
+
+    @property
+    def draws_drafts(self) -> bool:
+        """Whether the verifier tests draft tokens that were drawn; any other takes the best."""
+        return self.verifier in VERIFIERS_OF_DRAWS
 
     @property
     def level_widths(self) -> tuple[int, ...]:
@@ -170,7 +179,7 @@ class SpeculationConfig:
         if not self.needs_draft_model:
             raise self._idle_option("draft_temperature", "it has no draft model")
         value = check_float(ConfigError, "draft_temperature", self.draft_temperature, 0.0)
-        if self.verifier == "rejection" and value < GREEDY_TEMPERATURE:
+        if self.draws_drafts and value < GREEDY_TEMPERATURE:
             raise ConfigError.from_parts(
                 f'draft_temperature of at least {GREEDY_TEMPERATURE} with verifier "rejection", '
                 "which tests drawn tokens: below it they are chosen",
@@ -369,7 +378,9 @@ def _checked_path(name: str, value: object) -> str:
         raise ConfigError.from_parts(
             f"{name} to be a directory or the name of a pair", shown(value)
         )
-    return str(Path(os.fspath(value)).expanduser()) if isinstance(value, os.PathLike) else value
+    path = os.fspath(value)
+    is_path = isinstance(value, os.PathLike) or path.startswith("~")
+    return str(Path(path).expanduser()) if is_path else path
 
 
 def _checked_speculation(value: object) -> SpeculationConfig | str | None:

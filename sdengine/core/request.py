@@ -6,6 +6,7 @@ checked by `request_checks`, before anything is queued.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 from time import monotonic
@@ -119,37 +120,49 @@ class RequestBook:
 
     def open(
         self,
-        request_id: str,
-        prompt: str | SequenceOf[int],
-        params: SamplingParams,
+        wanted: Iterable[tuple[str, str | SequenceOf[int], SamplingParams]],
         group: str | None = None,
     ) -> list[Sequence]:
-        """Checks a request and makes its sequences; without a group they are one by themselves.
+        """Checks requests and makes their sequences: of all of them, or of none.
+
+        Args:
+            wanted: request_id, prompt and params of each.
+            group: of them all; None: each is one by itself.
 
         Raises:
             RequestError: see `Engine.add_request`.
         """
-        if not isinstance(request_id, str) or request_id in self._requests:
-            raise RequestError.from_parts(
-                "a request_id that no unfinished request has", repr(request_id)
-            )
-        if not isinstance(params, SamplingParams):
-            raise RequestError.from_parts("params to be SamplingParams", type(params).__name__)
         if group is not None and not isinstance(group, str):
             raise RequestError.from_parts("group to be a string or None", repr(group))
+        requests: dict[str, Request] = {}
+        for request_id, prompt, params in wanted:
+            if not isinstance(request_id, str) or request_id in self or request_id in requests:
+                raise RequestError.from_parts(
+                    "a request_id that no unfinished request has", repr(request_id)
+                )
+            requests[request_id] = self._checked(request_id, prompt, params)
+        for request in requests.values():
+            self._enter(request, group)
+        return [sequence for request in requests.values() for sequence in request.sequences]
+
+    def _checked(
+        self, request_id: str, prompt: str | SequenceOf[int], params: SamplingParams
+    ) -> Request:
+        if not isinstance(params, SamplingParams):
+            raise RequestError.from_parts("params to be SamplingParams", type(params).__name__)
         token_ids = self._token_ids(prompt)
         check_length(len(token_ids), params, self.limits, self._capacity_tokens)
         check_tables(params, self.limits)
-        request = Request(
-            request_id, prompt if isinstance(prompt, str) else None, token_ids, params, monotonic()
-        )
+        text = prompt if isinstance(prompt, str) else None
+        return Request(request_id, text, token_ids, params, monotonic())
+
+    def _enter(self, request: Request, group: str | None) -> None:
+        params, name = request.params, _group_name(request.request_id, group)
         base = params.seed if params.seed is not None else mix64(self._seed + self._num_opened)
         self._num_opened += 1
         for index in range(params.n):
-            seed = completion_seed(base, index)
-            self._add_sequence(request, index, seed, _group_name(request_id, group))
-        self._requests[request_id] = request
-        return request.sequences
+            self._add_sequence(request, index, completion_seed(base, index), name)
+        self._requests[request.request_id] = request
 
     def close(self, request: Request) -> RequestOutput:
         """Forgets a request and returns its last, whole output."""

@@ -61,8 +61,10 @@ class SamplingParams:
         ignore_eos: do not end at the checkpoint's end-of-sequence tokens.
         logprobs: 0 to 20 alternatives per generated token, beside the token's own; None for none at
             all.
-        skip_special_tokens: leave special tokens out of the text.
-        include_stop_str_in_output: keep the stop string in the text.
+        skip_special_tokens: leave special tokens out of the text, and with them the token that
+            ended the generation, whatever it is.
+        include_stop_str_in_output: keep the stop string in the text, and a token that ended the
+            generation unless that is a special one to be left out.
 
     Raises:
         RequestError: an argument is of the wrong type or out of range; the message names it.

@@ -116,7 +116,7 @@ class StopChecker:
         eos_token_ids: tokens that end it without a stop_reason.
     """
 
-    __slots__ = ("_eos", "_sequence", "_skip_special", "_stream", "_strings")
+    __slots__ = ("_eos", "_hides_stop_token", "_sequence", "_stream", "_strings")
 
     def __init__(
         self, sequence: Sequence, stream: TextStream, eos_token_ids: frozenset[int]
@@ -125,7 +125,10 @@ class StopChecker:
         self._stream = stream
         self._eos = eos_token_ids
         self._strings = tuple(sequence.params.stop or ())
-        self._skip_special = sequence.params.skip_special_tokens
+        params = sequence.params
+        self._hides_stop_token = (
+            params.skip_special_tokens and not params.include_stop_str_in_output
+        )
 
     def accept(self, token_ids: list[int]) -> Cut:
         """Takes newly committed tokens; `sequence.text` and `sequence.token_ids` grow by what
@@ -215,7 +218,7 @@ class StopChecker:
 
     def _append(self, token_ids: list[int], hide_last: bool) -> None:
         self._sequence.token_ids += token_ids
-        visible = token_ids[:-1] if hide_last and self._skip_special else token_ids
+        visible = token_ids[:-1] if hide_last and self._hides_stop_token else token_ids
         if visible:
             self._sequence.text += self._stream.push(visible)
 

@@ -37,7 +37,7 @@ from sdengine.runner.iteration import Iteration
 from sdengine.runner.penalties import MAX_BIASES, MAX_MASKED
 from sdengine.runner.placement import Placement, choose_placement
 from sdengine.runner.runner import Runner
-from sdengine.runner.workspace import Workspace
+from sdengine.runner.workspace import Sizes, Workspace
 from sdengine.scheduler.scheduler import Scheduler
 
 
@@ -160,6 +160,7 @@ def _build_iteration(
     workspace = Workspace.allocate(sizes, identity_table(), memory)
     if make_drafter is not None:
         drafter: Drafter | None = make_drafter(workspace)
+        _check_capacities(drafter, workspace.sizes, max_model_len)
     else:
         draft_weights = shared.load(models.draft) if models.draft is not None else None
         drafter = kinds.make_drafter(
@@ -201,3 +202,16 @@ def _check_own_drafter(
             repr(method),
             'pass speculation=SpeculationConfig(method="ngram", ...)',
         )
+
+
+def _check_capacities(drafter: Drafter, sizes: Sizes, max_model_len: int) -> None:
+    """One from outside may ask for more than the buffers that it was given can hold."""
+    room = sizes.max_blocks * sizes.block_size - max_model_len
+    for name, most in (("max_depth", sizes.max_depth), ("tree_room", room)):
+        value = getattr(drafter, name)
+        if value > most:
+            raise ConfigError.from_parts(
+                f"a drafter's {name} of at most {most}",
+                str(value),
+                "raise max_nodes or max_depth of the SpeculationConfig",
+            )

@@ -64,7 +64,7 @@ def _draft_model_drafter(given: Ingredients) -> Drafter:
         KVCache(weights.config, sizes.num_blocks, sizes.block_size, weights.dtype, memory),
         given.policy,
         workspace,
-        is_sampled=speculation.verifier == "rejection",
+        is_sampled=speculation.draws_drafts,
         temperature=_draft_temperature(speculation, workspace),
         calibrate=speculation.calibrate,
         num_threads=given.num_threads,

@@ -87,7 +87,7 @@ def choose_sizes(
         if speculation.level_widths:
             depth = len(speculation.level_widths)
         candidates = policy.num_candidates
-        if speculation.verifier == "rejection":
+        if speculation.draws_drafts:
             candidates = min(PROPOSAL_SUPPORT, vocab_size)
         width = _max_width(speculation, policy, depth)
     room = tree_room(nodes, depth, width) if speculation else 0
@@ -128,7 +128,7 @@ def _max_width(speculation: SpeculationConfig, policy: TreePolicy, depth: int) -
     static one forwards each of its at most 1024 nodes once.
     """
     width = max((policy.grow(layer).max_width for layer in range(depth - 1)), default=1)
-    if speculation.verifier == "rejection" and not speculation.level_widths and depth > 1:
+    if speculation.draws_drafts and not speculation.level_widths and depth > 1:
         width = min(width, MASK_BITS * MAX_MASK_WORDS // (depth - 1))
     return min(width, speculation.max_nodes)
 

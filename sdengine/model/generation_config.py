@@ -3,7 +3,8 @@ parameters.
 
 The file is read as the reference implementation reads it: without `do_sample: true` decoding is
 greedy, and sampling without a `top_k` keeps 50 tokens. An option that would change the output and
-is not implemented is refused, not dropped.
+is not implemented is refused, not dropped. Only `max_length` is not read: it counts the prompt,
+too, which parameters for any prompt cannot.
 """
 
 from __future__ import annotations
@@ -41,6 +42,12 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "forced_eos_token_id": (None,),
     "exponential_decay_length_penalty": (None,),
     "guidance_scale": (None, 1, 1.0),
+    "encoder_repetition_penalty": (None, 1, 1.0),
+    "watermarking_config": (None,),
+    "token_healing": (None, False),
+    "dola_layers": (None,),
+    "max_time": (None,),
+    "num_return_sequences": (None, 1),
     "stop_strings": (None, []),
     "min_length": (None, 0),
 }
@@ -109,5 +116,6 @@ def _arguments(given: Mapping[str, Any]) -> dict[str, Any]:
     if given.get("max_new_tokens") is not None:
         arguments["max_tokens"] = given["max_new_tokens"]
     if given.get("min_new_tokens") is not None:
-        arguments["min_tokens"] = given["min_new_tokens"]
+        least = arguments["min_tokens"] = given["min_new_tokens"]
+        arguments.setdefault("max_tokens", max(SamplingParams().max_tokens, least))
     return arguments

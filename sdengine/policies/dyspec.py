@@ -29,7 +29,7 @@ class DySpecPolicy:
     def from_config(cls, config: SpeculationConfig) -> DySpecPolicy:
         """Slots are ranked before the draw when drafts are sampled (rejection), tokens
         otherwise."""
-        rule: ValueRule = "slot" if config.verifier == "rejection" else "node"
+        rule: ValueRule = "slot" if config.draws_drafts else "node"
         width = max(MIN_WIDTH, config.max_nodes // NODES_PER_WIDTH)
         return cls(min(config.max_children, config.max_nodes), rule, width)
 

@@ -23,8 +23,7 @@ class StaticPolicy:
     @classmethod
     def from_config(cls, config: SpeculationConfig) -> StaticPolicy:
         """The shape that the configuration names."""
-        is_sampled = config.verifier == "rejection"
-        return cls(config.level_widths, "uniform_slot" if is_sampled else "uniform")
+        return cls(config.level_widths, "uniform_slot" if config.draws_drafts else "uniform")
 
     @property
     def num_candidates(self) -> int:

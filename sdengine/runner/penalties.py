@@ -136,7 +136,6 @@ class PenaltyTables:
         """Makes a slot neutral again."""
         if slot not in self._slots:
             return
-        self._slots.remove(slot)
         for counts in self._counts:
             self._memory.clear_row(counts, slot)
         self._repetition[slot] = 1.0
@@ -149,6 +148,7 @@ class PenaltyTables:
         ):
             array[slot] = 0
         self._memory.mark_changed()
+        self._slots.remove(slot)  # last: after an interrupt before it all of this is done again
 
     def _write_counts(self, slot: int, *token_ids: SequenceOf[int]) -> None:
         """counts[slot, t] = occurrences of t, in prompt and output."""

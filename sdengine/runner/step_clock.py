@@ -8,6 +8,7 @@ from time import perf_counter
 import numpy as np
 
 from sdengine.core.plan import StepReport
+from sdengine.core.sequence import Sequence
 from sdengine.runner.flight import Commit, Flight
 from sdengine.scheduler.scheduler import Schedule
 
@@ -28,6 +29,8 @@ class StepClock:
         self._times_ns = memoryview(times_ns)
         self._layer_ends_ns = memoryview(layer_ends_ns)
         self._read_at = 0.0
+        # Of each iteration: start, proposed, end, ends of layers, then accepted tokens and nodes. A
+        # plain tuple: a class of its own would be another call in every step.
         self._noted: list[tuple[int, int, int, list[int], list[int], int]] = []
         self.iteration_s = inf
 
@@ -35,6 +38,7 @@ class StepClock:
         """Now, when a step begins to be prepared."""
         if len(schedule.admitted) == len(schedule.scheduled):
             self._read_at = 0.0  # nobody was waiting: the time since the last step was idle
+        self._noted.clear()  # of a step that was cut short
         return perf_counter()
 
     def note(self, num_accepted: list[int], num_nodes: int) -> None:
@@ -45,7 +49,8 @@ class StepClock:
     def end(self, flight: Flight, commits: dict[int, Commit]) -> list[StepReport]:
         """What the iterations of a step did, once all have been read.
 
-        A step that was started before the last one was read took the time since then.
+        A step that was started before the last one was read took the time since then. Its time
+        counts once for a request, however many completions that has.
         """
         noted, self._noted = self._noted, []
         now, last = perf_counter(), self._read_at
@@ -55,8 +60,10 @@ class StepClock:
             draft_s += (proposed - start) * 1e-9
             verify_s += (end - proposed) * 1e-9
         other_s = max(now - (last or flight.prepared_at) - draft_s - verify_s, 0.0)
+        of_request: dict[str, Sequence] = {}
         for commit in commits.values():
-            sequence = commit.sequence
+            of_request[commit.sequence.request_id] = commit.sequence
+        for sequence in of_request.values():
             sequence.draft_time_s += draft_s
             sequence.verify_time_s += verify_s
             sequence.other_time_s += other_s

@@ -227,7 +227,8 @@ class Scheduler:
             sequence.num_draft_computed = drafted * self.pool.block_size
             sequence.num_hashed_blocks, sequence.num_drafted_blocks = reused, drafted
             num_tokens = min(sequence.num_pending, budget)
-            if not self._grow(sequence, sequence.num_computed + num_tokens):
+            end = sequence.num_computed + num_tokens
+            if not self._grow_at_cost_of_trees(sequence, end, step):
                 self.pool.free(sequence.block_table)
                 sequence.release()
                 break
@@ -236,7 +237,7 @@ class Scheduler:
             sequence.status = SequenceStatus.RUNNING
             self.running.append(sequence)
             step.admitted.append(sequence)
-            can_draft = self._grow(sequence, sequence.num_computed + num_tokens + self._tree_room)
+            can_draft = self._grow(sequence, end + self._tree_room)
             decodes = num_tokens == sequence.num_pending
             step.scheduled.append(ScheduledSequence(sequence, num_tokens, decodes, can_draft))
             budget -= num_tokens
@@ -255,14 +256,19 @@ class Scheduler:
         decodes = end == sequence.num_tokens
         if self._grow(sequence, end + self._tree_room):
             return ScheduledSequence(sequence, num_tokens, decodes, True)
-        while not self._grow(sequence, end):
-            if self._take_tree_room(sequence, step):
-                continue
+        while not self._grow_at_cost_of_trees(sequence, end, step):
             victim = self.running[-1]
             self._preempt(victim, step)
             if victim is sequence:
                 return None
         return ScheduledSequence(sequence, num_tokens, decodes, False)
+
+    def _grow_at_cost_of_trees(self, sequence: Sequence, num_slots: int, step: Schedule) -> bool:
+        """Blocks for committed tokens, which come before anybody's tree."""
+        while not self._grow(sequence, num_slots):
+            if not self._take_tree_room(sequence, step):
+                return False
+        return True
 
     def _take_tree_room(self, wanting: Sequence, step: Schedule) -> bool:
         """Frees the blocks that one other sequence has for a tree, the youngest first; False: none

@@ -332,3 +332,18 @@ def test_a_process_ends_although_requests_are_unfinished() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_an_exception_in_the_block_does_not_wait_for_requests(make_turnstile) -> None:
+    """Nobody reads them any more, and the engine stands still here until the test is over."""
+    turnstile: Turnstile = make_turnstile()
+
+    async def main() -> None:
+        with pytest.raises(KeyError):
+            async with AsyncEngine(turnstile.engine) as engine:
+                stream = await engine.submit([4, 5], LONG)
+                raise KeyError
+        with pytest.raises(EngineStopped):
+            await anext(stream)
+
+    asyncio.run(asyncio.wait_for(main(), 60))

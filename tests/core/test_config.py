@@ -177,7 +177,7 @@ def test_speculation_shorthands() -> None:
 
 def test_values_are_plain_and_frozen() -> None:
     config = EngineConfig(Path("~/m"), backend="reference")
-    assert config.model == str(Path.home() / "m")
+    assert config.model == EngineConfig("~/m").model == str(Path.home() / "m")
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.seed = 3
     hash(config)

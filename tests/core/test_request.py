@@ -33,7 +33,7 @@ def noise_keys(engine_seed: int, num_requests: int, n: int = 1) -> list[int]:
     """The noise keys of an engine's first requests, all without a seed."""
     opened = book(engine_seed)
     params = SamplingParams(n=n)
-    requests = [opened.open(f"r{i}", [5], params) for i in range(num_requests)]
+    requests = [opened.open([(f"r{i}", [5], params)]) for i in range(num_requests)]
     return [sequence.seed for sequences in requests for sequence in sequences]
 
 
@@ -64,7 +64,7 @@ def test_requests_without_a_seed_share_no_noise_with_completions_of_the_engine_s
 )
 def test_a_prompt_that_is_no_list_is_refused(prompt: Any, name: str) -> None:
     with pytest.raises(RequestError, match=f"a prompt of text or of token ids, got {name}"):
-        book().open("r", prompt, SamplingParams())
+        book().open([("r", prompt, SamplingParams())])
 
 
 class WideCodec:
@@ -80,7 +80,7 @@ class WideCodec:
 def test_a_token_of_a_text_that_the_model_does_not_have_is_refused() -> None:
     opened = RequestBook(WideCodec(), LIMITS, 64, 0)
     with pytest.raises(RequestError, match=r"token ids in \[0, 100\), got 100 at position 1"):
-        opened.open("r", "text", SamplingParams())
+        opened.open([("r", "text", SamplingParams())])
     assert len(opened) == 0
 
 
@@ -91,7 +91,7 @@ def test_stop_tokens_that_the_model_cannot_produce_are_refused(
 ) -> None:
     params = SamplingParams(stop_token_ids=stops, min_tokens=min_tokens)
     with pytest.raises(RequestError, match=rf"stop_token_ids in \[0, 100\), got {stops[-1]}"):
-        book().open("r", [5], params)
+        book().open([("r", [5], params)])
 
 
 def test_masked_stop_tokens_are_counted_once_and_only_those_of_the_sequence() -> None:
@@ -102,9 +102,21 @@ def test_masked_stop_tokens_are_counted_once_and_only_those_of_the_sequence() ->
     )
     for settings in fitting:
         params = SamplingParams(min_tokens=1, **settings)  # type: ignore[arg-type]
-        (sequence,) = book().open("r", [5], params)
+        (sequence,) = book().open([("r", [5], params)])
         assert len(sequence.stop_token_ids) <= 3
     words = "at most 3 stop tokens together with min_tokens, got 4"
     with pytest.raises(RequestError, match=words):
-        book().open("r", [5], SamplingParams(min_tokens=1, stop_token_ids=[7, 8, 9]))
-    book().open("r", [5], SamplingParams(stop_token_ids=[7, 8, 9, 10]))
+        book().open([("r", [5], SamplingParams(min_tokens=1, stop_token_ids=[7, 8, 9]))])
+    book().open([("r", [5], SamplingParams(stop_token_ids=[7, 8, 9, 10]))])
+
+
+def test_of_several_requests_all_are_taken_or_none() -> None:
+    """A refused one uses up no seed: those that follow are what they would have been without it."""
+    good, bad = SamplingParams(), SamplingParams(stop_token_ids=[100])
+    opened = book()
+    for wanted in ([("a", [5], good), ("b", [5], bad)], [("a", [5], good), ("a", [6], good)]):
+        with pytest.raises(RequestError):
+            opened.open(wanted)
+        assert len(opened) == 0
+    seeds = [sequence.seed for sequence in opened.open([("a", [5], good), ("b", [6], good)])]
+    assert seeds == noise_keys(0, 2) and len(opened) == 2

@@ -103,13 +103,14 @@ def signed_seed(seed: int, index: int) -> int:
 def seen_groups(engine: Engine) -> list[str | None]:
     """The groups of the requests that the engine gets from now on."""
     groups: list[str | None] = []
-    add = engine.add_request
+    add = engine.add_requests
 
-    def noted(request_id: str, prompt: Any, params: Any = None, group: str | None = None) -> None:
-        groups.append(group)
-        add(request_id, prompt, params, group)
+    def noted(requests: Any, group: str | None = None) -> None:
+        requests = list(requests)
+        groups.extend([group] * len(requests))
+        add(requests, group)
 
-    engine.add_request = noted  # type: ignore[method-assign]
+    engine.add_requests = noted  # type: ignore[method-assign]
     return groups
 
 

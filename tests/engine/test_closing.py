@@ -65,6 +65,7 @@ CALLS: dict[str, Callable[[Engine], Any]] = {
     "tree": lambda engine: engine.step_tree("r"),
     "report": lambda engine: engine.last_report,
     "iteration": lambda engine: engine.iteration,
+    "controller": lambda engine: engine.controller,
 }
 
 
@@ -129,8 +130,7 @@ def test_an_engine_is_closed_after_its_async_engine(make_engine: MakeEngine) -> 
             *_, last = [output async for output in stream]
             assert len(last.outputs[0].token_ids) == GREEDY.max_tokens
         engine.close()
-        async with AsyncEngine(engine) as around:
-            with pytest.raises(EngineFailed, match="a closed one"):
-                await around.submit(PROMPT, GREEDY)
+        with pytest.raises(EngineFailed, match="a closed one"):
+            AsyncEngine(engine)
 
     asyncio.run(run(make_engine()))

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from linecache import getline
 from types import FrameType
 from typing import Any
 
 import pytest
 
+from sdengine.core.config import SpeculationConfig
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.engine import Engine
 from sdengine.errors import RequestError
 from sdengine.llm import LLM
 
-from .conftest import MakeEngine, MakeLLM
+from .conftest import MakeEngine, MakeLLM, text_checkpoint
 
 PROMPTS = [[5, 6, 7] * 7, [9, 10] * 9, [11] * 5]
 PARAMS = SamplingParams(max_tokens=24, temperature=0.7, seed=3, n=2, ignore_eos=True)
 ALONE = SamplingParams(max_tokens=24, temperature=0.7, seed=3, ignore_eos=True)
-FILES = ("engine.py", "llm.py", "scheduler.py", "block_pool.py", "request.py", "runner.py")
+FILES = (
+    *("engine.py", "llm.py", "scheduler.py", "block_pool.py", "request.py", "runner.py"),
+    *("step_clock.py", "penalties.py", "adaptive.py", "tree_size.py"),
+)
+CHAIN = SpeculationConfig(method="chain", max_nodes=6, max_depth=6)
 # Not all that have a slot find blocks to the end: sequences are preempted.
 SMALL: dict[str, Any] = {"num_kv_blocks": 12, "block_size": 8, "max_num_seqs": 3}
 
@@ -31,8 +37,8 @@ class Interrupt:
     signals are not looked at there, between the block's end and the release of its lock.
     """
 
-    def __init__(self, at: int = 0) -> None:
-        self.at, self.num_lines = at, 0
+    def __init__(self, at: int = 0, files: str | tuple[str, ...] = FILES) -> None:
+        self.at, self.num_lines, self._files = at, 0, files
 
     def __enter__(self) -> Interrupt:
         self._before = sys.gettrace()
@@ -44,7 +50,7 @@ class Interrupt:
 
     def _called(self, frame: FrameType, event: str, _: object) -> Any:
         path = frame.f_code.co_filename
-        return self._reached if "sdengine" in path and path.endswith(FILES) else None
+        return self._reached if "sdengine" in path and path.endswith(self._files) else None
 
     def _reached(self, frame: FrameType, event: str, _: object) -> Any:
         line = getline(frame.f_code.co_filename, frame.f_lineno)
@@ -58,6 +64,21 @@ class Interrupt:
 def completions(llm: LLM) -> list[list[int]]:
     outputs = llm.generate(PROMPTS, PARAMS)
     return [completion.token_ids for output in outputs for completion in output.outputs]
+
+
+def penalised(llm: LLM) -> list[list[int]]:
+    """Tokens of requests with and without tables that change their logits: the first slot goes
+    from one with a bias to one without, the next time this is called."""
+    bias = SamplingParams(
+        max_tokens=6, temperature=0, logit_bias={40: 100.0, 41: 99.0}, presence_penalty=2.0
+    )
+    least = SamplingParams(max_tokens=6, temperature=0, min_tokens=3)
+    plain = SamplingParams(max_tokens=6, temperature=0)
+    found = []
+    for params in ([plain, least], [bias, least], [least, plain, bias]):
+        outputs = llm.generate(PROMPTS[: len(params)], params)
+        found += [list(output.outputs[0].token_ids) for output in outputs]
+    return found
 
 
 def assert_empty(engine: Engine) -> None:
@@ -138,3 +159,25 @@ def test_requests_after_an_interrupted_one(make_engine: MakeEngine) -> None:
         assert outputs[0].outputs[0].token_ids == expected[0].outputs[0].token_ids
         assert_empty(engine)
     assert at > 5
+
+
+@pytest.mark.parametrize(
+    ("work", "files"),
+    [(completions, ("step_clock.py", "adaptive.py", "tree_size.py")), (penalised, "penalties.py")],
+)
+def test_what_is_learned_and_what_was_asked_for_survive_an_interrupt(
+    make_llm: MakeLLM, work: Callable[[LLM], list[list[int]]], files: str | tuple[str, ...]
+) -> None:
+    """A static tree's controller counts depths, and a slot's penalties must not be its next
+    sequence's."""
+    llm = make_llm(draft=text_checkpoint(num_layers=2), speculation=CHAIN)
+    expected = work(llm)
+    with Interrupt(files=files) as whole:
+        assert work(llm) == expected
+    for at in range(1, whole.num_lines, max(whole.num_lines // 120, 1)):
+        try:  # what a controller does depends on the clock: so does the number of lines
+            with Interrupt(at, files):
+                work(llm)
+        except KeyboardInterrupt:
+            assert_empty(llm.engine)
+        assert work(llm) == expected, f"after line {at}"

@@ -29,6 +29,19 @@ def test_tokens_are_those_of_plain_decoding(make_engine: MakeEngine) -> None:
     assert run_all(engine, PROMPTS, [PARAMS] * 2) == expected
 
 
+@pytest.mark.parametrize("name", ["max_depth", "tree_room"])
+def test_one_that_asks_for_more_than_there_is_gets_a_typed_error(
+    make_engine: MakeEngine, name: str
+) -> None:
+    def make_drafter(workspace: Workspace) -> NgramDrafter:
+        drafter = NgramDrafter(workspace, min_ngram=1, max_ngram=1)
+        setattr(drafter, name, getattr(drafter, name) + 8)  # a whole block more
+        return drafter
+
+    with pytest.raises(ConfigError, match=f"a drafter's {name} of at most"):
+        make_engine(speculation=NGRAM, make_drafter=make_drafter)
+
+
 @pytest.mark.parametrize("speculation", [None, SpeculationConfig(max_nodes=6, max_depth=3)])
 def test_other_methods_have_no_place_for_it(
     make_engine: MakeEngine, speculation: SpeculationConfig | None

@@ -32,6 +32,14 @@ def test_sampling_values_are_taken_over(tmp_path) -> None:
     assert params == SamplingParams(top_k=20, min_p=0.05, max_tokens=99, min_tokens=7)
 
 
+def test_a_least_number_of_tokens_raises_the_most(tmp_path) -> None:
+    """The file of a checkpoint that says nothing of the most must not be refused for it."""
+    params = default_sampling_params(write(tmp_path, do_sample=True, min_new_tokens=20))
+    assert (params.min_tokens, params.max_tokens) == (20, 20)
+    params = default_sampling_params(write(tmp_path, do_sample=True, min_new_tokens=2))
+    assert (params.min_tokens, params.max_tokens) == (2, SamplingParams().max_tokens)
+
+
 def test_without_do_sample_decoding_is_greedy(tmp_path) -> None:
     write(tmp_path, temperature=0.6, top_p=0.9)
     assert default_sampling_params(tmp_path) == SamplingParams(temperature=0.0)
@@ -73,6 +81,12 @@ def test_what_is_not_supported_is_refused(tmp_path, values, words: str) -> None:
         ("forced_eos_token_id", 5),
         ("exponential_decay_length_penalty", [5, 1.1]),
         ("guidance_scale", 1.5),
+        ("encoder_repetition_penalty", 1.5),
+        ("watermarking_config", {"bias": 2.0}),
+        ("token_healing", True),
+        ("dola_layers", "high"),
+        ("max_time", 3.0),
+        ("num_return_sequences", 3),
     ],
 )
 def test_so_is_every_other_option_that_would_change_the_output(tmp_path, key: str, value) -> None:

@@ -83,6 +83,19 @@ def test_tree_room_of_others_is_taken_before_anyone_is_preempted() -> None:
     assert (len(old.block_table), len(young.block_table)) == (2, 2)
 
 
+def test_a_waiting_request_comes_before_the_trees_of_others() -> None:
+    scheduler = Scheduler(BlockPool(4, 4, enable_prefix_caching=False), 2, 64, tree_room=8)
+    old, new = make_sequence("old", 5), make_sequence("new", 4)
+    scheduler.add(old)
+    run(scheduler.schedule())
+    assert len(old.block_table) == 4 and scheduler.num_free_blocks == 0
+    scheduler.add(new)
+    step = scheduler.schedule()
+    assert step.admitted == [new] and step.shrunk_slots == [old.slot]
+    assert [(e.sequence, e.can_draft) for e in step.scheduled] == [(old, False), (new, False)]
+    assert (len(old.block_table), len(new.block_table)) == (2, 1) and not step.preempted_slots
+
+
 def test_tree_room_is_not_taken_while_a_step_under_way_may_write_to_it() -> None:
     scheduler = Scheduler(BlockPool(5, 4), 2, 64, tree_room=8)
     old, young = make_sequence("old", 5), make_sequence("young", 4)
