@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,14 @@ import pytest
 from sdengine.core.config import SpeculationConfig
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.llm import LLM
+from sdengine.server.streaming import COMMENT
 from tests.engine.conftest import text_checkpoint, tiny
 from tests.server.browser import Browser, find_browser
 from tests.server.conftest import CHAT_TEMPLATE, RunningServer, running, tiny_engine
 
 TREES = SpeculationConfig(max_nodes=6, max_depth=3, adaptive=False)
 PAGE = Path(__file__).resolve().parents[2] / "sdengine/server/page"
+DATA = "data: "
 EVIL = "<img src=x onerror=\"document.title='hacked'\">"
 
 
@@ -36,7 +40,7 @@ def generate(server: RunningServer, **body: Any) -> list[dict[str, Any]]:
     ) as response:
         assert response.status_code == 200
         text = "".join(response.iter_text())
-    return [json.loads(part.removeprefix("data: ")) for part in text.split("\n\n") if part]
+    return [json.loads(part[len(DATA) :]) for part in text.split("\n\n") if part.startswith(DATA)]
 
 
 @pytest.mark.parametrize("path", ["/", "/page.js", "/page.css", "/favicon.svg"])
@@ -75,6 +79,33 @@ def test_pieces_add_up_to_the_text_and_know_where_they_came_from(
     # What a reader was too slow for comes with the newest tree alone, and the last step has none.
     assert any(shows_a_tree(generate(page_server, max_tokens=40, seed=3)) for _ in range(20))
     page_server.assert_idle()
+
+
+READ_EVENTS = """
+const nothing = () => ({ addEventListener() {} });
+const page = { document: { getElementById: nothing }, fetch: () => Promise.reject(), TextDecoderStream };
+const vm = require("node:vm");
+vm.createContext(page);
+vm.runInContext(require("node:fs").readFileSync(process.argv[1], "utf-8"), page);
+(async () => {
+  const found = [];
+  for await (const item of page.events(new Response(process.argv[2]))) found.push(item);
+  console.log(JSON.stringify(found));
+})();
+"""
+
+
+def test_the_script_skips_what_the_server_says_while_it_waits() -> None:
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("no Node.js is installed here: the page's script is only run in a browser")
+    items = [{"pieces": []}, {"pieces": [{"text": "\n\n: waiting\n\n", "draft": False}]}]
+    comment = COMMENT.decode()
+    stream = comment + "".join(f"data: {json.dumps(item)}\n\n{comment}" for item in items)
+    command = [node, "-e", READ_EVENTS, str(PAGE / "page.js"), stream]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == items
 
 
 def shows_a_tree(items: list[dict[str, Any]]) -> bool:

@@ -4,6 +4,7 @@
 const byId = (id) => document.getElementById(id);
 const SVG = "http://www.w3.org/2000/svg";
 const CELL = { width: 104, height: 30, box: 84, boxHeight: 22, margin: 8 };
+const DATA = "data: ";
 let running = null;
 
 function show(id, text) {
@@ -30,7 +31,7 @@ async function connect() {
   if (!about.can_compare) show("verdict-text", "no comparison (serve --compare)");
 }
 
-// Yields the documents of a stream of server-sent events.
+// Yields the documents of a stream of server-sent events; a silent one has comments in between.
 async function* events(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
@@ -39,7 +40,7 @@ async function* events(response) {
     if (done) return;
     const parts = (rest + value).split("\n\n");
     rest = parts.pop();
-    for (const part of parts) yield JSON.parse(part.slice("data: ".length));
+    for (const part of parts) if (part.startsWith(DATA)) yield JSON.parse(part.slice(DATA.length));
   }
 }
 
