@@ -11,7 +11,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from sdengine import __version__
-from sdengine.cli.info import isa_text, processor, usable_cores
+from sdengine.cli.info import isa_text, processor
+from sdengine.core.env import choose_num_threads, read_environment
 
 __all__ = ["MemoryMeter", "as_lines", "describe_machine", "machine_limits"]
 
@@ -23,7 +24,7 @@ def describe_machine(command: str, num_threads: int | None, with_limits: bool) -
 
     Args:
         command: what was typed, without its arguments.
-        num_threads: threads of the engine; None for all usable cores.
+        num_threads: that the engine was given; None for as many as it chooses itself.
         with_limits: measure the machine's limits now.
     """
     import torch
@@ -31,7 +32,7 @@ def describe_machine(command: str, num_threads: int | None, with_limits: bool) -
     from sdengine.kernels.backends import load_cpu
 
     native = load_cpu()
-    threads = num_threads or usable_cores()
+    threads = choose_num_threads(num_threads, read_environment())
     found: dict[str, object] = {
         "command": shlex.join([*command.split(), *sys.argv[1:]]),
         "commit": commit(),

@@ -22,11 +22,29 @@ from benchmarks.generate_runs import Figures, measure
 from benchmarks.held_out import held_out_prompts
 from benchmarks.plotting import require_matplotlib
 from sdengine.cli.main import run_alone
-from sdengine.cli.options import BUNDLED_MODEL, LineParser, add_debug, integer, number
+from sdengine.cli.options import (
+    BUNDLED_MODEL,
+    LineParser,
+    add_debug,
+    add_thread_option,
+    integer,
+    number,
+)
 from sdengine.cli.prompts import PROMPTS, Prompt
-from sdengine.core.config import DTYPES, MAX_TREE_NODES, METHODS, VERIFIERS, SpeculationConfig
+from sdengine.core.config import (
+    DTYPES,
+    MAX_TREE_NODES,
+    METHODS,
+    METHODS_WITHOUT_DRAFT_MODEL,
+    VERIFIERS,
+    SpeculationConfig,
+)
+from sdengine.core.env import read_environment
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.errors import ConfigError, RequestError
+from sdengine.model.config_file import load_model_config
+from sdengine.model.registry import resolve_model
+from sdengine.model.tokenizer import load_tokenizer
 from sdengine.train.directories import make_directory
 
 PROGRAM = "sdengine bench generate"
@@ -75,7 +93,7 @@ def build_parser(program: str = PROGRAM) -> LineParser:
     )
     parser.add_argument("--repeats", type=integer, default=5, metavar="N", help="(%(default)s)")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="(%(default)s)")
-    parser.add_argument("--num-threads", type=integer, metavar="N", help="CPU threads (all cores)")
+    add_thread_option(parser)
     parser.add_argument("--seed", type=integer, default=1, help="(%(default)s)")
     parser.add_argument(
         "--apart",
@@ -130,7 +148,9 @@ def run(args: argparse.Namespace) -> int:
     settings = [request_params(args, temperature) for temperature in args.temperatures]
     jobs = [(name, size, speculation(args, name, size)) for name, size in combinations(args)]
     prompts = read_prompts(args)
-    figures = measure(args, jobs, settings, [prompt.text for prompt in prompts])
+    texts = [prompt.text for prompt in prompts]
+    check_room(args, texts)
+    figures = measure(args, jobs, settings, texts)
     document = to_document(args, prompts, figures)
     text = json.dumps(document, indent=2) if args.json else to_markdown(document)
     print(text, flush=True)  # first: a disk may be full by now
@@ -170,6 +190,29 @@ def check_requests(args: argparse.Namespace) -> None:
             raise ConfigError.from_parts(f"{name} of at least 1", str(min(values)))
     if args.held_out is not None and args.prompt_file is not None:
         raise ConfigError.from_parts("one source of prompts", "--held-out and --prompt-file")
+
+
+def check_room(args: argparse.Namespace, prompts: list[str]) -> None:
+    """Refuses requests that would end before they have the tokens that the figures claim.
+
+    Args:
+        args: with model and max_tokens.
+        prompts: all texts.
+
+    Raises:
+        ConfigError: one has no room for max_tokens behind it in the model's context.
+        CheckpointError: the model is unusable.
+    """
+    target = resolve_model(args.model, bundled_dir=read_environment().bundled_dir).target
+    context = load_model_config(target).default_context
+    tokenizer = load_tokenizer(target)
+    room = context - max(len(tokenizer.encode(prompt)) for prompt in prompts)
+    if args.max_tokens > room >= 1:  # without any, the engine says what is wrong with the prompt
+        raise ConfigError.from_parts(
+            f"--max-tokens of at most {room}, the room behind the longest prompt in a context of "
+            f"{context} tokens",
+            str(args.max_tokens),
+        )
 
 
 def request_params(args: argparse.Namespace, temperature: float) -> SamplingParams:
@@ -227,7 +270,7 @@ def to_document(
     conditions = describe_machine(args.program, args.num_threads, not args.no_limits)
     conditions |= {
         "model": args.model,
-        "draft": args.draft or "the pair's own",
+        "draft": draft_that_ran(args),
         "dtype": args.dtype,
         "verifier": args.verifier,
         "prompts": [prompt.title for prompt in prompts],
@@ -239,6 +282,13 @@ def to_document(
         "rows": [asdict(row) for row in figures.rows],
         "costs": None if figures.costs is None else asdict(figures.costs),
     }
+
+
+def draft_that_ran(args: argparse.Namespace) -> str:
+    """The draft model of the conditions; the pair's own has no directory worth naming."""
+    if set(args.methods) <= set(METHODS_WITHOUT_DRAFT_MODEL):
+        return "none"
+    return args.draft or "the pair's own"
 
 
 def write(args: argparse.Namespace, document: dict[str, object]) -> None:

@@ -6,11 +6,11 @@ from __future__ import annotations
 import argparse
 import sys
 
-from sdengine.cli.info import usable_cores
 from sdengine.cli.main import run_alone
 from sdengine.cli.options import LineParser, add_debug, integer
 from sdengine.core.argument import check_int
 from sdengine.core.config import MAX_THREADS
+from sdengine.core.env import usable_cores
 from sdengine.errors import ConfigError
 from sdengine.kernels.backends import load_cpu
 from sdengine.kernels.machine_limits import LimitProbe

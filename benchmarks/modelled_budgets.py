@@ -24,6 +24,7 @@ from benchmarks.generate import (
     ADAPTIVE,
     budget,
     check_requests,
+    check_room,
     combinations,
     read_prompts,
     request_params,
@@ -109,6 +110,7 @@ def run(args: argparse.Namespace) -> int:
     jobs = [(name, size, speculation(args, name, size)) for name, size in combinations(args)]
     settings = [request_params(args, temperature) for temperature in args.temperatures]
     prompts = [prompt.text for prompt in read_prompts(args)]
+    check_room(args, prompts)
     rows: list[Row] = []
     with progress_bar() as bar:
         task = bar.add_task("budgets", total=len(args.batch_sizes) * len(settings) * len(jobs))

@@ -20,7 +20,13 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from benchmarks.conditions import describe_machine
-from benchmarks.generate import ADAPTIVE, check_requests, read_prompts, request_params
+from benchmarks.generate import (
+    ADAPTIVE,
+    check_requests,
+    check_room,
+    read_prompts,
+    request_params,
+)
 from benchmarks.generate_runs import batches
 from benchmarks.probe_adaptive import StepTimes, replay_speedup
 from benchmarks.probe_model import Prediction, Rung, TreeSampler, predict, step_cost
@@ -29,7 +35,14 @@ from benchmarks.probe_runs import Contestant, run_beside, sample, time_steps
 from benchmarks.step_costs import TABLES, StepCosts, read_step_costs
 from sdengine.cli.main import run_alone
 from sdengine.cli.measure import WARM_UP_TOKENS
-from sdengine.cli.options import BUNDLED_MODEL, LineParser, add_debug, integer, number
+from sdengine.cli.options import (
+    BUNDLED_MODEL,
+    LineParser,
+    add_debug,
+    add_thread_option,
+    integer,
+    number,
+)
 from sdengine.controllers.adaptive import AdaptiveController
 from sdengine.controllers.tree_size import GrowingSize
 from sdengine.core.argument import check_int
@@ -51,7 +64,9 @@ def build_parser() -> LineParser:
         prog="sdengine bench probe", description=(__doc__ or "").partition("\n\n")[2]
     )
     parser.add_argument("--model", default=BUNDLED_MODEL, metavar="DIR", help="(%(default)s)")
-    parser.add_argument("--draft", metavar="DIR", help="none: repetitions in the text (ngram)")
+    parser.add_argument(
+        "--draft", metavar="DIR", help="(the bundled pair's own; otherwise none: ngram)"
+    )
     parser.add_argument(
         "--prompt-file", action="append", type=Path, metavar="FILE", help="as of bench generate"
     )
@@ -78,7 +93,7 @@ def build_parser() -> LineParser:
         f"without a machine's noise; {', '.join(TABLES)} or a JSON file",
     )
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="(%(default)s)")
-    parser.add_argument("--num-threads", type=integer, metavar="N", help="CPU threads (all cores)")
+    add_thread_option(parser)
     parser.add_argument("--seed", type=integer, default=1, help="(%(default)s)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     add_debug(parser)
@@ -95,6 +110,7 @@ def run(args: argparse.Namespace) -> int:
     check_arguments(args)
     step_costs = None if args.step_costs is None else read_step_costs(args.step_costs)
     prompts = [prompt.text for prompt in read_prompts(args)]
+    check_room(args, prompts)
     verdicts = []
     for size in args.batch_sizes:
         verdicts += probe_batch_size(args, step_costs, batches(prompts, size))

@@ -27,9 +27,10 @@ from benchmarks.generate_plots import draw_all
 from benchmarks.generate_report import PLAIN, to_markdown
 from benchmarks.kernels import __main__ as kernels
 from benchmarks.plotting import require_matplotlib
-from sdengine.cli.info import processor, usable_cores
+from sdengine.cli.info import processor
 from sdengine.cli.main import run_alone
 from sdengine.cli.options import LineParser, add_debug
+from sdengine.core.env import choose_num_threads, read_environment
 from sdengine.errors import ConfigError
 from sdengine.train.directories import make_directory
 
@@ -101,7 +102,8 @@ def machine_name() -> str:
     """Folder name of this machine's page: processor, instruction set, threads."""
     from sdengine.kernels.backends import load_cpu
 
-    words = f"{processor()[0]} {load_cpu().selected_isa()} {usable_cores()} threads"
+    num_threads = choose_num_threads(None, read_environment())
+    words = f"{processor()[0]} {load_cpu().selected_isa()} {num_threads} threads"
     return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
 
 

@@ -121,7 +121,7 @@ def build_parser() -> LineParser:
         ("--cases", 96, "different requests"),
         ("--max-tokens", 128, "per request"),
         ("--max-num-seqs", 16, "sequences at once, in the server and offline"),
-        ("--num-threads", 0, "CPU threads of the engine, in the server and offline; 0: all cores"),
+        ("--num-threads", 0, "CPU threads of the engine, here and there; 0: as many as it chooses"),
         ("--repeats", 3, "of the comparison with the offline engine"),
     ):
         kind = number if isinstance(default, float) else integer

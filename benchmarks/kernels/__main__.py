@@ -28,11 +28,11 @@ from benchmarks.kernels.harness import Measurement, WrongResult, check_case, mea
 from benchmarks.kernels.report import HEADER, compare, read, row, write
 from benchmarks.kernels.shapes import NAMED, cases_of, read_shape
 from benchmarks.shapes import Shape
-from sdengine.cli.info import usable_cores
 from sdengine.cli.main import run_alone
 from sdengine.cli.options import LineParser, add_debug, integer, number
 from sdengine.core.argument import check_float, check_int
 from sdengine.core.config import MAX_THREADS
+from sdengine.core.env import usable_cores
 from sdengine.errors import ConfigError
 from sdengine.kernels.machine_limits import LimitProbe
 from sdengine.kernels.program import make_pool

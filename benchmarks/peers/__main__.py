@@ -25,12 +25,11 @@ from benchmarks.peers.own import PLAIN, SPECULATION, SPECULATIVE, OwnPeer
 from benchmarks.peers.transformers_peer import TransformersPeer
 from benchmarks.progress import progress_bar
 from benchmarks.upscaled_pair import add_pair_options, upscaled_pair
-from sdengine.cli.info import usable_cores
 from sdengine.cli.main import run_alone
 from sdengine.cli.options import LineParser, add_debug, integer
 from sdengine.cli.prompts import PROMPTS
 from sdengine.core.argument import check_int
-from sdengine.core.env import read_environment
+from sdengine.core.env import choose_num_threads, read_environment
 from sdengine.errors import ConfigError, SdengineError
 from sdengine.model.config_file import load_model_config
 from sdengine.model.registry import ModelPaths, resolve_model
@@ -153,14 +152,15 @@ def pair_of(args: argparse.Namespace) -> ModelPaths:
 def make_settings(args: argparse.Namespace, pair: ModelPaths, batch_size: int) -> Settings:
     """What all contestants share; the work directory is made."""
     assert pair.draft is not None
-    work_dir = (args.cache_dir or read_environment().cache_dir) / "peers"
+    environment = read_environment()
+    work_dir = (args.cache_dir or environment.cache_dir) / "peers"
     work_dir.mkdir(parents=True, exist_ok=True)
     models = [load_model_config(path) for path in (pair.target, pair.draft)]
     return Settings(
         target=pair.target,
         draft=pair.draft,
         dtype=args.dtype,
-        num_threads=args.num_threads or usable_cores(),
+        num_threads=choose_num_threads(args.num_threads, environment),
         max_model_len=min(model.default_context for model in models),
         draft_lengths=tuple(args.draft_lengths),
         work_dir=work_dir,

@@ -13,7 +13,7 @@ from typing import Any
 from sdengine import __version__
 from sdengine.cli.terminal import palette_for
 from sdengine.core.config import BACKENDS
-from sdengine.core.env import SECRETS, VARIABLES, read_environment
+from sdengine.core.env import SECRETS, VARIABLES, choose_num_threads, read_environment, usable_cores
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -103,8 +103,9 @@ def cpu_lines() -> Iterator[Line]:
     else:
         yield "kernels use", isa_text(native)
     yield "usable cores", str(usable_cores())
-    threads = read_environment().num_threads
-    yield "threads", str(threads or usable_cores()) + (" (SDENGINE_NUM_THREADS)" if threads else "")
+    environment = read_environment()
+    origin = " (SDENGINE_NUM_THREADS)" if environment.num_threads else ""
+    yield "threads", f"{choose_num_threads(None, environment)}{origin}"
 
 
 def isa_text(native: Any) -> str:
@@ -200,13 +201,6 @@ def version_lines() -> Iterator[Line]:
             yield library, metadata.version(library)
         except metadata.PackageNotFoundError:
             yield library, "not installed"
-
-
-def usable_cores() -> int:
-    """Logical cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def processor() -> tuple[str, list[str] | None]:

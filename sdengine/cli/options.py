@@ -27,6 +27,7 @@ __all__ = [
     "BUNDLED_MODEL",
     "DEBUG",
     "DEFAULT_MAX_TOKENS",
+    "DEFAULT_THREADS",
     "WITHOUT_DRAFT",
     "LineParser",
     "add_debug",
@@ -47,6 +48,8 @@ DEBUG = "--debug"
 WITHOUT_DRAFT = ("off", *METHODS_WITHOUT_DRAFT_MODEL)
 """Words of --speculation for which a draft model does nothing."""
 DEFAULT_MAX_TOKENS = 128
+DEFAULT_THREADS = "SDENGINE_NUM_THREADS, or all cores"
+"""What help says of an engine's threads."""
 
 
 class LineParser(argparse.ArgumentParser):
@@ -153,7 +156,7 @@ def add_thread_option(parser: argparse.ArgumentParser) -> None:
         "--num-threads",
         type=integer,
         metavar="N",
-        help="CPU threads (SDENGINE_NUM_THREADS, or all cores)",
+        help=f"CPU threads ({DEFAULT_THREADS})",
     )
 
 

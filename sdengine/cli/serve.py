@@ -10,7 +10,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdengine.cli.options import add_model_options, integer, model_paths, number
+from sdengine.cli.options import (
+    DEFAULT_THREADS,
+    add_model_options,
+    integer,
+    model_paths,
+    number,
+)
 from sdengine.core.config import EngineConfig
 from sdengine.core.env import read_environment
 from sdengine.errors import ConfigError
@@ -42,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--port", integer, 8000, "port to listen on; 0 takes a free one (%(default)s)"),
         ("--max-num-seqs", integer, DEFAULT_SEQS, "sequences that run at once (%(default)s)"),
         ("--num-kv-blocks", integer, None, "blocks of the KV cache (as many as are needed)"),
-        ("--num-threads", integer, None, "CPU threads (all cores)"),
+        ("--num-threads", integer, None, f"CPU threads ({DEFAULT_THREADS})"),
         ("--seed", integer, None, "for requests without one (a fresh one)"),
         ("--max-connections", integer, 512, "connections; more get 503 (%(default)s)"),
         ("--max-requests", integer, 256, "unfinished prompts; more get 503 (%(default)s)"),

@@ -14,7 +14,14 @@ from pathlib import Path
 from sdengine.core.config import MAX_THREADS, checked_backend
 from sdengine.errors import ConfigError
 
-__all__ = ["SECRETS", "VARIABLES", "Environment", "read_environment"]
+__all__ = [
+    "SECRETS",
+    "VARIABLES",
+    "Environment",
+    "choose_num_threads",
+    "read_environment",
+    "usable_cores",
+]
 
 VARIABLES: dict[str, str] = {
     "SDENGINE_BACKEND": "backend of all ops, when backend is not given",
@@ -79,6 +86,19 @@ def read_environment(environ: Mapping[str, str] | None = None) -> Environment:
         no_color=bool(env.get("NO_COLOR")),
         api_key=env.get("SDENGINE_API_KEY") or None,
     )
+
+
+def choose_num_threads(num_threads: int | None, environment: Environment) -> int:
+    """CPU threads of an engine: those it was given, else the environment's, else a thread for every
+    usable core."""
+    return num_threads or environment.num_threads or usable_cores()
+
+
+def usable_cores() -> int:
+    """Logical cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _num_threads(text: str) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from sdengine.cache.block_pool import BlockPool
 from sdengine.cache.kv_cache import KVCache
 from sdengine.controllers.base import BudgetController
 from sdengine.core.config import EngineConfig, SpeculationConfig
-from sdengine.core.env import read_environment
+from sdengine.core.env import choose_num_threads, read_environment
 from sdengine.core.request import RequestLimits
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.errors import ConfigError
@@ -94,7 +93,7 @@ def build_engine_parts(
     models = _open_models(config, environment.bundled_dir)
     speculation = models.speculation
     _check_own_drafter(make_drafter, speculation)
-    threads = config.num_threads or environment.num_threads or _num_cpus()
+    threads = choose_num_threads(config.num_threads, environment)
     iteration = _build_iteration(config, models, placement, threads, make_drafter)
     controller = kinds.make_controller(
         speculation,
@@ -176,10 +175,6 @@ def _build_iteration(
         kinds.make_verifier(speculation, workspace, drafter),
         placement.branches,
     )
-
-
-def _num_cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _load_tokenizers(target: Any, draft: Any) -> Tokenizer | None:

@@ -80,7 +80,7 @@ def test_threads_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPa
     """Not those of the machine: `taskset` and containers leave fewer."""
     from benchmarks import machine_limits
     from benchmarks.kernels import __main__ as kernels
-    from sdengine.cli.info import usable_cores
+    from sdengine.core.env import usable_cores
 
     monkeypatch.setattr("os.cpu_count", lambda: 1000)
     for module in (machine_limits, kernels):

@@ -13,6 +13,7 @@ import pytest
 from benchmarks import generate, generate_runs, plotting, probe
 from benchmarks.generate_report import acceptance_by_depth, adaptive_lines
 from benchmarks.kernels import __main__ as kernels
+from sdengine.cli.options import BUNDLED_MODEL
 from sdengine.cli.prompts import PROMPTS
 from sdengine.core.config import SpeculationConfig
 from sdengine.core.cost_model import CostModel
@@ -68,6 +69,29 @@ def test_json_holds_rows_costs_and_conditions(opened, capsys) -> None:
     conditions = document["conditions"]
     assert conditions["prompts"] == [prompt.title for prompt in PROMPTS]
     assert {"processor", "commit", "threads", "versions", "dtype"} <= set(conditions)
+
+
+def test_conditions_say_what_ran(opened, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    def conditions(*options: str) -> dict[str, object]:
+        assert generate.main([*FEW, "--json", *options]) == 0
+        return json.loads(capsys.readouterr().out)["conditions"]
+
+    monkeypatch.setenv("SDENGINE_NUM_THREADS", "7")  # the engine takes it
+    assert conditions()["threads"] == 7 and conditions("--num-threads", "3")["threads"] == 3
+    assert conditions()["draft"] == "the pair's own"
+    assert conditions("--draft", "mine")["draft"] == "mine"
+    assert conditions("--methods", "ngram", "--draft", "mine")["draft"] == "none"
+
+
+@pytest.mark.parametrize("harness", [generate, probe])
+def test_more_tokens_than_the_context_has_room_for_are_refused(harness, opened, capfd) -> None:
+    assert harness.main(["--max-tokens", "1000"]) == 2
+    err = capfd.readouterr().err
+    assert not opened and err.startswith("sdengine: expected --max-tokens of at most ")
+    assert "in a context of 1024 tokens, got 1000" in err and err.count("\n") == 1
+    room = int(err.split()[6].removesuffix(","))
+    prompts = [prompt.text for prompt in PROMPTS]
+    generate.check_room(argparse.Namespace(model=BUNDLED_MODEL, max_tokens=room), prompts)
 
 
 def test_everything_is_written_and_the_plots_say_their_conditions(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sdengine.core.env import Environment, read_environment
+from sdengine.core.env import Environment, choose_num_threads, read_environment, usable_cores
 from sdengine.errors import ConfigError
 
 
@@ -33,6 +33,12 @@ def test_values_are_read() -> None:
     assert env == Environment("reference", 3, Path("/c"), Path("/b"), True, "secret")
     assert "secret" not in repr(env)
     assert read_environment({"SDENGINE_BACKEND": "cpu"}).backend == "cpu"
+
+
+def test_threads_are_given_or_the_environments_or_one_a_core() -> None:
+    none, three = read_environment({}), read_environment({"SDENGINE_NUM_THREADS": "3"})
+    chosen = [choose_num_threads(n, env) for env in (none, three) for n in (None, 2)]
+    assert chosen == [usable_cores(), 2, 3, 2]
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,8 @@ def test_pieces_add_up_to_the_text_and_know_where_they_came_from(
 
 READ_EVENTS = """
 const nothing = () => ({ addEventListener() {} });
-const page = { document: { getElementById: nothing }, fetch: () => Promise.reject(), TextDecoderStream };
+const fetch = () => Promise.reject();
+const page = { document: { getElementById: nothing }, fetch, TextDecoderStream };
 const vm = require("node:vm");
 vm.createContext(page);
 vm.runInContext(require("node:fs").readFileSync(process.argv[1], "utf-8"), page);
