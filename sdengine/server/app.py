@@ -29,6 +29,8 @@ from sdengine.server.token_texts import TokenTexts
 
 __all__ = ["create_app"]
 
+DEFAULT_MAX_TOKENS = 16
+"""Of completions, as OpenAI has it."""
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"description": text}
     for status, text in (
@@ -117,7 +119,10 @@ def _add_openai(app: FastAPI, service: Service) -> None:
         """Continues prompts."""
         service.require_model(body.model)
         defaults = service.engine.engine.default_params
-        params = body.sampling_params(defaults, body.max_new_tokens, body.logprobs)
+        max_tokens = body.max_new_tokens
+        if max_tokens is None:
+            max_tokens = _at_most(service, DEFAULT_MAX_TOKENS)
+        params = body.sampling_params(defaults, max_tokens, body.logprobs)
         generation = service.generation(body, params)
         await generation.begin(body.prompts)
         form = CompletionForm(body.model, service.token_texts(params), body.includes_usage)
@@ -180,9 +185,13 @@ async def _rendered(service: Service, body: ChatRequest) -> list[int]:
 
 def _room(service: Service, num_prompt_tokens: int) -> int:
     """Most tokens that can follow a prompt."""
+    return _at_most(service, max(longest_sequence(service.engine) - num_prompt_tokens, 1))
+
+
+def _at_most(service: Service, num_tokens: int) -> int:
+    """Tokens for a client that does not say how many: no more than the server allows."""
     limit = service.settings.max_output_tokens
-    room = max(longest_sequence(service.engine) - num_prompt_tokens, 1)
-    return room if limit is None else min(room, limit)
+    return num_tokens if limit is None else min(num_tokens, limit)
 
 
 def _model(service: Service) -> dict[str, Any]:

@@ -32,7 +32,6 @@ __all__ = [
     "field_of",
 ]
 
-DEFAULT_MAX_TOKENS = 16
 MAX_STOPS = 64
 """Each is looked for in the text at every token, by the engine and by the event loop: 100 000 of
 them made the others' requests 40 times slower."""
@@ -200,9 +199,9 @@ class CompletionRequest(GenerationRequest):
         return list(self.prompt)
 
     @property
-    def max_new_tokens(self) -> int:
-        """Tokens to generate; OpenAI's default when the client does not say."""
-        return DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
+    def max_new_tokens(self) -> int | None:
+        """Tokens to generate; None for OpenAI's default."""
+        return self.max_tokens
 
 
 class TextPart(Strict):

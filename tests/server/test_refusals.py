@@ -161,6 +161,7 @@ def test_limits() -> None:
             return httpx.post(f"{handle.url}/v1/completions", json={"model": MODEL, **body})
 
         assert post(prompt="x", max_tokens=5).status_code == 200
+        assert post(prompt="x", ignore_eos=True).json()["usage"]["completion_tokens"] == 5
         assert error_of(post(prompt="x", max_tokens=6), 400)["param"] == "max_tokens"
         body = {"model": MODEL, "messages": USER, "max_completion_tokens": 6}
         error = error_of(httpx.post(f"{handle.url}{CHAT}", json=body), 400)
