@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -25,12 +26,19 @@ __all__ = [
     "check_int",
     "check_int_list",
     "items_of",
+    "python_command",
     "shown",
 ]
 
 INT64_MIN = -(2**63)
 INT64_MAX = 2**63 - 1
 MAX_SHOWN_CHARS = 80
+
+
+def python_command(code: str) -> str:
+    """A line for a shell that runs Python code, whatever quotes and spaces it holds; for errors
+    that say the way out."""
+    return shlex.join(["python", "-c", code])
 
 
 def shown(value: object) -> str:

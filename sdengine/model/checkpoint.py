@@ -7,7 +7,6 @@ only the packed weights and one more are in memory.
 
 from __future__ import annotations
 
-import json
 import math
 import mmap
 import os
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from sdengine.core.argument import python_command
 from sdengine.errors import CheckpointError
 from sdengine.model.config import ModelConfig
 from sdengine.model.config_file import load_model_config, read_json
@@ -256,12 +256,13 @@ def _file_names(directory: Path) -> list[str]:
         return _shard_names(directory)
     others = sorted(found.name for pattern in OTHER_FORMATS for found in directory.glob(pattern))
     if others:
+        folder = repr(str(directory))
+        code = "from transformers import AutoModelForCausalLM as M; "
+        code += f"M.from_pretrained({folder}).save_pretrained({folder})"
         raise CheckpointError.from_parts(
             f"{SINGLE_FILE} or {INDEX_FILE} in {directory}",
             ", ".join(others[:3]),
-            'only safetensors are read; convert with: python -c "from transformers import '
-            f"AutoModelForCausalLM as M; M.from_pretrained({json.dumps(str(directory))})"
-            f'.save_pretrained({json.dumps(str(directory))})"',
+            f"only safetensors are read; convert with: {python_command(code)}",
         )
     raise CheckpointError.from_parts(f"{SINGLE_FILE} or {INDEX_FILE} in {directory}", "neither")
 

@@ -15,6 +15,7 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken
 
+from sdengine.core.argument import python_command
 from sdengine.errors import CheckpointError, ConfigError, RequestError
 from sdengine.model.detokenizer import (
     BYTE_TOKEN,
@@ -245,9 +246,10 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
         raise CheckpointError.from_parts(
             f"{path}",
             f"only {', '.join(others)}" if others else "no such file",
-            'save it in the fast format: python -c "from transformers import AutoTokenizer as T; '
-            f"T.from_pretrained({json.dumps(str(path.parent))})"
-            f'.save_pretrained({json.dumps(str(path.parent))})"',
+        folder = repr(str(path.parent))
+        code = "from transformers import AutoTokenizer as T; "
+        code += f"T.from_pretrained({folder}).save_pretrained({folder})"
+            f"save it in the fast format: {python_command(code)}",
         )
     try:
         backend = tokenizers.Tokenizer.from_file(str(path))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+import shlex
 import shutil
 import struct
 from pathlib import Path
@@ -288,6 +290,14 @@ def test_one_bad_number_is_found_wherever_it_stands(copy: Path, dtype, value: fl
 
 def test_pickle_checkpoints_are_refused_with_the_conversion(copy: Path) -> None:
     (copy / WEIGHTS).rename(copy / "pytorch_model.bin")
+    odd = copy / 'it\'s my "model"'
+    shutil.copytree(copy, odd)
+    with pytest.raises(CheckpointError) as refusal:
+        open_checkpoint(odd)
+    *words, code = shlex.split(str(refusal.value).partition("convert with: ")[2])
+    assert words == ["python", "-c"]
+    constants = [x.value for x in ast.walk(ast.parse(code)) if isinstance(x, ast.Constant)]
+    assert constants == [str(odd)] * 2
     with pytest.raises(CheckpointError, match=r"pytorch_model\.bin; only safetensors.*save_pretr"):
         open_checkpoint(copy)
     (copy / "pytorch_model.bin").unlink()

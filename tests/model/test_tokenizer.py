@@ -4,7 +4,9 @@ named.
 
 from __future__ import annotations
 
+import ast
 import json
+import shlex
 import shutil
 import threading
 import time
@@ -236,6 +238,13 @@ def test_missing_and_damaged_files_are_refused(tmp_path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(b"x")
     with pytest.raises(CheckpointError, match=r"only tokenizer\.model; save it in the fast format"):
         load_tokenizer(tmp_path)
+    odd = tmp_path / 'it\'s my "model"'
+    with pytest.raises(CheckpointError) as refusal:
+        load_tokenizer(odd)
+    *words, code = shlex.split(str(refusal.value).partition("fast format: ")[2])
+    assert words == ["python", "-c"]
+    constants = [x.value for x in ast.walk(ast.parse(code)) if isinstance(x, ast.Constant)]
+    assert constants == [str(odd)] * 2
     (tmp_path / "tokenizer.json").write_text('{"version": "1.0"}')
     with pytest.raises(CheckpointError, match="to be a tokenizer"):
         load_tokenizer(tmp_path)
