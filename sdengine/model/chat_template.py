@@ -21,7 +21,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from sdengine.core.argument import shown
 from sdengine.errors import CheckpointError, RequestError
-from sdengine.model.tokenizer_settings import special_token_strings, tokenizer_settings
+from sdengine.model.tokenizer_settings import template_tokens, tokenizer_settings
 
 __all__ = ["ChatTemplate", "load_chat_template"]
 
@@ -48,7 +48,7 @@ class ChatTemplate:
 
     Args:
         source: the template's text.
-        special_tokens: variables such as bos_token.
+        special_tokens: variables such as bos_token, as `template_tokens` makes them.
         origin: file it came from, for messages.
 
     Raises:
@@ -57,7 +57,9 @@ class ChatTemplate:
 
     __slots__ = ("_special_tokens", "_template")
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str], origin: str = "") -> None:
+    def __init__(
+        self, source: str, special_tokens: Mapping[str, str | list[str]], origin: str = ""
+    ) -> None:
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[GenerationBlock, loopcontrols]
         )
@@ -120,7 +122,7 @@ def load_chat_template(directory: str | Path) -> ChatTemplate | None:
     """
     path = Path(directory)
     settings = tokenizer_settings(path)
-    specials = special_token_strings(settings)
+    specials = template_tokens(settings)
     file = path / TEMPLATE_FILE
     if file.is_file():
         try:

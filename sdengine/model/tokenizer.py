@@ -25,6 +25,7 @@ from sdengine.model.detokenizer import (
 )
 from sdengine.model.tokenizer_settings import (
     apply_declarations,
+    apply_prefix_space,
     special_token_strings,
     tokenizer_settings,
 )
@@ -73,6 +74,8 @@ class Tokenizer:
         self._backend = backend
         self.special_tokens = special_token_strings(settings)
         apply_declarations(backend, settings, self.special_tokens)
+        default = None if settings.get("tokenizer_class") in FLAGGED_CLASSES else False
+        apply_prefix_space(backend, settings.get("add_prefix_space", default))
         decoder = backend.decoder
         self._rules = parse_decoder(None if decoder is None else json.loads(decoder.__getstate__()))
         self._added: dict[int, AddedToken] = backend.get_added_tokens_decoder()
@@ -243,12 +246,12 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
         others = [
             name for name in ("tokenizer.model", "vocab.json") if (path.parent / name).exists()
         ]
-        raise CheckpointError.from_parts(
-            f"{path}",
-            f"only {', '.join(others)}" if others else "no such file",
         folder = repr(str(path.parent))
         code = "from transformers import AutoTokenizer as T; "
         code += f"T.from_pretrained({folder}).save_pretrained({folder})"
+        raise CheckpointError.from_parts(
+            f"{path}",
+            f"only {', '.join(others)}" if others else "no such file",
             f"save it in the fast format: {python_command(code)}",
         )
     try:

@@ -10,15 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken
+from tokenizers import AddedToken, pre_tokenizers
 
 from sdengine.core.argument import shown
 from sdengine.errors import CheckpointError
 from sdengine.model.config_file import read_json
 
-__all__ = ["apply_declarations", "special_token_strings", "tokenizer_settings"]
+__all__ = [
+    "apply_declarations",
+    "apply_prefix_space",
+    "special_token_strings",
+    "template_tokens",
+    "tokenizer_settings",
+]
 
-SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
+SPECIAL_NAMES = tuple(
+    f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+)
 
 
 def tokenizer_settings(directory: Path) -> dict[str, Any]:
@@ -31,9 +39,38 @@ def tokenizer_settings(directory: Path) -> dict[str, Any]:
 
 
 def special_token_strings(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Return the named special tokens, such as bos_token, that the settings give."""
+    """Return the named special tokens, such as bos_token, that the settings give; of
+    extra_special_tokens under names of the checkpoint's own."""
     found = {name: _content(settings.get(name)) for name in SPECIAL_NAMES}
+    extra = settings.get("extra_special_tokens")
+    if isinstance(extra, Mapping):
+        found |= {str(name): _content(value) for name, value in extra.items()}
     return {name: content for name, content in found.items() if content is not None}
+
+
+def template_tokens(settings: Mapping[str, Any]) -> dict[str, str | list[str]]:
+    """Return the variables of special tokens that chat templates are written for.
+
+    Raises:
+        CheckpointError: as `apply_declarations`.
+    """
+    named: dict[str, str | list[str]] = {**special_token_strings(settings)}
+    more = _more_special(settings)
+    return {**named, "additional_special_tokens": more} if more else named
+
+
+def apply_prefix_space(backend: tokenizers.Tokenizer, flag: object) -> None:
+    """Give a byte-level tokenizer the settings' word on a space in front of a text, which wins over
+    its file's. Where the text is split in several stages the file's stays, as in transformers.
+
+    Args:
+        backend: the tokenizer proper; is changed.
+        flag: add_prefix_space; what is no bool changes nothing.
+    """
+    splitter = backend.pre_tokenizer
+    if isinstance(splitter, pre_tokenizers.ByteLevel) and isinstance(flag, bool):
+        splitter.add_prefix_space = flag
+        backend.pre_tokenizer = splitter
 
 
 def apply_declarations(

@@ -159,3 +159,28 @@ def test_a_message_without_content_is_not_the_word_none(role: str, rest: dict[st
     with pytest.raises(RequestError, match=rf"messages\[1\] of role '{role}' to have content"):
         template.render([{"role": "user", "content": "x"}, {"role": role, **rest}])
     template.render([{"role": "assistant", **rest}])  # it may have called tools
+
+
+def test_every_special_token_is_a_variable_as_in_transformers(tmp_path) -> None:
+    transformers = pytest.importorskip("transformers")
+    names = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+    variables = [*(f"{name}_token" for name in names), "image_token", "audio_token"]
+    variables += ["additional_special_tokens", "other_token"]
+    settings = {
+        "sep_token": "<sep>",
+        "cls_token": {"content": "<cls>", "__type": "AddedToken"},
+        "mask_token": "<mask>",
+        "extra_special_tokens": {"image_token": "<image>"},
+        "chat_template": "".join(f"{name}={{{{ {name} }}}};" for name in variables),
+    }
+    for more in ({}, {"additional_special_tokens": ["<a>", "<b>"]}):
+        source = make_tokenizer_dir("byte_level")
+        shutil.copytree(source, tmp_path, dirs_exist_ok=True)
+        file = tmp_path / "tokenizer_config.json"
+        named = json.loads((source / file.name).read_text())
+        file.write_text(json.dumps({**named, **settings, **more}))
+        theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+        expected = theirs.apply_chat_template(MESSAGES, tokenize=False)
+        text = load_chat_template(tmp_path).render(MESSAGES, add_generation_prompt=False)
+        assert text == expected
+        assert "sep_token=<sep>;" in text and "image_token=<image>;" in text

@@ -334,3 +334,25 @@ def test_unknown_decoders_are_refused_by_name(decoder) -> None:
         parse_decoder(spec)
     with pytest.raises(CheckpointError, match="got none"):
         parse_decoder(None)
+
+
+@pytest.mark.parametrize("flag", [{"add_prefix_space": x} for x in (True, False, None)] + [{}])
+@pytest.mark.parametrize("in_file", [True, False])
+@pytest.mark.parametrize("is_split_twice", [False, True])
+def test_the_settings_say_whether_a_space_is_put_in_front_as_in_transformers(
+    tmp_path, flag: dict[str, object], in_file: bool, is_split_twice: bool
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    shutil.copytree(make_tokenizer_dir("byte_level", **flag), tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "tokenizer.json"
+    splitter = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=in_file)
+    if is_split_twice:
+        stages = [tokenizers.pre_tokenizers.Digits(), splitter]
+        splitter = tokenizers.pre_tokenizers.Sequence(stages)
+    backend = tokenizers.Tokenizer.from_file(str(file))
+    backend.pre_tokenizer = splitter
+    backend.save(str(file))
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    ours = load_tokenizer(tmp_path)
+    for text in ("the fox", " the fox", "</s>the fox", ""):
+        assert ours.encode(text) == theirs.encode(text)
