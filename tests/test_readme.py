@@ -70,7 +70,7 @@ def test_commands_parse(argv: list[str]) -> None:
         build_probe_parser().parse_args(options)
     elif argv[0] == "train":
         from sdengine.cli.options import LineParser
-        from sdengine.train.pair import add_arguments
+        from sdengine.train.options import add_arguments
 
         parser = LineParser()
         add_arguments(parser)

@@ -28,8 +28,8 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ConfigError, CheckpointError: as `sdengine.train.pair.run`.
     """
-    from sdengine.train import pair
+    from sdengine.train import options, pair
 
     parser = LineParser(prog="sdengine train pair", description=f"{PAIR_HELP}; {DURATION}")
-    pair.add_arguments(parser)
+    options.add_arguments(parser)
     return pair.run(parser.parse_args(args.options))

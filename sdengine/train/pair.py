@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 from tokenizers import Tokenizer
 
-from sdengine.errors import CheckpointError
+from sdengine.errors import CheckpointError, ConfigError
 from sdengine.train.data import SourceFile, build_stream, corpus_sha256, standard_library_files
 from sdengine.train.distill import DraftObjective, JointObjective, PairConfig, Streams
 from sdengine.train.export import (
@@ -35,7 +35,7 @@ from sdengine.train.grow import grow
 from sdengine.train.lineage import adopt_tokenizer, origin_of, pin_recipe
 from sdengine.train.loop import LoopConfig, LoopState, last_step, read_checkpoint, train
 from sdengine.train.module import LlamaModule, LlamaShape
-from sdengine.train.options import add_arguments, check_arguments, make_directories
+from sdengine.train.options import check_arguments, make_directories
 from sdengine.train.report import (
     corpus_summary,
     held_out_figures,
@@ -112,7 +112,11 @@ def stored_samples(
     directory: Path, target: LlamaModule, corpus: Corpus, config: PairConfig, count: int
 ) -> np.ndarray:
     """The target's texts, uint16 [count, short_length + 1]; sampled once and kept in
-    `samples.npy` of `directory`."""
+    `samples.npy` of `directory`.
+
+    Raises:
+        ConfigError: another number of them is kept there.
+    """
     path = directory / "samples.npy"
     if not path.exists():
         export_checkpoint(target, corpus.tokenizer, directory / "target")
@@ -122,7 +126,14 @@ def stored_samples(
         partial = path.with_suffix(".partial.npy")
         np.save(partial, samples)
         os.replace(partial, path)
-    return np.load(path)
+    samples = np.load(path)
+    if len(samples) != count:
+        raise ConfigError.from_parts(
+            f"--samples {len(samples)}, as many as {path} holds",
+            str(count),
+            "pass that number or another --run-dir",
+        )
+    return samples
 
 
 def train_stages(args: argparse.Namespace, config: PairConfig, corpus: Corpus) -> bool:
@@ -261,14 +272,3 @@ def run(args: argparse.Namespace) -> int:
     figures = export_pair(args, config, corpus, origin)["held_out"]
     Console(file=sys.stderr).print_json(data=figures)
     return 0
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The command without the rest of the command line: `python -m sdengine.train.pair`."""
-    parser = argparse.ArgumentParser(prog="python -m sdengine.train.pair", description=__doc__)
-    add_arguments(parser)
-    return run(parser.parse_args(argv))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -18,13 +18,14 @@ from sdengine.train.distill import PairConfig
 from sdengine.train.export import export_checkpoint, load_exported
 from sdengine.train.loop import Control, LoopState, last_step
 from sdengine.train.module import LlamaModule, LlamaShape
+from sdengine.train.options import add_arguments
 from sdengine.train.sampling import generate, open_target, repeated_ngram_share, target_samples
 from tests.train.conftest import TINY_TARGET, source
 
 
 def arguments(*words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    recipe.add_arguments(parser)
+    add_arguments(parser)
     return parser.parse_args(words)
 
 
@@ -331,3 +332,9 @@ def test_a_line_that_was_cut_short_is_no_record(tmp_path):
     path = tmp_path / "run.jsonl"
     path.write_text('{"step": 1, "loss": 3.0}\n{"step": 2, "lo{"step": 3, "loss": 1.0}\n{"st')
     assert read_log(path) == [{"step": 1, "loss": 3.0}]
+
+
+def test_another_number_of_samples_than_was_kept_is_refused(small_recipe, tmp_path):
+    assert recipe.run(arguments(*small_recipe)) == 0
+    with pytest.raises(ConfigError, match=r"--samples 8, as many as .*samples\.npy holds, got 9;"):
+        recipe.run(arguments(*small_recipe, "--samples", "9"))
