@@ -178,7 +178,11 @@ class LLM:
 
     def render_chat(self, messages: SequenceOf[Mapping[str, Any]]) -> list[int]:
         """Token ids of a conversation, ready for the assistant's answer."""
-        if self._chat_template is None or self.engine.tokenizer is None:
+        if self.engine.tokenizer is None:
+            raise RequestError.from_parts(
+                "a checkpoint with tokenizer.json", "none", "call generate with token ids"
+            )
+        if self._chat_template is None:
             raise RequestError.from_parts(
                 "a checkpoint with a chat template", "none", "call generate with a plain prompt"
             )

@@ -23,6 +23,7 @@ from sdengine.core.request_checks import (
     RequestLimits,
     check_length,
     check_tables,
+    check_text,
     checked_ids,
     ending_tokens,
 )
@@ -153,6 +154,7 @@ class RequestBook:
         token_ids = self._token_ids(prompt)
         check_length(len(token_ids), params, self.limits, self._capacity_tokens)
         check_tables(params, self.limits)
+        check_text(params, self._codec is not None)
         text = prompt if isinstance(prompt, str) else None
         return Request(request_id, text, token_ids, params, monotonic())
 

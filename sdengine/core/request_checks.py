@@ -7,7 +7,7 @@ from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from typing import Any
 
-from sdengine.core.argument import items_of
+from sdengine.core.argument import items_of, shown
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.errors import RequestError
 
@@ -15,6 +15,7 @@ __all__ = [
     "RequestLimits",
     "check_length",
     "check_tables",
+    "check_text",
     "checked_ids",
     "ending_tokens",
     "is_integer",
@@ -33,6 +34,7 @@ class RequestLimits:
         has_speculation: whether outputs carry speculation statistics.
         max_biases: tokens of a logit_bias.
         max_masked: stop tokens that min_tokens can mask.
+        can_be_longer: whether the checkpoint allows a larger max_model_len.
     """
 
     vocab_size: int
@@ -41,6 +43,7 @@ class RequestLimits:
     has_speculation: bool
     max_biases: int
     max_masked: int
+    can_be_longer: bool = True
 
 
 def ending_tokens(params: SamplingParams, limits: RequestLimits) -> frozenset[int]:
@@ -80,7 +83,7 @@ def check_length(
         raise RequestError.from_parts(
             f"a prompt shorter than max_model_len = {limit} tokens",
             f"{num_prompt_tokens} tokens",
-            "shorten the prompt or raise max_model_len",
+            "shorten the prompt" + " or raise max_model_len" * limits.can_be_longer,
         )
     needed = min(num_prompt_tokens + params.max_tokens, limit)
     if needed > capacity_tokens:
@@ -112,6 +115,20 @@ def check_tables(params: SamplingParams, limits: RequestLimits) -> None:
     if num_stops > limits.max_masked:
         raise RequestError.from_parts(
             f"at most {limits.max_masked} stop tokens together with min_tokens", str(num_stops)
+        )
+
+
+def check_text(params: SamplingParams, has_text: bool) -> None:
+    """Stop strings are looked for in the text.
+
+    Raises:
+        RequestError: there is none to look in.
+    """
+    if params.stop and not has_text:
+        raise RequestError.from_parts(
+            "no stop strings, because the checkpoint has no tokenizer.json",
+            shown(params.stop),
+            "use stop_token_ids",
         )
 
 

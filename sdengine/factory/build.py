@@ -117,6 +117,7 @@ def build_engine_parts(
         has_speculation=speculation is not None,
         max_biases=MAX_BIASES,
         max_masked=MAX_MASKED,
+        can_be_longer=models.max_model_len < models.target.config.longest_context,
     )
     defaults = default_sampling_params(models.target_path)
     return EngineParts(

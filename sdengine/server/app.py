@@ -13,7 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from sdengine import __version__
 from sdengine.async_engine import AsyncEngine
 from sdengine.core.sampling_params import SamplingParams
-from sdengine.errors import RequestError
+from sdengine.errors import ConfigError, RequestError
 from sdengine.model.chat_template import ChatTemplate, load_chat_template
 from sdengine.server.errors import ApiError, install_handlers
 from sdengine.server.forms import ChatForm, CompletionForm
@@ -87,7 +87,17 @@ def create_app(
         engine: answers everything.
         settings: names and limits.
         plain_engine: the same model without speculation, for the page's comparison.
+
+    Raises:
+        ConfigError: the checkpoint has no tokenizer: every answer would be empty.
+        CheckpointError: its chat template is damaged.
     """
+    if engine.engine.tokenizer is None:
+        raise ConfigError.from_parts(
+            f"a model with tokenizer.json in {engine.engine.target_path}",
+            "one without, whose answers would have no text",
+            "copy the tokenizer's files there",
+        )
     app = BodyApp(
         title="sdengine",
         version=__version__,

@@ -410,7 +410,6 @@ def test_stop_tokens_that_do_not_exist_are_refused(make_engine: MakeEngine, back
         {"min_p": 1.0},
         {"seed": -(2**63)},
         {"seed": 2**63 - 1},
-        {"stop": ["\0" * 100_000]},
         {"stop_token_ids": [*range(64)] * 9, "min_tokens": 12},
         {"repetition_penalty": 1000.0, "frequency_penalty": 2.0, "presence_penalty": 2.0},
         {"repetition_penalty": 0.001, "frequency_penalty": -2.0, "presence_penalty": -2.0},
@@ -431,6 +430,15 @@ def test_extreme_parameters_are_obeyed(
     if speculates:
         engine = make_engine(draft=related_draft(), speculation=TREES)
         assert run_all(engine, PROMPTS[:1], [sampling])[0] == plain
+
+
+def test_a_stop_string_without_end_is_obeyed(make_engine: MakeEngine) -> None:
+    sampling = SamplingParams(max_tokens=12, ignore_eos=True, seed=1, stop=["\0" * 100_000])
+    settings = [{}, {"draft": text_checkpoint(2), "speculation": TREES}]
+    texts = [
+        run_all(make_engine(text_checkpoint(), **s), PROMPTS[:1], [sampling]) for s in settings
+    ]
+    assert texts[0] == texts[1] and len(texts[0][0]) == 12
 
 
 def test_max_tokens_without_end_stops_at_the_context(make_engine: MakeEngine) -> None:

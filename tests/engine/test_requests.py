@@ -385,3 +385,20 @@ def test_chat_is_the_rendered_template(make_llm: MakeLLM) -> None:
 def test_chat_without_a_template_is_refused(make_llm: MakeLLM) -> None:
     with pytest.raises(RequestError, match="a checkpoint with a chat template, got none"):
         make_llm().chat([{"role": "user", "content": "hello"}])
+
+
+def test_without_a_tokenizer_there_is_no_text_to_stop_or_to_chat_in(make_llm: MakeLLM) -> None:
+    llm = make_llm(str(make_checkpoint()))
+    with pytest.raises(RequestError, match=r"no stop strings, because .* no tokenizer\.json, got"):
+        llm.generate([[5]], SamplingParams(max_tokens=2, stop="x"))
+    with pytest.raises(RequestError, match=r"a checkpoint with tokenizer\.json, got none"):
+        llm.chat([{"role": "user", "content": "hello"}])
+    assert len(llm.generate([[5]], SamplingParams(max_tokens=2))[0].outputs[0].token_ids) == 2
+
+
+def test_a_longer_context_is_only_advised_where_there_is_one(make_llm: MakeLLM) -> None:
+    for settings, has_more in (({}, False), ({"max_model_len": 32}, True)):
+        llm = make_llm(**settings)
+        with pytest.raises(RequestError, match="shorter than max_model_len") as refusal:
+            llm.generate([[5] * 4096])
+        assert ("raise max_model_len" in str(refusal.value)) == has_more
