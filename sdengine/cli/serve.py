@@ -174,7 +174,7 @@ def api_keys(file: Path | None) -> tuple[str, ...]:
     keys = [] if key is None else [key]
     if file is not None:
         try:
-            lines = file.read_text(encoding="utf-8").splitlines()
+            lines = file.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError.from_parts(
                 f"a readable file of API keys {file}", str(error)

@@ -10,6 +10,8 @@ import hmac
 from collections import Counter
 from typing import Any
 
+from starlette.routing import Match
+
 from sdengine.server.asgi import Answer, Message, Receive, Scope, Send
 from sdengine.server.deadline import Deadline
 from sdengine.server.errors import ApiError, error_response
@@ -72,7 +74,8 @@ class Gate:
 
     async def _pass(self, scope: Scope, receive: Receive, answer: Answer) -> None:
         if scope["method"] == "POST":
-            _check_content_type(scope)
+            if _has_endpoint(scope):  # otherwise the answer is that there is none
+                _check_content_type(scope)
             body = await self._body(scope, receive)
             receive = Replay(body, receive).receive
         try:
@@ -185,6 +188,11 @@ def _check_content_type(scope: Scope) -> None:
     encoding = _header(scope, b"content-encoding").strip().lower()
     if encoding not in ("", "identity"):
         raise ApiError(415, f"expected a body that is not encoded, got {encoding!r:.80}")
+
+
+def _has_endpoint(scope: Scope) -> bool:
+    """Whether the application answers this path and method."""
+    return any(route.matches(scope)[0] is Match.FULL for route in scope["app"].routes)
 
 
 def _check_host(scope: Scope) -> None:

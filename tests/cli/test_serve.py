@@ -77,3 +77,9 @@ def test_options_that_contradict_each_other_are_refused(
     err = capfd.readouterr().err
     assert err.startswith("sdengine: ") and err.count("\n") == 1
     assert not served
+
+
+def test_a_file_of_keys_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    file = tmp_path / "keys.txt"
+    file.write_bytes(b"\xef\xbb\xbffirst\r\nsecond\n")
+    assert serve.api_keys(file)[-2:] == ("first", "second")

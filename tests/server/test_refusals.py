@@ -346,3 +346,32 @@ def test_missing_libraries_are_named(monkeypatch: pytest.MonkeyPatch, capsys) ->
     assert main(["serve"]) == 2
     err = capsys.readouterr().err
     assert "fastapi" in err and "sdengine[server]" in err
+
+
+@pytest.mark.parametrize("part", [[], [{"type": "text", "text": "x"}] * 9])
+def test_conversations_of_too_many_texts_are_refused_by_their_number(post, part) -> None:
+    """One by one they would take the event loop seconds; here the first of them is wrong."""
+    num = 90_000 // (1 + len(part))
+    messages = [{"role": "nobody"}, *[{"role": "user", "content": part or "x"}] * num]
+    error = error_of(post(CHAT, messages=messages), 400)
+    assert error["param"] == "messages" and error["message"].count("expected") == 1
+    assert f"at most 4096 messages and text parts together, got {90_001}" in error["message"]
+    usual = [{"role": "user", "content": [{"type": "text", "text": ""}]}] * 2048
+    assert post(CHAT, messages=[*usual], max_tokens=1).status_code == 400  # too long for the model
+    assert error_of(post(CHAT, messages=usual), 400)["code"] == "context_length_exceeded"
+
+
+def test_a_path_that_is_not_there_is_said_before_the_content_type(server) -> None:
+    for path, status in (("/nope", 404), ("/v1/models", 405), ("/v1/completions", 415)):
+        error_of(httpx.post(f"{server.url}{path}", content="{}"), status)
+
+
+def test_a_model_without_a_tokenizer_is_not_served() -> None:
+    from sdengine.errors import ConfigError
+    from tests.model.checkpoints import make_checkpoint
+
+    with (
+        pytest.raises(ConfigError, match=r"a model with tokenizer\.json in "),
+        running(tiny_engine_without_template(str(make_checkpoint()))),
+    ):
+        pass
