@@ -1,8 +1,8 @@
 """Programs: a fixed list of op launches on static buffers, described once and replayed many times.
 
 Python describes an iteration by calling `launch`; `replay` runs it without Python in between. The
-reference program runs the
-same description op by op in plain torch: the oracle for whole iterations.
+reference program runs the same description op by op in plain torch: the oracle for whole
+iterations.
 """
 
 from __future__ import annotations

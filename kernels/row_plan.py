@@ -1,4 +1,5 @@
-"""Allowed set and weights of one row of logits, in torch: what `sample` and `row_stats` share.
+"""Allowed set and weights of one row of logits, in torch: what `sample`, `draft_topk` and
+`tree_verify` share.
 
 Order: temperature, top-k, top-p on the renormalised rest, min-p. All three filters are thresholds
 on the logit, so tokens with equal logits are kept or dropped together (top-k may keep more than k).

@@ -242,14 +242,13 @@ def test_no_kernel_source_is_forgotten() -> None:
 
 def test_every_op_is_in_the_contract() -> None:
     text = (ROOT / "docs/ops.md").read_text(encoding="utf-8")
-    table = text.partition("| op | cpu | triton |")[2].partition("\n\n")[0]
-    listed = {
-        (name.strip(), bool(triton.strip()))
-        for row in table.splitlines()[2:]
-        for names, _, triton in [row.strip("|").split("|")]
-        for name in names.split(",")
-    }
-    assert listed == {(name, "triton" in get_op(name).backends) for name in OP_NAMES}
+    table = text.partition("| op | cpu | triton | cuda |\n|---|---|---|---|\n")[2]
+    listed = {}
+    for row in table.partition("\n\n")[0].splitlines():
+        names, _, *marks = (cell.strip() for cell in row.strip("|").split("|"))
+        has = {backend for backend, mark in zip(("triton", "cuda"), marks, strict=True) if mark}
+        listed.update({name.strip(): has for name in names.split(",")})
+    assert listed == {name: set(get_op(name).backends) for name in OP_NAMES}
 
 
 # What the Triton kernels share, the microbenchmark cases on a device, and parts of large ones.

@@ -84,9 +84,21 @@ def test_make_targets_exist(target: str) -> None:
     assert re.search(rf"^{target}:", MAKEFILE, re.M)
 
 
-@pytest.mark.parametrize("link", re.findall(r"\]\(([^)#:]+)\)", README + CONTRIBUTING))
-def test_links_lead_somewhere(link: str) -> None:
-    assert (ROOT / link).exists()
+def headings(path: Path) -> set[str]:
+    """What links into a Markdown file may name, as GitHub makes anchors of its headings."""
+    lines = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-") for line in lines}
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/figures.md"])
+def test_links_lead_somewhere(name: str) -> None:
+    page = ROOT / name
+    links = re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", page.read_text(encoding="utf-8"))
+    assert links
+    for path, anchor in links:
+        target = page.parent / path if path else page
+        assert target.exists(), path
+        assert not anchor or anchor in headings(target), (path, anchor)
 
 
 @pytest.mark.parametrize("path", re.findall(r"`(sdengine/[\w/]+(?:\.py)?)`", CONTRIBUTING))

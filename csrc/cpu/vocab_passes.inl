@@ -290,8 +290,9 @@ void count_above_each(const float* values, int count, int32_t* above) {
 
 // Constant, so that no instruction of a wider set runs while the library is loaded.
 constexpr VocabPasses kThesePasses = {
-    kLanes,            scan_row,          mass_of_row,      histogram_row,     gather_bin_of_row, race_row,
-    at_least_in_block, count_above_each, fill_noise_of_row, perturb_row,       penalize_row};
+    kLanes,      scan_row,          mass_of_row,      histogram_row,     gather_bin_of_row,
+    race_row,    at_least_in_block, count_above_each, fill_noise_of_row, perturb_row,
+    penalize_row};
 
 }  // namespace SDENGINE_ISA_NAMESPACE
 }  // namespace sdengine

@@ -111,7 +111,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=DTYPES,
         default="auto",
-        help="of weights and KV cache: auto is the checkpoint's where it is as fast (%(default)s)",
+        help="of weights and KV cache: auto is the checkpoint's, or bfloat16 on "
+        "CPUs that have it (%(default)s)",
     )
     parser.add_argument(
         "--speculation",

@@ -1,7 +1,8 @@
 """The one table of environment variables, and the one place where they are read.
 
-Nothing in Python reads the environment on its own account: `read_environment` is called once, and
-what it returns is passed on. An argument given in code always wins over a variable.
+No other code reads a variable of the package's own: `read_environment` is called once, and what it
+returns is passed on. An argument given in code always wins over a variable. (Variables of others,
+NO_COLOR or Triton's TRITON_INTERPRET, are read where they matter.)
 """
 
 from __future__ import annotations

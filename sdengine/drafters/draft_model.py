@@ -2,9 +2,8 @@
 
 Layer 0 computes the tokens that the draft has not seen yet (the ones committed last) and draws the
 children of the root; every further layer computes the frontier that `tree_expand` chose, and is
-skipped when that is empty. Keys and
-values of all forwarded nodes stay in the draft's cache behind the root, so that an accepted path
-needs no recomputation: `commit_plan` moves them into place.
+skipped when that is empty. Keys and values of all forwarded nodes stay in the draft's cache behind
+the root, so that an accepted path needs no recomputation: `commit_plan` moves them into place.
 """
 
 from __future__ import annotations

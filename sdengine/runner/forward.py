@@ -122,7 +122,7 @@ def describe_forward(
     buffers: Activations,
     logits: Logits | None,
 ) -> None:
-    """Appends the launches of one pass: tokens of `batch` in, keys and values into `cache`, logits
+    """Appends the launches of one pass: tokens of `spans` in, keys and values into `cache`, logits
     out.
 
     Args:
