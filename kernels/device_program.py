@@ -17,6 +17,7 @@ from sdengine.kernels import backends, cuda_library
 from sdengine.kernels.device_memory import StagedMemory
 from sdengine.kernels.graph_branches import GraphBranches
 from sdengine.kernels.launch_chain import chained
+from sdengine.kernels.limits import NO_LIMITS, Limits
 from sdengine.kernels.registry import get_op
 from sdengine.kernels.spec import Op, expect_tensor
 
@@ -33,7 +34,7 @@ class DeviceProgram:
 
     Args:
         backend: "triton" or "cuda".
-        row_limit: most rows of a pass; see `Program`.
+        limits: what replays keep within; see `Program`.
         branches: lets a graph skip blocks; None launches them in any case.
 
     Raises:
@@ -43,14 +44,14 @@ class DeviceProgram:
     def __init__(
         self,
         backend: str,
-        row_limit: int | None = None,
+        limits: Limits = NO_LIMITS,
         branches: GraphBranches | None = None,
     ) -> None:
         reason = backends.why_unavailable(backend)
         if reason is not None:
             raise BackendUnavailable(reason)
         self._backend = backend
-        self.row_limit = row_limit
+        self.limits = limits
         self._branches = branches
         self._launches: list[tuple[str | None, Run]] = []  # no op: a branch begins or ends
 
@@ -120,7 +121,7 @@ class StagedProgram(DeviceProgram):
     Args:
         backend: of the ops that exist for both; the others run as what they exist for.
         memory: the engine's.
-        row_limit: most rows of a pass; see `Program`.
+        limits: what replays keep within; see `Program`.
         branches: as for `DeviceProgram`; for a GPU.
 
     Raises:
@@ -131,10 +132,10 @@ class StagedProgram(DeviceProgram):
         self,
         backend: str,
         memory: StagedMemory,
-        row_limit: int | None = None,
+        limits: Limits = NO_LIMITS,
         branches: GraphBranches | None = None,
     ) -> None:
-        super().__init__(backend, row_limit, branches)
+        super().__init__(backend, limits, branches)
         self._memory = memory
         self._usable = usable_kernels(backend, memory.device)
         self._enqueue: Run | None = None

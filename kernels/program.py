@@ -20,6 +20,7 @@ from sdengine.kernels import backends
 from sdengine.kernels.device_memory import HostMemory, Memory, StagedMemory
 from sdengine.kernels.device_program import DeviceProgram, StagedProgram
 from sdengine.kernels.graph_branches import GraphBranches
+from sdengine.kernels.limits import NO_LIMITS, Limits
 from sdengine.kernels.registry import get_op
 from sdengine.kernels.replay_copies import ReplayCopies
 from sdengine.kernels.spec import expect_one_device, expect_tensor
@@ -29,11 +30,10 @@ class Program(Protocol):
     """A recorded list of launches.
 
     Args:
-        row_limit: what the one who replays promises: no pass has more rows. Launches over a pass's
-            rows may be made for so many, however many the buffers hold; None: for all of them.
+        limits: what the one who replays promises; only launches of a device depend on them.
     """
 
-    row_limit: int | None
+    limits: Limits
 
     def launch(self, op: str, **args: Any) -> None:
         """Adds one launch; arguments are checked now, tensors are read and written at replay."""
@@ -62,7 +62,7 @@ class Program(Protocol):
 class ReferenceProgram:
     """Runs each launch through the op's torch reference."""
 
-    row_limit: int | None = None
+    limits = NO_LIMITS
 
     def __init__(self, copies: ReplayCopies | None = None) -> None:
         self._copies = copies or ReplayCopies()
@@ -130,7 +130,7 @@ class _Block:
 class CpuProgram:
     """A native launch list; keeps the tensors it points into alive."""
 
-    row_limit: int | None = None
+    limits = NO_LIMITS
 
     def __init__(self, pool: Any, copies: ReplayCopies | None = None) -> None:
         self._native = backends.load_cpu().Program()
@@ -200,7 +200,7 @@ def make_program(
     backend: str,
     pool: Any = None,
     memory: Memory | None = None,
-    row_limit: int | None = None,
+    limits: Limits = NO_LIMITS,
     branches: GraphBranches | None = None,
 ) -> Program:
     """An empty program for a backend.
@@ -210,7 +210,7 @@ def make_program(
         pool: native thread pool, required for "cpu" (see `make_pool`).
         memory: an engine's; with a device's, a replay exchanges with it what the host shares, and
             ops that the backend lacks run as the device's other one. Replays in a row need one.
-        row_limit: most rows of a pass; only a device's programs depend on it.
+        limits: what replays keep within; only a device's programs depend on it.
         branches: lets a device skip what `only_if` encloses; the other programs always do.
 
     Raises:
@@ -222,9 +222,9 @@ def make_program(
     if backend in ("triton", "cuda"):
         staged = isinstance(memory, StagedMemory)
         program: Program = (
-            StagedProgram(backend, memory, row_limit, branches)
+            StagedProgram(backend, memory, limits, branches)
             if staged
-            else DeviceProgram(backend, row_limit, branches)
+            else DeviceProgram(backend, limits, branches)
         )
         return program
     raise BackendUnavailable(

@@ -152,7 +152,9 @@ class DraftModelDrafter:
         )
 
     def _describe_pass(self, program: Program, logits: Logits | None) -> None:
-        describe_forward(program, self._weights, self.cache, self._spans, self._buffers, logits)
+        limit = program.limits.draft_rows
+        spans, buffers = self._spans, self._buffers
+        describe_forward(program, self._weights, self.cache, spans, buffers, logits, limit)
 
     def _describe_growth(self, program: Program, layer: int) -> None:
         workspace, state, rows = self._workspace, self._workspace.state, self._rows

@@ -27,8 +27,9 @@ from sdengine.core.cost_model import CostModel
 from sdengine.kernels import backends
 from sdengine.kernels.begin_step import ROOT_AND_NODES, ROOT_ONLY
 from sdengine.kernels.device_memory import StagedMemory
-from sdengine.kernels.program import Program, make_program, num_threads
+from sdengine.kernels.program import Program, num_threads
 from sdengine.runner.batch_state import HostView
+from sdengine.runner.demand import Demand
 from sdengine.runner.iteration import Iteration
 
 ROW_COUNTS = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 64, 128)
@@ -124,7 +125,8 @@ def _verify_trial(iteration: Iteration, host: HostView, num_rows: int) -> Trial:
         _set_tree(iteration, num_rows - 1, branching)
 
     describe = partial(iteration.describe_verify, has_trees=num_rows > 1)
-    return _trial(iteration, describe, reset, num_rows)
+    demand = Demand(num_trees=int(num_rows > 1), num_nodes=num_rows - 1)
+    return _trial(iteration, describe, reset, demand)
 
 
 def _uncounted(iteration: Iteration) -> Iteration:
@@ -158,19 +160,19 @@ def _draft_trial(iteration: Iteration, host: HostView, layers: int) -> Trial:
         view(workspace.min_layer_gain)[0] = 0.0
         view(workspace.calibration)[0] = 1.0
 
-    return _trial(iteration, drafter.propose, reset, workspace.sizes.max_width)
+    demand = Demand(num_trees=1, num_nodes=workspace.sizes.max_nodes, num_missing=1)
+    return _trial(iteration, drafter.propose, reset, demand)
 
 
 def _trial(
     iteration: Iteration,
     describe: Callable[[Program], None],
     reset: Callable[[], None],
-    num_rows: int,
+    demand: Demand,
 ) -> Trial:
     """A program timed from its second launch on: after the first one all workers are awake."""
     memory = iteration.workspace.memory
-    limit = iteration.row_limit(num_rows)
-    program = make_program(iteration.backend, iteration.pool, memory, limit)
+    program = iteration.empty_program(iteration.limits(demand))
     start, end = (memory.results(1, dtype=torch.int64) for _ in range(2))
     iteration.describe_pending(program)
     program.launch("timestamp", out_ns=start)

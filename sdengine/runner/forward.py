@@ -121,6 +121,7 @@ def describe_forward(
     spans: Spans,
     buffers: Activations,
     logits: Logits | None,
+    row_limit: int | None,
 ) -> None:
     """Appends the launches of one pass: tokens of `spans` in, keys and values into `cache`, logits
     out.
@@ -132,10 +133,12 @@ def describe_forward(
         spans: rows to compute, by sequence.
         buffers: scratch for at least as many rows.
         logits: rows whose logits are wanted; None computes keys and values only.
+        row_limit: most rows of this model's passes, of the program's limits; None: as many as
+            `spans` holds.
     """
-    if program.row_limit is not None:
-        spans, buffers = spans.first(program.row_limit), buffers.first(program.row_limit)
-        logits = None if logits is None else logits.first(program.row_limit)
+    if row_limit is not None:
+        spans, buffers = spans.first(row_limit), buffers.first(row_limit)
+        logits = None if logits is None else logits.first(row_limit)
     batch = spans.rows
     num_rows = batch.num_rows
     program.launch(

@@ -21,26 +21,15 @@ from sdengine.cache.kv_cache import KVCache
 from sdengine.kernels.device_memory import Memory
 from sdengine.kernels.device_program import StagedProgram, is_captured
 from sdengine.kernels.graph_branches import GraphBranches
+from sdengine.kernels.limits import NO_LIMITS, Limits
 from sdengine.kernels.program import Program, make_program, num_threads
+from sdengine.runner.demand import Demand, limits_of
 from sdengine.runner.drafter import Drafter
 from sdengine.runner.forward import Activations, Logits, Spans, describe_forward
 from sdengine.runner.penalties import PenaltyBuffers, describe_penalties
 from sdengine.runner.verifier import Verdict, Verifier
 from sdengine.runner.weights import ModelWeights
 from sdengine.runner.workspace import Workspace
-
-MIN_ROW_LIMIT = 8
-"""Rows of the smallest program of a device."""
-
-
-def row_bucket(num_rows: int) -> int:
-    """Rows of the program of a device that passes `num_rows`: a power of two; from 64 on also one
-    and a half, and 16 more, so that the root of a tree of 64 or 128 nodes does not double what is
-    multiplied."""
-    power = 1 << max(num_rows - 1, 0).bit_length()
-    half = power // 2
-    between = [half + 16, half + half // 2] if half >= 64 else []
-    return min(size for size in (*between, power) if size >= num_rows)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,13 +58,13 @@ class Variant(NamedTuple):
         drafts: whether trees are grown; otherwise every sequence decodes plainly.
         has_penalties: whether any sequence needs its logits changed.
         catches_up: without trees: whether the drafter follows the pending tokens all the same.
-        row_limit: most rows of any of its passes; None for what the buffers hold.
+        limits: what it is made for.
     """
 
     drafts: bool
     has_penalties: bool = False
     catches_up: bool = False
-    row_limit: int | None = None
+    limits: Limits = NO_LIMITS
 
 
 class Iteration:
@@ -128,43 +117,42 @@ class Iteration:
     def describe_usual(self) -> None:
         """Describes the variants that requests without penalties need: some 5 ms for plain
         decoding, 25 for trees of eight layers, which the first requests would wait for. On a GPU
-        the smallest of each is captured, too, which compiles the kernels that all sizes share."""
-        if self.has_row_limits and not is_captured(self.workspace.memory.device):
+        the smallest of each is captured, too, which compiles the kernels that all sizes share, and
+        that of one sequence's largest tree."""
+        if self.is_on_device and not is_captured(self.workspace.memory.device):
             return
-        sizes = self.workspace.sizes
-        tree_rows = max(sizes.max_nodes + 1, sizes.max_width)
-        variants = [Variant(False, row_limit=self.row_limit(1))]
+        variants = [Variant(False, limits=self.limits(Demand()))]
         if self.drafter is not None:
-            variants += [
-                Variant(False, catches_up=True, row_limit=self.row_limit(1)),
-                Variant(True, row_limit=self.row_limit(tree_rows)),
-            ]
-        for variant in variants:
+            following = self.limits(Demand(num_missing=1))
+            variants.append(Variant(False, catches_up=True, limits=following))
+            for num_nodes in (1, self.workspace.sizes.max_nodes):
+                demand = Demand(num_trees=1, num_nodes=num_nodes, num_missing=1)
+                variants.append(Variant(True, limits=self.limits(demand)))
+        for variant in dict.fromkeys(variants):
             program = self.program(variant)
             if isinstance(program, StagedProgram):
                 program.prepare()
 
     @property
-    def has_row_limits(self) -> bool:
-        """Whether programs are made for so many rows: a device's grids are of a fixed size."""
+    def is_on_device(self) -> bool:
+        """Whether programs differ by their limits: a device's grids are of a fixed size."""
         return self.backend in ("triton", "cuda")
 
-    def row_limit(self, num_rows: int) -> int | None:
-        """Rows of the smallest program that can pass `num_rows`; None where one serves all."""
-        if not self.has_row_limits:
-            return None
-        sizes = self.workspace.sizes
-        limit = max(MIN_ROW_LIMIT, row_bucket(num_rows))
-        return min(limit, max(sizes.max_target_rows, sizes.max_draft_rows))
+    def limits(self, demand: Demand) -> Limits:
+        """Of the smallest program that serves so much; none where one serves all."""
+        if not self.is_on_device:
+            return NO_LIMITS
+        return limits_of(demand, self.workspace.sizes)
+
+    def empty_program(self, limits: Limits) -> Program:
+        """A program of the engine's kind, without launches."""
+        return make_program(self.backend, self.pool, self.workspace.memory, limits, self._branches)
 
     def program(self, variant: Variant) -> Program:
         """The recorded iteration of a variant; described when it is first asked for."""
         program = self._programs.get(variant)
         if program is None:
-            memory = self.workspace.memory
-            program = make_program(
-                self.backend, self.pool, memory, variant.row_limit, self._branches
-            )
+            program = self.empty_program(variant.limits)
             self._describe(program, variant)
             self._programs[variant] = program
         return program
@@ -172,7 +160,7 @@ class Iteration:
     def _describe(self, program: Program, variant: Variant) -> None:
         # Twice where there are workers: the barrier after the first launch waits for them to wake,
         # which is no drafting.
-        for _ in range(1 if self.has_row_limits else 2):
+        for _ in range(1 if self.is_on_device else 2):
             program.launch("timestamp", out_ns=self.times_ns[0:1])
         self._describe_begin(program, variant)
         self.describe_pending(program)
@@ -265,7 +253,9 @@ class Iteration:
         self._describe_rows(program, has_trees)
         workspace = self.workspace
         logits = Logits(workspace.logits, workspace.sampled_rows, workspace.num_logits)
-        describe_forward(program, self.weights, self._cache, self._spans, self._buffers, logits)
+        limit = program.limits.rows
+        spans, buffers = self._spans, self._buffers
+        describe_forward(program, self.weights, self._cache, spans, buffers, logits, limit)
 
     def _describe_rows(self, program: Program, has_trees: bool) -> None:
         workspace, state = self.workspace, self.workspace.state

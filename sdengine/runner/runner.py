@@ -18,6 +18,7 @@ from sdengine.core.sequence import Sequence
 from sdengine.kernels.device_memory import StagedMemory
 from sdengine.runner.batch_state import HostView
 from sdengine.runner.calibration import Calibrator
+from sdengine.runner.demand import Demand
 from sdengine.runner.flight import Commit, Flight
 from sdengine.runner.iteration import Iteration, Variant
 from sdengine.runner.logprobs import append_logprobs
@@ -209,8 +210,8 @@ class Runner:
         # An iteration in which anybody's place became free would keep it from those who wait.
         is_awaited = num_iterations > 1 and schedule.has_waiting
         self._min_running[0] = len(scheduled) if is_awaited else 0
-        limit = self._row_limit(flight) if self.iteration.has_row_limits else None
-        variant = Variant(is_drafting, self._penalties.is_needed, catches_up, limit)
+        limits = self.iteration.limits(self._demand(flight))
+        variant = Variant(is_drafting, self._penalties.is_needed, catches_up, limits)
         self.iteration.program(variant).start(num_iterations)
         return flight
 
@@ -289,15 +290,19 @@ class Runner:
         for slot in range(self._sizes.max_num_seqs):
             self.release(slot)
 
-    def _row_limit(self, flight: Flight) -> int | None:
-        """Rows for which a step needs a program: its passes have no more."""
-        entries, sizes = flight.schedule.scheduled, self._sizes
-        num_rows = sum(entry.num_tokens for entry in entries)
+    def _demand(self, flight: Flight) -> Demand:
+        """The most that a step comes to."""
+        num_trees = num_nodes = 0
         if flight.is_drafting:
+            entries = flight.schedule.scheduled
             num_trees = sum(entry.decodes and entry.can_draft for entry in entries)
-            num_rows = max(num_rows + num_trees * sizes.max_nodes, num_trees * sizes.max_width)
-        num_draft_rows = min(flight.num_missing, sizes.max_batched_tokens)
-        return self.iteration.row_limit(max(num_rows, num_draft_rows))
+            num_nodes = min(num_trees * self._sizes.max_nodes, flight.plan.max_batch_nodes)
+        return Demand(
+            num_tokens=flight.num_tokens,
+            num_trees=num_trees,
+            num_nodes=num_nodes,
+            num_missing=flight.num_missing if flight.is_following else None,
+        )
 
     def _admit(self, sequence: Sequence) -> None:
         slot = sequence.slot

@@ -17,6 +17,7 @@ from scipy.stats import chisquare
 from sdengine.core.config import SpeculationConfig
 from sdengine.core.sampling_params import GREEDY_TEMPERATURE, SamplingParams
 from sdengine.errors import ConfigError
+from sdengine.kernels.limits import NO_LIMITS
 from sdengine.model.checkpoint import open_checkpoint
 from sdengine.model.reference import load_weights, reference_logits
 from tests.engine.conftest import MakeEngine, related_draft, run_all, run_outputs
@@ -65,7 +66,7 @@ def test_a_perfect_draft_is_accepted_at_every_depth(make_engine: MakeEngine, met
 class Launches:
     """Takes down what a drafter describes."""
 
-    row_limit = None
+    limits = NO_LIMITS
 
     def __init__(self) -> None:
         self.of_op: dict[str, list[dict[str, Any]]] = {}

@@ -22,7 +22,7 @@ from sdengine.kernels.device_program import StagedProgram
 from sdengine.kernels.registry import OP_NAMES
 from sdengine.kernels.spec import tensors_of
 from sdengine.runner import iteration
-from sdengine.runner.iteration import row_bucket
+from sdengine.runner.demand import row_bucket
 from sdengine.runner.runner import Runner
 from tests.engine.conftest import run_outputs
 from tests.engine.device.conftest import MakePair
@@ -188,7 +188,7 @@ def test_programs_are_as_large_as_their_steps(make_tiny: MakePair, on_host: None
     """No step has more rows than its program."""
     engine = make_tiny("triton", speculation=spec_of("dyspec"), max_num_seqs=3)
     run(engine)
-    limits = {variant.row_limit for variant in engine.iteration._programs}
+    limits = {variant.limits.rows for variant in engine.iteration._programs}
     assert limits <= {8, 16, 32, 64, 80, 96, 128} and len(limits) > 1
 
 

@@ -1,0 +1,22 @@
+"""What the replays of a program keep within, so that a device's launches need be no larger."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the one who replays a program promises of each replay. Launches may be made for so much,
+    however much the buffers hold; None: for all of it.
+
+    Args:
+        rows: most rows of a pass of the target.
+        draft_rows: most rows of a pass of the draft.
+    """
+
+    rows: int | None = None
+    draft_rows: int | None = None
+
+
+NO_LIMITS = Limits()

@@ -1,0 +1,61 @@
+"""How large a step's program is on a device.
+
+Its grids are of a fixed size, and what they hold too much begins, finds nothing to do and ends: so
+a program is made for what a step can come to at most, rounded up, because each one is described and
+captured when it is first needed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sdengine.kernels.limits import Limits
+from sdengine.runner.workspace import Sizes
+
+MIN_ROW_LIMIT = 8
+"""Rows of the smallest program of a device."""
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """The most that a step comes to.
+
+    Args:
+        num_tokens: pending tokens that the target computes.
+        num_trees: sequences that may grow a tree.
+        num_nodes: nodes of all trees: `tree_expand` and `tree_select` keep no more than the plan's.
+        num_missing: pending tokens that the draft computes; None: it does nothing.
+    """
+
+    num_tokens: int = 1
+    num_trees: int = 0
+    num_nodes: int = 0
+    num_missing: int | None = None
+
+
+def limits_of(demand: Demand, sizes: Sizes) -> Limits:
+    """Limits of the smallest program that serves the demand.
+
+    A draft layer forwards at most `max_width` nodes of a tree, of those that are kept.
+    """
+    draft_rows = None
+    if demand.num_missing is not None:
+        frontier = min(demand.num_trees * sizes.max_width, demand.num_nodes)
+        pending = min(demand.num_missing, sizes.max_batched_tokens)
+        draft_rows = _row_limit(max(pending, frontier), sizes.max_draft_rows)
+    rows = _row_limit(demand.num_tokens + demand.num_nodes, sizes.max_target_rows)
+    return Limits(rows, draft_rows)
+
+
+def _row_limit(num_rows: int, capacity: int) -> int:
+    return min(max(MIN_ROW_LIMIT, row_bucket(num_rows)), capacity)
+
+
+def row_bucket(num_rows: int) -> int:
+    """Rows of the program of a device that passes `num_rows`: a power of two; from 64 on also one
+    and a half, and 16 more, so that the root of a tree of 64 or 128 nodes does not double what is
+    multiplied."""
+    power = 1 << max(num_rows - 1, 0).bit_length()
+    half = power // 2
+    between = [half + 16, half + half // 2] if half >= 64 else []
+    return min(size for size in (*between, power) if size >= num_rows)

@@ -1,0 +1,126 @@
+"""A step's program is as large as what the step can come to, and no smaller."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from sdengine.core.config import SpeculationConfig
+from sdengine.core.plan import StepPlan
+from sdengine.core.sampling_params import SamplingParams
+from sdengine.engine import Engine
+from sdengine.kernels.device_program import StagedProgram
+from sdengine.kernels.spec import Op
+from sdengine.runner.iteration import Variant
+from tests.engine.conftest import run_all
+from tests.engine.device.conftest import MakePair
+from tests.engine.device.lagging import lagging_device
+
+PROMPTS = [[5, 9, 5, 9, 5, 9, 5], [17], [(7 * i) % 60 + 3 for i in range(40)], [30, 31, 30]]
+
+
+def params(max_tokens: int = 16) -> list[SamplingParams]:
+    return [
+        SamplingParams(max_tokens=max_tokens, seed=i, ignore_eos=True) for i in range(len(PROMPTS))
+    ]
+
+
+def drafting(engine: Engine) -> set[Variant]:
+    """The variants that grew trees."""
+    return {variant for variant in engine.iteration._programs if variant.drafts}
+
+
+def plan_as(engine: Engine, plans: Callable[[int], StepPlan]) -> None:
+    """Has every step with decoding sequences planned so."""
+    engine.controller.plan = lambda num_decoding, outlook=None: (  # type: ignore[method-assign]
+        plans(num_decoding) if num_decoding else StepPlan(0, 0)
+    )
+
+
+class Watched:
+    """Programs whose kernels are looked at before they run: rows within what launches are made
+    for, whose kernels would write past it or leave rows out."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.num_seen = 0
+        self.embedded: set[int] = set()  # rows that passes were made for
+        kernel_of = StagedProgram._kernel
+
+        def watched(program: StagedProgram, spec: Op) -> Callable[..., None]:
+            kernel = kernel_of(program, spec)
+
+            def run(**args: Any) -> None:
+                self.look(spec.name, args)
+                kernel(**args)
+
+            return run
+
+        monkeypatch.setattr(StagedProgram, "_kernel", watched)
+
+    def look(self, op: str, args: dict[str, Any]) -> None:
+        if op in ("embed", "rms_norm", "linear"):
+            assert int(args["num_rows"]) <= len(args["out"]), op
+        if op == "tree_attention":
+            assert int(args["batch"].num_rows) <= len(args["qkv"]), op
+        if op == "embed":
+            self.embedded.add(len(args["out"]))
+        self.num_seen += 1
+
+
+def test_few_planned_nodes_have_a_small_program(make_tiny: MakePair, on_host: None) -> None:
+    """A program for 64 nodes took 5.36 ms where one of 8 rows takes 4.18 (8B shape, H200)."""
+    spec = SpeculationConfig(max_nodes=64, max_depth=3, adaptive=False, max_batch_nodes=2)
+    engine = make_tiny("triton", speculation=spec)
+    run_all(engine, PROMPTS[1:2], params()[:1])
+    assert {variant.limits.rows for variant in drafting(engine)} == {8}
+
+
+def test_a_draft_has_rows_of_its_own(
+    make_tiny: MakePair, on_host: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its layers are `max_width` nodes wide, whatever the trees come to."""
+    watched = Watched(monkeypatch)
+    spec = SpeculationConfig(max_nodes=64, max_depth=3, adaptive=False)
+    engine = make_tiny("triton", speculation=spec, max_num_seqs=1)
+    width = engine.iteration.workspace.sizes.max_width
+    assert width <= 32
+    run_all(engine, PROMPTS[1:2], params()[:1])
+    (limits,) = {variant.limits for variant in drafting(engine)}
+    assert limits.rows == 80 and width <= limits.draft_rows <= 32
+    assert watched.embedded == {limits.rows, limits.draft_rows}
+
+
+def test_a_method_without_a_draft_model_asks_for_no_draft_rows(
+    make_tiny: MakePair, on_host: None
+) -> None:
+    spec = SpeculationConfig(method="ngram", max_nodes=12, min_ngram=1, adaptive=False)
+    engine = make_tiny("triton", speculation=spec)
+    run_all(engine, PROMPTS, params())
+    assert {v.limits.draft_rows for v in engine.iteration._programs} == {None}
+
+
+@pytest.mark.parametrize("method", ["dyspec", "kary", "ngram"])
+@pytest.mark.parametrize("lags", [False, True])
+def test_no_step_outgrows_its_program(
+    make_tiny: MakePair, on_host: None, monkeypatch: pytest.MonkeyPatch, method: str, lags: bool
+) -> None:
+    """Whatever is planned, and though the step before is under way: rows within their limits, and
+    the tokens of plain decoding."""
+    shape: dict[str, Any] = {"max_nodes": 24, "max_depth": 4}
+    if method == "kary":
+        shape = {"branching": (3, 2, 2)}
+    spec = SpeculationConfig(method=method, adaptive=False, **shape)
+    expected = run_all(make_tiny("cpu"), PROMPTS, params())
+    device = lagging_device(monkeypatch) if lags else None
+    watched = Watched(monkeypatch)
+    engine = make_tiny("triton", speculation=spec, max_num_seqs=3)
+    rng = random.Random(f"{method} {lags}")
+    depth = engine.iteration.drafter.max_depth
+    plan_as(engine, lambda _: StepPlan(rng.randint(0, depth), rng.choice((1, 2, 7, 8, 24, 72))))
+    for _ in range(2):
+        assert run_all(engine, PROMPTS, params()) == expected
+    assert len(drafting(engine)) > 2 and watched.num_seen > 1000
+    assert device is None or device.num_ahead() > 6
