@@ -13,10 +13,14 @@ class Limits:
     Args:
         rows: most rows of a pass of the target.
         draft_rows: most rows of a pass of the draft.
+        seqs: most sequences with rows.
+        keys: longest prefix that a row sees: most tokens of a sequence, without a tree's.
     """
 
     rows: int | None = None
     draft_rows: int | None = None
+    seqs: int | None = None
+    keys: int | None = None
 
 
 NO_LIMITS = Limits()

@@ -102,6 +102,8 @@ def check(
     head_dim: int,
     scale: float,
     window: int = 0,
+    max_keys: int | None = None,
+    max_seqs: int | None = None,
 ) -> None:
     """Contract.
 
@@ -122,6 +124,11 @@ def check(
         window: Sliding window in tokens, the row itself included; 0 is none. Prefix keys at logical
             index <= position - window are hidden, and all but the last `window` bits of the mask
             (which may have been cleared already).
+        max_keys: Promise: no row sees a longer prefix (visible_lens; what the mask shows is not
+            counted). A GPU's grid is made for so many, and leaves out what lies beyond, so a
+            program must be replaced before a sequence outgrows it. No bit depends on it, nor does
+            the size of `scratch`. None: as many as a block table addresses.
+        max_seqs: Promise: no more sequences have rows; a GPU's grid again. None: B.
     """
     expect(
         NAME,
@@ -152,6 +159,9 @@ def check(
     expect_tensor(NAME, "out", out, NUMBER_FORMATS, (rows, num_heads * head_dim))
     expect_tensor(NAME, "scratch", scratch, torch.float32, (None,))
     expect(NAME, window >= 0, f"window: expected 0 or more, got {window}")
+    for limit, value in (("max_keys", max_keys), ("max_seqs", max_seqs)):
+        is_some = value is None or value > 0
+        expect(NAME, is_some, f"{limit}: expected None or at least 1, got {value}")
 
 
 def visible_path(batch: RowBatch, row: int, sequence: int, window: int) -> torch.Tensor:
@@ -177,6 +187,8 @@ def reference(
     head_dim: int,
     scale: float,
     window: int = 0,
+    max_keys: int | None = None,
+    max_seqs: int | None = None,
 ) -> None:
     """Row by row: gather the path, softmax(q K^T) V, in the dtype of `qkv` (float64 works too)."""
     block_size = kv_cache.shape[3]
@@ -204,6 +216,8 @@ def cpu(
     head_dim: int,
     scale: float,
     window: int = 0,
+    max_keys: int | None = None,
+    max_seqs: int | None = None,
 ) -> None:
     """Appends the native launch."""
     expect_float32(NAME, out=out)

@@ -8,7 +8,9 @@ gets the bits of plain decoding. Two launches do the work:
 1. `shared_splits` (`attention_shared.py`), grid (row tiles, H_kv, splits): the tiles that *every*
    row of a row tile sees whole, read once for all of them. No mask code, and no row multiplies a
    key it does not see. Where programs abound, the first of them go through several splits each and
-   the others return; what is left of a split is the same.
+   the others return; what is left of a split is the same. The grid is as large as the promises of
+   `max_keys` and `max_seqs` let it be: a program without work takes 3 to 4 ns, and an engine of 8
+   slots and 131072 keys had 12560 of them a layer, where a step at 1024 keys has work for 64.
 2. `finish_rows` (`attention_rows.py`), grid (N, H_kv): per row, adds up those splits, and continues
    with the tiles that are the row's own (the end of its prefix, its ancestors, the start of its
    window), gathered in the order of its path; writes the result.
@@ -72,8 +74,8 @@ F32_CONFIG = Config(16, 8, 1)
 
 
 def row_tile(config: Config, max_rows: int, num_seqs: int, group: int, dim: int) -> int:
-    """Width of a row tile: what the rows of a sequence fill, on average, up to the configured, or
-    half of it where sums over more than USUAL_DIM dims take twice the registers."""
+    """Width of a row tile: what the rows of a live sequence fill, on average, up to the configured,
+    or half of it where sums over more than USUAL_DIM dims take twice the registers."""
     tokens = triton.cdiv(max_rows, num_seqs)
     wanted = triton.next_power_of_2(tokens * group)
     widest = config.max_rows if dim <= USUAL_DIM else config.max_rows // 2
@@ -122,6 +124,8 @@ def launches(
     head_dim: int,
     scale: float,
     window: int = 0,
+    max_keys: int | None = None,
+    max_seqs: int | None = None,
 ) -> list[Launch]:
     """Two launches for every pass over the rows; one pass when `scratch` holds all partial results.
 
@@ -142,7 +146,8 @@ def launches(
         f"got {scratch.numel()}",
     )
     dim = triton.next_power_of_2(head_dim)
-    rows = F32_CONFIG.max_rows if is_f32 else row_tile(config, qkv.shape[0], num_seqs, group, dim)
+    live_seqs = min(num_seqs, max_seqs or num_seqs)
+    rows = F32_CONFIG.max_rows if is_f32 else row_tile(config, qkv.shape[0], live_seqs, group, dim)
     rows = max(rows, triton.next_power_of_2(group))
     shared = {
         "qkv": qkv,
@@ -194,13 +199,13 @@ def launches(
             "partial": scratch[: parts * head_dim],
             "stats": scratch[parts * head_dim : parts * (head_dim + 2)],
         }
-        tiles = pass_rows // tokens + num_seqs
+        tiles = pass_rows // tokens + live_seqs
         tile_programs = tiles * num_kv_heads
         may_go_on = goes_on(arch, is_f32, tile_programs)
         plan += [
             Launch(
                 shared_splits_kernel,
-                (tiles, num_kv_heads, device_splits(capacity)),
+                (tiles, num_kv_heads, device_splits(min(capacity, max_keys or capacity))),
                 {
                     **shared,
                     **passed,

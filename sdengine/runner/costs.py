@@ -125,7 +125,7 @@ def _verify_trial(iteration: Iteration, host: HostView, num_rows: int) -> Trial:
         _set_tree(iteration, num_rows - 1, branching)
 
     describe = partial(iteration.describe_verify, has_trees=num_rows > 1)
-    demand = Demand(num_trees=int(num_rows > 1), num_nodes=num_rows - 1)
+    demand = Demand(num_keys=CONTEXT + 1, num_trees=int(num_rows > 1), num_nodes=num_rows - 1)
     return _trial(iteration, describe, reset, demand)
 
 
@@ -160,7 +160,9 @@ def _draft_trial(iteration: Iteration, host: HostView, layers: int) -> Trial:
         view(workspace.min_layer_gain)[0] = 0.0
         view(workspace.calibration)[0] = 1.0
 
-    demand = Demand(num_trees=1, num_nodes=workspace.sizes.max_nodes, num_missing=1)
+    demand = Demand(
+        num_keys=CONTEXT + 1, num_trees=1, num_nodes=workspace.sizes.max_nodes, num_missing=1
+    )
     return _trial(iteration, drafter.propose, reset, demand)
 
 

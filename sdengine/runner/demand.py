@@ -15,6 +15,14 @@ from sdengine.runner.workspace import Sizes
 MIN_ROW_LIMIT = 8
 """Rows of the smallest program of a device."""
 
+MIN_KEY_LIMIT, KEY_STEP = 2048, 4
+"""Keys of the smallest program, and how many times as many the next ones serve. Attention has 16,
+28, 60 and 156 splits for 2048, 8192, 32768 and 131072 keys, so finer steps would save little, and
+each step is a capture of all programs that go on being used."""
+
+SEQ_STEP = 4
+"""Likewise of sequences, from one on."""
+
 
 @dataclass(frozen=True, slots=True)
 class Demand:
@@ -22,12 +30,16 @@ class Demand:
 
     Args:
         num_tokens: pending tokens that the target computes.
+        num_seqs: sequences that take part.
+        num_keys: longest of them, pending tokens included.
         num_trees: sequences that may grow a tree.
         num_nodes: nodes of all trees: `tree_expand` and `tree_select` keep no more than the plan's.
         num_missing: pending tokens that the draft computes; None: it does nothing.
     """
 
     num_tokens: int = 1
+    num_seqs: int = 1
+    num_keys: int = 1
     num_trees: int = 0
     num_nodes: int = 0
     num_missing: int | None = None
@@ -44,7 +56,19 @@ def limits_of(demand: Demand, sizes: Sizes) -> Limits:
         pending = min(demand.num_missing, sizes.max_batched_tokens)
         draft_rows = _row_limit(max(pending, frontier), sizes.max_draft_rows)
     rows = _row_limit(demand.num_tokens + demand.num_nodes, sizes.max_target_rows)
-    return Limits(rows, draft_rows)
+    return Limits(
+        rows,
+        draft_rows,
+        _stepped(1, SEQ_STEP, demand.num_seqs, sizes.max_num_seqs),
+        _stepped(MIN_KEY_LIMIT, KEY_STEP, demand.num_keys, sizes.max_context),
+    )
+
+
+def _stepped(least: int, step: int, needed: int, capacity: int) -> int:
+    """The first of `least`, `least * step`, ... that is enough."""
+    while least < needed:
+        least *= step
+    return min(least, capacity)
 
 
 def _row_limit(num_rows: int, capacity: int) -> int:

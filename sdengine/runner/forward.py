@@ -226,6 +226,8 @@ def _describe_attention(
         scratch=buffers.scratch,
         scale=config.head_dim**-0.5,
         window=config.layer_windows[index] or 0,
+        max_keys=program.limits.keys,
+        max_seqs=program.limits.seqs,
         **heads,
     )
     program.launch(

@@ -140,9 +140,7 @@ class Iteration:
 
     def limits(self, demand: Demand) -> Limits:
         """Of the smallest program that serves so much; none where one serves all."""
-        if not self.is_on_device:
-            return NO_LIMITS
-        return limits_of(demand, self.workspace.sizes)
+        return limits_of(demand, self.workspace.sizes) if self.is_on_device else NO_LIMITS
 
     def empty_program(self, limits: Limits) -> Program:
         """A program of the engine's kind, without launches."""

@@ -16,6 +16,7 @@ from sdengine.core.outputs import StepTree
 from sdengine.core.plan import Outlook, StepPlan, StepReport
 from sdengine.core.sequence import Sequence
 from sdengine.kernels.device_memory import StagedMemory
+from sdengine.kernels.limits import NO_LIMITS
 from sdengine.runner.batch_state import HostView
 from sdengine.runner.calibration import Calibrator
 from sdengine.runner.demand import Demand
@@ -25,7 +26,7 @@ from sdengine.runner.logprobs import append_logprobs
 from sdengine.runner.penalties import PenaltyTables
 from sdengine.runner.prices import Prices
 from sdengine.runner.step_clock import StepClock
-from sdengine.scheduler.scheduler import Schedule
+from sdengine.scheduler.scheduler import Schedule, ScheduledSequence
 
 WAKE_US = 200
 """How long a woken worker spins for the program that the host is preparing."""
@@ -87,6 +88,7 @@ class Runner:
         self._has_drafter = iteration.drafter is not None
         self._has_draft_cache = self._has_drafter and iteration.drafter.cache is not None
         self._num_tokens = 0
+        self._most_ahead = 0  # tokens that the step under way may add to each
         self._prepared_at = 0.0
         self.reports = [StepReport((), 0, 0, 0.0, 0.0, 0.0, False)]  # of the last step
 
@@ -140,6 +142,7 @@ class Runner:
         if self._has_draft_cache:
             self._count_missing(schedule, after)
         self._num_tokens = num_tokens
+        self._most_ahead = 0 if after is None else after.max_tokens
         return num_decoding
 
     def outlook(self, schedule: Schedule) -> Outlook:
@@ -210,7 +213,8 @@ class Runner:
         # An iteration in which anybody's place became free would keep it from those who wait.
         is_awaited = num_iterations > 1 and schedule.has_waiting
         self._min_running[0] = len(scheduled) if is_awaited else 0
-        limits = self.iteration.limits(self._demand(flight))
+        is_sized = self.iteration.is_on_device
+        limits = self.iteration.limits(self._demand(flight)) if is_sized else NO_LIMITS
         variant = Variant(is_drafting, self._penalties.is_needed, catches_up, limits)
         self.iteration.program(variant).start(num_iterations)
         return flight
@@ -292,17 +296,26 @@ class Runner:
 
     def _demand(self, flight: Flight) -> Demand:
         """The most that a step comes to."""
+        entries = flight.schedule.scheduled
         num_trees = num_nodes = 0
         if flight.is_drafting:
-            entries = flight.schedule.scheduled
             num_trees = sum(entry.decodes and entry.can_draft for entry in entries)
             num_nodes = min(num_trees * self._sizes.max_nodes, flight.plan.max_batch_nodes)
         return Demand(
             num_tokens=flight.num_tokens,
+            num_seqs=len(entries),
+            num_keys=max(map(self._num_keys, entries), default=1),
             num_trees=num_trees,
             num_nodes=num_nodes,
             num_missing=flight.num_missing if flight.is_following else None,
         )
+
+    def _num_keys(self, entry: ScheduledSequence) -> int:
+        """Most tokens of a sequence when its next step has computed those that are pending."""
+        sequence = entry.sequence
+        if self._most_ahead:
+            return sequence.num_tokens + self._most_ahead
+        return sequence.num_computed + entry.num_tokens
 
     def _admit(self, sequence: Sequence) -> None:
         slot = sequence.slot

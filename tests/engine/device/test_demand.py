@@ -14,6 +14,7 @@ from sdengine.core.sampling_params import SamplingParams
 from sdengine.engine import Engine
 from sdengine.kernels.device_program import StagedProgram
 from sdengine.kernels.spec import Op
+from sdengine.runner import demand
 from sdengine.runner.iteration import Variant
 from tests.engine.conftest import run_all
 from tests.engine.device.conftest import MakePair
@@ -41,8 +42,8 @@ def plan_as(engine: Engine, plans: Callable[[int], StepPlan]) -> None:
 
 
 class Watched:
-    """Programs whose kernels are looked at before they run: rows within what launches are made
-    for, whose kernels would write past it or leave rows out."""
+    """Programs whose kernels are looked at before they run: rows, sequences and prefixes within
+    what launches are made for. Beyond it they would write past buffers or leave something out."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.num_seen = 0
@@ -64,7 +65,12 @@ class Watched:
         if op in ("embed", "rms_norm", "linear"):
             assert int(args["num_rows"]) <= len(args["out"]), op
         if op == "tree_attention":
-            assert int(args["batch"].num_rows) <= len(args["qkv"]), op
+            batch = args["batch"]
+            num_rows = int(batch.num_rows)
+            assert num_rows <= len(args["qkv"])
+            if num_rows:
+                assert int(batch.visible_lens[:num_rows].max()) <= args["max_keys"]
+                assert len(batch.row_seq[:num_rows].unique()) <= args["max_seqs"]
         if op == "embed":
             self.embedded.add(len(args["out"]))
         self.num_seen += 1
@@ -107,8 +113,10 @@ def test_a_method_without_a_draft_model_asks_for_no_draft_rows(
 def test_no_step_outgrows_its_program(
     make_tiny: MakePair, on_host: None, monkeypatch: pytest.MonkeyPatch, method: str, lags: bool
 ) -> None:
-    """Whatever is planned, and though the step before is under way: rows within their limits, and
-    the tokens of plain decoding."""
+    """Whatever is planned, and though the step before is under way: everything within its limits,
+    which are not rounded up here, and the tokens of plain decoding."""
+    monkeypatch.setattr(demand, "_row_limit", lambda needed, capacity: min(needed, capacity))
+    monkeypatch.setattr(demand, "_stepped", lambda _, __, needed, capacity: min(needed, capacity))
     shape: dict[str, Any] = {"max_nodes": 24, "max_depth": 4}
     if method == "kary":
         shape = {"branching": (3, 2, 2)}
@@ -124,3 +132,17 @@ def test_no_step_outgrows_its_program(
         assert run_all(engine, PROMPTS, params()) == expected
     assert len(drafting(engine)) > 2 and watched.num_seen > 1000
     assert device is None or device.num_ahead() > 6
+
+
+def test_a_sequence_has_another_program_before_it_outgrows_the_last(
+    make_tiny: MakePair, on_host: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """8 slots of 131072 keys had 12560 programs a layer for a step at 1024 keys."""
+    monkeypatch.setattr(demand, "MIN_KEY_LIMIT", 8)
+    engine = make_tiny("triton", max_num_seqs=8)
+    run_all(engine, PROMPTS[1:2], params(40)[:1])
+    limits = [variant.limits for variant in engine.iteration._programs]
+    assert [limit.keys for limit in limits] == [8, 32, engine.iteration.workspace.sizes.max_context]
+    assert {limit.seqs for limit in limits} == {1}
+    run_all(engine, PROMPTS[:3], params(2)[:3])
+    assert {variant.limits.seqs for variant in engine.iteration._programs} == {1, 4}

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from sdengine.kernels.row_batch import RowBatch
 from sdengine.kernels.tree_attention import DEVICE_SPLITS, device_splits
 from sdengine.kernels.triton import attention_parts as tree_attention_parts
 from sdengine.kernels.triton import tree_attention
@@ -225,3 +226,51 @@ def test_scratch_too_small_for_one_row_is_refused() -> None:
     args = make_args([Span(1, 9)])
     with pytest.raises(ValueError, match=r"scratch: expected at least 264 elements .* got 263"):
         run({**args, "scratch": args["scratch"][:263]})
+
+
+@pytest.mark.parametrize("context", [SPLIT - 1, 2 * SPLIT, 1300])
+@pytest.mark.parametrize("is_wide", [False, True])
+def test_a_promise_of_keys_and_sequences_sets_the_grid_and_no_bit(
+    monkeypatch: pytest.MonkeyPatch, context: int, is_wide: bool
+) -> None:
+    """Of six slots two are live, the last among them, in blocks for 4096 keys."""
+    monkeypatch.setattr(tree_attention, "MIN_WIDE_PROGRAMS", 0 if is_wide else 1 << 30)
+    monkeypatch.setattr(tree_attention, "ENOUGH_PROGRAMS", 0)
+    idle = [Span(0, 1)] * 4
+    args = make_args([Span(3, context, SMALL), *idle, Span(1, 63)], 2, 1, dim=16)
+    tables = torch.zeros(6, 4096 // args["kv_cache"].shape[3], dtype=torch.int32)
+    tables[:, : args["block_tables"].shape[1]] = args["block_tables"]
+    args = with_scratch({**args, "block_tables": tables})
+    promised = {**args, "max_keys": context, "max_seqs": 2}
+    grids = [tree_attention.launches(INTERPRETER, **a)[0].grid for a in (args, promised)]
+    assert [grid[2] for grid in grids] == [device_splits(4096), device_splits(context)]
+    assert grids[0][0] - grids[1][0] == 4
+    expected = assert_close(args)
+    assert torch.equal(run(promised), expected)
+    if context > SPLIT and not is_wide:
+        assert not torch.equal(run({**promised, "max_keys": SPLIT}), expected), "it is not in use"
+
+
+def test_a_layer_of_many_slots_and_keys_begins_no_thousands_of_programs() -> None:
+    """8 slots of 131072 keys, of which one decodes at 1024; before, (10, 8, 156)."""
+    batch = RowBatch.allocate(8, 8, 1, "meta")
+    shape = {"num_heads": 32, "num_kv_heads": 8, "head_dim": 128, "scale": 1.0}
+    args: dict[str, Any] = {
+        "qkv": torch.empty(8, 48 * 128, device="meta"),
+        "kv_cache": torch.empty(9, 2, 8, 64, 128, dtype=torch.bfloat16, device="meta"),
+        "block_tables": torch.empty(8, 2048, dtype=torch.int32, device="meta"),
+        "batch": batch,
+        "out": torch.empty(8, 4096, dtype=torch.bfloat16, device="meta"),
+        "scratch": torch.empty(split_scratch_floats(8, 32, 128, 131072), device="meta"),
+        **shape,
+    }
+    first, _ = tree_attention.launches(90, **args)
+    assert first.grid == (10, 8, 156)
+    first, _ = tree_attention.launches(90, **args, max_keys=2048, max_seqs=1)
+    assert first.grid == (2, 8, 16) and first.arguments["num_splits"] == 156
+
+
+@pytest.mark.parametrize("name", ["max_keys", "max_seqs"])
+def test_a_promise_of_nothing_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}: expected None or at least 1, got 0"):
+        run({**make_args([Span(1, 9)]), name: 0})
