@@ -15,12 +15,14 @@ class Limits:
         draft_rows: most rows of a pass of the draft.
         seqs: most sequences with rows.
         keys: longest prefix that a row sees: most tokens of a sequence, without a tree's.
+        layers: most layers of a draft's tree.
     """
 
     rows: int | None = None
     draft_rows: int | None = None
     seqs: int | None = None
     keys: int | None = None
+    layers: int | None = None
 
 
 NO_LIMITS = Limits()

@@ -108,17 +108,18 @@ class DraftModelDrafter:
         self._describe_chain(program)
         root = Logits(self._logits, self._logit_rows[: len(self._logits)], self._num_logits)
         self._describe_pass(program, root)
-        self._describe_growth(program, 0)
-        self._describe_layers(program, 1)
+        num_layers = min(program.limits.layers or self.max_depth, self.max_depth)
+        self._describe_growth(program, 0, num_layers)
+        self._describe_layers(program, 1, num_layers)
 
-    def _describe_layers(self, program: Program, layer: int) -> None:
+    def _describe_layers(self, program: Program, layer: int, num_layers: int) -> None:
         """The layers from `layer` on; when one has no rows, none after it has."""
-        if layer == self.max_depth:
+        if layer == num_layers:
             return
         with program.only_if(self._rows.num_rows):
             self._describe_pass(program, Logits(self._logits, None, self._rows.num_rows))
-            self._describe_growth(program, layer)
-            self._describe_layers(program, layer + 1)
+            self._describe_growth(program, layer, num_layers)
+            self._describe_layers(program, layer + 1, num_layers)
 
     def catch_up(self, program: Program) -> None:
         self._describe_chain(program)
@@ -156,10 +157,10 @@ class DraftModelDrafter:
         spans, buffers = self._spans, self._buffers
         describe_forward(program, self._weights, self.cache, spans, buffers, logits, limit)
 
-    def _describe_growth(self, program: Program, layer: int) -> None:
+    def _describe_growth(self, program: Program, layer: int, num_layers: int) -> None:
         workspace, state, rows = self._workspace, self._workspace.state, self._rows
         growth = self._policy.grow(layer)
-        is_last = layer + 1 == self.max_depth
+        is_last = layer + 1 == num_layers
         frontier = len(self._logits)
         offset = layer * frontier
         tokens = self.proposals.tokens[offset : offset + frontier]

@@ -161,7 +161,11 @@ def _draft_trial(iteration: Iteration, host: HostView, layers: int) -> Trial:
         view(workspace.calibration)[0] = 1.0
 
     demand = Demand(
-        num_keys=CONTEXT + 1, num_trees=1, num_nodes=workspace.sizes.max_nodes, num_missing=1
+        num_keys=CONTEXT + 1,
+        num_trees=1,
+        num_nodes=workspace.sizes.max_nodes,
+        num_missing=1,
+        depth=layers,
     )
     return _trial(iteration, drafter.propose, reset, demand)
 

@@ -48,7 +48,11 @@ class Drafter(Protocol):
         """Logical KV slots per sequence that it needs beyond the committed tokens."""
 
     def propose(self, program: Program) -> None:
-        """Appends the launches that grow trees, as deep as the slots' `depth_limits` say."""
+        """Appends the launches that grow trees, as deep as the slots' `depth_limits` say.
+
+        None of these says more than `program.limits.layers`; launches for layers beyond that may be
+        left out, and a device would launch them in vain. What else is promised there holds, too.
+        """
 
     def catch_up(self, program: Program) -> None:
         """Appends the launches that bring the drafter's own state up to the pending tokens without

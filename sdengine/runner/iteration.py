@@ -125,8 +125,9 @@ class Iteration:
         if self.drafter is not None:
             following = self.limits(Demand(num_missing=1))
             variants.append(Variant(False, catches_up=True, limits=following))
-            for num_nodes in (1, self.workspace.sizes.max_nodes):
-                demand = Demand(num_trees=1, num_nodes=num_nodes, num_missing=1)
+            sizes = self.workspace.sizes
+            for num_nodes, depth in ((1, 1), (sizes.max_nodes, sizes.max_depth)):
+                demand = Demand(num_trees=1, num_nodes=num_nodes, num_missing=1, depth=depth)
                 variants.append(Variant(True, limits=self.limits(demand)))
         for variant in dict.fromkeys(variants):
             program = self.program(variant)
@@ -140,7 +141,10 @@ class Iteration:
 
     def limits(self, demand: Demand) -> Limits:
         """Of the smallest program that serves so much; none where one serves all."""
-        return limits_of(demand, self.workspace.sizes) if self.is_on_device else NO_LIMITS
+        if not self.is_on_device:
+            return NO_LIMITS
+        skips_layers = self._branches is not None
+        return limits_of(demand, self.workspace.sizes, skips_layers=skips_layers)
 
     def empty_program(self, limits: Limits) -> Program:
         """A program of the engine's kind, without launches."""

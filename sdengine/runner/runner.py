@@ -297,8 +297,9 @@ class Runner:
     def _demand(self, flight: Flight) -> Demand:
         """The most that a step comes to."""
         entries = flight.schedule.scheduled
-        num_trees = num_nodes = 0
+        num_trees = num_nodes = depth = 0
         if flight.is_drafting:
+            depth = min(flight.plan.depth, self._sizes.max_depth)
             num_trees = sum(entry.decodes and entry.can_draft for entry in entries)
             num_nodes = min(num_trees * self._sizes.max_nodes, flight.plan.max_batch_nodes)
         return Demand(
@@ -308,6 +309,7 @@ class Runner:
             num_trees=num_trees,
             num_nodes=num_nodes,
             num_missing=flight.num_missing if flight.is_following else None,
+            depth=depth,
         )
 
     def _num_keys(self, entry: ScheduledSequence) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,9 +14,11 @@ from sdengine.core.plan import StepPlan
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.engine import Engine
 from sdengine.kernels.device_program import StagedProgram
+from sdengine.kernels.limits import Limits
 from sdengine.kernels.spec import Op
 from sdengine.runner import demand
-from sdengine.runner.iteration import Variant
+from sdengine.runner.iteration import Iteration, Variant
+from sdengine.runner.workspace import Sizes
 from tests.engine.conftest import run_all
 from tests.engine.device.conftest import MakePair
 from tests.engine.device.lagging import lagging_device
@@ -146,3 +149,64 @@ def test_a_sequence_has_another_program_before_it_outgrows_the_last(
     assert {limit.seqs for limit in limits} == {1}
     run_all(engine, PROMPTS[:3], params(2)[:3])
     assert {variant.limits.seqs for variant in engine.iteration._programs} == {1, 4}
+
+
+@pytest.mark.parametrize("depth, num_layers", [(1, 2), (2, 2), (3, 4), (5, 7), (7, 7), (9, 7)])
+def test_a_program_has_few_layers_more_than_were_planned(
+    make_tiny: MakePair, on_host: None, depth: int, num_layers: int
+) -> None:
+    """A layer without rows is launched all the same: some 0.2 ms of a draft of 1B."""
+    spec = SpeculationConfig(max_nodes=16, max_depth=7, adaptive=False)
+    expected = run_all(make_tiny("cpu"), PROMPTS, params())
+    engine = make_tiny("triton", speculation=spec)
+    plan_as(engine, lambda num_decoding: StepPlan(depth, 16 * num_decoding))
+    assert run_all(engine, PROMPTS, params()) == expected
+    programs = [engine.iteration.program(variant) for variant in drafting(engine)]
+    assert programs and {num_grown(program) for program in programs} == {num_layers}
+
+
+def num_grown(program: Any) -> int:
+    """Layers of a program."""
+    return [op for op, _ in program._launches].count("tree_expand")
+
+
+def test_layers_that_a_graph_can_skip_are_all_there() -> None:
+    """Then fewer programs serve all plans; so they do on a CPU, which skips them, too."""
+    sizes = Sizes(4, 64, 64, 16, 8, 8, 67, 16, 8, 4, 8, 2)
+    asked = demand.Demand(num_trees=1, num_nodes=9, num_missing=1, depth=3)
+    assert demand.limits_of(asked, sizes).layers == 4
+    assert demand.limits_of(asked, sizes, skips_layers=True).layers is None
+    assert demand.limits_of(replace(asked, num_missing=None), sizes).layers is None
+
+
+def test_a_cpu_has_one_program_for_all_plans(make_tiny: MakePair) -> None:
+    spec = SpeculationConfig(max_nodes=16, max_depth=7, adaptive=False)
+    engine = make_tiny("cpu", speculation=spec)
+    depths = iter(range(1000))
+    plan_as(engine, lambda num_decoding: StepPlan(next(depths) % 7 + 1, 4))
+    run_all(engine, PROMPTS, params())
+    assert len(drafting(engine)) == 1
+
+
+def test_costs_are_those_of_the_programs_that_decode(
+    make_tiny: MakePair, on_host: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[Limits] = []
+    empty_program = Iteration.empty_program
+
+    def noted(iteration: Iteration, limits: Limits) -> Any:
+        measured.append(limits)
+        return empty_program(iteration, limits)
+
+    monkeypatch.setattr(Iteration, "empty_program", noted)
+    engine = make_tiny("triton", speculation=SpeculationConfig(max_nodes=16, max_depth=7))
+    trials = set(measured)
+    run_all(engine, PROMPTS[1:2], params(2)[:1])
+    assert {limits.layers for limits in trials} == {None, 2, 4}
+    assert {limits.rows for limits in trials if limits.layers is None} == {8, 16}
+    plan_as(engine, lambda _: StepPlan(4, 16))
+    run_all(engine, PROMPTS[1:2], params(4)[:1])
+    (decoding,) = (variant.limits for variant in drafting(engine) if variant.limits.layers == 4)
+    assert (decoding.draft_rows, decoding.keys, decoding.seqs) in {
+        (limits.draft_rows, limits.keys, limits.seqs) for limits in trials if limits.layers == 4
+    }
