@@ -1,6 +1,7 @@
 """Slices decode-*: a whole model of a shape on random weights, batch 1. Plain decoding at a context
-of 1024 tokens against the memory floor, steps of the target with 1, 64 and 128 nodes beside it, and
-a prompt against the floor of its products.
+of 1024 tokens against the memory floor, the same in one of 8 slots of 131072 tokens, steps of the
+target with 1, 64 and 128 nodes beside it, steps that draft with a model of a 1B shape, and a prompt
+against the floor of its products.
 
 The engine itself runs. A checkpoint is written to a temporary directory and removed.
 """
@@ -27,12 +28,14 @@ from benchmarks.gpu.records import Recorder, Skip, slice_main
 from benchmarks.gpu.timing import Limits, measure_limits
 from benchmarks.model_shape import write_checkpoint
 from sdengine import SamplingParams, SpeculationConfig
+from sdengine.controllers.fixed import FixedController
 from sdengine.engine import Engine
 from sdengine.errors import CacheFull
 from sdengine.runner.costs import verify_trials
 
 SHAPES = {"8b": shapes.SHAPES["8b"].as_config(), "1b": shapes.SHAPES["llama-3.2-1b"].as_config()}
 CONTEXT = 1024
+MODEL_LEN = 2 * CONTEXT + 256
 REQUEST = "only"
 STEPS = 100
 PROFILED_STEPS = 20
@@ -42,6 +45,11 @@ PROMPT = 2048
 CHUNK = 512  # rows of a pass of a prompt
 BUNDLED = "python-completion"
 BUNDLED_CONTEXT = 256
+ROOMY = {"max_num_seqs": 8, "max_model_len": 131072}  # the default slots, and Llama 3.1's tokens
+DRAFT = "1b"
+# Depth and nodes of a step that drafts: as adaptive budgets begin, as they go on, and the largest.
+PLANS = ((2, 2), (4, 7), (4, 16), (8, 64))
+PLAN_STEPS = 11  # of at most 9 tokens: the request does not end
 BRANCHED_NODES = (4, 64)  # half of eight draft layers have no rows, and hardly any
 ROUNDS = 5
 MEMORY_DISK = Path("/dev/shm")
@@ -84,7 +92,7 @@ class Model:
         if self._folder is None:
             parent = roomiest(checkpoint_bytes(self.shape))
             made = self._stack.enter_context(tempfile.TemporaryDirectory(dir=parent))
-            write_checkpoint(Path(made), self.shape, 2 * CONTEXT + 256, "cuda")
+            write_checkpoint(Path(made), self.shape, ROOMY["max_model_len"], "cuda")
             self._folder = Path(made)
         return self._folder
 
@@ -100,8 +108,15 @@ class Model:
             self._plain.abort_request(REQUEST)
         return self._plain
 
-    def make(self, speculation: SpeculationConfig | None) -> Engine:
+    def make(
+        self, speculation: SpeculationConfig | None, draft: Model | None = None, **settings: int
+    ) -> Engine:
         """An engine on the device.
+
+        Args:
+            speculation: None for plain decoding.
+            draft: the draft model, if any.
+            settings: in place of one slot and MODEL_LEN tokens.
 
         Raises:
             Skip: the model does not fit here. Whatever else is wrong is a failure.
@@ -113,9 +128,10 @@ class Model:
                 str(self.folder()),
                 device="cuda",
                 dtype="bfloat16",
-                max_num_seqs=1,
+                draft=None if draft is None else str(draft.folder()),
                 max_num_batched_tokens=CHUNK,
                 speculation=speculation,
+                **{"max_num_seqs": 1, "max_model_len": MODEL_LEN, **settings},
             )
         except CacheFull as error:
             raise Skip(f"the model does not fit here: {error}") from None
@@ -138,13 +154,18 @@ def begin_decoding(engine: Engine, vocab_size: int, context: int) -> None:
 
 def plain_steps(model: Model, limits: Limits) -> dict[str, Any]:
     """Whole steps of plain decoding, host included, at CONTEXT tokens and after."""
-    engine = model.plain()
+    return timed_plainly(model, model.plain(), limits)
+
+
+def roomy_steps(model: Model, limits: Limits) -> dict[str, Any]:
+    """The same in an engine with room for more: what a step takes should not depend on that."""
+    return timed_plainly(model, model.make(None, **ROOMY), limits)
+
+
+def timed_plainly(model: Model, engine: Engine, limits: Limits) -> dict[str, Any]:
+    """Plain steps of an idle engine, beside what reading weights and cache takes."""
     begin_decoding(engine, model.shape["vocab_size"], CONTEXT)
-    times = []
-    for _ in range(STEPS):
-        start = time.perf_counter()
-        engine.step()
-        times.append(1e3 * (time.perf_counter() - start))
+    times = step_times(engine, STEPS)
     weights = engine.iteration.weights.nbytes
     layers, heads = model.shape["num_hidden_layers"], model.shape["num_key_value_heads"]
     head_dim = model.shape["hidden_size"] // model.shape["num_attention_heads"]
@@ -269,6 +290,38 @@ def tree_steps(model: Model) -> dict[str, Any]:
     return values
 
 
+def step_times(engine: Engine, num_steps: int) -> list[float]:
+    """Milliseconds of steps, host included."""
+    times = []
+    for _ in range(num_steps):
+        start = time.perf_counter()
+        engine.step()
+        times.append(1e3 * (time.perf_counter() - start))
+    return times
+
+
+def drafting_steps(model: Model, draft: Model) -> dict[str, Any]:
+    """Steps with best-first trees of a draft model, for plans as adaptive budgets make them; their
+    own would end speculation, since random weights accept nothing."""
+    config = SpeculationConfig(max_nodes=64, max_depth=8, adaptive=False)
+    engine = model.make(config, draft)
+    values: dict[str, Any] = {}
+    for depth, nodes in PLANS:
+        engine.controller = FixedController(depth, nodes)
+        begin_decoding(engine, model.shape["vocab_size"], CONTEXT)
+        times, drafting, verifying = [], [], []
+        for _ in range(PLAN_STEPS):
+            times += step_times(engine, 1)
+            drafting.append(1e3 * engine.last_report.draft_time_s)
+            verifying.append(1e3 * engine.last_report.verify_time_s)
+        engine.abort_request(REQUEST)
+        name = f"{depth} layers, {nodes} nodes:"
+        values[f"{name} step ms"] = round(median(times), 4)
+        values[f"{name} draft ms"] = round(median(drafting), 4)
+        values[f"{name} verify ms"] = round(median(verifying), 4)
+    return values
+
+
 def branched_steps(nodes: int) -> dict[str, Any]:
     """Steps of the bundled pair with trees of so many nodes: all kernels of the draft layers
     launched, or those of layers without rows skipped by conditional nodes; in turns."""
@@ -286,10 +339,7 @@ def branched_steps(nodes: int) -> dict[str, Any]:
     for _ in range(ROUNDS):
         for name, engine in engines.items():
             begin_decoding(engine, engine.iteration.weights.config.vocab_size, BUNDLED_CONTEXT)
-            for _ in range(10):  # of at most 9 tokens: the request does not end
-                start = time.perf_counter()
-                engine.step()
-                times[name].append(1e3 * (time.perf_counter() - start))
+            times[name] += step_times(engine, 10)  # of at most 9 tokens: the request does not end
             engine.abort_request(REQUEST)
     launched, skipped = (median(times[name]) for name in ("launched", "skipped"))
     return {
@@ -301,17 +351,23 @@ def branched_steps(nodes: int) -> dict[str, Any]:
 
 def run(recorder: Recorder, options: argparse.Namespace) -> None:
     """Plain decoding first."""
-    model = Model(SHAPES[options.variant])
+    model, draft = Model(SHAPES[options.variant]), Model(SHAPES[DRAFT])
     try:
         limits = measure_limits()
         recorder.run("plain decoding", partial(plain_steps, model, limits))
         recorder.run("profile of plain steps", partial(profiled_steps, model))
         recorder.run("prompts", partial(prompts, model, limits))
         recorder.run("steps by rows", partial(tree_steps, model))
+        slots = f"{ROOMY['max_num_seqs']} slots of {ROOMY['max_model_len']} tokens"
+        recorder.run(f"plain decoding, {slots}", partial(roomy_steps, model, limits))
+        if options.variant != DRAFT:
+            case = partial(drafting_steps, model, draft)
+            recorder.run(f"drafting steps, {DRAFT} draft", case)
         for nodes in BRANCHED_NODES:
             recorder.run(f"draft layers, {nodes} nodes", partial(branched_steps, nodes))
         recorder.retry_failed()  # while the checkpoint is there
     finally:
+        draft.close()
         model.close()
 
 

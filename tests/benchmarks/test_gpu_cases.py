@@ -213,8 +213,16 @@ class ModelOnCpu(decode.Model):
         write_checkpoint(folder, TINY, 256)
         self._folder = folder
 
-    def make(self, speculation: SpeculationConfig | None) -> Engine:
-        return Engine(str(self._folder), max_num_seqs=1, speculation=speculation, num_threads=1)
+    def make(
+        self,
+        speculation: SpeculationConfig | None,
+        draft: decode.Model | None = None,
+        **settings: int,
+    ) -> Engine:
+        settings = {"max_num_seqs": 1, **settings}
+        path = None if draft is None else str(draft.folder())
+        model = str(self._folder)
+        return Engine(model, draft=path, speculation=speculation, num_threads=1, **settings)
 
 
 def test_steps_of_a_model_are_timed_beside_their_floor(
@@ -236,6 +244,41 @@ def test_steps_of_a_model_are_timed_beside_their_floor(
     assert set(steps) == {"plain ms"} | {
         f"{nodes} nodes {unit}" for nodes in (1, 7) for unit in ("ms", "/ plain")
     }
+
+
+def test_plain_steps_of_a_roomy_engine_stand_beside_the_same_floor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"CONTEXT": 40, "STEPS": 5}.items():
+        monkeypatch.setattr(decode, name, value)
+    made: list[dict[str, int]] = []
+    make = ModelOnCpu.make
+
+    def noted(model: ModelOnCpu, *args: Any, **settings: int) -> Engine:
+        made.append(dict(settings))
+        return make(model, *args, **{**settings, "max_model_len": 256})
+
+    monkeypatch.setattr(ModelOnCpu, "make", noted)
+    model, limits = ModelOnCpu(tmp_path), Limits(100.0, 100.0, 1.0, 1.0)
+    floors = [
+        steps(model, limits)["floor ms"] for steps in (decode.plain_steps, decode.roomy_steps)
+    ]
+    assert made == [{}, {"max_num_seqs": 8, "max_model_len": 131072}] and floors[0] == floors[1]
+
+
+def test_steps_that_draft_are_timed_by_their_plans(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decode, "CONTEXT", 40)
+    monkeypatch.setattr(decode, "PLANS", ((2, 2), (8, 64)))
+    monkeypatch.setattr(decode, "PLAN_STEPS", 3)
+    for name in ("target", "draft"):
+        (tmp_path / name).mkdir()
+    model, draft = ModelOnCpu(tmp_path / "target"), ModelOnCpu(tmp_path / "draft")
+    values = decode.drafting_steps(model, draft)
+    assert list(values)[::3] == ["2 layers, 2 nodes: step ms", "8 layers, 64 nodes: step ms"]
+    assert len(values) == 6 and min(values.values()) > 0
+    assert values["8 layers, 64 nodes: draft ms"] > values["2 layers, 2 nodes: draft ms"]
 
 
 def test_skipped_layers_are_timed_beside_launched_ones(monkeypatch: pytest.MonkeyPatch) -> None:
