@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from math import inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,19 @@ class Limits:
     seqs: int | None = None
     keys: int | None = None
     layers: int | None = None
+
+    @property
+    def order(self) -> tuple[float, ...]:
+        """What tells the smaller of two: by layers first, which cost most, then by rows."""
+        limits = (self.layers, self.rows, self.draft_rows, self.keys, self.seqs)
+        return tuple(inf if limit is None else limit for limit in limits)
+
+    def covers(self, other: Limits) -> bool:
+        """Whether what keeps within `other` keeps within these."""
+        return all(
+            mine is None or (theirs is not None and theirs <= mine)
+            for mine, theirs in zip(astuple(self), astuple(other))
+        )
 
 
 NO_LIMITS = Limits()

@@ -79,6 +79,14 @@ def limits_of(demand: Demand, sizes: Sizes, *, skips_layers: bool = False) -> Li
     )
 
 
+def rows_of_trees(limits: Limits, sizes: Sizes) -> Limits:
+    """Of rows alone: what the largest trees of as many sequences need, no prompt beside them."""
+    seqs = limits.seqs or sizes.max_num_seqs
+    num_nodes = seqs * sizes.max_nodes
+    needed = limits_of(Demand(seqs, num_trees=seqs, num_nodes=num_nodes, num_missing=seqs), sizes)
+    return Limits(needed.rows, needed.draft_rows if limits.draft_rows else None)
+
+
 def _stepped(least: int, step: int, needed: int, capacity: int) -> int:
     """The first of `least`, `least * step`, ... that is enough."""
     while least < needed:

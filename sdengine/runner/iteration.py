@@ -12,6 +12,7 @@ steps; and nothing between the first and the last launch looks at host state.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,13 +24,19 @@ from sdengine.kernels.device_program import StagedProgram, is_captured
 from sdengine.kernels.graph_branches import GraphBranches
 from sdengine.kernels.limits import NO_LIMITS, Limits
 from sdengine.kernels.program import Program, make_program, num_threads
-from sdengine.runner.demand import Demand, limits_of
+from sdengine.runner.demand import Demand, limits_of, rows_of_trees
 from sdengine.runner.drafter import Drafter
 from sdengine.runner.forward import Activations, Logits, Spans, describe_forward
 from sdengine.runner.penalties import PenaltyBuffers, describe_penalties
 from sdengine.runner.verifier import Verdict, Verifier
 from sdengine.runner.weights import ModelWeights
 from sdengine.runner.workspace import Workspace
+
+RECORDED_AFTER = 32
+"""Steps with trees that the program of larger ones serves before theirs is recorded. To describe
+and capture one takes an estimated fifty times what a step saves by it, and holds up the step: trees
+that grow from 2 to 64 nodes in a few steps would ask for five, and speculation on trial would pay
+for them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,6 +72,10 @@ class Variant(NamedTuple):
     has_penalties: bool = False
     catches_up: bool = False
     limits: Limits = NO_LIMITS
+
+    def serves(self, other: Variant) -> bool:
+        """Whether a step of the other may run as this one."""
+        return self[:-1] == other[:-1] and self.limits.covers(other.limits)
 
 
 class Iteration:
@@ -111,6 +122,7 @@ class Iteration:
         self._moves = MovePlan.allocate(memory, sizes.max_num_seqs, sizes.max_depth)
         self._draft_moves = MovePlan.allocate(memory, sizes.max_num_seqs, sizes.max_depth)
         self._programs: dict[Variant, Program] = {}
+        self._num_asked: Counter[Variant] = Counter()  # while there was no program
         # Start, after proposing, end: nanoseconds, written by the program itself.
         self.times_ns = memory.results(3, dtype=torch.int64)
 
@@ -130,7 +142,7 @@ class Iteration:
                 demand = Demand(num_trees=1, num_nodes=num_nodes, num_missing=1, depth=depth)
                 variants.append(Variant(True, limits=self.limits(demand)))
         for variant in dict.fromkeys(variants):
-            program = self.program(variant)
+            program = self._record(variant)
             if isinstance(program, StagedProgram):
                 program.prepare()
 
@@ -151,12 +163,30 @@ class Iteration:
         return make_program(self.backend, self.pool, self.workspace.memory, limits, self._branches)
 
     def program(self, variant: Variant) -> Program:
-        """The recorded iteration of a variant; described when it is first asked for."""
+        """The recorded iteration of a variant; that of larger trees until it was asked for often.
+        Described when none serves."""
         program = self._programs.get(variant)
         if program is None:
-            program = self.empty_program(variant.limits)
-            self._describe(program, variant)
-            self._programs[variant] = program
+            program = self._larger(variant) or self._record(variant)
+        return program
+
+    def _larger(self, variant: Variant) -> Program | None:
+        """The smallest program that serves as well and has no more rows than the largest trees of
+        as many sequences: one for a prompt's would cost more than it spares."""
+        if not variant.drafts or not self.is_on_device:
+            return None
+        self._num_asked[variant] += 1
+        if self._num_asked[variant] > RECORDED_AFTER:
+            return None
+        most = rows_of_trees(variant.limits, self.workspace.sizes)
+        larger = [v for v in self._programs if v.serves(variant) and most.covers(v.limits)]
+        smallest = min(larger, key=lambda other: other.limits.order, default=None)
+        return None if smallest is None else self._programs[smallest]
+
+    def _record(self, variant: Variant) -> Program:
+        program = self.empty_program(variant.limits)
+        self._describe(program, variant)
+        self._programs[variant] = program
         return program
 
     def _describe(self, program: Program, variant: Variant) -> None:

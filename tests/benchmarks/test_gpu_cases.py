@@ -272,6 +272,7 @@ def test_steps_that_draft_are_timed_by_their_plans(
     monkeypatch.setattr(decode, "CONTEXT", 40)
     monkeypatch.setattr(decode, "PLANS", ((2, 2), (8, 64)))
     monkeypatch.setattr(decode, "PLAN_STEPS", 3)
+    monkeypatch.setattr(decode, "PLAN_ROUNDS", 2)
     for name in ("target", "draft"):
         (tmp_path / name).mkdir()
     model, draft = ModelOnCpu(tmp_path / "target"), ModelOnCpu(tmp_path / "draft")

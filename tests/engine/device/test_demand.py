@@ -16,7 +16,7 @@ from sdengine.engine import Engine
 from sdengine.kernels.device_program import StagedProgram
 from sdengine.kernels.limits import Limits
 from sdengine.kernels.spec import Op
-from sdengine.runner import demand
+from sdengine.runner import demand, iteration
 from sdengine.runner.iteration import Iteration, Variant
 from sdengine.runner.workspace import Sizes
 from tests.engine.conftest import run_all
@@ -118,6 +118,7 @@ def test_no_step_outgrows_its_program(
 ) -> None:
     """Whatever is planned, and though the step before is under way: everything within its limits,
     which are not rounded up here, and the tokens of plain decoding."""
+    monkeypatch.setattr(iteration, "RECORDED_AFTER", 0)
     monkeypatch.setattr(demand, "_row_limit", lambda needed, capacity: min(needed, capacity))
     monkeypatch.setattr(demand, "_stepped", lambda _, __, needed, capacity: min(needed, capacity))
     shape: dict[str, Any] = {"max_nodes": 24, "max_depth": 4}
@@ -194,9 +195,9 @@ def test_costs_are_those_of_the_programs_that_decode(
     measured: list[Limits] = []
     empty_program = Iteration.empty_program
 
-    def noted(iteration: Iteration, limits: Limits) -> Any:
+    def noted(self: Iteration, limits: Limits) -> Any:
         measured.append(limits)
-        return empty_program(iteration, limits)
+        return empty_program(self, limits)
 
     monkeypatch.setattr(Iteration, "empty_program", noted)
     engine = make_tiny("triton", speculation=SpeculationConfig(max_nodes=16, max_depth=7))
@@ -210,3 +211,43 @@ def test_costs_are_those_of_the_programs_that_decode(
     assert (decoding.draft_rows, decoding.keys, decoding.seqs) in {
         (limits.draft_rows, limits.keys, limits.seqs) for limits in trials if limits.layers == 4
     }
+
+
+def test_a_larger_program_serves_until_its_own_was_asked_for_often(
+    make_tiny: MakePair, on_host: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A capture takes as long as many steps, and speculation on trial would pay for it."""
+    monkeypatch.setattr(iteration, "RECORDED_AFTER", 3)
+    spec = SpeculationConfig(max_nodes=24, max_depth=4, adaptive=False)
+    expected = run_all(make_tiny("cpu"), PROMPTS[1:2], params(40)[:1])
+    engine = make_tiny("triton", speculation=spec)
+    sizes = [24, 4, 4, 4, 4, *[2] * 100]
+    seen = []
+
+    def plan(_: int) -> StepPlan:
+        seen.append(len(drafting(engine)))
+        nodes = sizes.pop(0)
+        return StepPlan(min(nodes, 4), nodes)
+
+    plan_as(engine, plan)
+    assert run_all(engine, PROMPTS[1:2], params(40)[:1]) == expected
+    assert seen[:10] == [0, 1, 1, 1, 1, 2, 2, 2, 2, 3]
+    served = {(v.limits.rows, v.limits.layers) for v in drafting(engine)}
+    assert served == {(32, 4), (8, 4), (8, 2)}
+
+
+def test_what_covers_what() -> None:
+    small, wide, deep = Limits(8, layers=2), Limits(16, layers=2), Limits(8, layers=4)
+    assert wide.covers(small) and deep.covers(small) and wide.covers(wide)
+    assert not small.covers(wide) and not wide.covers(deep) and not small.covers(Limits(8))
+    assert Limits().covers(deep) and small.order < wide.order < deep.order < Limits().order
+    assert not Variant(True, limits=wide).serves(Variant(False, limits=small))
+    assert Variant(True, limits=wide).serves(Variant(True, limits=small))
+
+
+def test_no_prompt_s_program_serves_small_trees(make_tiny: MakePair, on_host: None) -> None:
+    """It may have a hundred times their rows."""
+    spec = SpeculationConfig(max_nodes=4, max_depth=2, adaptive=False)
+    engine = make_tiny("triton", speculation=spec)
+    run_all(engine, PROMPTS[2:3], params()[:1])  # its last eight tokens with a tree upon them
+    assert {variant.limits.rows for variant in drafting(engine)} == {16, 8}
