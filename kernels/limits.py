@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
 from math import inf
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(NamedTuple):
     """What the one who replays a program promises of each replay. Launches may be made for so much,
     however much the buffers hold; None: for all of it.
 
@@ -35,7 +34,7 @@ class Limits:
         """Whether what keeps within `other` keeps within these."""
         return all(
             mine is None or (theirs is not None and theirs <= mine)
-            for mine, theirs in zip(astuple(self), astuple(other))
+            for mine, theirs in zip(self, other)
         )
 
 
