@@ -183,9 +183,9 @@ def open_engine(
 
 def measured_costs(engine: Engine) -> CostModel:
     """T(M) and the draft's layers, as the adaptive budget takes them."""
-    from sdengine.runner.costs import measure_costs
+    from sdengine.runner.cost_file import known_costs
 
-    return measure_costs(engine.iteration, read_environment().cache_dir)
+    return known_costs(engine.iteration, read_environment().cache_dir)
 
 
 def batches(prompts: list[Prompt], batch_size: int) -> list[list[Prompt]]:

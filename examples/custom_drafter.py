@@ -18,7 +18,7 @@ WHEN_REPEATING = "def first(a):\n    return a[0]\n\ndef second(a):\n    return a
 class LatestOccurrence:
     """One chain: what followed the last three tokens when they came before."""
 
-    cache = proposals = None  # it has no model, and it does not draw its tokens
+    cache = proposals = cost_key = None  # it has no model, and it does not draw its tokens
 
     def __init__(self, workspace: Workspace) -> None:
         sizes = workspace.sizes

@@ -63,7 +63,7 @@ class DraftModelDrafter:
         sizes = workspace.sizes
         self._weights = weights
         self.cache = cache
-        self.model_config = weights.config
+        self.cost_key = weights.config
         self._policy = policy
         self._workspace = workspace
         self._is_sampled = is_sampled

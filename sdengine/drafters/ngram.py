@@ -27,6 +27,7 @@ class NgramDrafter:
 
     cache = None
     proposals = None
+    cost_key = None
 
     def __init__(
         self, workspace: Workspace, min_ngram: int, max_ngram: int, *, calibrate: bool = True

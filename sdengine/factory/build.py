@@ -30,7 +30,7 @@ from sdengine.model.checkpoint import Checkpoint, open_checkpoint
 from sdengine.model.generation_config import default_sampling_params, load_eos_token_ids
 from sdengine.model.registry import resolve_model
 from sdengine.model.tokenizer import Tokenizer, load_tokenizer
-from sdengine.runner.costs import measure_costs
+from sdengine.runner.cost_file import known_costs
 from sdengine.runner.drafter import Drafter
 from sdengine.runner.iteration import Iteration
 from sdengine.runner.penalties import MAX_BIASES, MAX_MASKED
@@ -98,7 +98,7 @@ def build_engine_parts(
     controller = kinds.make_controller(
         speculation,
         iteration.drafter,
-        lambda: measure_costs(iteration, environment.cache_dir),
+        lambda: known_costs(iteration, environment.cache_dir),
     )
     calibrates = speculation is not None and speculation.calibrate
     runner = Runner(iteration, iteration.pool, calibrates=calibrates)

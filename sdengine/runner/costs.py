@@ -1,33 +1,25 @@
 """Measures what steps cost on this machine: the target by rows, the draft by layers.
 
-Runs the engine's own launches on a dummy sequence before any request is there. Large models take
-seconds per measurement, so results are kept in a file of the user's cache directory, keyed by
-everything they depend on.
+Runs the engine's own launches on a dummy sequence before any request is there; `cost_file` keeps
+what was found of large models.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import platform
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
-from pathlib import Path
 from time import perf_counter
 
 import numpy as np
 import torch
 
-from sdengine import kernels
 from sdengine.core.cost_model import CostModel
-from sdengine.kernels import backends
 from sdengine.kernels.begin_step import ROOT_AND_NODES, ROOT_ONLY
 from sdengine.kernels.device_memory import StagedMemory
-from sdengine.kernels.program import Program, num_threads
+from sdengine.kernels.program import Program
 from sdengine.runner.batch_state import HostView
 from sdengine.runner.demand import Demand
 from sdengine.runner.iteration import Iteration
@@ -40,10 +32,6 @@ BUDGET_S = 0.4
 """Turns stop after so long; fast models get more of them."""
 MIN_TURNS, MAX_TURNS = 2, 16
 REPLAYS_PER_TURN = 2
-KERNEL_FILES = (".py", ".so", ".pyd")
-LARGE_MODEL_BYTES = 256 << 20
-"""Larger models are kept in the file; smaller ones are measured in a fraction of a second and
-measured anew at every start, which is the truth about the machine as it is today."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,28 +50,13 @@ class Trial:
         return 1e-9 * int(self.end_ns[0] - self.start_ns[0])
 
 
-def measure_costs(iteration: Iteration, cache_dir: Path) -> CostModel:
-    """Measured cost model of an engine; from the cache file when it was measured before.
+def measure_costs(iteration: Iteration) -> CostModel:
+    """Cost model of an engine, in some 0.5 s, of large models in seconds.
 
     Args:
         iteration: programs and buffers; no sequence may have run yet, since the keys and values of
             a dummy one overwrite those of prompts that later requests would share.
-        cache_dir: directory of the cache file, usually `Environment.cache_dir`.
     """
-    if iteration.weights.nbytes <= LARGE_MODEL_BYTES:
-        return _measure(iteration)
-    path = cache_dir / "costs.json"
-    key = _key(iteration)
-    known = _read(path)
-    found = _entry(known, key)
-    if found is not None:
-        return found
-    costs = _measure(iteration)
-    _write(path, {**known, key: asdict(costs)})
-    return costs
-
-
-def _measure(iteration: Iteration) -> CostModel:
     host = HostView(iteration.workspace.state, iteration.workspace.memory)
     counts = [m for m in ROW_COUNTS if m <= iteration.workspace.sizes.max_nodes + 1]
     is_slow = _is_slow(iteration)
@@ -254,74 +227,3 @@ def _set_tree(iteration: Iteration, num_nodes: int, branching: int) -> None:
     tree.values[0, 1 : num_nodes + 1] = 1.0
     tree.draft_slots[0, 1 : num_nodes + 1] = -1
     tree.num_nodes[0] = num_nodes
-
-
-def _key(iteration: Iteration) -> str:
-    drafter = iteration.drafter
-    parts = [
-        iteration.weights.config,
-        iteration.weights.dtype,
-        type(drafter).__name__,
-        getattr(drafter, "model_config", None),
-        iteration.workspace.sizes,
-        num_threads(iteration.pool),
-        iteration.backend,
-        _instruction_set(iteration.backend),
-        platform.node(),
-        _processor(iteration.workspace.memory.device),
-        torch.__version__,
-        _kernel_files(),
-        BUDGET_S,
-    ]
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
-
-
-def _instruction_set(backend: str) -> str:
-    """What the kernels of a CPU were asked to use, or choose."""
-    return str(backends.load_cpu().selected_isa()) if backend == "cpu" else ""
-
-
-def _kernel_files() -> list[tuple[str, int, int]]:
-    """Sources and libraries of the kernels as they are installed: faster ones have other costs."""
-    found = [
-        path for path in Path(kernels.__file__).parent.rglob("*") if path.suffix in KERNEL_FILES
-    ]
-    return [(path.name, (stat := path.stat()).st_size, stat.st_mtime_ns) for path in sorted(found)]
-
-
-def _processor(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return "".join(line for line in file if line.startswith(("model name", "flags")))[:4096]
-    except OSError:
-        return platform.processor()
-
-
-def _read(path: Path) -> dict[str, dict[str, object]]:
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-        return known if isinstance(known, dict) else {}
-    except (OSError, ValueError):
-        return {}
-
-
-def _entry(known: dict[str, dict[str, object]], key: str) -> CostModel | None:
-    """A kept cost model; None for none, and for one that is written otherwise than today's."""
-    try:
-        parts = {k: tuple(v) if isinstance(v, list) else v for k, v in known[key].items()}
-        return CostModel(**parts)  # type: ignore[arg-type]
-    except (KeyError, AttributeError, TypeError):
-        return None
-
-
-def _write(path: Path, known: dict[str, dict[str, object]]) -> None:
-    """Best effort: without a cache file the next start measures again."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        staged = path.with_suffix(f".{os.getpid()}.tmp")
-        staged.write_text(json.dumps(known), encoding="utf-8")
-        os.replace(staged, path)
-    except OSError:
-        pass

@@ -40,6 +40,10 @@ class Drafter(Protocol):
         """What it drew from; None when it chooses its tokens."""
 
     @property
+    def cost_key(self) -> object:
+        """What its time depends on beside its class, by `repr`: of a model its configuration."""
+
+    @property
     def max_depth(self) -> int:
         """Deepest tree it can propose."""
 

@@ -235,7 +235,7 @@ def test_the_dummy_trees_of_the_cost_measurement_are_not_learnt_from(
 ) -> None:
     """Some eighty of their nodes are tested and none is accepted."""
     engine = make_engine(draft=related_draft(), speculation=SpeculationConfig(max_nodes=8))
-    measure_costs(engine.iteration, tmp_path)  # once more, as benchmarks do
+    measure_costs(engine.iteration)  # once more, as benchmarks do
     assert not engine.iteration.verdict.tried.any()
     fixed = SpeculationConfig(max_nodes=8, adaptive=False)
     engine = make_engine(draft=related_draft(), speculation=fixed)

@@ -11,7 +11,7 @@ from benchmarks.generate_runs import measured_costs
 from sdengine import kernels
 from sdengine.core.config import SpeculationConfig
 from sdengine.core.cost_model import CostModel
-from sdengine.runner import costs
+from sdengine.runner import cost_file
 from sdengine.runner.iteration import Iteration
 from tests.engine.conftest import MakeEngine, related_draft
 
@@ -22,14 +22,14 @@ SPECULATION = SpeculationConfig(max_nodes=8)
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[CostModel]:
     """Every measurement that is made; all models count as large."""
     made: list[CostModel] = []
-    measure = costs._measure
+    measure = cost_file.measure_costs
 
     def counted(iteration: Iteration) -> CostModel:
         made.append(measure(iteration))
         return made[-1]
 
-    monkeypatch.setattr(costs, "_measure", counted)
-    monkeypatch.setattr(costs, "LARGE_MODEL_BYTES", 0)
+    monkeypatch.setattr(cost_file, "measure_costs", counted)
+    monkeypatch.setattr(cost_file, "LARGE_MODEL_BYTES", 0)
     return made
 
 
@@ -44,8 +44,8 @@ def iteration(make_engine: MakeEngine, measured: list[CostModel]) -> Iteration:
 def test_a_second_start_reads_what_the_first_has_measured(
     iteration: Iteration, measured: list[CostModel], tmp_path: Path
 ) -> None:
-    first = costs.measure_costs(iteration, tmp_path)
-    assert costs.measure_costs(iteration, tmp_path) == first
+    first = cost_file.known_costs(iteration, tmp_path)
+    assert cost_file.known_costs(iteration, tmp_path) == first
     assert measured == [first]
 
 
@@ -55,9 +55,9 @@ def test_small_models_are_measured_at_every_start(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(costs, "LARGE_MODEL_BYTES", 1 << 40)
-    costs.measure_costs(iteration, tmp_path)
-    costs.measure_costs(iteration, tmp_path)
+    monkeypatch.setattr(cost_file, "LARGE_MODEL_BYTES", 1 << 40)
+    cost_file.known_costs(iteration, tmp_path)
+    cost_file.known_costs(iteration, tmp_path)
     assert len(measured) == 2
 
 
@@ -72,10 +72,10 @@ def test_another_build_of_the_kernels_is_measured_anew(
     library = package / "_cpu.so"
     library.write_bytes(b"a build")
     monkeypatch.setattr(kernels, "__file__", str(package / "__init__.py"))
-    costs.measure_costs(iteration, tmp_path)
+    cost_file.known_costs(iteration, tmp_path)
     library.write_bytes(b"another build")
-    costs.measure_costs(iteration, tmp_path)
-    costs.measure_costs(iteration, tmp_path)
+    cost_file.known_costs(iteration, tmp_path)
+    cost_file.known_costs(iteration, tmp_path)
     assert len(measured) == 2
 
 
@@ -85,9 +85,9 @@ def test_other_instructions_have_other_costs(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    costs.measure_costs(iteration, tmp_path)
-    monkeypatch.setattr(costs, "_instruction_set", lambda backend: "another")
-    costs.measure_costs(iteration, tmp_path)
+    cost_file.known_costs(iteration, tmp_path)
+    monkeypatch.setattr(cost_file, "_instruction_set", lambda backend: "another")
+    cost_file.known_costs(iteration, tmp_path)
     assert len(measured) == 2
 
 
@@ -95,8 +95,8 @@ def test_a_file_that_cannot_be_read_is_measured_anew(
     iteration: Iteration, measured: list[CostModel], tmp_path: Path
 ) -> None:
     (tmp_path / "costs.json").write_text("{")
-    first = costs.measure_costs(iteration, tmp_path)
-    assert costs.measure_costs(iteration, tmp_path) == first
+    first = cost_file.known_costs(iteration, tmp_path)
+    assert cost_file.known_costs(iteration, tmp_path) == first
     assert len(measured) == 1
 
 
@@ -104,10 +104,10 @@ def test_a_file_that_cannot_be_read_is_measured_anew(
 def test_an_entry_of_another_shape_is_measured_anew(
     iteration: Iteration, measured: list[CostModel], tmp_path: Path, entry: object
 ) -> None:
-    key = costs._key(iteration)
+    key = cost_file._key(iteration)
     (tmp_path / "costs.json").write_text(json.dumps({key: entry, "other": 1}))
-    first = costs.measure_costs(iteration, tmp_path)
-    assert costs.measure_costs(iteration, tmp_path) == first
+    first = cost_file.known_costs(iteration, tmp_path)
+    assert cost_file.known_costs(iteration, tmp_path) == first
     assert measured == [first]
 
 
