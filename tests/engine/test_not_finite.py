@@ -12,9 +12,7 @@ import torch
 from sdengine.core.config import SpeculationConfig
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.engine import NOT_FINITE, Engine
-from sdengine.errors import (
-    SdengineError,
-)
+from sdengine.errors import SdengineError
 from tests.engine.conftest import (
     MakeEngine,
     MakeLLM,
@@ -27,7 +25,6 @@ from tests.model.checkpoints import VOCAB, make_checkpoint
 PROMPTS = [[(7 * i) % 190 + 3 for i in range(20)], [5, 9, 5, 9, 5, 9, 5]]
 GREEDY = SamplingParams(max_tokens=24, temperature=0, ignore_eos=True)
 TREES = SpeculationConfig(max_nodes=8, max_depth=4, adaptive=False)
-WEIGHTS = "model.safetensors"
 
 
 def poison(engine: Engine, tokens: list[int]) -> None:
