@@ -14,6 +14,7 @@ namespace sdengine {
 
 constexpr int32_t kGroup = 4;
 constexpr int32_t kLevels = 6;
+constexpr int32_t kGroupsInFlight = 4;  // 64 bytes a thread
 
 // Floats as integers of the same order; -0 counts as 0. None is 0.
 __device__ inline uint32_t order_bits(float x) {
@@ -65,7 +66,7 @@ class DeviceRow {
     total_ = 0.0;
     constexpr uint64_t kNan = ~uint64_t{0};
     uint64_t best = 0;
-    each_token<4>([&](int32_t token, float z) {
+    each_token<kGroupsInFlight>([&](int32_t token, float z) {
       const uint64_t key = z == z ? score_key(z, token) : kNan;
       best = key > best ? key : best;
     });
@@ -124,28 +125,40 @@ class DeviceRow {
   }
 
  private:
-  // Logits of four tokens; -inf past the end.
-  __device__ void read_group(int32_t first, float* z) const {
+  // Logits of kCount groups of four, `step` tokens apart; -inf past the end. One branch for all of
+  // them: with one for each, the compiler waited for a group before it asked for the next.
+  template <int kCount>
+  __device__ void read_groups(int32_t first, int32_t step, float (*z)[kGroup]) const {
+    const float none = minus_infinity();
     if (is_aligned_) {
-      const float4 four = *reinterpret_cast<const float4*>(row_ + first);
-      z[0] = four.x, z[1] = four.y, z[2] = four.z, z[3] = four.w;
+#pragma unroll
+      for (int32_t i = 0; i < kCount; ++i) {
+        const int32_t at = first + i * step;
+        float4 four = {none, none, none, none};
+        if (at < vocab_size_) four = *reinterpret_cast<const float4*>(row_ + at);
+        z[i][0] = four.x, z[i][1] = four.y, z[i][2] = four.z, z[i][3] = four.w;
+      }
       return;
     }
-    for (int32_t j = 0; j < kGroup; ++j)
-      z[j] = first + j < vocab_size_ ? row_[first + j] : minus_infinity();
+#pragma unroll
+    for (int32_t i = 0; i < kCount; ++i) {
+      const int32_t at = first + i * step;
+      for (int32_t j = 0; j < kGroup; ++j) z[i][j] = at + j < vocab_size_ ? row_[at + j] : none;
+    }
   }
 
   // Calls take(token, logit) for this thread's tokens. Unrolled where nothing but memory is waited
   // for.
   template <int kUnroll = 1, class Take>
   __device__ void each_token(Take take) const {
-#pragma unroll kUnroll
-    for (int32_t first = team_->rank() * kGroup; first < vocab_size_;
-         first += team_->num_threads() * kGroup) {
-      float z[kGroup];
-      read_group(first, z);
-      for (int32_t j = 0; j < kGroup; ++j)
-        if (first + j < vocab_size_) take(first + j, z[j]);
+    const int32_t step = team_->num_threads() * kGroup;
+    for (int32_t first = team_->rank() * kGroup; first < vocab_size_; first += step * kUnroll) {
+      float z[kUnroll][kGroup];
+      read_groups<kUnroll>(first, step, z);
+#pragma unroll
+      for (int32_t i = 0; i < kUnroll; ++i)
+        for (int32_t j = 0; j < kGroup; ++j)
+          if (first + i * step + j < vocab_size_) take(first + i * step + j, z[i][j]);
     }
   }
 
@@ -229,17 +242,42 @@ class DeviceRow {
   // 1, 2, 4, .. 32 temperatures below the best; what lies further below weighs nothing.
   __device__ static float level(int32_t i) { return static_cast<float>(1 << i); }
 
+  // Whether a token of this logit could score `bound`; none of a lower logit can where it cannot.
+  __device__ bool can_reach(float z, float bound) const {
+    return z >= plan_.threshold && scaled(z) + kMaxGumbel >= bound;
+  }
+
+  // The largest logit of kGroupsInFlight groups.
+  __device__ float largest_of_groups(int32_t first, int32_t step) const {
+    float z[kGroupsInFlight][kGroup];
+    read_groups<kGroupsInFlight>(first, step, z);
+    float largest = z[0][0];
+#pragma unroll
+    for (int32_t i = 0; i < kGroupsInFlight; ++i)
+      for (int32_t j = 0; j < kGroup; ++j) largest = z[i][j] > largest ? z[i][j] : largest;
+    return largest;
+  }
+
   // This thread's best token among the allowed that are not left out. What cannot reach `bound`, a
-  // score known to be attained, is skipped: groups before their noise is drawn, tokens before their
-  // logarithms are. The lanes of a warp tell one another how far they have come.
+  // score known to be attained, is skipped: a warp whose best logits cannot does not read the row
+  // again, groups are left out before their noise is drawn, tokens before their logarithms are. The
+  // lanes of a warp tell one another how far they have come.
   template <class LeftOut>
   __device__ uint64_t race(const NoiseKey& key, float bound, LeftOut is_left_out) const {
+    const bool may_win = own_max_ != 0 && can_reach(from_order_bits(own_max_), bound);
+    if (!__any_sync(kWholeWarp, may_win)) return 0;
     uint64_t best = 0;
     const int32_t lane_first = team_->rank() % kWarpSize * kGroup;
+    const int32_t step = team_->num_threads() * kGroup;
     for (int32_t base = team_->rank() * kGroup - lane_first; base < vocab_size_;
-         base += team_->num_threads() * kGroup) {
-      if (base + lane_first < vocab_size_)
-        enter(key, base + lane_first, is_left_out, &best, &bound);
+         base += step * kGroupsInFlight) {
+      const int32_t first = base + lane_first;
+      if (can_reach(largest_of_groups(first, step), bound)) {
+        // Read anew, from the nearest cache: held in registers, every group has code of its own.
+#pragma unroll 1
+        for (int32_t i = 0; i < kGroupsInFlight && first + i * step < vocab_size_; ++i)
+          enter(key, first + i * step, is_left_out, &best, &bound);
+      }
       bound = from_order_bits(~__reduce_min_sync(kWholeWarp, ~order_bits(bound)));
     }
     return best;
@@ -249,23 +287,22 @@ class DeviceRow {
   template <class LeftOut>
   __device__ void enter(const NoiseKey& key, int32_t first, LeftOut is_left_out, uint64_t* best,
                         float* bound) const {
-    float z[kGroup];
-    read_group(first, z);
+    float z[1][kGroup];
+    read_groups<1>(first, 0, z);
     bool reaches = false;
-    for (int32_t j = 0; j < kGroup; ++j)
-      reaches |= z[j] >= plan_.threshold && scaled(z[j]) + kMaxGumbel >= *bound;
+    for (int32_t j = 0; j < kGroup; ++j) reaches |= can_reach(z[0][j], *bound);
     if (!reaches) return;
     const PhiloxBlock words = philox4x32_10(
         static_cast<uint32_t>(first / kGroup), static_cast<uint32_t>(key.position),
         static_cast<uint32_t>(key.purpose), static_cast<uint32_t>(key.extra), key.seed);
     for (int32_t j = 0; j < kGroup; ++j) {
-      if (first + j >= vocab_size_ || !(z[j] >= plan_.threshold)) continue;
-      if (!(scaled(z[j]) + most_noise(words.words[j]) >= *bound)) continue;
+      if (first + j >= vocab_size_ || !(z[0][j] >= plan_.threshold)) continue;
+      if (!(scaled(z[0][j]) + most_noise(words.words[j]) >= *bound)) continue;
       const float noise = scalar::gumbel_noise(scalar::wrap(words.words[j])).v;
       const float score =
-          perturbed_score(z[j], plan_.scale.max, plan_.scale.inverse_temperature, noise);
+          perturbed_score(z[0][j], plan_.scale.max, plan_.scale.inverse_temperature, noise);
       const uint64_t own = score_key(score, first + j);
-      if (own <= *best || !(z[j] - z[j] == 0.0f) || is_left_out(first + j)) continue;
+      if (own <= *best || !(z[0][j] - z[0][j] == 0.0f) || is_left_out(first + j)) continue;
       *best = own;
       *bound = score > *bound ? score : *bound;
     }

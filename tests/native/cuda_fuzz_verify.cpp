@@ -93,6 +93,10 @@ SDENGINE_FUZZ(cuda_tree_verify, 6) {
   Exact<float> logits(static_cast<size_t>(rows) * vocab);
   for (size_t i = 0; i < logits.size(); ++i)
     logits[i] = 4.0f * random.unit() + (i % vocab < 7 ? 3.0f : 0.0f);
+  if (random.chance(0.4f)) {  // one token of a row beyond the reach of most warps
+    for (int32_t r = 0; r < rows; ++r)
+      logits[size_t(r) * vocab + random.integer(0, vocab - 1)] += 10.0f + 30.0f * random.unit();
+  }
   TreeVerifyArgs args{};
   args.tree = chosen.tree.view;
   args.logit_starts = starts.get();

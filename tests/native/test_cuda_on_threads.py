@@ -270,19 +270,25 @@ def assert_same_walks(args: dict[str, Any], library: CudaLibrary) -> None:
         assert torch.equal(args[name], mine[name]), name
 
 
+@pytest.mark.parametrize("lift", [0.0, 14.0, 60.0])
 @pytest.mark.parametrize("vocab", [5, 64, 4102, 4100])
-def test_coupled_walks_with_every_filter(vocab: int, library: CudaLibrary) -> None:
+def test_coupled_walks_with_every_filter(vocab: int, lift: float, library: CudaLibrary) -> None:
+    """Lifted first tokens are out of the reach of the others: of some at 14, of all at 60."""
     rng = random.Random(vocab)
     tree = random_token_tree(rng, batch=4, max_nodes=20, vocab=4)
     generator = torch.Generator().manual_seed(vocab)
     logits = torch.randn(int(tree.num_nodes.sum()) + 4, vocab, generator=generator)
+    logits[:, :4] += lift
     assert_same_walks(filtered_args(tree, logits), library)
 
 
+@pytest.mark.parametrize("spread", [1.0, 20.0])
 @pytest.mark.parametrize("seed,vocab", [(1, 8), (2, 70), (3, 4100)])
-def test_rejection_walks(seed: int, vocab: int, library: CudaLibrary) -> None:
+def test_rejection_walks(seed: int, vocab: int, spread: float, library: CudaLibrary) -> None:
     torch.manual_seed(seed)
-    assert_same_walks(rejection_args(random.Random(seed), 4, 10, vocab, 8), library)
+    args = rejection_args(random.Random(seed), 4, 10, vocab, 8)
+    args["logits"] *= spread
+    assert_same_walks(args, library)
 
 
 def test_a_library_of_other_sources_is_refused(

@@ -183,6 +183,8 @@ inline uint32_t __ballot_sync(uint32_t, bool flag) {
   return raised;
 }
 
+inline bool __any_sync(uint32_t mask, bool flag) { return __ballot_sync(mask, flag) != 0; }
+
 inline uint32_t __reduce_add_sync(uint32_t, uint32_t value) {
   const uint64_t* words = cuda_on_threads::exchange(value);
   uint32_t sum = 0;
