@@ -17,9 +17,9 @@ void compact_layer(const KvCompactArgs& args, int64_t sequence, int64_t layer) {
   const int64_t bytes = args.head_dim * args.element_bytes;
   char* cache = static_cast<char*>(args.kv_cache) +
                 layer * args.num_blocks * planes * plane_size * args.element_bytes;
-  for (int64_t k = 0; k < args.num_moves[sequence]; ++k) {
-    const int64_t source = args.move_src[sequence * args.max_moves + k];
-    const int64_t target = args.move_dst_start[sequence] + k;
+  for (int32_t k = 0; k < args.num_moves[sequence]; ++k) {
+    const int32_t source = args.move_src[sequence * args.max_moves + k];
+    const int32_t target = args.move_dst_start[sequence] + k;
     if (source == target) continue;
     const char* from = cache + plane_row(args, sequence, source) * bytes;
     char* to = cache + plane_row(args, sequence, target) * bytes;

@@ -279,21 +279,23 @@ void compact_by_copy(const KvCompactArgs& args, unsigned char* cache) {
   }
 }
 
-SDENGINE_FUZZ(cuda_kv_compact, 15) {
+SDENGINE_FUZZ(cuda_kv_compact, 40) {
   const int32_t batch = random.integer(1, 3), layers = random.integer(1, 2);
   const int32_t heads = random.integer(1, 2), block_size = 1 << random.integer(0, 3);
   const int32_t head_dim = random.integer(1, 3) * (1 << random.integer(0, 3));
-  const int32_t element_bytes = random.chance(0.5f) ? 2 : 4, reach = 24 / block_size + 1;
-  const int32_t max_moves = random.integer(1, 11), blocks = batch * reach;
+  const int32_t element_bytes = random.chance(0.5f) ? 2 : 4,
+                max_moves = random.chance(0.6f) ? random.integer(1, 11) : random.integer(33, 80);
+  const int32_t reach = (2 * max_moves + 4) / block_size + 1, blocks = batch * reach;
   Exact<int32_t> tables(blocks), source(static_cast<size_t>(batch) * max_moves), start(batch),
       moves(batch), live(1, random.integer(0, batch));
   for (int32_t i = 0; i < blocks; ++i) tables[i] = blocks - 1 - i;
   for (int32_t b = 0; b < batch; ++b) {
-    moves[b] = random.integer(0, max_moves);
+    moves[b] = random.chance(0.3f) ? max_moves : random.integer(0, max_moves);
     start[b] = random.integer(0, 3);
     int32_t at = start[b];
+    const int32_t settled = random.chance(0.5f) ? random.integer(0, max_moves) : 0;
     for (int32_t k = 0; k < max_moves; ++k, ++at)
-      source[b * max_moves + k] = at += random.chance(0.5f) ? 0 : 1;
+      source[b * max_moves + k] = at += k < settled || random.chance(0.5f) ? 0 : 1;
   }
   const size_t bytes = size_t{2} * layers * blocks * heads * block_size * head_dim * element_bytes;
   Exact<unsigned char> cache(bytes), device_cache(bytes);

@@ -114,6 +114,7 @@ def test_nothing_races(race_checked: list[str], case: str, seeds: list[int]) -> 
     "case,seed,barrier",
     [
         ("cuda_gather_pending", 1, 1),
+        ("cuda_kv_compact", 1, 1),
         ("cuda_tree_growth", 1, 5),
         ("cuda_growth_in_scratch", 1, 5),
         ("cuda_tree_verify", 3, 3),
