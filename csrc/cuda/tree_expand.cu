@@ -3,7 +3,7 @@
 //
 // Three launches, one block per sequence each, so that what concerns the whole batch is settled
 // between launches and no block waits for another:
-//   grow    proposes the layer's candidates, one frontier row a thread, and keeps the best
+//   grow    proposes the layer's candidates (expand_children.cuh) and keeps the best
 //           `node_budget` nodes
 //   trim    every block finds the batch's cut for itself, drops its own nodes below it, ranks the
 //           rest among those of the batch, and notes which can have children
@@ -11,6 +11,7 @@
 //           its own, and fills its rows
 // The arithmetic is that of sdengine/tree_expand.h. The serial code stops collecting candidates
 // once they cannot enter any more; that changes no result, so all of them are collected here.
+#include "cuda/expand_children.cuh"
 #include "cuda/expand_pool.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/tree_expand.cuh"
@@ -18,7 +19,7 @@
 namespace sdengine {
 namespace {
 
-constexpr int32_t kExpandThreads = 128;
+constexpr int32_t kExpandThreads = 256;
 
 // A block's memory. Its arrays are in shared memory where the device has room for them there, else
 // in scratch: kIsShared tells the compiler which, so that neither pays for the other.
@@ -46,25 +47,6 @@ struct GrowSpace {
     }
   }
 };
-
-// Proposes the children of every frontier row; returns how many there are in all.
-template <class Space>
-__device__ int32_t propose_layer(const TreeExpandArgs& args, const Block& block, int64_t b,
-                                 const DraftTreeView& tree, int32_t num_rows, int32_t budget,
-                                 const Space& space) {
-  const float floor = entry_floor(block, tree, *tree.num_nodes, budget);
-  const int32_t limit = expand::min_of(most_children(args), budget);
-  int32_t proposed = 0;
-  for (int32_t r = block.rank(); r < num_rows; r += block.size()) {
-    const int32_t row = args.cu_rows[b] + r;
-    const int32_t node = args.frontier_nodes ? args.frontier_nodes[row] : 0;
-    tree.proposal_rows[node] = args.proposal_offset + row;
-    space.arrays.counts[r] = expand::propose_children(
-        args, b, tree, node, row, limit, floor, space.arrays.candidates + r * most_children(args));
-    proposed += space.arrays.counts[r];
-  }
-  return block.sum(proposed);
-}
 
 template <class Space>
 __device__ bool is_candidate(const TreeExpandArgs& args, const Space& space, int32_t at) {
@@ -123,7 +105,10 @@ __device__ int32_t merge_layer(const TreeExpandArgs& args, const Block& block, i
   if (args.layer >= args.depth_limits[b]) return held;
   const int32_t budget = expand::node_budget(args, b);
   const int32_t num_rows = expand::min_of(args.cu_rows[b + 1] - args.cu_rows[b], args.max_width);
-  const int32_t proposed = propose_layer(args, block, b, tree, num_rows, budget, space);
+  const float floor = entry_floor(block, tree, held, budget);
+  const int32_t limit = expand::min_of(most_children(args), budget);
+  const int32_t proposed =
+      propose_rows(block, {args, space.arrays, b, tree, num_rows, limit, floor});
   if (proposed == 0) return held;
   const int32_t slots = num_rows * most_children(args);
   if (held + proposed <= budget)

@@ -19,7 +19,7 @@ struct Growth {
       : is_clean(clean),
         batch(random.integer(1, 4)),
         nodes(random.chance(0.05f) ? 512 : random.integer(0, 24)),
-        candidates(random.integer(1, 7)),
+        candidates(random.chance(0.3f) ? random.integer(8, 20) : random.integer(1, 7)),
         width(random.integer(1, 9)),
         layers(random.integer(1, 5)),
         block_size(1 << random.integer(0, 5)),

@@ -201,6 +201,19 @@ def test_growing_and_selecting_with_every_option(
     assert_same_trees(trees[0], trees[1], world.live)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_drawn_children_are_worth_what_draws_expect(seed: int, library: CudaLibrary) -> None:
+    """Calibrated slots ask for sums over more candidates than lanes, of more rows than a warp."""
+    rates = torch.rand(2, 8, 32, generator=torch.Generator().manual_seed(seed))
+    world = World(seed, 2, 60, 3, k=21, width=12, rule="slot", vocab=40, calibration=rates)
+    world.sharpness = (0.5, 2.0)[seed % 2]
+    cpu = grow(world)
+    mine = grow(world, run=lambda op, _, **args: library.launch(op, 0, **args))
+    assert_same_trees(cpu.tree, mine.tree, world.live)
+    for left, right in zip(cpu.layers, mine.layers):
+        assert_same_rows(left, right, world.live)
+
+
 @pytest.mark.parametrize("seed", range(9))
 @pytest.mark.parametrize("rule", ["node", "slot"])
 def test_growing_beside_rows_that_are_dear(rule: str, seed: int, library: CudaLibrary) -> None:

@@ -134,16 +134,24 @@ SDE_HD inline float acceptance_of(float estimate, const float* table) {
   return acceptance > 0.0f ? acceptance : 0.0f;  // also NaN, from a damaged table
 }
 
+// Whether values ask what the draws of their slots can expect.
+SDE_HD inline bool needs_expectations(const TreeExpandArgs& args) {
+  return args.rule == ExpandRule::kSlot && args.calibration != nullptr;
+}
+
+// What a candidate adds to the acceptance that a draw from `remaining` can expect.
+SDE_HD inline float expected_term(float prob, float remaining, const float* table) {
+  const float share = min_of(prob / remaining, 1.0f);
+  return share * acceptance_of(share, table);
+}
+
 // Acceptance that a draw from what is left at a slot can expect: the mean of a over the candidates
 // that are not drawn yet. Which of them is drawn next plays no part, so that slots may be kept or
 // not by it. Costs a table look-up a candidate: asked only for slots that could still be kept.
 SDE_HD inline float expected_acceptance(const float* probs, int32_t begin, int32_t end,
                                         float remaining, const float* table) {
   float expected = 0.0f;
-  for (int32_t i = end - 1; i >= begin; --i) {
-    const float share = min_of(probs[i] / remaining, 1.0f);
-    expected += share * acceptance_of(share, table);
-  }
+  for (int32_t i = end - 1; i >= begin; --i) expected += expected_term(probs[i], remaining, table);
   return min_of(expected, 1.0f);
 }
 
@@ -167,34 +175,43 @@ SDE_HD inline void note_remaining(const TreeExpandArgs& args, const float* probs
   }
 }
 
+// What a candidate is as a child, whatever its parent is worth.
+struct Offer {
+  float estimate;    // its share of what the candidates before it leave
+  float acceptance;  // below 0: neither it nor any after it can be a child
+};
+
+// Of the candidate at `at`, its row's j-th, beside which `remaining` of the proposal is left.
+SDE_HD inline Offer offer_of(const TreeExpandArgs& args, int64_t b, int32_t at, int32_t j,
+                             float remaining) {
+  const float prob = args.candidate_probs[at];
+  const bool is_open = !is_slot_rule(args.rule) || remaining > kMinRemainingMass;
+  if (args.candidate_tokens[at] < 0 || !(prob > 0.0f) || !is_open) return {0.0f, -1.0f};
+  const float estimate = min_of(prob / remaining, 1.0f);
+  return {estimate, acceptance_of(estimate, rank_table(args.calibration, b, j))};
+}
+
 // Writes the children of `node` worth more than `floor`, best first; returns how many. A child's
 // estimate is its acceptance given that no earlier sibling is accepted, by any rule: of two equal
 // probabilities the first child's comes true far more often (0.31 of a greedy draft in 80%, the
 // second's in 21%), and with one rate for both a batch gave second children the rows of first ones.
-SDE_HD inline int32_t propose_children(const TreeExpandArgs& args, int64_t b, DraftTreeView tree,
-                                       int32_t node, int32_t row, int32_t limit, float floor,
-                                       Candidate* out) {
-  const int32_t base = row * args.num_candidates;
-  const float* probs = args.candidate_probs + base;
+//   base: of the row's candidates
+//   offer_at, expected_at: of the j-th, asked before its place in `out` is written
+template <class OfferAt, class ExpectedAt>
+SDE_HD inline int32_t value_children(const TreeExpandArgs& args, DraftTreeView tree, int32_t node,
+                                     int32_t base, int32_t limit, float floor, OfferAt offer_at,
+                                     ExpectedAt expected_at, Candidate* out) {
   const bool by_slot = is_slot_rule(args.rule);
-  note_remaining(args, probs, limit, out);
   float chance = tree.reach[node];
   float bound = tree.values[node];
   for (int32_t j = 0; j < limit; ++j) {
-    if (args.candidate_tokens[base + j] < 0 || !(probs[j] > 0.0f)) return j;
-    if (by_slot && !(out[j].estimate > kMinRemainingMass)) return j;
-    const float* table = rank_table(args.calibration, b, j);
-    const float estimate = min_of(probs[j] / out[j].estimate, 1.0f);
-    const float acceptance = acceptance_of(estimate, table);
-    const float reach = chance * acceptance;
+    const Offer offer = offer_at(j);
+    if (offer.acceptance < 0.0f) return j;
+    const float reach = chance * offer.acceptance;
     float value = min_of(by_slot ? chance : reach, bound);
-    if (args.rule == ExpandRule::kSlot && table && value > floor) {
-      value = min_of(
-          chance * expected_acceptance(probs, j, args.num_candidates, out[j].estimate, table),
-          bound);
-    }
-    chance = chance * (1.0f - acceptance);
-    out[j] = {value, by_slot ? reach : value, estimate, node, j, base + j};
+    if (needs_expectations(args) && value > floor) value = min_of(chance * expected_at(j), bound);
+    chance = chance * (1.0f - offer.acceptance);
+    out[j] = {value, by_slot ? reach : value, offer.estimate, node, j, base + j};
     if (is_uniform_rule(args.rule)) {
       out[j].value = value = 1.0f;
       out[j].reach = reach;
@@ -203,6 +220,21 @@ SDE_HD inline int32_t propose_children(const TreeExpandArgs& args, int64_t b, Dr
     bound = value;
   }
   return limit;
+}
+
+// The same from the proposal alone.
+SDE_HD inline int32_t propose_children(const TreeExpandArgs& args, int64_t b, DraftTreeView tree,
+                                       int32_t node, int32_t row, int32_t limit, float floor,
+                                       Candidate* out) {
+  const int32_t base = row * args.num_candidates;
+  const float* probs = args.candidate_probs + base;
+  note_remaining(args, probs, limit, out);
+  auto offer_at = [&](int32_t j) { return offer_of(args, b, base + j, j, out[j].estimate); };
+  auto expected_at = [&](int32_t j) {
+    return expected_acceptance(probs, j, args.num_candidates, out[j].estimate,
+                               rank_table(args.calibration, b, j));
+  };
+  return value_children(args, tree, node, base, limit, floor, offer_at, expected_at, out);
 }
 
 SDE_HD inline void move_node(DraftTreeView tree, int32_t from, int32_t to) {
