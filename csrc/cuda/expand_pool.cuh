@@ -107,11 +107,12 @@ __device__ inline Pool find_pool(const TreeExpandArgs& args, const Block& block,
   return {0, keys.total, keys.total < budget ? 0.0f : least, least};
 }
 
-// How many of the batch's nodes rank before a thread's key; every thread brings one.
-__device__ inline int32_t count_before(const Block& block, const BatchKeys& keys, uint64_t key) {
-  if (keys.is_pooled) return count_larger(keys.pooled, keys.num_places, key);
+// How many of the batch's nodes rank before a thread's key.
+__device__ inline int32_t count_before(const Block& block, const KeyLanes& lanes,
+                                       const BatchKeys& keys, uint64_t key) {
+  if (keys.is_pooled) return count_larger(lanes, keys.pooled, keys.num_places, key);
   return count_larger(
-      block, [&](int32_t place) { return keys.at(place); }, keys.num_places, keys.pooled,
+      block, lanes, [&](int32_t place) { return keys.at(place); }, keys.num_places, keys.pooled,
       static_cast<int32_t>(kMaxPooledKeys), key);
 }
 
@@ -129,11 +130,12 @@ __device__ inline void rank_nodes(const TreeExpandArgs& args, const Block& block
   } else {
     const uint64_t* own = scratch.keys + b * args.tree.capacity;
     const int32_t num_nodes = scratch.num_nodes[b];
-    for (int32_t first = 0; first < num_nodes; first += block.size()) {
-      const int32_t i = first + block.rank();
+    const KeyLanes lanes(block, num_nodes);
+    for (int32_t first = 0; first < num_nodes; first += lanes.keys) {
+      const int32_t i = first + lanes.index;
       const uint64_t key = i < num_nodes ? own[i] : 0;
-      const int32_t rank = count_before(block, keys, key);
-      if (key == 0 || key < pool.cut) continue;
+      const int32_t rank = count_before(block, lanes, keys, key);
+      if (key == 0 || key < pool.cut || lanes.lane != 0) continue;
       const float value = key_value(key);
       scratch.values[rank] = value;
       if (!expand::pays_at(args, value, rank)) failure = expand::min_of(failure, rank);

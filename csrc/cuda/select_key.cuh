@@ -81,29 +81,58 @@ __device__ inline uint64_t kth_largest_key(const Block& block, Keys key, int32_t
   return known;
 }
 
-// Keys in shared memory that are larger than a thread's own.
-__device__ inline int32_t count_larger(const uint64_t* keys, int32_t count, uint64_t own) {
+// The threads of a block, dealt out to `count` keys: as many to each as there are, up to a warp.
+struct KeyLanes {
+  __device__ KeyLanes(const Block& block, int32_t count) {
+    while (lanes < kWarpSize && 2 * lanes * count <= block.size()) lanes *= 2;
+    lane = block.rank() % lanes;
+    index = block.rank() / lanes;
+    keys = block.size() / lanes;
+  }
+  int32_t lanes = 1;  // threads of a key, side by side in a warp
+  int32_t lane;
+  int32_t index;  // of the thread's key among those of the block
+  int32_t keys;   // of the block at once
+};
+
+// Keys in shared memory that are larger than `own`, as far as this lane counts them.
+__device__ inline int32_t count_slice(const KeyLanes& lanes, const uint64_t* keys, int32_t count,
+                                      uint64_t own) {
   int32_t larger = 0;
-  for (int32_t i = 0; i < count; ++i) larger += keys[i] > own ? 1 : 0;
+  for (int32_t i = lanes.lane; i < count; i += lanes.lanes) larger += keys[i] > own ? 1 : 0;
   return larger;
+}
+
+// What the lanes of a key have counted, together; by all lanes of the warp.
+__device__ inline int32_t sum_lanes(const KeyLanes& lanes, int32_t counted) {
+  for (int32_t step = lanes.lanes / 2; step > 0; step /= 2)
+    counted += __shfl_xor_sync(kWholeWarp, counted, step);
+  return counted;
+}
+
+// Keys in shared memory that are larger than a thread's own, which all its lanes bring.
+__device__ inline int32_t count_larger(const KeyLanes& lanes, const uint64_t* keys, int32_t count,
+                                       uint64_t own) {
+  return sum_lanes(lanes, count_slice(lanes, keys, count, own));
 }
 
 // The same of key(0) .. key(count - 1), wherever those are: they are compared tile by tile in
 // shared memory, because a key costs a division or a search where it comes from. Every thread of
-// the block brings a key of its own.
+// the block takes part.
 template <class Keys>
-__device__ inline int32_t count_larger(const Block& block, Keys key, int32_t count, uint64_t* tile,
-                                       int32_t tile_size, uint64_t own) {
+__device__ inline int32_t count_larger(const Block& block, const KeyLanes& lanes, Keys key,
+                                       int32_t count, uint64_t* tile, int32_t tile_size,
+                                       uint64_t own) {
   int32_t larger = 0;
   for (int32_t first = 0; first < count; first += tile_size) {
     const int32_t left = count - first;
     const int32_t here = left < tile_size ? left : tile_size;
     for (int32_t i = block.rank(); i < here; i += block.size()) tile[i] = key(first + i);
     block.sync();
-    larger += count_larger(tile, here, own);
+    larger += count_slice(lanes, tile, here, own);
     block.sync();
   }
-  return larger;
+  return sum_lanes(lanes, larger);
 }
 
 }  // namespace sdengine

@@ -65,11 +65,12 @@ __device__ uint64_t live_key(const TreeSelectArgs& args, const int32_t* starts, 
   return select::node_key(args, args.draft.sequence(low), low, i - starts[low] + 1);
 }
 
-// How many live nodes rank above the key; every thread brings one of its own.
+// How many live nodes rank above a thread's key.
 __device__ int32_t count_above(const TreeSelectArgs& args, const Block& block,
-                               const RankSpace& space, int32_t num_seqs, uint64_t key) {
+                               const KeyLanes& lanes, const RankSpace& space, int32_t num_seqs,
+                               uint64_t key) {
   return count_larger(
-      block, [&](int32_t i) { return live_key(args, space.starts, num_seqs, i); },
+      block, lanes, [&](int32_t i) { return live_key(args, space.starts, num_seqs, i); },
       space.starts[num_seqs], space.tile, kTileKeys, key);
 }
 
@@ -87,12 +88,13 @@ __global__ void rank_nodes_kernel(TreeSelectArgs args) {
   const int32_t room = select::room_for_nodes(args, base);
   const int32_t num_nodes = *draft.num_nodes;
   uint32_t failure = static_cast<uint32_t>(space.starts[num_seqs]);
-  for (int32_t first = 1; first <= num_nodes; first += block.size()) {
-    const int32_t i = first + block.rank();
+  const KeyLanes lanes(block, num_nodes);
+  for (int32_t first = 1; first <= num_nodes; first += lanes.keys) {
+    const int32_t i = first + lanes.index;
     const bool is_live = i <= num_nodes;
     const uint64_t key = is_live ? select::node_key(args, draft, b, i) : ~uint64_t{0};
-    const int32_t rank = count_above(args, block, space, num_seqs, key);
-    if (!is_live) continue;
+    const int32_t rank = count_above(args, block, lanes, space, num_seqs, key);
+    if (!is_live || lanes.lane != 0) continue;
     scratch.ranks[int64_t{b} * args.draft.capacity + i - 1] = rank;
     const bool is_worth = rank < room && key_value(key) >= args.thresholds[base + rank];
     if (!is_worth && static_cast<uint32_t>(rank) < failure) failure = static_cast<uint32_t>(rank);
