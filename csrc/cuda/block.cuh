@@ -103,6 +103,13 @@ class Block {
     return total;
   }
 
+  // The bits that any thread has.
+  __device__ uint32_t either(uint32_t bits) const {
+    uint32_t result = 0;
+    exchange(__reduce_or_sync(kWholeWarp, bits), [&](uint32_t word) { result |= word; });
+    return result;
+  }
+
   __device__ uint32_t least(uint32_t x) const {
     uint32_t result = ~0u;
     exchange(__reduce_min_sync(kWholeWarp, x),

@@ -199,6 +199,14 @@ inline uint32_t __reduce_min_sync(uint32_t, uint32_t value) {
   return static_cast<uint32_t>(least);
 }
 
+inline uint32_t __reduce_or_sync(uint32_t, uint32_t value) {
+  const uint64_t* words = cuda_on_threads::exchange(value);
+  uint64_t either = 0;
+  for (int lane = 0; lane < 32; ++lane) either |= words[lane];
+  return static_cast<uint32_t>(either);
+}
+
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
 inline int __popc(uint32_t bits) { return __builtin_popcount(bits); }
 inline int __clz(int bits) { return bits == 0 ? 32 : __builtin_clz(static_cast<uint32_t>(bits)); }
 inline void __nanosleep(unsigned) { sched_yield(); }
