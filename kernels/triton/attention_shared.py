@@ -19,9 +19,10 @@ from sdengine.kernels.triton.attention_parts import (
 from sdengine.kernels.triton.overlap import begin_in_turn, prefetch
 
 # Tiles that are asked for before they are needed, by row tiles of so many rows: a wide one has no
-# registers to spare.
+# registers to spare (64 rows take 243). One sequence of an engine's smallest program, eight rows of
+# four heads, has 32, and takes 138 instead of 136 on 9.0.
 FETCHED_TILES = tl.constexpr(2)
-MAX_FETCHED_ROWS = tl.constexpr(16)
+MAX_FETCHED_ROWS = tl.constexpr(32)
 
 
 @triton.jit

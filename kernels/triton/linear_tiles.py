@@ -80,7 +80,7 @@ class Split:
 # By architecture, the first that fits; a weight that none fits, or with a gate, is not cut.
 SPLITS = {
     80: (Split(2048, 2048, 4), Split(6144, 4096, 2)),
-    90: (Split(2048, 2048, 4), Split(4096, 4096, 4), Split(6144, 4096, 2)),
+    90: (Split(3072, 2048, 4), Split(4096, 4096, 4), Split(6144, 4096, 2)),
     100: (),  # the kernel of a part spills a word there
     120: (Split(2048, 2048, 4), Split(6144, 4096, 2)),
 }

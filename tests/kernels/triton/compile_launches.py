@@ -118,6 +118,7 @@ BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 CASES: dict[str, tuple[str, Callable[[], Args]]] = {
     "attention-tree": ("tree_attention", attention(64, 32, 128, BF16)),
     "attention-row": ("tree_attention", attention(1, 32, 128, BF16)),
+    "attention-decode": ("tree_attention", attention(8, 32, 128, BF16)),
     "attention-narrow": ("tree_attention", attention(64, 64, 64, BF16)),
     "attention-wide": ("tree_attention", one_pass_attention(64, 32, 128)),
     "attention-large": ("tree_attention", one_pass_attention(64, 32, 256)),
@@ -215,7 +216,7 @@ def compile_launch(case: str, launch: Launch, arch: int) -> Compiled:
     usage, sass = (cuobjdump(kernel.asm["cubin"], flag) for flag in ("-res-usage", "-sass"))
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert found, usage
-    names = re.findall(r"\b(HMMA|HGMMA|UTCHMMA|LDL|STL|FFMA|FMUL|FADD)\b", sass)
+    names = re.findall(r"\b(HMMA|HGMMA|UTCHMMA|LDL|STL|FFMA|FMUL|FADD|UBLKPF)\b", sass)
     return Compiled(
         case,
         arch,

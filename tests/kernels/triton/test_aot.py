@@ -31,6 +31,7 @@ TENSOR_CORE = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA", 120: "HMMA"}
 USUAL = [
     ("attention-tree", 90),
     ("attention-row", 90),
+    ("attention-decode", 90),
     ("attention-wide", 90),
     ("attention-large", 90),
     ("attention-f16", 90),
@@ -155,6 +156,16 @@ def test_wide_row_tiles_leave_room_for_another_program() -> None:
     first, second = (k for k in compiled(tuple(USUAL)) if k.case == "attention-wide")
     assert programs_of_a_multiprocessor(first) == 2, first
     assert programs_of_a_multiprocessor(second) >= 3, second
+
+
+def test_the_first_tiles_of_plain_decoding_are_asked_for_early() -> None:
+    """An engine's smallest program has eight rows, of four heads each with grouped queries."""
+    (first,) = (
+        k
+        for k in compiled(tuple(USUAL))
+        if k.case == "attention-decode" and k.kernel == "shared_splits_kernel"
+    )
+    assert first.instructions["UBLKPF"] == 4
 
 
 def test_the_wide_case_goes_through_several_splits() -> None:

@@ -157,7 +157,9 @@ def test_the_table_goes_by_shape_and_gates_are_not_cut(in_parts: None) -> None:
     "arch,features,inputs,parts",
     [
         (90, 4096, 4096, 4),
-        (90, 3072, 2048, 1),
+        (90, 3072, 2048, 4),
+        (90, 4096, 2048, 1),
+        (80, 3072, 2048, 1),
         (90, 4096, 14336, 4),
         (90, 6144, 4096, 2),
         (90, 128256, 4096, 1),
