@@ -115,6 +115,7 @@ Isa detected_isa() { return Isa::kAvx512Bf16; }
 Isa selected_isa() {
   return std::strcmp(std::getenv("SDENGINE_ISA"), "avx512") ? detected_isa() : Isa::kAvx512;
 }
+Isa fastest_isa() { return detected_isa(); }
 Isa selected_vector_isa() { return Isa::kAvx512; }
 const char* isa_name(Isa isa) { return isa == Isa::kAvx512 ? "avx512" : "avx512_bf16"; }
 }
