@@ -29,7 +29,7 @@ def describe_machine(command: str, num_threads: int | None, with_limits: bool) -
     """
     import torch
 
-    from sdengine.kernels.backends import load_cpu
+    from sdengine.kernels.cpu_library import load_cpu
 
     native = load_cpu()
     threads = choose_num_threads(num_threads, read_environment())

@@ -12,7 +12,7 @@ from sdengine.core.argument import check_int
 from sdengine.core.config import MAX_THREADS
 from sdengine.core.env import usable_cores
 from sdengine.errors import ConfigError
-from sdengine.kernels.backends import load_cpu
+from sdengine.kernels.cpu_library import load_cpu
 from sdengine.kernels.machine_limits import LimitProbe
 from sdengine.kernels.program import make_pool
 

@@ -100,7 +100,7 @@ def keep(main: Callable[[list[str]], int], argv: list[str], path: Path) -> None:
 
 def machine_name() -> str:
     """Folder name of this machine's page: processor, instruction set, threads."""
-    from sdengine.kernels.backends import load_cpu
+    from sdengine.kernels.cpu_library import load_cpu
 
     num_threads = choose_num_threads(None, read_environment())
     words = f"{processor()[0]} {load_cpu().selected_isa()} {num_threads} threads"

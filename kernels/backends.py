@@ -6,34 +6,13 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable, Mapping
-from types import ModuleType
 from typing import Any
 
-from sdengine.errors import BackendUnavailable, ConfigError
+from sdengine.errors import BackendUnavailable
 from sdengine.kernels import cuda_library
+from sdengine.kernels.cpu_library import load_cpu
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
-
-
-def load_cpu() -> ModuleType:
-    """The compiled CPU extension.
-
-    Raises:
-        BackendUnavailable: It was not built, or cannot be loaded here.
-        ConfigError: SDENGINE_ISA asks for instructions that this machine or the build lacks.
-    """
-    try:
-        from sdengine.kernels import _cpu
-    except ImportError as error:
-        raise BackendUnavailable(
-            f"backend 'cpu': the compiled extension is missing ({error}); install a C++17 "
-            "compiler and reinstall sdengine, or choose backend 'reference'"
-        ) from error
-    try:
-        _cpu.selected_isa()
-    except RuntimeError as error:
-        raise ConfigError(f"{error}; unset SDENGINE_ISA, or lower it") from None
-    return _cpu
 
 
 def require_triton() -> None:

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from sdengine.kernels.backends import load_cpu
+from sdengine.kernels.cpu_library import cpu_op
 from sdengine.kernels.cuda_library import cuda_op
-from sdengine.kernels.spec import Case, Op, address, expect, expect_tensor
+from sdengine.kernels.spec import Case, Op, expect, expect_tensor
 
-OP_NAME = "begin_step"
+NAME = "begin_step"
 ROOT_AND_NODES, ROOT_ONLY = 1, 2
 """Values of wants_logits where a sequence decodes: with trees, and without."""
 OUTPUTS = (
@@ -109,12 +109,12 @@ def check(
         max_nodes: static; nodes of a tree.
         has_trees: static; whether trees are grown in this step.
     """
-    batch, _ = expect_tensor(OP_NAME, "history", history, torch.int32, (None, None)).shape
-    expect_tensor(OP_NAME, "num_seqs", num_seqs, torch.int32, (1,))
-    expect_tensor(OP_NAME, "min_running", min_running, torch.int32, (1,))
-    expect_tensor(OP_NAME, "is_balanced", is_balanced, torch.int32, (1,))
-    expect_tensor(OP_NAME, "depth_limit", depth_limit, torch.int32, (1,))
-    expect_tensor(OP_NAME, "stop_tokens", stop_tokens, torch.int32, (batch, None))
+    batch, _ = expect_tensor(NAME, "history", history, torch.int32, (None, None)).shape
+    expect_tensor(NAME, "num_seqs", num_seqs, torch.int32, (1,))
+    expect_tensor(NAME, "min_running", min_running, torch.int32, (1,))
+    expect_tensor(NAME, "is_balanced", is_balanced, torch.int32, (1,))
+    expect_tensor(NAME, "depth_limit", depth_limit, torch.int32, (1,))
+    expect_tensor(NAME, "stop_tokens", stop_tokens, torch.int32, (batch, None))
     for name, tensor in (
         ("scheduled_lens", scheduled_lens),
         ("can_draft", can_draft),
@@ -132,12 +132,12 @@ def check(
         ("node_budgets", node_budgets),
         ("depth_limits", depth_limits),
     ):
-        expect_tensor(OP_NAME, name, tensor, torch.int32, (batch,))
-    expect_tensor(OP_NAME, "root_values", root_values, torch.float32, (batch,))
+        expect_tensor(NAME, name, tensor, torch.int32, (batch,))
+    expect_tensor(NAME, "root_values", root_values, torch.float32, (batch,))
     if draft_computed_lens is not None:
-        expect_tensor(OP_NAME, "draft_computed_lens", draft_computed_lens, torch.int32, (batch,))
+        expect_tensor(NAME, "draft_computed_lens", draft_computed_lens, torch.int32, (batch,))
     for name, limit in (("max_draft_rows", max_draft_rows), ("max_nodes", max_nodes)):
-        expect(OP_NAME, limit >= 0, f"{name}: expected at least 0, got {limit}")
+        expect(NAME, limit >= 0, f"{name}: expected at least 0, got {limit}")
 
 
 def reference(
@@ -206,70 +206,6 @@ def reference(
             root_values[b] = float(np.float32(left**2 * len(mates)) / np.float32(squares))
 
 
-def cpu(
-    native: Any,
-    *,
-    num_seqs: torch.Tensor,
-    min_running: torch.Tensor,
-    scheduled_lens: torch.Tensor,
-    can_draft: torch.Tensor,
-    max_total_lens: torch.Tensor,
-    groups: torch.Tensor,
-    is_balanced: torch.Tensor,
-    first_stops: torch.Tensor,
-    stop_tokens: torch.Tensor,
-    depth_limit: torch.Tensor,
-    history: torch.Tensor,
-    history_lens: torch.Tensor,
-    num_emitted: torch.Tensor,
-    computed_lens: torch.Tensor,
-    draft_computed_lens: torch.Tensor | None,
-    pending_lens: torch.Tensor,
-    wants_logits: torch.Tensor,
-    max_emit: torch.Tensor,
-    draft_pending_lens: torch.Tensor,
-    draft_wants_logits: torch.Tensor,
-    node_budgets: torch.Tensor,
-    depth_limits: torch.Tensor,
-    root_values: torch.Tensor,
-    max_draft_rows: int,
-    max_nodes: int,
-    has_trees: bool,
-) -> None:
-    """Appends the native launch."""
-    load_cpu().begin_step(
-        native,
-        address(num_seqs),
-        address(min_running),
-        address(scheduled_lens),
-        address(can_draft),
-        address(max_total_lens),
-        address(groups),
-        address(is_balanced),
-        address(first_stops),
-        address(stop_tokens),
-        stop_tokens.shape[1],
-        address(depth_limit),
-        address(history),
-        history.shape[1],
-        address(history_lens),
-        address(num_emitted),
-        address(computed_lens),
-        address(draft_computed_lens),
-        max_draft_rows,
-        max_nodes,
-        has_trees,
-        address(pending_lens),
-        address(wants_logits),
-        address(max_emit),
-        address(draft_pending_lens),
-        address(draft_wants_logits),
-        address(node_budgets),
-        address(depth_limits),
-        address(root_values),
-    )
-
-
 def bench_cases() -> Iterator[Case]:
     """One and eight decoding sequences that committed five tokens in the step before."""
     for batch in (1, 8):
@@ -292,11 +228,11 @@ def bench_cases() -> Iterator[Case]:
 
 
 OP = Op(
-    OP_NAME,
+    NAME,
     check,
     reference,
     OUTPUTS,
-    cpu,
-    backends={"cuda": cuda_op(OP_NAME, check)},
+    cpu_op(NAME),
+    backends={"cuda": cuda_op(NAME, check)},
     bench_cases=bench_cases,
 )

@@ -14,17 +14,16 @@ logit row             x      x        x        x        (wants_logits)
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
-from sdengine.kernels.backends import load_cpu
+from sdengine.kernels.cpu_library import cpu_op
 from sdengine.kernels.cuda_library import cuda_op
 from sdengine.kernels.row_batch import RowBatch, expect_row_batch
-from sdengine.kernels.spec import Case, Op, address, expect, expect_tensor
+from sdengine.kernels.spec import Case, Op, expect, expect_tensor
 from sdengine.kernels.token_tree import TokenTree, expect_token_tree
 
-OP_NAME = "build_rows"
+NAME = "build_rows"
 
 
 def check(
@@ -66,12 +65,10 @@ def check(
         window: static; sliding window of the attention, 0 without: bits of ancestors that a node
             cannot see are cleared.
     """
-    expect_row_batch(OP_NAME, "rows", rows)
+    expect_row_batch(NAME, "rows", rows)
     batch, n = rows.tree_starts.shape[0], rows.max_rows
-    (pending,) = expect_tensor(
-        OP_NAME, "pending_tokens", pending_tokens, torch.int32, (None,)
-    ).shape
-    expect(OP_NAME, pending <= n, f"pending_tokens: expected at most N={n} tokens, got {pending}")
+    (pending,) = expect_tensor(NAME, "pending_tokens", pending_tokens, torch.int32, (None,)).shape
+    expect(NAME, pending <= n, f"pending_tokens: expected at most N={n} tokens, got {pending}")
     for name, tensor, size in (
         ("cu_pending", cu_pending, batch + 1),
         ("computed_lens", computed_lens, batch),
@@ -81,14 +78,14 @@ def check(
         ("cu_logits", cu_logits, batch + 1),
         ("num_logits", num_logits, 1),
     ):
-        expect_tensor(OP_NAME, name, tensor, torch.int32, (size,))
-    expect_tensor(OP_NAME, "block_tables", block_tables, torch.int32, (batch, None))
-    expect(OP_NAME, block_size >= 1, f"block_size: expected at least 1, got {block_size}")
-    expect(OP_NAME, window >= 0, f"window: expected at least 0, got {window}")
+        expect_tensor(NAME, name, tensor, torch.int32, (size,))
+    expect_tensor(NAME, "block_tables", block_tables, torch.int32, (batch, None))
+    expect(NAME, block_size >= 1, f"block_size: expected at least 1, got {block_size}")
+    expect(NAME, window >= 0, f"window: expected at least 0, got {window}")
     if tree is not None:
-        expect_token_tree(OP_NAME, "tree", tree)
+        expect_token_tree(NAME, "tree", tree)
         expect(
-            OP_NAME,
+            NAME,
             tree.batch_size == batch and tree.mask_words <= rows.mask_words,
             f"tree: expected B={batch} and at most {rows.mask_words} mask words, got "
             f"B={tree.batch_size} and {tree.mask_words}",
@@ -154,47 +151,6 @@ def _window_mask(tree: TokenTree, b: int, node: int, window: int) -> torch.Tenso
     return mask
 
 
-def cpu(
-    native: Any,
-    *,
-    pending_tokens: torch.Tensor,
-    cu_pending: torch.Tensor,
-    computed_lens: torch.Tensor,
-    wants_logits: torch.Tensor,
-    num_seqs: torch.Tensor,
-    block_tables: torch.Tensor,
-    block_size: int,
-    tree: TokenTree | None,
-    rows: RowBatch,
-    logit_rows: torch.Tensor,
-    cu_logits: torch.Tensor,
-    num_logits: torch.Tensor,
-    window: int = 0,
-) -> None:
-    """Appends the native launch."""
-    load_cpu().build_rows(
-        native,
-        address(pending_tokens),
-        address(cu_pending),
-        address(computed_lens),
-        address(wants_logits),
-        address(num_seqs),
-        address(block_tables),
-        block_tables.shape[1],
-        block_size,
-        window,
-        [] if tree is None else tree.addresses(),
-        0 if tree is None else tree.max_nodes,
-        0 if tree is None else tree.mask_words,
-        rows.addresses(),
-        rows.max_rows,
-        rows.mask_words,
-        address(logit_rows),
-        address(cu_logits),
-        address(num_logits),
-    )
-
-
 def bench_cases() -> Iterator[Case]:
     """A prefill chunk and a tree at batch 1, small trees in a batch."""
     for batch, pending, nodes in ((1, 512, 0), (1, 1, 64), (8, 1, 16)):
@@ -220,11 +176,11 @@ def bench_cases() -> Iterator[Case]:
 
 OUTPUTS = ("rows", "logit_rows", "cu_logits", "num_logits")
 OP = Op(
-    OP_NAME,
+    NAME,
     check,
     reference,
     OUTPUTS,
-    cpu,
-    backends={"cuda": cuda_op(OP_NAME, check)},
+    cpu_op(NAME),
+    backends={"cuda": cuda_op(NAME, check)},
     bench_cases=bench_cases,
 )

@@ -20,11 +20,11 @@ from typing import Any
 
 import torch
 
-from sdengine.kernels.backends import load_cpu
+from sdengine.kernels.cpu_library import cpu_op
 from sdengine.kernels.cuda_library import cuda_op
-from sdengine.kernels.spec import Case, Op, address, expect, expect_tensor
+from sdengine.kernels.spec import Case, Op, expect, expect_tensor
 
-OP_NAME = "commit_plan"
+NAME = "commit_plan"
 
 
 def check(
@@ -80,11 +80,11 @@ def check(
         num_draft_moves: [B] int32, written.
         output_counts: [B, V] int32, incremented for each emitted token; None: no penalties.
     """
-    batch, depth = expect_tensor(OP_NAME, "path", path, torch.int32, (None, None)).shape
-    expect_tensor(OP_NAME, "num_seqs", num_seqs, torch.int32, (1,))
-    expect_tensor(OP_NAME, "out_tokens", out_tokens, torch.int32, (batch, depth + 1))
-    expect_tensor(OP_NAME, "history", history, torch.int32, (batch, None))
-    expect_tensor(OP_NAME, "move_src", move_src, torch.int32, (batch, depth))
+    batch, depth = expect_tensor(NAME, "path", path, torch.int32, (None, None)).shape
+    expect_tensor(NAME, "num_seqs", num_seqs, torch.int32, (1,))
+    expect_tensor(NAME, "out_tokens", out_tokens, torch.int32, (batch, depth + 1))
+    expect_tensor(NAME, "history", history, torch.int32, (batch, None))
+    expect_tensor(NAME, "move_src", move_src, torch.int32, (batch, depth))
     lens = {
         "wants_logits": wants_logits,
         "pending_lens": pending_lens,
@@ -105,21 +105,21 @@ def check(
     }
     missing = [name for name, tensor in draft.items() if tensor is None]
     expect(
-        OP_NAME,
+        NAME,
         len(missing) in (0, len(draft)),
         f"{', '.join(missing)}: expected tensors, since other draft arguments were given",
     )
     if not missing:
         expect_tensor(
-            OP_NAME, "draft_move_src", draft.pop("draft_move_src"), torch.int32, (batch, depth)
+            NAME, "draft_move_src", draft.pop("draft_move_src"), torch.int32, (batch, depth)
         )
         lens.update(draft)  # type: ignore[arg-type]
     for name, tensor in lens.items():
-        expect_tensor(OP_NAME, name, tensor, torch.int32, (batch,))
+        expect_tensor(NAME, name, tensor, torch.int32, (batch,))
     if draft_slots is not None:
-        expect_tensor(OP_NAME, "draft_slots", draft_slots, torch.int32, (batch, None))
+        expect_tensor(NAME, "draft_slots", draft_slots, torch.int32, (batch, None))
     if output_counts is not None:
-        expect_tensor(OP_NAME, "output_counts", output_counts, torch.int32, (batch, None))
+        expect_tensor(NAME, "output_counts", output_counts, torch.int32, (batch, None))
 
 
 def _write_moves(
@@ -204,62 +204,6 @@ def reference(
         draft_computed_lens[b] = min(reached + len(slots), int(history_lens[b]) - 1)
 
 
-def cpu(
-    native: Any,
-    *,
-    num_seqs: torch.Tensor,
-    wants_logits: torch.Tensor,
-    pending_lens: torch.Tensor,
-    num_accepted: torch.Tensor,
-    path: torch.Tensor,
-    out_tokens: torch.Tensor,
-    max_emit: torch.Tensor,
-    num_emitted: torch.Tensor,
-    history: torch.Tensor,
-    history_lens: torch.Tensor,
-    computed_lens: torch.Tensor,
-    move_src: torch.Tensor,
-    move_dst_start: torch.Tensor,
-    num_moves: torch.Tensor,
-    draft_slots: torch.Tensor | None = None,
-    draft_pending_lens: torch.Tensor | None = None,
-    draft_computed_lens: torch.Tensor | None = None,
-    draft_move_src: torch.Tensor | None = None,
-    draft_move_dst_start: torch.Tensor | None = None,
-    num_draft_moves: torch.Tensor | None = None,
-    output_counts: torch.Tensor | None = None,
-) -> None:
-    """Appends the native launch."""
-    load_cpu().commit_plan(
-        native,
-        address(num_seqs),
-        address(wants_logits),
-        address(pending_lens),
-        address(num_accepted),
-        address(path),
-        address(out_tokens),
-        path.shape[1],
-        address(max_emit),
-        address(num_emitted),
-        address(history),
-        history.shape[1],
-        address(history_lens),
-        address(computed_lens),
-        address(move_src),
-        address(move_dst_start),
-        address(num_moves),
-        address(draft_slots),
-        0 if draft_slots is None else draft_slots.shape[1],
-        address(draft_pending_lens),
-        address(draft_computed_lens),
-        address(draft_move_src),
-        address(draft_move_dst_start),
-        address(num_draft_moves),
-        address(output_counts),
-        0 if output_counts is None else output_counts.shape[1],
-    )
-
-
 def bench_cases() -> Iterator[Case]:
     """One and eight sequences that accepted five nodes of a 64-node tree."""
     for batch in (1, 8):
@@ -300,11 +244,11 @@ OUTPUTS = (
     "output_counts",
 )
 OP = Op(
-    OP_NAME,
+    NAME,
     check,
     reference,
     OUTPUTS,
-    cpu,
-    backends={"cuda": cuda_op(OP_NAME, check)},
+    cpu_op(NAME),
+    backends={"cuda": cuda_op(NAME, check)},
     bench_cases=bench_cases,
 )

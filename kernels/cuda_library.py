@@ -10,27 +10,15 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sdengine.errors import BackendUnavailable
+from sdengine.kernels.launches import launch_of
 from sdengine.kernels.spec import expect_one_device
 
-CUDA_OPS = (
-    "begin_step",
-    "build_rows",
-    "commit_plan",
-    "gather_pending",
-    "kv_compact",
-    "ngram_match",
-    "timestamp",
-    "tree_expand",
-    "tree_select",
-    "tree_verify",
-)
 LIBRARY = Path(__file__).with_name("libsdengine_cuda.so")
 
 
@@ -69,13 +57,7 @@ class CudaLibrary:
         Raises:
             BackendUnavailable: the library was built from other sources, or the launch failed.
         """
-        launch = import_module(f"sdengine.kernels.cuda.{op}").launch_of(**args)
-        size, expected = ctypes.sizeof(launch.arguments), self.sizeof(op)
-        if size != expected:
-            raise BackendUnavailable(
-                f"backend 'cuda': {op} takes {expected} bytes of arguments, this version has "
-                f"{size}; rebuild the library with `make native`"
-            )
+        launch = launch_of(op, args, self.sizeof(op), "cuda")
         batch_size = ctypes.c_int32(launch.batch_size)
         self._call(op, ctypes.byref(launch.arguments), batch_size, ctypes.c_void_p(stream))
 

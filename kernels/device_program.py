@@ -14,6 +14,7 @@ import torch
 
 from sdengine.errors import BackendUnavailable
 from sdengine.kernels import backends, cuda_library
+from sdengine.kernels.cpu_library import load_cpu
 from sdengine.kernels.device_memory import StagedMemory
 from sdengine.kernels.graph_branches import GraphBranches
 from sdengine.kernels.launch_chain import chained
@@ -251,7 +252,7 @@ def _device_of(memory: StagedMemory) -> Any:
 
 def run_on_host(spec: Op, **args: Any) -> None:
     """Runs an op's CPU kernel at once, on tensors in host memory."""
-    native = backends.load_cpu()
+    native = load_cpu()
     launches = native.Program()
     assert spec.cpu is not None
     spec.cpu(launches, **args)

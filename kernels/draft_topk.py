@@ -15,11 +15,12 @@ from typing import Any
 import torch
 
 from sdengine.kernels import noise as keyed
-from sdengine.kernels.backends import load_cpu, triton_kernel
+from sdengine.kernels.backends import triton_kernel
+from sdengine.kernels.cpu_library import load_cpu
 from sdengine.kernels.row_plan import GREEDY_TEMPERATURE, MASS_UNIT, integer_mass, scaled_logits
 from sdengine.kernels.spec import Case, Op, address, expect, expect_tensor
 
-OP_NAME = "draft_topk"
+NAME = "draft_topk"
 MAX_CANDIDATES = 64
 MAX_SPLITS = 64  # of a row on a device, each with a program of its own
 MIN_DEVICE_CANDIDATES = 16
@@ -75,27 +76,27 @@ def check(
             refused there. The CPU needs none.
     """
     expect(
-        OP_NAME, noise in ("target", "fresh"), f"noise: expected 'target' or 'fresh', got {noise!r}"
+        NAME, noise in ("target", "fresh"), f"noise: expected 'target' or 'fresh', got {noise!r}"
     )
-    n, _ = expect_tensor(OP_NAME, "logits", logits, torch.float32, (None, None)).shape
-    batch = expect_tensor(OP_NAME, "temperature", temperature, torch.float32, (None,)).shape[0]
-    packed = expect_tensor(OP_NAME, "row_seq", row_seq, torch.int32, (n if rows is None else None,))
-    candidates = expect_tensor(OP_NAME, "out_tokens", out_tokens, torch.int32, (n, None)).shape[1]
+    n, _ = expect_tensor(NAME, "logits", logits, torch.float32, (None, None)).shape
+    batch = expect_tensor(NAME, "temperature", temperature, torch.float32, (None,)).shape[0]
+    packed = expect_tensor(NAME, "row_seq", row_seq, torch.int32, (n if rows is None else None,))
+    candidates = expect_tensor(NAME, "out_tokens", out_tokens, torch.int32, (n, None)).shape[1]
     limits = f"out_tokens: expected 1 <= K <= {MAX_CANDIDATES}, got {candidates}"
-    expect(OP_NAME, 1 <= candidates <= MAX_CANDIDATES, limits)
-    expect_tensor(OP_NAME, "positions", positions, torch.int32, tuple(packed.shape))
-    expect_tensor(OP_NAME, "seeds", seeds, torch.int64, (batch,))
-    expect_tensor(OP_NAME, "out_probs", out_probs, torch.float32, (n, candidates))
-    expect_tensor(OP_NAME, "num_rows", num_rows, torch.int32, (1,))
+    expect(NAME, 1 <= candidates <= MAX_CANDIDATES, limits)
+    expect_tensor(NAME, "positions", positions, torch.int32, tuple(packed.shape))
+    expect_tensor(NAME, "seeds", seeds, torch.int64, (batch,))
+    expect_tensor(NAME, "out_probs", out_probs, torch.float32, (n, candidates))
+    expect_tensor(NAME, "num_rows", num_rows, torch.int32, (1,))
     if rows is not None:
-        expect_tensor(OP_NAME, "rows", rows, torch.int32, (n,))
+        expect_tensor(NAME, "rows", rows, torch.int32, (n,))
     if softness is not None:
-        expect_tensor(OP_NAME, "softness", softness, torch.float32, (batch,))
+        expect_tensor(NAME, "softness", softness, torch.float32, (batch,))
     if scratch is not None:
-        expect_tensor(OP_NAME, "scratch", scratch, torch.int64, (None,))
+        expect_tensor(NAME, "scratch", scratch, torch.int64, (None,))
     if noise == "fresh":
-        expect_tensor(OP_NAME, "creation_ids", creation_ids, torch.int32, tuple(packed.shape))
-        expect_tensor(OP_NAME, "tree_starts", tree_starts, torch.int32, (batch,))
+        expect_tensor(NAME, "creation_ids", creation_ids, torch.int32, tuple(packed.shape))
+        expect_tensor(NAME, "tree_starts", tree_starts, torch.int32, (batch,))
 
 
 def _order(scores: torch.Tensor, limit: int) -> torch.Tensor:
@@ -228,11 +229,11 @@ def bench_case(noise: str, rows: int, vocab: int, candidates: int) -> Case:
 
 
 OP = Op(
-    OP_NAME,
+    NAME,
     check,
     reference,
     ("out_tokens", "out_probs"),
     cpu,
-    triton_kernel(OP_NAME),
+    triton_kernel(NAME),
     bench_cases,
 )

@@ -7,9 +7,12 @@ from typing import Any
 
 import torch
 
-from sdengine.kernels.backends import load_cpu, triton_kernel
+from sdengine.kernels.backends import triton_kernel
+from sdengine.kernels.cpu_library import load_cpu
 from sdengine.kernels.number_format import NUMBER_FORMATS, format_code
 from sdengine.kernels.spec import Case, Op, address, expect_tensor
+
+NAME = "embed"
 
 
 def check(
@@ -23,10 +26,10 @@ def check(
         out: [N, E] float32, written.
         num_rows: [1] int32, rows to gather.
     """
-    expect_tensor("embed", "weight", weight, NUMBER_FORMATS, (None, None))
-    expect_tensor("embed", "tokens", tokens, torch.int32, (None,))
-    expect_tensor("embed", "out", out, torch.float32, (tokens.shape[0], weight.shape[1]))
-    expect_tensor("embed", "num_rows", num_rows, torch.int32, (1,))
+    expect_tensor(NAME, "weight", weight, NUMBER_FORMATS, (None, None))
+    expect_tensor(NAME, "tokens", tokens, torch.int32, (None,))
+    expect_tensor(NAME, "out", out, torch.float32, (tokens.shape[0], weight.shape[1]))
+    expect_tensor(NAME, "num_rows", num_rows, torch.int32, (1,))
 
 
 def reference(
@@ -74,4 +77,4 @@ def bench_case(rows: int, vocab: int, width: int) -> Case:
     return Case(f"N={rows} V={vocab} E={width} bf16", args, bytes_moved=rows * width * 6)
 
 
-OP = Op("embed", check, reference, ("out",), cpu, triton_kernel("embed"), bench_cases)
+OP = Op(NAME, check, reference, ("out",), cpu, triton_kernel(NAME), bench_cases)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
-from sdengine.kernels.backends import load_cpu
+from sdengine.kernels.cpu_library import cpu_op
 from sdengine.kernels.cuda_library import cuda_op
-from sdengine.kernels.spec import Case, Op, address, expect_tensor
+from sdengine.kernels.spec import Case, Op, expect_tensor
+
+NAME = "gather_pending"
 
 
 def check(
@@ -32,13 +33,12 @@ def check(
             fit is left out.
         cu_pending: [B + 1] int32, written: sequence b's are cu_pending[b] : cu_pending[b + 1].
     """
-    op = "gather_pending"
-    batch, _ = expect_tensor(op, "history", history, torch.int32, (None, None)).shape
-    expect_tensor(op, "computed_lens", computed_lens, torch.int32, (batch,))
-    expect_tensor(op, "pending_lens", pending_lens, torch.int32, (batch,))
-    expect_tensor(op, "num_seqs", num_seqs, torch.int32, (1,))
-    expect_tensor(op, "pending_tokens", pending_tokens, torch.int32, (None,))
-    expect_tensor(op, "cu_pending", cu_pending, torch.int32, (batch + 1,))
+    batch, _ = expect_tensor(NAME, "history", history, torch.int32, (None, None)).shape
+    expect_tensor(NAME, "computed_lens", computed_lens, torch.int32, (batch,))
+    expect_tensor(NAME, "pending_lens", pending_lens, torch.int32, (batch,))
+    expect_tensor(NAME, "num_seqs", num_seqs, torch.int32, (1,))
+    expect_tensor(NAME, "pending_tokens", pending_tokens, torch.int32, (None,))
+    expect_tensor(NAME, "cu_pending", cu_pending, torch.int32, (batch + 1,))
 
 
 def reference(
@@ -61,30 +61,6 @@ def reference(
         cu_pending[b + 1] = packed
 
 
-def cpu(
-    native: Any,
-    *,
-    history: torch.Tensor,
-    computed_lens: torch.Tensor,
-    pending_lens: torch.Tensor,
-    num_seqs: torch.Tensor,
-    pending_tokens: torch.Tensor,
-    cu_pending: torch.Tensor,
-) -> None:
-    """Appends the native launch."""
-    load_cpu().gather_pending(
-        native,
-        address(history),
-        history.shape[1],
-        address(computed_lens),
-        address(pending_lens),
-        address(num_seqs),
-        pending_tokens.shape[0],
-        address(pending_tokens),
-        address(cu_pending),
-    )
-
-
 def bench_cases() -> Iterator[Case]:
     """One decoding sequence and a prefill chunk."""
     for pending in (1, 512):
@@ -100,11 +76,11 @@ def bench_cases() -> Iterator[Case]:
 
 
 OP = Op(
-    "gather_pending",
+    NAME,
     check,
     reference,
     ("pending_tokens", "cu_pending"),
-    cpu,
-    backends={"cuda": cuda_op("gather_pending", check)},
+    cpu_op(NAME),
+    backends={"cuda": cuda_op(NAME, check)},
     bench_cases=bench_cases,
 )

@@ -8,14 +8,14 @@ afterwards      ... n-1 | n   n+2 n+4 | free                move_dst_start = n
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
-from sdengine.kernels.backends import load_cpu, triton_kernel
+from sdengine.kernels.backends import triton_kernel
+from sdengine.kernels.cpu_library import cpu_op
 from sdengine.kernels.cuda_library import cuda_op
 from sdengine.kernels.number_format import NUMBER_FORMATS
-from sdengine.kernels.spec import Case, Op, address, expect, expect_tensor
+from sdengine.kernels.spec import Case, Op, expect, expect_tensor
 
 NAME = "kv_compact"
 
@@ -72,36 +72,6 @@ def reference(
         kv_cache[:, table[target // block_size], :, :, target % block_size] = kept
 
 
-def cpu(
-    native: Any,
-    *,
-    kv_cache: torch.Tensor,
-    block_tables: torch.Tensor,
-    move_src: torch.Tensor,
-    move_dst_start: torch.Tensor,
-    num_moves: torch.Tensor,
-    num_seqs: torch.Tensor,
-) -> None:
-    """Appends the native launch."""
-    load_cpu().kv_compact(
-        native,
-        address(kv_cache),
-        kv_cache.element_size(),
-        address(block_tables),
-        block_tables.shape[1],
-        address(move_src),
-        move_src.shape[1],
-        address(move_dst_start),
-        address(num_moves),
-        address(num_seqs),
-        kv_cache.shape[0],
-        kv_cache.shape[1],
-        kv_cache.shape[3],
-        kv_cache.shape[4],
-        kv_cache.shape[5],
-    )
-
-
 def bench_case(sequences: int, layers: int, kv_heads: int, dim: int) -> Case:
     """Four accepted nodes of a scattered path."""
     cache = torch.zeros(layers, sequences * 32, 2, kv_heads, 16, dim, dtype=torch.bfloat16)
@@ -129,7 +99,7 @@ OP = Op(
     check,
     reference,
     ("kv_cache",),
-    cpu,
+    cpu_op(NAME),
     backends={**triton_kernel(NAME), "cuda": cuda_op(NAME, check)},
     bench_cases=bench_cases,
 )

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from sdengine.kernels.backends import load_cpu, triton_kernel
+from sdengine.kernels.backends import triton_kernel
+from sdengine.kernels.cpu_library import load_cpu
 from sdengine.kernels.dense_weight import DenseWeight
 from sdengine.kernels.number_format import NUMBER_FORMATS, format_code, short_name
 from sdengine.kernels.packed_weight import PackedWeight, pack_weight
@@ -24,6 +25,8 @@ from sdengine.kernels.spec import (
     expect_float32,
     expect_tensor,
 )
+
+NAME = "linear"
 
 ACTIVATIONS = (None, "silu_gate")
 
@@ -60,37 +63,35 @@ def check(
             such a kernel have ended. Launches that may overlap need counters of their own.
     """
     expect(
-        "linear",
+        NAME,
         isinstance(weight, PackedWeight | DenseWeight),
         f"weight: expected PackedWeight or DenseWeight, got {type(weight).__name__}",
     )
     expect(
-        "linear",
+        NAME,
         activation in ACTIVATIONS,
         f"activation: expected one of {ACTIVATIONS}, got {activation!r}",
     )
     gated = activation == "silu_gate"
+    expect(NAME, gated == weight.is_gate_up, f"activation: got {activation!r} for {_kind(weight)}")
     expect(
-        "linear", gated == weight.is_gate_up, f"activation: got {activation!r} for {_kind(weight)}"
-    )
-    expect(
-        "linear",
+        NAME,
         not (gated and accumulate),
         "accumulate: not available with activation 'silu_gate'",
     )
-    expect_tensor("linear", "x", x, NUMBER_FORMATS, (None, weight.num_inputs))
+    expect_tensor(NAME, "x", x, NUMBER_FORMATS, (None, weight.num_inputs))
     capacity = x.shape[0]
     if rows is not None:
-        capacity = expect_tensor("linear", "rows", rows, torch.int32, (None,)).shape[0]
+        capacity = expect_tensor(NAME, "rows", rows, torch.int32, (None,)).shape[0]
     width = weight.num_outputs // 2 if gated else weight.num_outputs
-    expect_tensor("linear", "out", out, NUMBER_FORMATS, (capacity, width))
-    expect_tensor("linear", "num_rows", num_rows, torch.int32, (1,))
+    expect_tensor(NAME, "out", out, NUMBER_FORMATS, (capacity, width))
+    expect_tensor(NAME, "num_rows", num_rows, torch.int32, (1,))
     if bias is not None:
-        expect_tensor("linear", "bias", bias, torch.float32, (weight.num_outputs,))
+        expect_tensor(NAME, "bias", bias, torch.float32, (weight.num_outputs,))
     if scratch is not None:
-        expect_tensor("linear", "scratch", scratch, torch.float32, (None,))
+        expect_tensor(NAME, "scratch", scratch, torch.float32, (None,))
     if counters is not None:
-        expect_tensor("linear", "counters", counters, torch.int32, (None,))
+        expect_tensor(NAME, "counters", counters, torch.int32, (None,))
 
 
 def _kind(weight: PackedWeight | DenseWeight) -> str:
@@ -142,12 +143,12 @@ def cpu(
 ) -> None:
     """Appends the native launch."""
     expect(
-        "linear",
+        NAME,
         isinstance(weight, PackedWeight),
         f"weight: expected a PackedWeight for backend 'cpu', got {type(weight).__name__}",
     )
     assert isinstance(weight, PackedWeight)
-    expect_float32("linear", x=x, out=out)
+    expect_float32(NAME, x=x, out=out)
     load_cpu().linear(
         native,
         address(x),
@@ -191,4 +192,4 @@ def bench_cases() -> Iterator[Case]:
                 yield bench_case(weight, rows, label)
 
 
-OP = Op("linear", check, reference, ("out",), cpu, triton_kernel("linear"), bench_cases)
+OP = Op(NAME, check, reference, ("out",), cpu, triton_kernel(NAME), bench_cases)

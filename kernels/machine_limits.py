@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from sdengine.kernels.backends import load_cpu
+from sdengine.kernels.cpu_library import load_cpu
 from sdengine.kernels.huge_pages import HugePageArena
 
 DRAM_BYTES = 5 << 28  # 1.25 GB: far beyond any last-level cache share

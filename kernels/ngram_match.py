@@ -22,14 +22,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from sdengine.kernels.backends import load_cpu
 from sdengine.kernels.calibration import CELLS
+from sdengine.kernels.cpu_library import cpu_op
 from sdengine.kernels.cuda_library import cuda_op
-from sdengine.kernels.spec import Case, Op, address, expect, expect_tensor
+from sdengine.kernels.spec import Case, Op, expect, expect_tensor
 from sdengine.kernels.token_tree import DraftTree, expect_draft_tree
 from sdengine.kernels.tree_expand_reference import calibrated_acceptance, rank_table
 
-OP_NAME = "ngram_match"
+NAME = "ngram_match"
 F32 = np.float32
 MAX_WEIGHT_STEPS = 8
 ESCAPE_WEIGHT = 1.0
@@ -90,16 +90,16 @@ def check(
         ("max_children", max_children),
         ("max_matches", max_matches),
     ):
-        expect(OP_NAME, value >= 1, f"{name}: expected at least 1, got {value}")
+        expect(NAME, value >= 1, f"{name}: expected at least 1, got {value}")
     expect(
-        OP_NAME,
+        NAME,
         max_ngram >= min_ngram,
         f"max_ngram: expected at least min_ngram={min_ngram}, got {max_ngram}",
     )
-    batch = expect_draft_tree(OP_NAME, "tree", tree).batch_size
-    expect_tensor(OP_NAME, "history", history, torch.int32, (None, None))
+    batch = expect_draft_tree(NAME, "tree", tree).batch_size
+    expect_tensor(NAME, "history", history, torch.int32, (None, None))
     expect(
-        OP_NAME,
+        NAME,
         history_rows is not None or history.shape[0] >= batch,
         f"history: expected at least B={batch} rows, got {history.shape[0]}",
     )
@@ -110,16 +110,16 @@ def check(
         ("history_rows", history_rows),
     ):
         if tensor is not None:
-            expect_tensor(OP_NAME, name, tensor, torch.int32, (batch,))
-    expect_tensor(OP_NAME, "stop_tokens", stop_tokens, torch.int32, (batch, None))
-    expect_tensor(OP_NAME, "num_seqs", num_seqs, torch.int32, (1,))
+            expect_tensor(NAME, name, tensor, torch.int32, (batch,))
+    expect_tensor(NAME, "stop_tokens", stop_tokens, torch.int32, (batch, None))
+    expect_tensor(NAME, "num_seqs", num_seqs, torch.int32, (1,))
     if calibration is not None:
-        expect_tensor(OP_NAME, "calibration", calibration, torch.float32, (batch, *CELLS))
+        expect_tensor(NAME, "calibration", calibration, torch.float32, (batch, *CELLS))
     if root_values is not None:
-        expect_tensor(OP_NAME, "root_values", root_values, torch.float32, (batch,))
+        expect_tensor(NAME, "root_values", root_values, torch.float32, (batch,))
     needed = ngram_scratch_size(batch, max_matches, max_depth)
-    got = expect_tensor(OP_NAME, "scratch", scratch, torch.int64, (None,)).numel()
-    expect(OP_NAME, got >= needed, f"scratch: expected at least {needed} elements, got {got}")
+    got = expect_tensor(NAME, "scratch", scratch, torch.int64, (None,)).numel()
+    expect(NAME, got >= needed, f"scratch: expected at least {needed} elements, got {got}")
 
 
 def reference(
@@ -228,51 +228,6 @@ def _write_tree(tree: DraftTree, b: int, nodes: list[Ranked]) -> None:
     tree.num_nodes[b], tree.num_forwarded[b] = len(nodes), 0
 
 
-def cpu(
-    native: Any,
-    *,
-    history: torch.Tensor,
-    history_lens: torch.Tensor,
-    node_budgets: torch.Tensor,
-    depth_limits: torch.Tensor,
-    stop_tokens: torch.Tensor,
-    num_seqs: torch.Tensor,
-    scratch: torch.Tensor,
-    tree: DraftTree,
-    min_ngram: int,
-    max_ngram: int,
-    max_depth: int,
-    max_children: int,
-    max_matches: int = 32,
-    history_rows: torch.Tensor | None = None,
-    calibration: torch.Tensor | None = None,
-    root_values: torch.Tensor | None = None,
-) -> None:
-    """Appends the native launch."""
-    load_cpu().ngram_match(
-        native,
-        address(history),
-        history.shape[1],
-        address(history_rows),
-        address(history_lens),
-        address(root_values),
-        address(node_budgets),
-        address(depth_limits),
-        address(stop_tokens),
-        stop_tokens.shape[1],
-        address(calibration),
-        address(num_seqs),
-        min_ngram,
-        max_ngram,
-        max_matches,
-        max_depth,
-        max_children,
-        tree.addresses(),
-        tree.max_nodes,
-        address(scratch),
-    )
-
-
 def bench_cases() -> Iterator[Case]:
     """Random text (the whole history is scanned), text with frequent words, and a loop."""
     rng = torch.Generator().manual_seed(0)
@@ -302,4 +257,12 @@ def bench_cases() -> Iterator[Case]:
         yield Case(f"B=1 S={length} {label} V={vocab}", args, bytes_moved=4 * length)
 
 
-OP = Op(OP_NAME, check, reference, ("tree",), cpu, {"cuda": cuda_op(OP_NAME, check)}, bench_cases)
+OP = Op(
+    NAME,
+    check,
+    reference,
+    ("tree",),
+    cpu_op(NAME),
+    {"cuda": cuda_op(NAME, check)},
+    bench_cases,
+)

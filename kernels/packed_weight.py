@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from sdengine.kernels.backends import load_cpu
+from sdengine.kernels.cpu_library import load_cpu
 from sdengine.kernels.huge_pages import HugePageArena
 from sdengine.kernels.number_format import FORMAT_NAMES, NUMBER_FORMATS, format_code
 from sdengine.kernels.spec import expect

@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 
-from sdengine.kernels.backends import load_cpu, triton_kernel
+from sdengine.kernels.backends import triton_kernel
+from sdengine.kernels.cpu_library import load_cpu
 from sdengine.kernels.spec import Case, Op, address, expect, expect_tensor
 from sdengine.kernels.token_tree import TokenTree, expect_token_tree
 
-OP_NAME = "penalize"
+NAME = "penalize"
 
 
 def check(
@@ -65,9 +66,9 @@ def check(
             tree: both or none.
         tree: TokenTree [B, T + 1], read; None: no trees.
     """
-    n, vocab = expect_tensor(OP_NAME, "logits", logits, torch.float32, (None, None)).shape
-    packed = expect_tensor(OP_NAME, "row_seq", row_seq, torch.int32, (n if rows is None else None,))
-    batch = expect_tensor(OP_NAME, "min_lens", min_lens, torch.int32, (None,)).shape[0]
+    n, vocab = expect_tensor(NAME, "logits", logits, torch.float32, (None, None)).shape
+    packed = expect_tensor(NAME, "row_seq", row_seq, torch.int32, (n if rows is None else None,))
+    batch = expect_tensor(NAME, "min_lens", min_lens, torch.int32, (None,)).shape[0]
     for name, tensor, dtype, shape in (
         ("prompt_counts", prompt_counts, torch.int32, (batch, vocab)),
         ("output_counts", output_counts, torch.int32, (batch, vocab)),
@@ -82,17 +83,15 @@ def check(
         ("history_lens", history_lens, torch.int32, (batch,)),
         ("num_rows", num_rows, torch.int32, (1,)),
     ):
-        expect_tensor(OP_NAME, name, tensor, dtype, shape)
+        expect_tensor(NAME, name, tensor, dtype, shape)
     if rows is not None:
-        expect_tensor(OP_NAME, "rows", rows, torch.int32, (n,))
+        expect_tensor(NAME, "rows", rows, torch.int32, (n,))
     given = (row_node is not None, tree is not None)
-    expect(OP_NAME, given[0] == given[1], "row_node, tree: expected both or none")
+    expect(NAME, given[0] == given[1], "row_node, tree: expected both or none")
     if tree is not None:
-        expect_token_tree(OP_NAME, "tree", tree)
-        expect(
-            OP_NAME, tree.batch_size == batch, f"tree: expected B={batch}, got {tree.batch_size}"
-        )
-        expect_tensor(OP_NAME, "row_node", row_node, torch.int32, tuple(packed.shape))
+        expect_token_tree(NAME, "tree", tree)
+        expect(NAME, tree.batch_size == batch, f"tree: expected B={batch}, got {tree.batch_size}")
+        expect_tensor(NAME, "row_node", row_node, torch.int32, tuple(packed.shape))
 
 
 def _path(tree: TokenTree | None, b: int, node: int) -> list[int]:
@@ -209,4 +208,4 @@ def bench_cases() -> Iterator[Case]:
         yield Case(label, args, bytes_moved=moved)
 
 
-OP = Op(OP_NAME, check, reference, ("logits",), cpu, triton_kernel(OP_NAME), bench_cases)
+OP = Op(NAME, check, reference, ("logits",), cpu, triton_kernel(NAME), bench_cases)

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 
 from sdengine.errors import BackendUnavailable, ConfigError
-from sdengine.kernels import backends
+from sdengine.kernels.cpu_library import load_cpu
 from sdengine.kernels.device_memory import HostMemory, Memory, StagedMemory
 from sdengine.kernels.device_program import DeviceProgram, StagedProgram
 from sdengine.kernels.graph_branches import GraphBranches
@@ -133,7 +133,7 @@ class CpuProgram:
     limits = NO_LIMITS
 
     def __init__(self, pool: Any, copies: ReplayCopies | None = None) -> None:
-        self._native = backends.load_cpu().Program()
+        self._native = load_cpu().Program()
         self._pool = pool
         self._copies = copies or ReplayCopies()
         self._kept: list[object] = []
@@ -182,7 +182,7 @@ def make_pool(num_threads: int) -> Any:
     Raises:
         ConfigError: the system gives no more threads, or a pool cannot count so many.
     """
-    native = backends.load_cpu()
+    native = load_cpu()
     try:
         return native.ThreadPool(num_threads)
     except (RuntimeError, ValueError) as error:

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from sdengine.kernels.backends import load_cpu, triton_kernel
+from sdengine.kernels.backends import triton_kernel
+from sdengine.kernels.cpu_library import load_cpu
 from sdengine.kernels.number_format import NUMBER_FORMATS
 from sdengine.kernels.spec import (
     Case,
@@ -16,6 +17,8 @@ from sdengine.kernels.spec import (
     expect_float32,
     expect_tensor,
 )
+
+NAME = "rms_norm"
 
 
 def check(
@@ -30,10 +33,10 @@ def check(
         num_rows: [1] int32.
         eps: Added to the mean square.
     """
-    expect_tensor("rms_norm", "x", x, torch.float32, (None, None))
-    expect_tensor("rms_norm", "weight", weight, torch.float32, (x.shape[1],))
-    expect_tensor("rms_norm", "out", out, NUMBER_FORMATS, tuple(x.shape))
-    expect_tensor("rms_norm", "num_rows", num_rows, torch.int32, (1,))
+    expect_tensor(NAME, "x", x, torch.float32, (None, None))
+    expect_tensor(NAME, "weight", weight, torch.float32, (x.shape[1],))
+    expect_tensor(NAME, "out", out, NUMBER_FORMATS, tuple(x.shape))
+    expect_tensor(NAME, "num_rows", num_rows, torch.int32, (1,))
 
 
 def reference(
@@ -55,7 +58,7 @@ def cpu(
     eps: float,
 ) -> None:
     """Appends the native launch."""
-    expect_float32("rms_norm", out=out)
+    expect_float32(NAME, out=out)
     load_cpu().rms_norm(
         native, address(x), address(weight), address(out), address(num_rows), x.shape[1], eps
     )
@@ -79,4 +82,4 @@ def bench_case(rows: int, width: int) -> Case:
     return Case(f"N={rows} E={width}", args, rows * width * 8, rows * width * 4)
 
 
-OP = Op("rms_norm", check, reference, ("out",), cpu, triton_kernel("rms_norm"), bench_cases)
+OP = Op(NAME, check, reference, ("out",), cpu, triton_kernel(NAME), bench_cases)

@@ -13,9 +13,12 @@ from typing import Any
 import torch
 
 from sdengine.kernels import noise
-from sdengine.kernels.backends import load_cpu, triton_kernel
+from sdengine.kernels.backends import triton_kernel
+from sdengine.kernels.cpu_library import load_cpu
 from sdengine.kernels.row_plan import plan_row
 from sdengine.kernels.spec import Case, Op, address, expect_tensor
+
+NAME = "sample"
 
 PARAMETER_DTYPES = {
     "temperature": torch.float32,
@@ -56,11 +59,11 @@ def check(
         num_rows: [1] int32, rows of logits to sample.
         rows: [N] int32, packed row that row r of logits belongs to; None: row r itself.
     """
-    expect_tensor("sample", "logits", logits, torch.float32, (None, None))
+    expect_tensor(NAME, "logits", logits, torch.float32, (None, None))
     n = logits.shape[0]
     packed = (n,) if rows is None else (None,)
-    expect_tensor("sample", "row_seq", row_seq, torch.int32, packed)
-    expect_tensor("sample", "positions", positions, torch.int32, tuple(row_seq.shape))
+    expect_tensor(NAME, "row_seq", row_seq, torch.int32, packed)
+    expect_tensor(NAME, "positions", positions, torch.int32, tuple(row_seq.shape))
     parameters = {
         "temperature": temperature,
         "top_k": top_k,
@@ -69,11 +72,11 @@ def check(
         "seeds": seeds,
     }
     for name, tensor in parameters.items():
-        expect_tensor("sample", name, tensor, PARAMETER_DTYPES[name], tuple(temperature.shape[:1]))
-    expect_tensor("sample", "out_tokens", out_tokens, torch.int32, (n,))
-    expect_tensor("sample", "num_rows", num_rows, torch.int32, (1,))
+        expect_tensor(NAME, name, tensor, PARAMETER_DTYPES[name], tuple(temperature.shape[:1]))
+    expect_tensor(NAME, "out_tokens", out_tokens, torch.int32, (n,))
+    expect_tensor(NAME, "num_rows", num_rows, torch.int32, (1,))
     if rows is not None:
-        expect_tensor("sample", "rows", rows, torch.int32, (n,))
+        expect_tensor(NAME, "rows", rows, torch.int32, (n,))
 
 
 def reference(
@@ -170,4 +173,4 @@ def bench_case(rows: int, vocab: int, top_k: int = 0, top_p: float = 1.0) -> Cas
     return Case(label, args, bytes_moved=rows * vocab * 4)
 
 
-OP = Op("sample", check, reference, ("out_tokens",), cpu, triton_kernel("sample"), bench_cases)
+OP = Op(NAME, check, reference, ("out_tokens",), cpu, triton_kernel(NAME), bench_cases)

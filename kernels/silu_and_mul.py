@@ -7,8 +7,11 @@ from typing import Any
 
 import torch
 
-from sdengine.kernels.backends import load_cpu, triton_kernel
+from sdengine.kernels.backends import triton_kernel
+from sdengine.kernels.cpu_library import load_cpu
 from sdengine.kernels.spec import Case, Op, address, expect, expect_tensor
+
+NAME = "silu_and_mul"
 
 
 def check(*, x: torch.Tensor, out: torch.Tensor, num_rows: torch.Tensor) -> None:
@@ -19,10 +22,10 @@ def check(*, x: torch.Tensor, out: torch.Tensor, num_rows: torch.Tensor) -> None
         out: [N, F] float32, written.
         num_rows: [1] int32.
     """
-    expect_tensor("silu_and_mul", "x", x, torch.float32, (None, None))
-    expect("silu_and_mul", x.shape[1] % 2 == 0, f"x: expected an even width, got {x.shape[1]}")
-    expect_tensor("silu_and_mul", "out", out, torch.float32, (x.shape[0], x.shape[1] // 2))
-    expect_tensor("silu_and_mul", "num_rows", num_rows, torch.int32, (1,))
+    expect_tensor(NAME, "x", x, torch.float32, (None, None))
+    expect(NAME, x.shape[1] % 2 == 0, f"x: expected an even width, got {x.shape[1]}")
+    expect_tensor(NAME, "out", out, torch.float32, (x.shape[0], x.shape[1] // 2))
+    expect_tensor(NAME, "num_rows", num_rows, torch.int32, (1,))
 
 
 def reference(*, x: torch.Tensor, out: torch.Tensor, num_rows: torch.Tensor) -> None:
@@ -53,4 +56,4 @@ def bench_case(rows: int, width: int) -> Case:
     return Case(f"N={rows} F={width}", args, rows * width * 12, rows * width * 24)
 
 
-OP = Op("silu_and_mul", check, reference, ("out",), cpu, triton_kernel("silu_and_mul"), bench_cases)
+OP = Op(NAME, check, reference, ("out",), cpu, triton_kernel(NAME), bench_cases)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from time import monotonic_ns
-from typing import Any
 
 import torch
 
-from sdengine.kernels.backends import load_cpu
+from sdengine.kernels.cpu_library import cpu_op
 from sdengine.kernels.cuda_library import cuda_op
-from sdengine.kernels.spec import Case, Op, address, expect_tensor
+from sdengine.kernels.spec import Case, Op, expect_tensor
+
+NAME = "timestamp"
 
 
 def check(*, out_ns: torch.Tensor) -> None:
@@ -19,7 +20,7 @@ def check(*, out_ns: torch.Tensor) -> None:
     Args:
         out_ns: [1] int64, written: nanoseconds on a monotonic clock with an arbitrary zero.
     """
-    expect_tensor("timestamp", "out_ns", out_ns, torch.int64, (1,))
+    expect_tensor(NAME, "out_ns", out_ns, torch.int64, (1,))
 
 
 def reference(*, out_ns: torch.Tensor) -> None:
@@ -27,15 +28,10 @@ def reference(*, out_ns: torch.Tensor) -> None:
     out_ns[0] = monotonic_ns()
 
 
-def cpu(native: Any, *, out_ns: torch.Tensor) -> None:
-    """Appends the native launch."""
-    load_cpu().timestamp(native, address(out_ns))
-
-
 def bench_cases() -> Iterator[Case]:
     """What the launch itself costs."""
     yield Case("-", {"out_ns": torch.zeros(1, dtype=torch.int64)}, bytes_moved=8)
 
 
-CUDA = {"cuda": cuda_op("timestamp", check)}
-OP = Op("timestamp", check, reference, ("out_ns",), cpu, CUDA, bench_cases)
+CUDA = {"cuda": cuda_op(NAME, check)}
+OP = Op(NAME, check, reference, ("out_ns",), cpu_op(NAME), CUDA, bench_cases)

@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from sdengine.kernels.backends import load_cpu, triton_kernel
+from sdengine.kernels.backends import triton_kernel
+from sdengine.kernels.cpu_library import load_cpu
 from sdengine.kernels.number_format import NUMBER_FORMATS, format_code, short_name
 from sdengine.kernels.row_batch import RowBatch, expect_row_batch
 from sdengine.kernels.spec import (

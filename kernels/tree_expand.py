@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
-from sdengine.kernels.backends import load_cpu
 from sdengine.kernels.calibration import CELLS, identity_table
+from sdengine.kernels.cpu_library import cpu_op
 from sdengine.kernels.cuda_library import cuda_op
 from sdengine.kernels.row_batch import RowBatch, expect_row_batch
-from sdengine.kernels.spec import Case, Op, address, expect, expect_tensor
+from sdengine.kernels.spec import Case, Op, expect, expect_tensor
 from sdengine.kernels.token_tree import (
     DraftTree,
     allocate_tree_scratch,
@@ -32,7 +32,7 @@ from sdengine.kernels.token_tree import (
 from sdengine.kernels.tree_expand_reference import expand_reference
 
 RULES = ("node", "slot", "uniform", "uniform_slot")
-OP_NAME = "tree_expand"
+NAME = "tree_expand"
 
 
 def proposal_offset(layer: int, batch_size: int, max_width: int) -> int:
@@ -138,7 +138,7 @@ def check(
         proposal_offset: static; row of the proposal store that candidate row 0 is.
         window: static; sliding window of the draft's attention, 0 without.
     """
-    expect(OP_NAME, rule in RULES, f"rule: expected one of {', '.join(RULES)}, got {rule!r}")
+    expect(NAME, rule in RULES, f"rule: expected one of {', '.join(RULES)}, got {rule!r}")
     for name, value, low in (
         ("layer", layer, 0),
         ("max_children", max_children, 1),
@@ -147,48 +147,48 @@ def check(
         ("proposal_offset", proposal_offset, 0),
         ("window", window, 0),
     ):
-        expect(OP_NAME, value >= low, f"{name}: expected at least {low}, got {value}")
-    expect_draft_tree(OP_NAME, "tree", tree)
+        expect(NAME, value >= low, f"{name}: expected at least {low}, got {value}")
+    expect_draft_tree(NAME, "tree", tree)
     batch = tree.batch_size
     r, k = expect_tensor(
-        OP_NAME, "candidate_tokens", candidate_tokens, torch.int32, (None, None)
+        NAME, "candidate_tokens", candidate_tokens, torch.int32, (None, None)
     ).shape
-    expect_tensor(OP_NAME, "candidate_probs", candidate_probs, torch.float32, (r, k))
-    expect_tensor(OP_NAME, "cu_rows", cu_rows, torch.int32, (batch + 1,))
+    expect_tensor(NAME, "candidate_probs", candidate_probs, torch.float32, (r, k))
+    expect_tensor(NAME, "cu_rows", cu_rows, torch.int32, (batch + 1,))
     expect(
-        OP_NAME,
+        NAME,
         (frontier_nodes is None) == (layer == 0),
         "frontier_nodes: expected None in layer 0 and a tensor after it",
     )
     if frontier_nodes is not None:
-        expect_tensor(OP_NAME, "frontier_nodes", frontier_nodes, torch.int32, (None,))
+        expect_tensor(NAME, "frontier_nodes", frontier_nodes, torch.int32, (None,))
     for name, tensor in (
         ("tree_starts", tree_starts),
         ("node_budgets", node_budgets),
         ("depth_limits", depth_limits),
     ):
-        expect_tensor(OP_NAME, name, tensor, torch.int32, (batch,))
-    expect_tensor(OP_NAME, "total_budget", total_budget, torch.int32, (1,))
-    expect_tensor(OP_NAME, "stop_tokens", stop_tokens, torch.int32, (batch, None))
-    expect_tensor(OP_NAME, "min_layer_gain", min_layer_gain, torch.float32, (1,))
+        expect_tensor(NAME, name, tensor, torch.int32, (batch,))
+    expect_tensor(NAME, "total_budget", total_budget, torch.int32, (1,))
+    expect_tensor(NAME, "stop_tokens", stop_tokens, torch.int32, (batch, None))
+    expect_tensor(NAME, "min_layer_gain", min_layer_gain, torch.float32, (1,))
     if row_prices is not None:
-        expect_tensor(OP_NAME, "row_prices", row_prices, torch.float32, (None,))
-        expect_tensor(OP_NAME, "cu_pending", cu_pending, torch.int32, (tree.batch_size + 1,))
-    expect_tensor(OP_NAME, "block_tables", block_tables, torch.int32, (batch, None))
-    expect_tensor(OP_NAME, "num_seqs", num_seqs, torch.int32, (1,))
+        expect_tensor(NAME, "row_prices", row_prices, torch.float32, (None,))
+        expect_tensor(NAME, "cu_pending", cu_pending, torch.int32, (tree.batch_size + 1,))
+    expect_tensor(NAME, "block_tables", block_tables, torch.int32, (batch, None))
+    expect_tensor(NAME, "num_seqs", num_seqs, torch.int32, (1,))
     if calibration is not None:
-        expect_tensor(OP_NAME, "calibration", calibration, torch.float32, (batch, *CELLS))
+        expect_tensor(NAME, "calibration", calibration, torch.float32, (batch, *CELLS))
     if root_values is not None:
-        expect_tensor(OP_NAME, "root_values", root_values, torch.float32, (batch,))
+        expect_tensor(NAME, "root_values", root_values, torch.float32, (batch,))
     needed = tree_scratch_size(batch, tree.max_nodes, max_width, k)
-    expect_tensor(OP_NAME, "scratch", scratch, torch.int64, (None,))
+    expect_tensor(NAME, "scratch", scratch, torch.int64, (None,))
     expect(
-        OP_NAME,
+        NAME,
         scratch.numel() >= needed,
         f"scratch: expected at least {needed} elements, got {scratch.numel()}",
     )
     orders = (layer + 2) * batch * (tree.max_nodes + 1)
-    expect(OP_NAME, orders < 2**32, f"tree: layers * B * (T + 1) must be below 2^32, got {orders}")
+    expect(NAME, orders < 2**32, f"tree: layers * B * (T + 1) must be below 2^32, got {orders}")
     if rows is not None:
         _check_rows(max_width, batch, rows, creation_ids)
 
@@ -196,62 +196,16 @@ def check(
 def _check_rows(
     max_width: int, batch: int, rows: RowBatch, creation_ids: torch.Tensor | None
 ) -> None:
-    expect_row_batch(OP_NAME, "rows", rows, batch)
+    expect_row_batch(NAME, "rows", rows, batch)
     expect(
-        OP_NAME,
+        NAME,
         rows.max_rows >= batch * max_width,
         f"rows: expected room for B * max_width = {batch * max_width} rows, got {rows.max_rows}",
     )
     words = rows.mask_words
-    expect(OP_NAME, words >= 1, f"rows.ancestor_mask: expected at least one word, got {words}")
+    expect(NAME, words >= 1, f"rows.ancestor_mask: expected at least one word, got {words}")
     if creation_ids is not None:
-        expect_tensor(OP_NAME, "creation_ids", creation_ids, torch.int32, (rows.max_rows,))
-
-
-def cpu(native: Any, **args: Any) -> None:
-    """Appends the native launch."""
-    tree, rows = args["tree"], args["rows"]
-    inputs = (
-        "candidate_tokens",
-        "candidate_probs",
-        "cu_rows",
-        "frontier_nodes",
-        "tree_starts",
-        "node_budgets",
-        "total_budget",
-        "depth_limits",
-        "stop_tokens",
-        "calibration",
-        "min_layer_gain",
-        "num_seqs",
-        "row_prices",
-        "cu_pending",
-        "root_values",
-    )
-    load_cpu().tree_expand(
-        native,
-        args["layer"],
-        RULES.index(args["rule"]),
-        args["max_children"],
-        args["max_width"],
-        args.get("window", 0),
-        args.get("proposal_offset", 0),
-        args["candidate_tokens"].shape[1],
-        args["stop_tokens"].shape[1],
-        tree.batch_size,
-        [address(args.get(name)) for name in inputs],
-        tree.addresses(),
-        tree.max_nodes,
-        address(args["block_tables"]),
-        args["block_tables"].shape[1],
-        args["block_size"],
-        [] if rows is None else rows.addresses(),
-        0 if rows is None else rows.max_rows,
-        0 if rows is None else rows.mask_words,
-        address(args.get("creation_ids")),
-        address(args["scratch"]),
-        0 if args.get("row_prices") is None else args["row_prices"].shape[0],
-    )
+        expect_tensor(NAME, "creation_ids", creation_ids, torch.int32, (rows.max_rows,))
 
 
 def bench_cases() -> Iterator[Case]:
@@ -307,11 +261,11 @@ def _bench_args(batch: int, nodes: int, width: int, k: int) -> dict[str, Any]:
 
 
 OP = Op(
-    OP_NAME,
+    NAME,
     check,
     expand_reference,
     ("tree", "rows", "creation_ids"),
-    cpu,
-    backends={"cuda": cuda_op(OP_NAME, check)},
+    cpu_op(NAME),
+    backends={"cuda": cuda_op(NAME, check)},
     bench_cases=bench_cases,
 )

@@ -9,13 +9,12 @@ node's first child is the next node: the likeliest path is contiguous.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
-from sdengine.kernels.backends import load_cpu
+from sdengine.kernels.cpu_library import cpu_op
 from sdengine.kernels.cuda_library import cuda_op
-from sdengine.kernels.spec import Case, Op, address, expect, expect_tensor
+from sdengine.kernels.spec import Case, Op, expect, expect_tensor
 from sdengine.kernels.token_tree import (
     MASK_BITS,
     DraftTree,
@@ -26,7 +25,7 @@ from sdengine.kernels.token_tree import (
     tree_scratch_size,
 )
 
-OP_NAME = "tree_select"
+NAME = "tree_select"
 
 
 def most_sequences(max_nodes: int) -> int:
@@ -60,21 +59,21 @@ def check(
             the draft tree.
         total_budget: [1] int32, most nodes of the batch; None: as many as there are rows for.
     """
-    expect_draft_tree(OP_NAME, "draft", draft)
-    expect_token_tree(OP_NAME, "tree", tree)
+    expect_draft_tree(NAME, "draft", draft)
+    expect_token_tree(NAME, "tree", tree)
     shapes = list(draft.tokens.shape), list(tree.tokens.shape)
-    expect(OP_NAME, shapes[0] == shapes[1], f"tree: expected shape {shapes[0]}, got {shapes[1]}")
-    expect_tensor(OP_NAME, "thresholds", thresholds, torch.float32, (None,))
-    expect_tensor(OP_NAME, "cu_pending", cu_pending, torch.int32, (draft.batch_size + 1,))
-    expect_tensor(OP_NAME, "num_seqs", num_seqs, torch.int32, (1,))
+    expect(NAME, shapes[0] == shapes[1], f"tree: expected shape {shapes[0]}, got {shapes[1]}")
+    expect_tensor(NAME, "thresholds", thresholds, torch.float32, (None,))
+    expect_tensor(NAME, "cu_pending", cu_pending, torch.int32, (draft.batch_size + 1,))
+    expect_tensor(NAME, "num_seqs", num_seqs, torch.int32, (1,))
     if total_budget is not None:
-        expect_tensor(OP_NAME, "total_budget", total_budget, torch.int32, (1,))
+        expect_tensor(NAME, "total_budget", total_budget, torch.int32, (1,))
     orders = draft.batch_size * (draft.max_nodes + 1) ** 2
     fits = draft.batch_size <= most_sequences(draft.max_nodes)
-    expect(OP_NAME, fits, f"draft: B * (T + 1)^2 must be below 2^32, got {orders}")
+    expect(NAME, fits, f"draft: B * (T + 1)^2 must be below 2^32, got {orders}")
     needed = tree_scratch_size(draft.batch_size, draft.max_nodes)
-    got = expect_tensor(OP_NAME, "scratch", scratch, torch.int64, (None,)).numel()
-    expect(OP_NAME, got >= needed, f"scratch: expected at least {needed} elements, got {got}")
+    got = expect_tensor(NAME, "scratch", scratch, torch.int64, (None,)).numel()
+    expect(NAME, got >= needed, f"scratch: expected at least {needed} elements, got {got}")
 
 
 def reference(
@@ -144,34 +143,6 @@ def _words(mask: int, count: int) -> torch.Tensor:
     return torch.tensor([w - 2**MASK_BITS if w >> (MASK_BITS - 1) else w for w in words])
 
 
-def cpu(
-    native: Any,
-    *,
-    draft: DraftTree,
-    thresholds: torch.Tensor,
-    cu_pending: torch.Tensor,
-    num_seqs: torch.Tensor,
-    scratch: torch.Tensor,
-    tree: TokenTree,
-    total_budget: torch.Tensor | None = None,
-) -> None:
-    """Appends the native launch."""
-    load_cpu().tree_select(
-        native,
-        draft.addresses(),
-        tree.addresses(),
-        draft.batch_size,
-        draft.max_nodes,
-        tree.mask_words,
-        address(thresholds),
-        thresholds.shape[0],
-        address(cu_pending),
-        address(num_seqs),
-        address(total_budget),
-        address(scratch),
-    )
-
-
 def bench_cases() -> Iterator[Case]:
     """Everything kept, and a choice that has to sort."""
     for batch, nodes, threshold in ((1, 64, 0.0), (1, 64, 0.02), (8, 16, 0.02), (1, 512, 0.002)):
@@ -195,11 +166,11 @@ def bench_cases() -> Iterator[Case]:
 
 
 OP = Op(
-    OP_NAME,
+    NAME,
     check,
     reference,
     ("tree",),
-    cpu,
-    backends={"cuda": cuda_op(OP_NAME, check)},
+    cpu_op(NAME),
+    backends={"cuda": cuda_op(NAME, check)},
     bench_cases=bench_cases,
 )

@@ -21,15 +21,15 @@ from typing import Any
 
 import torch
 
-from sdengine.kernels.backends import load_cpu
 from sdengine.kernels.calibration import CELLS
+from sdengine.kernels.cpu_library import cpu_op
 from sdengine.kernels.cuda_library import cuda_op
 from sdengine.kernels.sample import PARAMETER_DTYPES
-from sdengine.kernels.spec import Case, Op, address, expect, expect_tensor
+from sdengine.kernels.spec import Case, Op, expect, expect_tensor
 from sdengine.kernels.token_tree import TokenTree, expect_token_tree
 from sdengine.kernels.tree_verify_reference import verify_sequence, write_walk
 
-OP_NAME = "tree_verify"
+NAME = "tree_verify"
 TEAM_WORDS = 2 * 16 * 256 + 1  # sdengine/tree_verify.h
 
 
@@ -95,19 +95,19 @@ def check(
             tree tell one another. None elsewhere.
     """
     expect(
-        OP_NAME,
+        NAME,
         mode in ("coupled", "rejection"),
         f"mode: expected 'coupled' or 'rejection', got {mode!r}",
     )
-    expect_token_tree(OP_NAME, "tree", tree)
+    expect_token_tree(NAME, "tree", tree)
     batch = tree.batch_size
-    starts = expect_tensor(OP_NAME, "logit_starts", logit_starts, torch.int32, (None,)).numel()
+    starts = expect_tensor(NAME, "logit_starts", logit_starts, torch.int32, (None,)).numel()
     expect(
-        OP_NAME,
+        NAME,
         starts in (batch, batch + 1),
         f"logit_starts: expected shape [{batch}] or [{batch + 1}], got [{starts}]",
     )
-    depth = expect_tensor(OP_NAME, "path", path, torch.int32, (batch, None)).shape[1]
+    depth = expect_tensor(NAME, "path", path, torch.int32, (batch, None)).shape[1]
     for name, tensor, shape in (
         ("wants_logits", wants_logits, (batch,)),
         ("num_seqs", num_seqs, (1,)),
@@ -117,74 +117,40 @@ def check(
         ("tried", tried, (batch, *CELLS)),
         ("accepted", accepted, (batch, *CELLS)),
     ):
-        expect_tensor(OP_NAME, name, tensor, torch.int32, shape)
+        expect_tensor(NAME, name, tensor, torch.int32, shape)
     if target_tokens is not None:
-        expect(OP_NAME, mode == "coupled", "target_tokens: expected None with mode 'rejection'")
-        expect_tensor(OP_NAME, "target_tokens", target_tokens, torch.int32, (None,))
+        expect(NAME, mode == "coupled", "target_tokens: expected None with mode 'rejection'")
+        expect_tensor(NAME, "target_tokens", target_tokens, torch.int32, (None,))
         return
-    expect_tensor(OP_NAME, "logits", logits, torch.float32, (None, None))
-    expect_tensor(OP_NAME, "tree_starts", tree_starts, torch.int32, (batch,))
+    expect_tensor(NAME, "logits", logits, torch.float32, (None, None))
+    expect_tensor(NAME, "tree_starts", tree_starts, torch.int32, (batch,))
     parameters = (temperature, top_k, top_p, min_p, seeds)
     for (name, dtype), tensor in zip(PARAMETER_DTYPES.items(), parameters):
-        expect_tensor(OP_NAME, name, tensor, dtype, (batch,))
+        expect_tensor(NAME, name, tensor, dtype, (batch,))
     if mode == "rejection":
         store = expect_tensor(
-            OP_NAME, "proposal_tokens", proposal_tokens, torch.int32, (None, None)
+            NAME, "proposal_tokens", proposal_tokens, torch.int32, (None, None)
         ).shape
-        expect_tensor(OP_NAME, "proposal_probs", proposal_probs, torch.float32, tuple(store))
-        expect(OP_NAME, store[1] <= 64, f"proposal_tokens: expected K <= 64, got {store[1]}")
+        expect_tensor(NAME, "proposal_probs", proposal_probs, torch.float32, tuple(store))
+        expect(NAME, store[1] <= 64, f"proposal_tokens: expected K <= 64, got {store[1]}")
     if scratch is not None:
-        expect_tensor(OP_NAME, "scratch", scratch, torch.int64, (walk_scratch_size(batch),))
+        expect_tensor(NAME, "scratch", scratch, torch.int64, (walk_scratch_size(batch),))
+
+
+def check_on_gpu(**args: Any) -> None:
+    """As `check`, of a launch on a GPU: with logits it needs its scratch."""
+    check(**args)
+    expect(
+        NAME,
+        args.get("target_tokens") is not None or args.get("scratch") is not None,
+        "scratch: expected a tensor, since target_tokens are not given",
+    )
 
 
 def reference(**args: Any) -> None:
     """Sequence by sequence, node by node; arguments as for `check`."""
     for b in range(int(args["num_seqs"])):
         write_walk(b, verify_sequence(b, args), args)
-
-
-def cpu(
-    native: Any,
-    *,
-    mode: str,
-    tree: TokenTree,
-    logit_starts: torch.Tensor,
-    wants_logits: torch.Tensor,
-    num_seqs: torch.Tensor,
-    num_accepted: torch.Tensor,
-    path: torch.Tensor,
-    out_tokens: torch.Tensor,
-    final_node: torch.Tensor,
-    tried: torch.Tensor,
-    accepted: torch.Tensor,
-    target_tokens: torch.Tensor | None = None,
-    logits: torch.Tensor | None = None,
-    tree_starts: torch.Tensor | None = None,
-    temperature: torch.Tensor | None = None,
-    top_k: torch.Tensor | None = None,
-    top_p: torch.Tensor | None = None,
-    min_p: torch.Tensor | None = None,
-    seeds: torch.Tensor | None = None,
-    proposal_tokens: torch.Tensor | None = None,
-    proposal_probs: torch.Tensor | None = None,
-    scratch: torch.Tensor | None = None,
-) -> None:
-    """Appends the native launch; needs no scratch."""
-    load_cpu().tree_verify(
-        native,
-        mode == "rejection",
-        tree.addresses(),
-        tree.max_nodes,
-        tree.mask_words,
-        *map(address, (logit_starts, wants_logits, num_seqs, target_tokens, logits)),
-        0 if logits is None else logits.shape[1],
-        *map(address, (tree_starts, temperature, top_k, top_p, min_p, seeds)),
-        *map(address, (proposal_tokens, proposal_probs)),
-        0 if proposal_tokens is None else proposal_tokens.shape[1],
-        *map(address, (num_accepted, final_node, path, out_tokens)),
-        path.shape[1],
-        *map(address, (tried, accepted)),
-    )
 
 
 def _chain(batch: int, depth: int) -> TokenTree:
@@ -236,11 +202,11 @@ def bench_cases() -> Iterator[Case]:
 
 OUTPUTS = ("num_accepted", "path", "out_tokens", "final_node", "tried", "accepted")
 OP = Op(
-    OP_NAME,
+    NAME,
     check,
     reference,
     OUTPUTS,
-    cpu,
-    backends={"cuda": cuda_op(OP_NAME, check)},
+    cpu_op(NAME),
+    backends={"cuda": cuda_op(NAME, check_on_gpu)},
     bench_cases=bench_cases,
 )

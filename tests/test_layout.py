@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from sdengine.kernels.launches import STRUCT_OPS
 from sdengine.kernels.registry import OP_NAMES, get_op
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -203,9 +204,11 @@ def test_every_package_is_installed() -> None:
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     listed = set(re.findall(r'"(sdengine[\w.]*)"', text.partition("packages = [")[2]))
     packages = {
-        ".".join(path.parent.relative_to(ROOT).parts)
-        for path in (ROOT / "sdengine").rglob("__init__.py")
+        ".".join(path.parent.relative_to(base).parts)
+        for folder, base in (("sdengine", ROOT), ("kernels", ROOT))
+        for path in (ROOT / folder).rglob("__init__.py")
     }
+    packages = {re.sub("^kernels", "sdengine.kernels", name) for name in packages}
     assert packages <= listed
     assert all(f'"{folder}' in text for folder in ("bundled/", "server/page/"))
 
@@ -224,7 +227,7 @@ def test_an_op_has_everything_under_one_name(name: str) -> None:
         f"kernels/{name}.py",
         f"csrc/cpu/{name}.h",
         f"csrc/cpu/{name}.cpp",
-        f"csrc/cpu/bind_{name}.cpp",
+        f"kernels/launches/{name}.py" if name in STRUCT_OPS else f"csrc/cpu/bind_{name}.cpp",
         f"tests/kernels/test_{name}.py",
     ):
         assert (ROOT / path).is_file(), f"{path} is missing"
@@ -237,7 +240,11 @@ def test_an_op_has_everything_under_one_name(name: str) -> None:
 
 def test_no_kernel_source_is_forgotten() -> None:
     bound = {p.stem.removeprefix("bind_") for p in (ROOT / "csrc/cpu").glob("bind_*.cpp")}
-    assert bound - {"machine_limits"} == set(OP_NAMES), "kernels/registry.py names every op"
+    others = {"machine_limits", "struct_ops"}
+    assert bound - others | set(STRUCT_OPS) == set(OP_NAMES), "kernels/registry.py names every op"
+    assert not bound & set(STRUCT_OPS), "one way to hand over arguments"
+    cuda = {path.stem for path in (ROOT / "csrc/cuda").glob("*.cu")} - {"library", "graph_branch"}
+    assert cuda == set(STRUCT_OPS)
 
 
 def test_every_op_is_in_the_contract() -> None:

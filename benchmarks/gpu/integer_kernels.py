@@ -11,7 +11,7 @@ from itertools import islice
 import torch
 
 from benchmarks.gpu.cases import check
-from sdengine.kernels.cuda_library import CUDA_OPS
+from sdengine.kernels.launches import STRUCT_OPS
 from sdengine.kernels.registry import get_op
 
 MOST_CASES = 4
@@ -20,7 +20,7 @@ MOST_CASES = 4
 def main() -> int:
     """Runs the first cases of the op that the command line names."""
     (op,) = sys.argv[1:]
-    assert op in CUDA_OPS, f"expected one of {', '.join(CUDA_OPS)}, got {op}"
+    assert op in STRUCT_OPS, f"expected one of {', '.join(STRUCT_OPS)}, got {op}"
     cases = get_op(op).bench_cases
     assert cases is not None
     for case in islice(cases(), MOST_CASES):

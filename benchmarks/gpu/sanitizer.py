@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.gpu.records import Recorder, Skip, slice_main
 from benchmarks.gpu.tests import run_group
 from sdengine.kernels.backends import why_unavailable
-from sdengine.kernels.cuda_library import CUDA_OPS
+from sdengine.kernels.launches import STRUCT_OPS
 
 FOUND = 86  # exit code when the tool has something to report
 TOOL = "compute-sanitizer"
@@ -58,7 +58,7 @@ def watch(tool: str, op: str, seconds: float) -> dict[str, Any]:
 
 def run(recorder: Recorder, options: argparse.Namespace) -> None:
     """One case an op, under the tool that the variant names."""
-    for op in CUDA_OPS:
+    for op in STRUCT_OPS:
         recorder.run(op, lambda op=op: watch(options.variant, op, recorder.seconds_left()))
 
 

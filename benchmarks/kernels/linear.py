@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from sdengine.kernels.backends import load_cpu
+from sdengine.kernels.cpu_library import load_cpu
 from sdengine.kernels.huge_pages import HugePageArena
 from sdengine.kernels.machine_limits import LimitProbe
 from sdengine.kernels.packed_weight import PackedWeight, pack_weight

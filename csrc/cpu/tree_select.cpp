@@ -7,4 +7,12 @@ void tree_select(const TreeSelectArgs& args, Worker& worker) {
   if (worker.index == 0) select_trees(args);
 }
 
+void place_select_scratch(TreeSelectArgs& args) {
+  const int64_t nodes = args.draft.capacity, keys = args.batch_size * nodes;
+  args.buffer = args.keys + keys;
+  args.sizes = reinterpret_cast<int32_t*>(args.buffer + keys);
+  args.places = args.sizes + nodes + 1;
+  args.next = args.places + nodes + 1;
+}
+
 }  // namespace sdengine

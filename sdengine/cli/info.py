@@ -90,7 +90,7 @@ def engine_on_gpu() -> str:
 def cpu_lines() -> Iterator[Line]:
     """Processor, the instruction set the kernels chose, and threads."""
     from sdengine.errors import BackendUnavailable
-    from sdengine.kernels.backends import load_cpu
+    from sdengine.kernels.cpu_library import load_cpu
 
     model, flags = processor()
     yield "processor", model

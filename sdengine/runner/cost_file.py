@@ -17,7 +17,7 @@ import torch
 
 from sdengine import kernels
 from sdengine.core.cost_model import CostModel
-from sdengine.kernels import backends
+from sdengine.kernels.cpu_library import load_cpu
 from sdengine.kernels.program import num_threads
 from sdengine.runner.costs import measure_costs
 from sdengine.runner.iteration import Iteration
@@ -69,7 +69,7 @@ def _key(iteration: Iteration) -> str:
 
 def _instruction_set(backend: str) -> str:
     """What the kernels of a CPU were asked to use, or choose."""
-    return str(backends.load_cpu().selected_isa()) if backend == "cpu" else ""
+    return str(load_cpu().selected_isa()) if backend == "cpu" else ""
 
 
 def _kernel_files() -> list[tuple[str, int, int]]:

@@ -10,6 +10,7 @@ import torch
 from sdengine.core.config import EngineConfig
 from sdengine.errors import BackendUnavailable, ConfigError
 from sdengine.kernels import backends, cuda_library
+from sdengine.kernels.cpu_library import load_cpu
 from sdengine.kernels.device_memory import HostMemory, Memory, StagedMemory
 from sdengine.kernels.device_program import is_captured, usable_kernels
 from sdengine.kernels.graph_branches import GraphBranches
@@ -49,7 +50,7 @@ class Placement:
         are fast; not when SDENGINE_ISA withholds AVX-512 altogether."""
         if self.backend != "cpu":
             return False
-        native = backends.load_cpu()
+        native = load_cpu()
         uses_avx512 = native.selected_isa() in ("avx512", "avx512_bf16")
         return uses_avx512 and bool(native.detected_isa() == "avx512_bf16")
 

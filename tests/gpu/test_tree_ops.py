@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.kernels.harness import UNCOMPARABLE_OPS
 from sdengine.kernels.calibration import identity_table
-from sdengine.kernels.cuda_library import CUDA_OPS
+from sdengine.kernels.launches import STRUCT_OPS
 from sdengine.kernels.program import run_op
 from sdengine.kernels.token_tree import TokenTree
 from tests.gpu.on_device import IS_DRY_RUN, run_on_device
@@ -24,7 +24,7 @@ from tests.kernels.tree_worlds import (
 from tests.native.test_cuda_on_threads import small_cases
 
 
-@pytest.mark.parametrize("op", [op for op in CUDA_OPS if op not in UNCOMPARABLE_OPS])
+@pytest.mark.parametrize("op", [op for op in STRUCT_OPS if op not in UNCOMPARABLE_OPS])
 def test_microbenchmark_cases(op: str) -> None:
     for args in small_cases(op):
         mine = copy.deepcopy(args)

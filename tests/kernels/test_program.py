@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from sdengine.kernels.backends import load_cpu
+from sdengine.kernels.cpu_library import load_cpu
 from sdengine.kernels.program import Program, make_pool, make_program
 
 

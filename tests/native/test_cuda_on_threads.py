@@ -22,7 +22,8 @@ import torch
 
 from sdengine.errors import BackendUnavailable
 from sdengine.kernels.calibration import identity_table
-from sdengine.kernels.cuda_library import CUDA_OPS, CudaLibrary
+from sdengine.kernels.cuda_library import CudaLibrary
+from sdengine.kernels.launches import STRUCT_OPS
 from sdengine.kernels.program import run_op
 from sdengine.kernels.registry import get_op
 from sdengine.kernels.token_tree import TokenTree
@@ -140,7 +141,7 @@ def small_cases(op: str) -> Iterator[dict[str, Any]]:
         yield args
 
 
-@pytest.mark.parametrize("op", [op for op in CUDA_OPS if op != "timestamp"])
+@pytest.mark.parametrize("op", [op for op in STRUCT_OPS if op != "timestamp"])
 def test_every_op_gives_the_bits_of_the_cpu(op: str, library: CudaLibrary) -> None:
     for args in small_cases(op):
         mine = copy.deepcopy(args)
@@ -314,10 +315,13 @@ def test_a_library_of_other_sources_is_refused(
         library.launch("gather_pending", 0, **args)
 
 
-def test_walking_logits_needs_scratch(library: CudaLibrary) -> None:
+def test_walking_logits_needs_scratch() -> None:
     args = rejection_args(random.Random(0), 1, 2, 8, 8)
-    with pytest.raises(ValueError, match="scratch: expected a tensor"):
-        library.launch("tree_verify", 0, **args)
+    with pytest.raises(ValueError, match="scratch: expected a tensor, since"):
+        get_op("tree_verify").backends["cuda"](**args)
+    scratch = torch.zeros(walk_scratch_size(args["tree"].batch_size), dtype=torch.int64)
+    with pytest.raises(ValueError, match="expected a tensor on cuda"):
+        get_op("tree_verify").backends["cuda"](**args, scratch=scratch)
 
 
 def test_unloadable_libraries_say_why(tmp_path: Path) -> None:
@@ -329,7 +333,7 @@ def test_unloadable_libraries_say_why(tmp_path: Path) -> None:
         CudaLibrary(broken)
 
 
-@pytest.mark.parametrize("op", CUDA_OPS)
+@pytest.mark.parametrize("op", STRUCT_OPS)
 def test_tensors_have_to_be_on_the_gpu(op: str) -> None:
     with pytest.raises(ValueError, match=f"{op}: .*: expected a tensor on cuda, got cpu"):
         get_op(op).backends["cuda"](**next(small_cases(op)))

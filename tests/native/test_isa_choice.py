@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
-from sdengine.kernels.backends import load_cpu
+from sdengine.kernels.cpu_library import load_cpu
 
 LANES = {"portable": 4, "avx2": 8, "avx512": 16, "avx512_bf16": 16}
-CODE = "from sdengine.kernels.backends import load_cpu; print(load_cpu().vocab_lanes())"
+CODE = "from sdengine.kernels.cpu_library import load_cpu; print(load_cpu().vocab_lanes())"
 
 
 @pytest.mark.parametrize("isa", LANES)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from sdengine.kernels.backends import load_cpu
+from sdengine.kernels.cpu_library import load_cpu
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -84,7 +84,7 @@ def test_kernels_of_other_instruction_sets(isa: str) -> None:
 
 def test_the_default_is_the_fastest_instruction_set() -> None:
     """Intel's dot products of bfloat16 do half the operations of its multiply-adds."""
-    script = "from sdengine.kernels.backends import load_cpu; print(load_cpu().selected_isa())"
+    script = "from sdengine.kernels.cpu_library import load_cpu; print(load_cpu().selected_isa())"
     env = {name: value for name, value in os.environ.items() if name != "SDENGINE_ISA"}
     chosen = subprocess.check_output([sys.executable, "-c", script], text=True, env=env).strip()
     is_intel = "GenuineIntel" in Path("/proc/cpuinfo").read_text()

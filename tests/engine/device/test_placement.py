@@ -125,7 +125,7 @@ def test_a_checkpoint_becomes_bfloat16_on_cpus_that_have_it(
     monkeypatch: pytest.MonkeyPatch, used: str, largest: str, is_bfloat16: bool
 ) -> None:
     native = SimpleNamespace(selected_isa=lambda: used, detected_isa=lambda: largest)
-    monkeypatch.setattr("sdengine.kernels.backends.load_cpu", lambda: native)
+    monkeypatch.setattr("sdengine.runner.placement.load_cpu", lambda: native)
     cpu, asked = Placement("cpu", HostMemory()), EngineConfig("m")
     for name in ("float32", "bfloat16", "float16"):
         expected = torch.bfloat16 if is_bfloat16 else getattr(torch, name)

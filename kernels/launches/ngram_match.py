@@ -1,10 +1,10 @@
-"""ngram_match on a GPU."""
+"""The launch of ngram_match."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from sdengine.kernels.cuda.structs import DraftTreeView, Launch, NgramMatchArgs
+from sdengine.kernels.launches.structs import DraftTreeView, Launch, NgramMatchArgs
 from sdengine.kernels.spec import address
 
 SEQUENCES = ("history_rows", "history_lens", "root_values", "node_budgets", "depth_limits")

@@ -1,10 +1,10 @@
-"""commit_plan on a GPU."""
+"""The launch of commit_plan."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from sdengine.kernels.cuda.structs import CommitPlanArgs, Launch, MovePlanView
+from sdengine.kernels.launches.structs import CommitPlanArgs, Launch, MovePlanView
 from sdengine.kernels.spec import address
 
 

@@ -1,10 +1,10 @@
-"""kv_compact on a GPU."""
+"""The launch of kv_compact."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from sdengine.kernels.cuda.structs import KvCompactArgs, Launch
+from sdengine.kernels.launches.structs import KvCompactArgs, Launch
 from sdengine.kernels.spec import address
 
 

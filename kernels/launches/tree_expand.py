@@ -1,10 +1,10 @@
-"""tree_expand on a GPU."""
+"""The launch of tree_expand."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from sdengine.kernels.cuda.structs import (
+from sdengine.kernels.launches.structs import (
     BlockTablesView,
     DraftTreeView,
     Launch,

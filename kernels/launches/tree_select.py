@@ -1,10 +1,10 @@
-"""tree_select on a GPU."""
+"""The launch of tree_select."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from sdengine.kernels.cuda.structs import DraftTreeView, Launch, TokenTreeView, TreeSelectArgs
+from sdengine.kernels.launches.structs import DraftTreeView, Launch, TokenTreeView, TreeSelectArgs
 from sdengine.kernels.spec import address
 
 

@@ -1,10 +1,10 @@
-"""tree_verify on a GPU."""
+"""The launch of tree_verify."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from sdengine.kernels.cuda.structs import (
+from sdengine.kernels.launches.structs import (
     Launch,
     ProposalView,
     SamplingTables,
@@ -12,25 +12,15 @@ from sdengine.kernels.cuda.structs import (
     TreeVerifyArgs,
     WalkView,
 )
-from sdengine.kernels.spec import address, expect
+from sdengine.kernels.spec import address
 
 INPUTS = ("logit_starts", "wants_logits", "num_seqs", "target_tokens", "logits")
 PARAMETERS = ("temperature", "top_k", "top_p", "min_p")
 
 
 def launch_of(**args: Any) -> Launch:
-    """The launch of checked arguments.
-
-    Raises:
-        ValueError: logits without scratch.
-    """
+    """The launch of checked arguments."""
     tree, logits, store = args["tree"], args.get("logits"), args.get("proposal_tokens")
-    draws = args.get("target_tokens") is None
-    expect(
-        "tree_verify",
-        not draws or args.get("scratch") is not None,
-        "scratch: expected a tensor, since target_tokens are not given",
-    )
     walk = (address(args["path"]), address(args["out_tokens"]), args["path"].shape[1])
     arguments = TreeVerifyArgs(
         TokenTreeView.of(tree),

@@ -1,10 +1,10 @@
-"""gather_pending on a GPU."""
+"""The launch of gather_pending."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from sdengine.kernels.cuda.structs import GatherPendingArgs, Launch
+from sdengine.kernels.launches.structs import GatherPendingArgs, Launch
 from sdengine.kernels.spec import address
 
 

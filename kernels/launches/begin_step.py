@@ -1,11 +1,11 @@
-"""begin_step on a GPU."""
+"""The launch of begin_step."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from sdengine.kernels.begin_step import OUTPUTS
-from sdengine.kernels.cuda.structs import BeginStepArgs, Launch
+from sdengine.kernels.launches.structs import BeginStepArgs, Launch
 from sdengine.kernels.spec import address
 
 

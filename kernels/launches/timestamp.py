@@ -1,10 +1,10 @@
-"""timestamp on a GPU."""
+"""The launch of timestamp."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from sdengine.kernels.cuda.structs import Launch, TimestampArgs
+from sdengine.kernels.launches.structs import Launch, TimestampArgs
 from sdengine.kernels.spec import address
 
 

@@ -1,10 +1,10 @@
-"""build_rows on a GPU."""
+"""The launch of build_rows."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from sdengine.kernels.cuda.structs import (
+from sdengine.kernels.launches.structs import (
     BlockTablesView,
     BuildRowsArgs,
     Launch,

@@ -1,1 +1,0 @@
-"""Arguments of the CUDA kernels: per op one function from the op's arguments to the C struct."""
