@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from benchmarks.probe_adaptive import Replay, StepTimes, replay_speedup
-from sdengine.controllers.adaptive import FIRST_PLAIN_STEPS, AdaptiveController
+from sdengine.controllers.adaptive import AdaptiveController
 from sdengine.controllers.fixed import FixedController
 from sdengine.controllers.tree_size import GrowingSize
+from sdengine.controllers.turns import FIRST_PLAIN_STEPS
 from sdengine.core.cost_model import CostModel
 from sdengine.core.plan import StepPlan
 

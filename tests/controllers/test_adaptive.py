@@ -5,15 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sdengine.controllers import adaptive
-from sdengine.controllers.adaptive import (
-    FIRST_PLAIN_STEPS,
-    LONGEST_PAUSE,
-    PROMPT_STEPS,
-    AdaptiveController,
-)
+from sdengine.controllers import turns
+from sdengine.controllers.adaptive import AdaptiveController
 from sdengine.controllers.fixed import FixedController
 from sdengine.controllers.tree_size import GrowingSize
+from sdengine.controllers.turns import FIRST_PLAIN_STEPS, LONGEST_PAUSE, PROMPT_STEPS
 from sdengine.core.cost_model import CostModel
 from sdengine.core.plan import StepPlan, StepReport
 
@@ -98,7 +94,7 @@ def test_layers_are_priced_by_what_they_take() -> None:
                 [layers], layers, 1 + layers, draft, 1.0, 1.0 + draft, step % 5 > 0, layers, first
             ),
         )
-    costs = controller._costs
+    costs = controller._pace.costs
     assert (costs.draft_first_s, costs.draft_layer_s) == pytest.approx((0.2, 0.15), rel=0.05)
 
 
@@ -113,9 +109,9 @@ def test_a_batch_of_another_size_is_taken_to_gain_as_much(accepted: int, share: 
         report = StepReport([found] * 3, 0, 3, draft, 1.0, 1.0 + draft, True)
         controller.observe(plan, report)
     assert not is_plain
-    plain, known = controller._plain_seconds(2), controller._token_seconds(3)
+    plain, known = controller._pace.plain_step_s(2) / 2, controller._pace.token_s(3)
     assert known == pytest.approx(share / 3.0, rel=1e-6)
-    assert controller._token_seconds(2) == pytest.approx(plain * share, rel=1e-6)
+    assert controller._pace.token_s(2) == pytest.approx(plain * share, rel=1e-6)
 
 
 @pytest.mark.parametrize("in_a_row", [1, 8])
@@ -169,7 +165,7 @@ def test_long_steps_that_take_what_was_measured_need_no_others(
     monkeypatch: pytest.MonkeyPatch, long_step_s: float, slowdown: float, first: int
 ) -> None:
     """A model of 1.1B would spend a second and a half on them."""
-    monkeypatch.setattr(adaptive, "LONG_STEP_S", long_step_s)
+    monkeypatch.setattr(turns, "LONG_STEP_S", long_step_s)
     controller = AdaptiveController(COSTS, GrowingSize(8, 16))
     assert simulate(controller, 3, 0.4, first, slowdown)[2] == 0
     assert simulate(controller, 3, 0.4, 1, slowdown)[2] == 1

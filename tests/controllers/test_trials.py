@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from sdengine.controllers import accounts, adaptive
-from sdengine.controllers.adaptive import LONGEST_PAUSE, AdaptiveController
+from sdengine.controllers import accounts, adaptive, turns
+from sdengine.controllers.adaptive import AdaptiveController
 from sdengine.controllers.tree_size import GrowingSize
+from sdengine.controllers.turns import LONGEST_PAUSE
 from sdengine.core.cost_model import CostModel
 from sdengine.core.plan import Outlook, StepPlan, StepReport
 
@@ -140,7 +141,8 @@ def test_trials_that_earn_nothing_but_their_length_would_cost_far_more(
     """The negative control: pauses that double up to 1024 steps, whatever was lost before."""
     mended = pair(0.2, 6000, tells=False)
     monkeypatch.setattr(adaptive, "TRIAL_SHARE", 1e9)
-    monkeypatch.setattr(adaptive, "LONGEST_PAUSE", 1024)
+    for module in (adaptive, turns):
+        monkeypatch.setattr(module, "LONGEST_PAUSE", 1024)
     monkeypatch.setattr(accounts, "HOPELESS", 1e9)
     before = pair(0.2, 6000, tells=False)
     assert before.loss > 0.02 and before.loss > 2 * mended.loss, (before.loss, mended.loss)
@@ -316,9 +318,9 @@ def test_most_plain_steps_of_a_long_pause_are_only_counted(monkeypatch: pytest.M
     world = World(0.0).run(controller, 200)
     assert controller.plan(1).depth == 0
     seen = []
-    add = controller._seen_costs.add
+    add = controller._pace._seen_costs.add
     monkeypatch.setattr(
-        controller._seen_costs,
+        controller._pace._seen_costs,
         "add",
         lambda rows, s, is_plain: seen.append(rows) or add(rows, s, is_plain=is_plain),
     )
@@ -335,4 +337,4 @@ def test_the_last_sequence_of_a_batch_does_not_end_speculation_for_all() -> None
     verify, draft = SMALL.verify_time(4), SMALL.draft_time(2)
     for _ in range(adaptive.LEARN_EVERY):
         controller.observe(plan, StepReport([0], 3, 4, draft, verify, draft + verify, True))
-    assert not controller._is_paused
+    assert not controller._turns.is_paused

@@ -1,0 +1,120 @@
+"""Turns: which steps are plain and which have trees.
+
+    first plain steps -> trial -> trees <-> two plain steps for comparison
+                         ^   |      |
+                         |   v      v
+                         +-- pause <+
+
+The controller says how a trial went and whether speculation still pays; here is only counted.
+"""
+
+from __future__ import annotations
+
+TRIAL_STEPS = 16  # speculative steps before a verdict: of 6, chance alone moved the mean by 11%
+PUT_OFF_STEPS = 8  # plain steps before it is asked again whether a trial can win its price back
+
+# After 4, trees at the machine's present pace met the measurement's fastest plain step: pairs that
+# gained 1.3x failed their first trial.
+FIRST_PLAIN_STEPS = 16
+# Fewer do when so many in a row take what was expected, to a factor, and that is so long that
+# weights come from memory, whatever came before (27 MB take 1.3 ms on two cores).
+SURE_STEPS, SURE, LONG_STEP_S = 3, 1.1, 0.001
+
+FIRST_PAUSE = 64  # plain steps between the first two trials, at least
+LONGEST_PAUSE = 4096
+PROMPT_STEPS = 8  # plain steps after a prompt that are slow: its weights have left the caches
+SETTLED_STEPS = 16  # plain steps after which decoding is as fast as if it had always been plain
+LOOK_EVERY = 4  # plain steps of a pause, once it is settled: looking at each took 2% of a step
+
+PROBE_STEPS, PROBE_EVERY = 2, 48  # plain steps among trees, to keep the comparison fresh
+RARE_PROBES = 4  # times rarer while trees clearly pay: two steps of fifty took 2% from a pair that
+# gains 2.6x
+
+
+class Turns:
+    """Counts steps.
+
+    Attributes:
+        plain_left: plain steps to come before trees; 0: it is their turn.
+        trial_left: steps of the trial under way; 0 or less: it was won.
+        plain_run: plain steps since the last tree.
+        is_beginning: whether these are the first plain steps.
+        is_paused: whether trees failed, and their next trial has not come yet.
+    """
+
+    def __init__(self) -> None:
+        self.plain_left = FIRST_PLAIN_STEPS
+        self.trial_left = TRIAL_STEPS
+        self.plain_run = SETTLED_STEPS - PROMPT_STEPS
+        self.is_beginning = True
+        self.is_paused = False
+        self._num_sure = 0  # of the first plain steps, as expected and in a row
+        self._until_probe = PROBE_EVERY
+        self._least_pause = FIRST_PAUSE  # of the next
+        self._pause = FIRST_PAUSE  # the last
+
+    def put_off(self) -> int:
+        """Lets a trial wait; returns for how many plain steps."""
+        self.plain_left = PUT_OFF_STEPS
+        return PUT_OFF_STEPS
+
+    def rests(self) -> bool:
+        """Counts a plain step in the midst of a pause, of which nothing need be learned."""
+        if (
+            not self.is_paused
+            or self.plain_left <= LOOK_EVERY
+            or self.plain_run < SETTLED_STEPS
+            or self.plain_run % LOOK_EVERY == 0
+        ):
+            return False
+        self.plain_left -= 1
+        self.plain_run += 1
+        return True
+
+    def count_plain(self) -> int:
+        """Counts a plain step; returns the steps of the pause that it ended, else 0."""
+        ended = self._pause if self.is_paused and self.plain_left == 1 else 0
+        if ended:
+            self.is_paused = False
+            self.trial_left = TRIAL_STEPS
+        self.plain_left = max(self.plain_left - 1, 0)
+        self.plain_run += 1
+        return ended
+
+    def count_tree(self) -> bool:
+        """Counts a step with trees whose turn it was; returns whether it belongs to a trial."""
+        self.trial_left -= 1
+        self._until_probe -= 1
+        return self.trial_left >= 0
+
+    def expect_plain(self, expected_s: float, seen_s: float) -> None:
+        """Ends the first plain steps as soon as they say nothing new."""
+        is_sure = expected_s > LONG_STEP_S and expected_s / SURE < seen_s < expected_s * SURE
+        self._num_sure = self._num_sure + 1 if is_sure else 0
+        if self._num_sure == SURE_STEPS:
+            self.plain_left = 0
+        self.is_beginning = self.plain_left > 0
+
+    @property
+    def is_probe_due(self) -> bool:
+        """Whether plain steps have to be looked at again."""
+        return self._until_probe <= 0 and self.plain_left == 0
+
+    def probe(self, is_clear: bool) -> None:
+        """The next steps are plain; the ones after them come later where trees clearly pay."""
+        self._until_probe = PROBE_EVERY * (RARE_PROBES if is_clear else 1)
+        self.plain_left = PROBE_STEPS
+
+    def won(self) -> None:
+        """A trial was: should trees come to fail, they are soon tried again."""
+        self._least_pause = FIRST_PAUSE
+
+    def pause(self, owed: int) -> None:
+        """The next steps are plain: so many, or twice as many as the last time.
+
+        What is owed does not double: a machine that stood still for a step had a good pair decode a
+        thousand steps plainly, and after a second unlucky trial four thousand.
+        """
+        self.plain_left = self._pause = max(self._least_pause, owed)
+        self._least_pause = min(2 * self._least_pause, LONGEST_PAUSE)
+        self.is_paused = True
