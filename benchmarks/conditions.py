@@ -73,7 +73,7 @@ def commit() -> str:
 def machine_limits(num_threads: int) -> str:
     """Memory bandwidth and arithmetic peaks, measured now."""
     from sdengine.kernels.machine_limits import LimitProbe
-    from sdengine.kernels.program import make_pool
+    from sdengine.kernels.programs.program import make_pool
 
     limits = LimitProbe(make_pool(num_threads)).limits(3)
     return (

@@ -29,7 +29,7 @@ from sdengine.cli.prompts import PROMPTS
 from sdengine.core.argument import check_int
 from sdengine.core.plan import MAX_ITERATIONS, UNSEEN_SECONDS
 from sdengine.errors import ConfigError
-from sdengine.kernels.program import Program
+from sdengine.kernels.programs.program import Program
 from sdengine.runner.iteration import Variant
 
 GOAL_S, GOAL_SHARE = 30e-6, 0.05

@@ -14,7 +14,7 @@ from sdengine.core.env import usable_cores
 from sdengine.errors import ConfigError
 from sdengine.kernels.cpu_library import load_cpu
 from sdengine.kernels.machine_limits import LimitProbe
-from sdengine.kernels.program import make_pool
+from sdengine.kernels.programs.program import make_pool
 
 
 def build_parser() -> LineParser:

@@ -32,7 +32,7 @@ from sdengine.core.config import MAX_THREADS
 from sdengine.engine import Engine
 from sdengine.errors import ConfigError
 from sdengine.kernels.machine_limits import LimitProbe
-from sdengine.kernels.program import make_pool
+from sdengine.kernels.programs.program import make_pool
 from sdengine.runner.costs import verify_trials
 
 MAX_ROWS = 128  # of one forward

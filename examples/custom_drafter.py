@@ -9,7 +9,7 @@ import torch
 
 from sdengine import Engine, SamplingParams, SpeculationConfig
 from sdengine.kernels.ngram_match import ngram_scratch_size
-from sdengine.kernels.program import Program
+from sdengine.kernels.programs.program import Program
 from sdengine.runner.workspace import Workspace
 
 WHEN_REPEATING = "def first(a):\n    return a[0]\n\ndef second(a):\n    return a[1]\n\ndef "

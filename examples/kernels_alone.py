@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from sdengine.kernels.program import make_pool, run_op
+from sdengine.kernels.programs.program import make_pool, run_op
 from sdengine.kernels.row_batch import RowBatch
 from sdengine.kernels.tree_attention import attention_scratch
 

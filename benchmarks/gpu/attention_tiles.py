@@ -20,7 +20,7 @@ from benchmarks.gpu.records import Recorder, slice_main
 from benchmarks.gpu.timing import HOT_LAUNCHES, graph_of, median_us
 from benchmarks.gpu.trees import AttentionCase, AttentionInputs, make_inputs
 from benchmarks.gpu.tries import compile_side_by_side, time_each
-from sdengine.kernels.launch_chain import chained
+from sdengine.kernels.programs.launch_chain import chained
 from sdengine.kernels.triton import tree_attention
 from sdengine.kernels.triton.launch import Launch, arch_of_device
 from sdengine.kernels.triton.tree_attention import Config

@@ -10,8 +10,8 @@ import torch
 
 from benchmarks.kernels.harness import UNCOMPARABLE_OPS
 from sdengine.kernels.dense_weight import DenseWeight
-from sdengine.kernels.device_program import run_on_host
 from sdengine.kernels.packed_weight import PackedWeight
+from sdengine.kernels.programs.device_program import run_on_host
 from sdengine.kernels.registry import get_op
 from sdengine.kernels.spec import Args
 from sdengine.kernels.torch_library import flatten

@@ -22,7 +22,7 @@ from benchmarks.gpu.records import Recorder, slice_main
 from benchmarks.gpu.timing import Run, graph_of, median_us
 from benchmarks.gpu.tries import compile_side_by_side, time_each
 from sdengine.kernels.dense_weight import DenseWeight
-from sdengine.kernels.launch_chain import chained
+from sdengine.kernels.programs.launch_chain import chained
 from sdengine.kernels.triton import linear, linear_tiles
 from sdengine.kernels.triton.launch import arch_of_device
 from sdengine.runner.forward import NUM_COUNTERS

@@ -35,7 +35,7 @@ from sdengine.core.config import MAX_THREADS
 from sdengine.core.env import usable_cores
 from sdengine.errors import ConfigError
 from sdengine.kernels.machine_limits import LimitProbe
-from sdengine.kernels.program import make_pool
+from sdengine.kernels.programs.program import make_pool
 from sdengine.kernels.registry import OP_NAMES, get_op
 from sdengine.kernels.spec import Case, Op
 from sdengine.train.directories import make_directory

@@ -27,7 +27,7 @@ import torch
 from benchmarks.kernels.baselines import baseline
 from sdengine.kernels.machine_limits import LimitProbe
 from sdengine.kernels.packed_weight import PackedWeight, pack_weight
-from sdengine.kernels.program import Program, make_program
+from sdengine.kernels.programs.program import Program, make_program
 from sdengine.kernels.spec import Case, Op
 
 FLOAT_TOLERANCE = (

@@ -23,7 +23,7 @@ from sdengine.kernels.cpu_library import load_cpu
 from sdengine.kernels.huge_pages import HugePageArena
 from sdengine.kernels.machine_limits import LimitProbe
 from sdengine.kernels.packed_weight import PackedWeight, pack_weight
-from sdengine.kernels.program import Program, make_pool, make_program
+from sdengine.kernels.programs.program import Program, make_pool, make_program
 
 ROW_COUNTS = (1, 2, 4, 8, 16, 32, 64)
 IN_CACHE_BYTES = 24 << 20  # weights up to here are held against the cache's bandwidth

@@ -20,8 +20,8 @@ from sdengine.core.growth import TreePolicy
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.drafters.draft_model import MAX_MASK_WORDS, DraftModelDrafter, tree_room
 from sdengine.kernels.calibration import identity_table
-from sdengine.kernels.device_memory import HostMemory
-from sdengine.kernels.program import Program, make_pool, make_program
+from sdengine.kernels.programs.memory import HostMemory
+from sdengine.kernels.programs.program import Program, make_pool, make_program
 from sdengine.kernels.token_tree import MASK_BITS
 from sdengine.runner.batch_state import HostView
 from sdengine.runner.calibration import Calibrator

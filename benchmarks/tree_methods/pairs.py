@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from sdengine.core.env import read_environment
-from sdengine.kernels.program import make_pool
+from sdengine.kernels.programs.program import make_pool
 from sdengine.llm import BUNDLED
 from sdengine.model.checkpoint import open_checkpoint
 from sdengine.model.registry import resolve_model

@@ -15,10 +15,10 @@ import torch
 from sdengine.errors import BackendUnavailable
 from sdengine.kernels import backends, cuda_library
 from sdengine.kernels.cpu_library import load_cpu
-from sdengine.kernels.device_memory import StagedMemory
-from sdengine.kernels.graph_branches import GraphBranches
-from sdengine.kernels.launch_chain import chained
-from sdengine.kernels.limits import NO_LIMITS, Limits
+from sdengine.kernels.programs.graph_branches import GraphBranches
+from sdengine.kernels.programs.launch_chain import chained
+from sdengine.kernels.programs.limits import NO_LIMITS, Limits
+from sdengine.kernels.programs.memory import StagedMemory
 from sdengine.kernels.registry import get_op
 from sdengine.kernels.spec import Op, expect_tensor
 

@@ -30,9 +30,9 @@ import numpy as np
 import torch
 
 from sdengine.kernels.huge_pages import HugePageArena
-from sdengine.kernels.replay_copies import ReplayCopies
-from sdengine.kernels.results_ring import ResultsRing
-from sdengine.kernels.twins import Twins
+from sdengine.kernels.programs.replay_copies import ReplayCopies
+from sdengine.kernels.programs.results_ring import ResultsRing
+from sdengine.kernels.programs.twins import Twins
 
 
 class Memory(Protocol):

@@ -17,12 +17,12 @@ import torch
 
 from sdengine.errors import BackendUnavailable, ConfigError
 from sdengine.kernels.cpu_library import load_cpu
-from sdengine.kernels.device_memory import HostMemory, Memory, StagedMemory
-from sdengine.kernels.device_program import DeviceProgram, StagedProgram
-from sdengine.kernels.graph_branches import GraphBranches
-from sdengine.kernels.limits import NO_LIMITS, Limits
+from sdengine.kernels.programs.device_program import DeviceProgram, StagedProgram
+from sdengine.kernels.programs.graph_branches import GraphBranches
+from sdengine.kernels.programs.limits import NO_LIMITS, Limits
+from sdengine.kernels.programs.memory import HostMemory, Memory, StagedMemory
+from sdengine.kernels.programs.replay_copies import ReplayCopies
 from sdengine.kernels.registry import get_op
-from sdengine.kernels.replay_copies import ReplayCopies
 from sdengine.kernels.spec import expect_one_device, expect_tensor
 
 

@@ -7,7 +7,7 @@ from math import prod
 
 import torch
 
-from sdengine.kernels.results_ring import NUM_ENTRIES
+from sdengine.kernels.programs.results_ring import NUM_ENTRIES
 
 ALIGNMENT = 64
 CHUNK_BYTES = 1 << 20

@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sdengine.kernels.launch_chain import is_chained
+from sdengine.kernels.programs.launch_chain import is_chained
 
 FIRST_ARCH = 90
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sdengine.kernels.device_memory import Memory
+from sdengine.kernels.programs.memory import Memory
 from sdengine.model.config import ModelConfig
 
 

@@ -78,7 +78,7 @@ def engine_on_gpu() -> str:
     import torch
 
     from sdengine.errors import BackendUnavailable
-    from sdengine.kernels.device_program import usable_kernels
+    from sdengine.kernels.programs.device_program import usable_kernels
 
     try:
         kernels = usable_kernels("triton", torch.device("cuda", 0))

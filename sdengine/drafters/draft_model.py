@@ -14,9 +14,9 @@ import torch
 
 from sdengine.cache.kv_cache import KVCache
 from sdengine.core.growth import TreePolicy
-from sdengine.kernels.device_memory import StagedMemory
 from sdengine.kernels.draft_topk import device_scratch_size
-from sdengine.kernels.program import Program
+from sdengine.kernels.programs.memory import StagedMemory
+from sdengine.kernels.programs.program import Program
 from sdengine.kernels.row_batch import RowBatch
 from sdengine.kernels.token_tree import MASK_BITS, mask_words
 from sdengine.runner.drafter import Proposals

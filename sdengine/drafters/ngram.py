@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from sdengine.kernels.ngram_match import ngram_scratch_size
-from sdengine.kernels.program import Program
+from sdengine.kernels.programs.program import Program
 from sdengine.runner.workspace import Workspace
 
 MAX_MATCHES = 32

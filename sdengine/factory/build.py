@@ -25,7 +25,7 @@ from sdengine.factory.sizes import (
     choose_sizes,
 )
 from sdengine.kernels.calibration import identity_table
-from sdengine.kernels.program import make_pool, num_threads
+from sdengine.kernels.programs.program import make_pool, num_threads
 from sdengine.model.checkpoint import Checkpoint, open_checkpoint
 from sdengine.model.generation_config import default_sampling_params, load_eos_token_ids
 from sdengine.model.registry import resolve_model

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from sdengine.core.sequence import Sequence
-from sdengine.kernels.device_memory import Memory
+from sdengine.kernels.programs.memory import Memory
 
 TWO_TO_64 = 1 << 64
 INT32_MAX = 2**31 - 1

@@ -18,7 +18,7 @@ import torch
 from sdengine import kernels
 from sdengine.core.cost_model import CostModel
 from sdengine.kernels.cpu_library import load_cpu
-from sdengine.kernels.program import num_threads
+from sdengine.kernels.programs.program import num_threads
 from sdengine.runner.costs import measure_costs
 from sdengine.runner.iteration import Iteration
 

@@ -18,8 +18,8 @@ import torch
 
 from sdengine.core.cost_model import CostModel
 from sdengine.kernels.begin_step import ROOT_AND_NODES, ROOT_ONLY
-from sdengine.kernels.device_memory import StagedMemory
-from sdengine.kernels.program import Program
+from sdengine.kernels.programs.memory import StagedMemory
+from sdengine.kernels.programs.program import Program
 from sdengine.runner.batch_state import HostView
 from sdengine.runner.demand import Demand
 from sdengine.runner.iteration import Iteration

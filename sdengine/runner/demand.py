@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sdengine.kernels.limits import Limits
+from sdengine.kernels.programs.limits import Limits
 from sdengine.runner.workspace import Sizes
 
 MIN_ROW_LIMIT = 8

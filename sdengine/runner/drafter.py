@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 
 from sdengine.cache.kv_cache import KVCache
-from sdengine.kernels.program import Program
+from sdengine.kernels.programs.program import Program
 
 
 @dataclass(frozen=True, slots=True, eq=False)

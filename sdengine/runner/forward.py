@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from sdengine.cache.kv_cache import KVCache
-from sdengine.kernels.device_memory import Memory, StagedMemory
-from sdengine.kernels.program import Program
+from sdengine.kernels.programs.memory import Memory, StagedMemory
+from sdengine.kernels.programs.program import Program
 from sdengine.kernels.row_batch import RowBatch
 from sdengine.kernels.tree_attention import attention_scratch, device_scratch_floats
 from sdengine.model.config import ModelConfig

@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 import torch
 
 from sdengine.cache.kv_cache import KVCache
-from sdengine.kernels.device_memory import Memory
-from sdengine.kernels.device_program import StagedProgram, is_captured
-from sdengine.kernels.graph_branches import GraphBranches
-from sdengine.kernels.limits import NO_LIMITS, Limits
-from sdengine.kernels.program import Program, make_program, num_threads
+from sdengine.kernels.programs.device_program import StagedProgram, is_captured
+from sdengine.kernels.programs.graph_branches import GraphBranches
+from sdengine.kernels.programs.limits import NO_LIMITS, Limits
+from sdengine.kernels.programs.memory import Memory
+from sdengine.kernels.programs.program import Program, make_program, num_threads
 from sdengine.runner.demand import Demand, limits_of, rows_of_trees
 from sdengine.runner.drafter import Drafter
 from sdengine.runner.forward import Activations, Logits, Spans, describe_forward

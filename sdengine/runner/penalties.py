@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from sdengine.core.sequence import Sequence
-from sdengine.kernels.device_memory import Memory
-from sdengine.kernels.program import Program
+from sdengine.kernels.programs.memory import Memory
+from sdengine.kernels.programs.program import Program
 from sdengine.runner.workspace import Workspace
 
 MAX_BIASES = 1024

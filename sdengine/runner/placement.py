@@ -11,9 +11,9 @@ from sdengine.core.config import EngineConfig
 from sdengine.errors import BackendUnavailable, ConfigError
 from sdengine.kernels import backends, cuda_library
 from sdengine.kernels.cpu_library import load_cpu
-from sdengine.kernels.device_memory import HostMemory, Memory, StagedMemory
-from sdengine.kernels.device_program import is_captured, usable_kernels
-from sdengine.kernels.graph_branches import GraphBranches
+from sdengine.kernels.programs.device_program import is_captured, usable_kernels
+from sdengine.kernels.programs.graph_branches import GraphBranches
+from sdengine.kernels.programs.memory import HostMemory, Memory, StagedMemory
 from sdengine.runner.weights import DeviceLayout, Layout, PackedLayout
 
 DEVICE_BACKENDS = ("triton", "cuda")

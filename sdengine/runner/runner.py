@@ -15,8 +15,8 @@ import numpy as np
 from sdengine.core.outputs import StepTree
 from sdengine.core.plan import Outlook, StepPlan, StepReport
 from sdengine.core.sequence import Sequence
-from sdengine.kernels.device_memory import StagedMemory
-from sdengine.kernels.limits import NO_LIMITS
+from sdengine.kernels.programs.limits import NO_LIMITS
+from sdengine.kernels.programs.memory import StagedMemory
 from sdengine.runner.batch_state import HostView
 from sdengine.runner.calibration import Calibrator
 from sdengine.runner.demand import Demand

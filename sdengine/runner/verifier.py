@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import torch
 
 from sdengine.kernels.calibration import CELLS
-from sdengine.kernels.device_memory import Memory
-from sdengine.kernels.program import Program
+from sdengine.kernels.programs.memory import Memory
+from sdengine.kernels.programs.program import Program
 from sdengine.runner.workspace import Workspace
 
 

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import torch
 
 from sdengine.kernels.dense_weight import DenseWeight
-from sdengine.kernels.device_memory import StagedMemory
 from sdengine.kernels.huge_pages import HugePageArena
 from sdengine.kernels.packed_weight import PackedWeight, pack_weight
+from sdengine.kernels.programs.memory import StagedMemory
 from sdengine.model.checkpoint import Checkpoint
 from sdengine.model.config import ModelConfig
 from sdengine.model.rope import cos_sin_table

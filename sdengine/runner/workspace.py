@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from sdengine.kernels.device_memory import Memory, StagedMemory
+from sdengine.kernels.programs.memory import Memory, StagedMemory
 from sdengine.kernels.row_batch import RowBatch
 from sdengine.kernels.token_tree import DraftTree, TokenTree, allocate_tree_scratch, mask_words
 from sdengine.kernels.tree_verify import walk_scratch_size

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import torch
 
-from sdengine.kernels.program import Program
+from sdengine.kernels.programs.program import Program
 from sdengine.runner.drafter import Proposals
 from sdengine.runner.verifier import Verdict, walk_arguments
 from sdengine.runner.workspace import Workspace

@@ -17,7 +17,7 @@ from benchmarks.kernels.report import compare
 from benchmarks.kernels.shapes import NAMED, cases_of, read_shape
 from sdengine.errors import CheckpointError
 from sdengine.kernels.machine_limits import LimitProbe
-from sdengine.kernels.program import make_pool
+from sdengine.kernels.programs.program import make_pool
 from sdengine.kernels.registry import OP_NAMES, get_op
 from sdengine.model.registry import resolve_model
 

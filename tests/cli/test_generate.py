@@ -13,7 +13,7 @@ from sdengine.cli import generate
 from sdengine.cli.main import build_parser, main
 from sdengine.cli.options import open_llm
 from sdengine.cli.prompts import PROMPTS
-from sdengine.kernels.program import num_threads as kernel_threads
+from sdengine.kernels.programs.program import num_threads as kernel_threads
 from sdengine.model.registry import BUNDLED_DIR
 from tests.cli.fakes import FakeLLM
 from tests.engine.conftest import text_checkpoint

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sdengine.core.sampling_params import SamplingParams
-from sdengine.kernels.device_memory import HostMemory
+from sdengine.kernels.programs.memory import HostMemory
 from sdengine.model.checkpoint import open_checkpoint
 from sdengine.model.reference import load_weights, reference_logits
 from sdengine.runner.placement import Placement

@@ -17,7 +17,7 @@ from scipy.stats import chisquare
 from sdengine.core.config import SpeculationConfig
 from sdengine.core.sampling_params import GREEDY_TEMPERATURE, SamplingParams
 from sdengine.errors import ConfigError
-from sdengine.kernels.limits import NO_LIMITS
+from sdengine.kernels.programs.limits import NO_LIMITS
 from sdengine.model.checkpoint import open_checkpoint
 from sdengine.model.reference import load_weights, reference_logits
 from tests.engine.conftest import MakeEngine, related_draft, run_all, run_outputs

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from sdengine.kernels.calibration import CELLS
-from sdengine.kernels.program import run_op
+from sdengine.kernels.programs.program import run_op
 from sdengine.kernels.token_tree import TokenTree
 
 MAX_DEPTH = 3

@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy import stats
 
-from sdengine.kernels.program import run_op
+from sdengine.kernels.programs.program import run_op
 
 from .kernel_walks import RIGHT, Mistakes, TableWorld, random_table_world, rejection_tokens
 

@@ -11,7 +11,7 @@ import torch
 
 from sdengine.kernels import backends
 from sdengine.kernels.draft_topk import device_scratch_size
-from sdengine.kernels.program import run_op
+from sdengine.kernels.programs.program import run_op
 from sdengine.kernels.registry import get_op
 from sdengine.kernels.torch_library import device_backend
 from sdengine.kernels.tree_verify import walk_scratch_size

@@ -13,8 +13,8 @@ import torch
 
 from sdengine import SamplingParams, SpeculationConfig
 from sdengine.engine import Engine
-from sdengine.kernels.device_program import StagedProgram
-from sdengine.kernels.results_ring import ResultsRing
+from sdengine.kernels.programs.device_program import StagedProgram
+from sdengine.kernels.programs.results_ring import ResultsRing
 from sdengine.runner.runner import Runner
 from tests.engine.device.conftest import use_host_kernels
 from tests.gpu.on_device import IS_DRY_RUN, needs_a_device

@@ -10,9 +10,9 @@ import torch
 
 from benchmarks.kernels.harness import UNCOMPARABLE_OPS
 from sdengine.kernels.cuda_library import load_cuda
-from sdengine.kernels.device_program import capture_graph
-from sdengine.kernels.graph_branches import GraphBranches
-from sdengine.kernels.program import make_program, run_op
+from sdengine.kernels.programs.device_program import capture_graph
+from sdengine.kernels.programs.graph_branches import GraphBranches
+from sdengine.kernels.programs.program import make_program, run_op
 from sdengine.kernels.registry import OP_NAMES, get_op
 from sdengine.kernels.torch_library import OPERATORS, device_backend, flatten
 from sdengine.kernels.tree_verify import walk_scratch_size

@@ -10,7 +10,7 @@ import torch
 from benchmarks.kernels.harness import UNCOMPARABLE_OPS
 from sdengine.kernels.calibration import identity_table
 from sdengine.kernels.launches import STRUCT_OPS
-from sdengine.kernels.program import run_op
+from sdengine.kernels.programs.program import run_op
 from sdengine.kernels.token_tree import TokenTree
 from tests.gpu.on_device import IS_DRY_RUN, run_on_device
 from tests.kernels.random_token_trees import int_tensor

@@ -11,7 +11,7 @@ import torch
 
 from sdengine.errors import BackendUnavailable
 from sdengine.kernels import backends
-from sdengine.kernels.program import make_program, run_op
+from sdengine.kernels.programs.program import make_program, run_op
 
 
 def test_without_the_package_triton_is_refused_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

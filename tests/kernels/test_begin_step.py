@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sdengine.kernels.begin_step import OUTPUTS
-from sdengine.kernels.program import run_op
+from sdengine.kernels.programs.program import run_op
 
 STOP, OTHER = 7, 1
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdengine.kernels.program import run_op
+from sdengine.kernels.programs.program import run_op
 from sdengine.kernels.row_batch import RowBatch
 from sdengine.kernels.token_tree import TokenTree
 from tests.kernels.test_tree_select import random_draft, select

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sdengine.kernels.commit_plan import OUTPUTS
-from sdengine.kernels.program import run_op
+from sdengine.kernels.programs.program import run_op
 from sdengine.kernels.token_tree import TokenTree
 
 from .random_token_trees import forward_prefix, int_tensor, random_token_tree

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sdengine.kernels import noise as keyed
-from sdengine.kernels.program import make_pool, run_op
+from sdengine.kernels.programs.program import make_pool, run_op
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sdengine.kernels.program import run_op
+from sdengine.kernels.programs.program import run_op
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

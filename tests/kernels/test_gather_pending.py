@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sdengine.kernels.program import run_op
+from sdengine.kernels.programs.program import run_op
 
 
 def make_args(lens: list[int], starts: list[int], capacity: int) -> dict[str, torch.Tensor]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sdengine.kernels.kv_compact import reference
-from sdengine.kernels.program import make_pool, run_op
+from sdengine.kernels.programs.program import make_pool, run_op
 
 torch.set_num_threads(1)
 

@@ -12,7 +12,7 @@ import torch
 from sdengine.errors import BackendUnavailable
 from sdengine.kernels import _cpu
 from sdengine.kernels.launches import STRUCT_OPS, launch_of, structs
-from sdengine.kernels.program import run_op
+from sdengine.kernels.programs.program import run_op
 
 HEADERS = Path(__file__).resolve().parents[2] / "csrc" / "include" / "sdengine"
 STRUCTS = {

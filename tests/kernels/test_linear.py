@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from sdengine.kernels.huge_pages import HugePageArena
 from sdengine.kernels.packed_weight import PackedWeight, pack_weight
-from sdengine.kernels.program import make_pool, run_op
+from sdengine.kernels.programs.program import make_pool, run_op
 
 torch.set_num_threads(1)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

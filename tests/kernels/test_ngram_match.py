@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sdengine.kernels.calibration import CELLS
 from sdengine.kernels.ngram_match import ngram_scratch_size
-from sdengine.kernels.program import make_pool, run_op
+from sdengine.kernels.programs.program import make_pool, run_op
 from sdengine.kernels.token_tree import DraftTree, TokenTree, allocate_tree_scratch
 from tests.kernels.tree_worlds import assert_same_trees, paths_of
 

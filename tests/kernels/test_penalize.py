@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from sdengine.kernels.program import make_pool, run_op
+from sdengine.kernels.programs.program import make_pool, run_op
 
 from .random_token_trees import int_tensor, random_token_tree
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sdengine.kernels.calibration import CELLS
-from sdengine.kernels.program import make_pool, run_op
+from sdengine.kernels.programs.program import make_pool, run_op
 from sdengine.kernels.token_tree import TokenTree
 from sdengine.kernels.tree_verify_reference import Residual, TargetRow, Verifier
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sdengine.kernels.program import make_pool, run_op
+from sdengine.kernels.programs.program import make_pool, run_op
 from sdengine.kernels.rms_norm import reference
 
 torch.set_num_threads(1)

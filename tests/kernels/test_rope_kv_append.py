@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from sdengine.kernels.program import make_pool, run_op
+from sdengine.kernels.programs.program import make_pool, run_op
 from sdengine.kernels.rope_kv_append import reference
 
 torch.set_num_threads(1)

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdengine.kernels import noise
-from sdengine.kernels.program import make_pool, run_op
+from sdengine.kernels.programs.program import make_pool, run_op
 from sdengine.kernels.row_plan import plan_row
 
 POOLS = [make_pool(1), make_pool(2)]

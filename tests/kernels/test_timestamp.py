@@ -7,7 +7,7 @@ from time import perf_counter_ns
 import pytest
 import torch
 
-from sdengine.kernels.program import make_pool, make_program
+from sdengine.kernels.programs.program import make_pool, make_program
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])

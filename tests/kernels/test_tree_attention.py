@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from sdengine.kernels.program import make_pool, run_op
+from sdengine.kernels.programs.program import make_pool, run_op
 from sdengine.kernels.row_batch import RowBatch
 from sdengine.kernels.tree_attention import attention_scratch, reference
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdengine.kernels.calibration import CELLS
-from sdengine.kernels.program import run_op
+from sdengine.kernels.programs.program import run_op
 from sdengine.kernels.row_batch import RowBatch
 from sdengine.kernels.token_tree import DraftTree
 from sdengine.kernels.tree_expand import RULES, proposal_offset

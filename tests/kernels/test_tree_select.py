@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdengine.kernels.program import run_op
+from sdengine.kernels.programs.program import run_op
 from sdengine.kernels.token_tree import DraftTree, TokenTree, allocate_tree_scratch
 from tests.kernels.tree_oracles import heap_tree
 from tests.kernels.tree_worlds import World, assert_same_trees, grow, paths_of

@@ -15,7 +15,7 @@ from sdengine.kernels.calibration import (
     calibration_bin,
     calibration_class,
 )
-from sdengine.kernels.program import make_pool, run_op
+from sdengine.kernels.programs.program import make_pool, run_op
 from sdengine.kernels.token_tree import TokenTree
 
 from .random_token_trees import fill_token_tree, int_tensor, random_token_tree

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sdengine.kernels.program import run_op
+from sdengine.kernels.programs.program import run_op
 from sdengine.kernels.registry import get_op
 from sdengine.kernels.row_batch import RowBatch
 from sdengine.kernels.token_tree import DraftTree, TokenTree, allocate_tree_scratch, mask_words

@@ -24,7 +24,7 @@ from sdengine.errors import BackendUnavailable
 from sdengine.kernels.calibration import identity_table
 from sdengine.kernels.cuda_library import CudaLibrary
 from sdengine.kernels.launches import STRUCT_OPS
-from sdengine.kernels.program import run_op
+from sdengine.kernels.programs.program import run_op
 from sdengine.kernels.registry import get_op
 from sdengine.kernels.token_tree import TokenTree
 from sdengine.kernels.tree_verify import walk_scratch_size

@@ -18,7 +18,7 @@ import torch
 
 from sdengine.engine import Engine
 from sdengine.kernels import cuda_library
-from sdengine.kernels.device_program import StagedProgram, run_on_host
+from sdengine.kernels.programs.device_program import StagedProgram, run_on_host
 from sdengine.kernels.spec import Op
 from tests.engine.conftest import tiny
 from tests.kernels.triton.interpreter import patched_interpreter

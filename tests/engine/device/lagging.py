@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from sdengine.kernels import device_program, results_ring, twins
-from sdengine.kernels.device_memory import StagedMemory
-from sdengine.kernels.device_program import StagedProgram
-from sdengine.kernels.results_ring import ResultsRing
+from sdengine.kernels.programs import device_program, results_ring, twins
+from sdengine.kernels.programs.device_program import StagedProgram
+from sdengine.kernels.programs.memory import StagedMemory
+from sdengine.kernels.programs.results_ring import ResultsRing
 
 Work = Callable[[], object]
 

@@ -13,8 +13,8 @@ from sdengine.core.config import SpeculationConfig
 from sdengine.core.plan import StepPlan
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.engine import Engine
-from sdengine.kernels.device_program import StagedProgram
-from sdengine.kernels.limits import Limits
+from sdengine.kernels.programs.device_program import StagedProgram
+from sdengine.kernels.programs.limits import Limits
 from sdengine.kernels.spec import Op
 from sdengine.runner import demand, iteration
 from sdengine.runner.iteration import Iteration, Variant

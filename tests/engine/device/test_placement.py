@@ -17,8 +17,8 @@ from sdengine.factory import shared_weights
 from sdengine.factory.sizes import choose_dtype
 from sdengine.kernels import backends, cuda_library
 from sdengine.kernels.calibration import identity_table
-from sdengine.kernels.device_memory import HostMemory, StagedMemory
 from sdengine.kernels.draft_topk import device_scratch_size
+from sdengine.kernels.programs.memory import HostMemory, StagedMemory
 from sdengine.kernels.spec import tensors_of
 from sdengine.runner import device_fit
 from sdengine.runner.device_fit import Needs

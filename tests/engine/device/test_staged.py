@@ -15,10 +15,10 @@ from sdengine.core.config import SpeculationConfig
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.engine import Engine
 from sdengine.factory import shared_weights
-from sdengine.kernels import device_program
 from sdengine.kernels.dense_weight import DenseWeight
-from sdengine.kernels.device_memory import StagedMemory
-from sdengine.kernels.device_program import StagedProgram
+from sdengine.kernels.programs import device_program
+from sdengine.kernels.programs.device_program import StagedProgram
+from sdengine.kernels.programs.memory import StagedMemory
 from sdengine.kernels.registry import OP_NAMES
 from sdengine.kernels.spec import tensors_of
 from sdengine.runner import iteration

@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from sdengine.errors import BackendUnavailable
-from sdengine.kernels import backends, device_program
-from sdengine.kernels.device_memory import StagedMemory
-from sdengine.kernels.device_program import StagedProgram, usable_kernels
-from sdengine.kernels.launch_chain import chained, is_chained
-from sdengine.kernels.program import make_program
+from sdengine.kernels import backends
+from sdengine.kernels.programs import device_program
+from sdengine.kernels.programs.device_program import StagedProgram, usable_kernels
+from sdengine.kernels.programs.launch_chain import chained, is_chained
+from sdengine.kernels.programs.memory import StagedMemory
+from sdengine.kernels.programs.program import make_program
 
 pytest.importorskip("triton")
 if torch.cuda.is_available():

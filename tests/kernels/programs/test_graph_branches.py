@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from sdengine.errors import BackendUnavailable
-from sdengine.kernels.graph_branches import GraphBranches
-from sdengine.kernels.program import make_program
+from sdengine.kernels.programs.graph_branches import GraphBranches
+from sdengine.kernels.programs.program import make_program
 
 COUNT = torch.zeros(1, dtype=torch.int32)
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from sdengine.kernels.device_memory import HostMemory, Memory, StagedMemory
-from sdengine.kernels.results_ring import ResultsRing
-from sdengine.kernels.twins import CHUNK_BYTES
+from sdengine.kernels.programs.memory import HostMemory, Memory, StagedMemory
+from sdengine.kernels.programs.results_ring import ResultsRing
+from sdengine.kernels.programs.twins import CHUNK_BYTES
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sdengine.kernels.cpu_library import load_cpu
-from sdengine.kernels.program import Program, make_pool, make_program
+from sdengine.kernels.programs.program import Program, make_pool, make_program
 
 
 @pytest.fixture(params=["reference", "cpu-1", "cpu-2"])

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sdengine.kernels.device_memory import HostMemory
-from sdengine.kernels.program import Program, make_pool, make_program
-from sdengine.kernels.replay_copies import CHUNK_BYTES, ReplayCopies
+from sdengine.kernels.programs.memory import HostMemory
+from sdengine.kernels.programs.program import Program, make_pool, make_program
+from sdengine.kernels.programs.replay_copies import CHUNK_BYTES, ReplayCopies
 
 
 def counting_program(memory: HostMemory, backend: str, num_threads: int) -> tuple[Program, dict]:

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from sdengine.errors import ConfigError
-from sdengine.kernels.program import make_pool, run_op
+from sdengine.kernels.programs.program import make_pool, run_op
 
 NUM_STACKS = 12
 SCRIPT = f"""
 import resource
 from sdengine.errors import ConfigError
-from sdengine.kernels.program import make_pool
+from sdengine.kernels.programs.program import make_pool
 
 make_pool(2)
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
@@ -48,7 +48,7 @@ sys.exit(1)
 FORKED = """
 import os, signal, sys
 import torch
-from sdengine.kernels.program import make_pool, run_op
+from sdengine.kernels.programs.program import make_pool, run_op
 
 pool = make_pool(2)
 num_rows = torch.tensor([2], dtype=torch.int32)

@@ -21,7 +21,7 @@ from triton.compiler import ASTSource
 
 from sdengine.kernels import tree_attention
 from sdengine.kernels.dense_weight import DenseWeight
-from sdengine.kernels.launch_chain import chained
+from sdengine.kernels.programs.launch_chain import chained
 from sdengine.kernels.registry import get_op
 from sdengine.kernels.spec import Args
 from sdengine.kernels.token_tree import TokenTree

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sdengine.kernels.program import run_op
+from sdengine.kernels.programs.program import run_op
 from sdengine.kernels.registry import get_op
 
 GUARD = 2048  # elements on either side: a block of lanes without its mask stays inside

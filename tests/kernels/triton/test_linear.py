@@ -11,7 +11,7 @@ import torch
 from sdengine.kernels.dense_weight import DenseWeight
 from sdengine.kernels.linear import reference
 from sdengine.kernels.packed_weight import pack_weight
-from sdengine.kernels.program import run_op
+from sdengine.kernels.programs.program import run_op
 from sdengine.kernels.triton import linear, linear_tiles
 from sdengine.kernels.triton.launch import INTERPRETER
 from tests.kernels.triton.guarded import as_dtype, run_guarded

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sdengine.kernels.launch_chain import chained
+from sdengine.kernels.programs.launch_chain import chained
 from sdengine.kernels.registry import OP_NAMES, get_op
 from sdengine.kernels.triton import overlap
 from sdengine.kernels.triton.launch import Launch, plan_op
