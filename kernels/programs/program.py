@@ -23,7 +23,7 @@ from sdengine.kernels.programs.limits import NO_LIMITS, Limits
 from sdengine.kernels.programs.memory import HostMemory, Memory, StagedMemory
 from sdengine.kernels.programs.replay_copies import ReplayCopies
 from sdengine.kernels.registry import get_op
-from sdengine.kernels.spec import expect_one_device, expect_tensor
+from sdengine.kernels.spec import Op, expect, expect_one_device, expect_tensor, tensors_of
 
 
 class Program(Protocol):
@@ -45,7 +45,12 @@ class Program(Protocol):
         because a device that cannot branch runs them all the same.
 
         Args:
-            count: [1] int32, not written by the first launch of the block. Blocks may be nested.
+            count: [1] int32. Neither the first launch of the block nor the one after it may write
+                it: a CPU's workers read it between launches, each when it gets there. Blocks may be
+                nested.
+
+        Raises:
+            ValueError: from the `launch` that would write it, on a CPU.
         """
 
     def replay(self) -> None:
@@ -138,6 +143,7 @@ class CpuProgram:
         self._copies = copies or ReplayCopies()
         self._kept: list[object] = []
         self._names: list[str] = []
+        self._counts_read: list[torch.Tensor] = []  # between the last launch and the next
 
     def launch(self, op: str, **args: Any) -> None:
         spec = get_op(op)
@@ -145,6 +151,9 @@ class CpuProgram:
         if spec.cpu is None:
             raise BackendUnavailable(f"op '{op}' has no cpu kernel; it exists for: reference")
         expect_one_device(op, args, "cpu")
+        for count in self._counts_read:
+            _expect_unwritten(spec, args, count)
+        self._counts_read.clear()
         before = len(self._native)
         spec.cpu(self._native, **args)
         self._names += [op] * (len(self._native) - before)
@@ -155,10 +164,12 @@ class CpuProgram:
         expect_tensor("only_if", "count", count, torch.int32, (1,))
         self._native.begin_if(count.data_ptr())
         self._kept.append(count)
+        self._counts_read.append(count)
         try:
             yield
         finally:
             self._native.end_if()
+            self._counts_read.append(count)
 
     def replay(self) -> None:
         self._native.replay(self._pool)
@@ -174,6 +185,19 @@ class CpuProgram:
 
     def replay_timed(self) -> list[tuple[str, int]]:
         return list(zip(self._names, self._native.replay_timed(self._pool)))
+
+
+def _expect_unwritten(spec: Op, args: dict[str, Any], count: torch.Tensor) -> None:
+    """Checks that a launch does not write a count that workers may still be reading."""
+    outputs = {name: args.get(name) for name in spec.outputs}
+    for name, tensor in tensors_of(outputs):
+        is_within = 0 <= count.data_ptr() - tensor.data_ptr() < tensor.nbytes
+        expect(
+            spec.name,
+            not is_within,
+            f"{name}: expected it not to hold the count of an only_if "
+            "block that begins or ends right before this launch",
+        )
 
 
 def make_pool(num_threads: int) -> Any:

@@ -85,6 +85,44 @@ def test_counts_are_checked_at_the_door(program: Program) -> None:
         pass
 
 
+@pytest.mark.parametrize("place", ["first", "after", "first of an inner block"])
+def test_a_count_is_not_written_while_workers_may_read_it(place: str) -> None:
+    """A worker that comes late to the beginning of a block would find another count there."""
+    program, cu = make_program("cpu", make_pool(2)), torch.zeros(3, dtype=torch.int32)
+
+    def write_count() -> None:
+        program.launch(
+            "gather_pending",
+            history=torch.zeros(2, 5, dtype=torch.int32),
+            computed_lens=torch.zeros(2, dtype=torch.int32),
+            pending_lens=torch.zeros(2, dtype=torch.int32),
+            num_seqs=count(2),
+            pending_tokens=torch.zeros(8, dtype=torch.int32),
+            cu_pending=cu,
+        )
+
+    def refuse() -> None:
+        with pytest.raises(ValueError, match="gather_pending: cu_pending: expected it not to hold"):
+            write_count()
+
+    add = adder(program, torch.zeros(1, 1))
+    with program.only_if(cu[2:]):
+        if place == "first":
+            refuse()
+        elif place == "first of an inner block":
+            with program.only_if(count(1)):
+                refuse()
+                add(1)
+        add(1)
+        write_count()  # in the midst, as a draft layer writes the next one's rows
+        add(1)
+    if place == "after":
+        refuse()
+    add(1)
+    write_count()
+    program.replay()
+
+
 def test_an_open_block_is_not_replayed() -> None:
     native = load_cpu().Program()
     flag = count(1)
