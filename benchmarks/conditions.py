@@ -1,4 +1,4 @@
-"""What figures depend on: machine, commit, versions, limits; and what an engine takes of memory."""
+"""What figures depend on: machine, commit, versions, limits."""
 
 from __future__ import annotations
 
@@ -14,37 +14,66 @@ from sdengine import __version__
 from sdengine.cli.info import isa_text, processor
 from sdengine.core.env import choose_num_threads, read_environment
 
-__all__ = ["MemoryMeter", "as_lines", "describe_machine", "machine_limits"]
+__all__ = [
+    "as_lines",
+    "describe_machine",
+    "is_gpu",
+    "machine_limits",
+]
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def describe_machine(command: str, num_threads: int | None, with_limits: bool) -> dict[str, object]:
+def describe_machine(
+    command: str, num_threads: int | None, with_limits: bool, device: str = "cpu"
+) -> dict[str, object]:
     """Conditions that every benchmark states, in the order of a report.
 
     Args:
         command: what was typed, without its arguments.
         num_threads: that the engine was given; None for as many as it chooses itself.
         with_limits: measure the machine's limits now.
+        device: that the engine was given, "auto" or "cpu" for the CPU.
     """
     import torch
 
-    from sdengine.kernels.cpu_library import load_cpu
-
-    native = load_cpu()
     threads = choose_num_threads(num_threads, read_environment())
     found: dict[str, object] = {
         "command": shlex.join([*command.split(), *sys.argv[1:]]),
         "commit": commit(),
         "date": datetime.now(timezone.utc).date().isoformat(),
         "processor": processor()[0],
-        "instruction set": isa_text(native),
-        "threads": threads,
+        **(describe_gpu(device) if is_gpu(device) else describe_cpu(threads)),
         "versions": f"sdengine {__version__}, torch {torch.__version__}, "
         f"Python {platform.python_version()}",
     }
     if with_limits:
-        found["machine limits"] = machine_limits(threads)
+        limits = gpu_limits(device) if is_gpu(device) else machine_limits(threads)
+        found["machine limits"] = limits
+    return found
+
+
+def is_gpu(device: str) -> bool:
+    """Whether an engine with that setting runs on a GPU."""
+    return device.partition(":")[0] == "cuda"
+
+
+def describe_cpu(num_threads: int) -> dict[str, object]:
+    """What of the processor an engine uses."""
+    from sdengine.kernels.cpu_library import load_cpu
+
+    return {"instruction set": isa_text(load_cpu()), "threads": num_threads}
+
+
+def describe_gpu(device: str) -> dict[str, object]:
+    """The GPU, its driver and its compiler."""
+    import torch
+
+    from benchmarks.gpu.machine import clocks, versions
+
+    found: dict[str, object] = {"device": torch.cuda.get_device_name(device)}
+    found["driver"] = clocks().get("driver_version", "unknown")
+    found["triton"] = versions().get("triton", "none")
     return found
 
 
@@ -82,31 +111,15 @@ def machine_limits(num_threads: int) -> str:
     )
 
 
-class MemoryMeter:
-    """Peak memory that this process takes on top of what it has when the meter is made.
+def gpu_limits(device: str) -> str:
+    """The same of a GPU."""
+    import torch
 
-    Linux counts the peak of resident memory and can be told to start again; elsewhere `peak_mb` is
-    None.
-    """
+    from benchmarks.gpu.timing import measure_limits
 
-    def __init__(self) -> None:
-        self._before = None
-        try:
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak
-            self._before = _status_kb("VmRSS")
-        except OSError:
-            pass
-
-    @property
-    def peak_mb(self) -> float | None:
-        """Since the meter was made, in 10^6 bytes."""
-        if self._before is None:
-            return None
-        return max(_status_kb("VmHWM") - self._before, 0) * 1024 / 1e6
-
-
-def _status_kb(name: str) -> int:
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith(name + ":"):
-            return int(line.split()[1])
-    raise OSError(f"no {name} in /proc/self/status")
+    with torch.cuda.device(device):
+        limits = measure_limits()
+    return (
+        f"memory {limits.memory_gbps:.0f} GB/s, bf16 {limits.bf16_tflops:.0f} TFLOP/s, "
+        f"a launch in a graph {limits.launch_us:.2f} us"
+    )

@@ -26,6 +26,7 @@ from sdengine.cli.options import (
     BUNDLED_MODEL,
     LineParser,
     add_debug,
+    add_device_option,
     add_thread_option,
     integer,
     number,
@@ -37,6 +38,7 @@ from sdengine.core.config import (
     METHODS,
     METHODS_WITHOUT_DRAFT_MODEL,
     VERIFIERS,
+    EngineConfig,
     SpeculationConfig,
 )
 from sdengine.core.env import read_environment
@@ -45,6 +47,7 @@ from sdengine.errors import ConfigError, RequestError
 from sdengine.model.config_file import load_model_config
 from sdengine.model.registry import resolve_model
 from sdengine.model.tokenizer import load_tokenizer
+from sdengine.runner.placement import choose_placement
 from sdengine.train.directories import make_directory
 
 PROGRAM = "sdengine bench generate"
@@ -92,6 +95,7 @@ def build_parser(program: str = PROGRAM) -> LineParser:
         "--max-tokens", type=integer, default=160, metavar="N", help="(%(default)s)"
     )
     parser.add_argument("--repeats", type=integer, default=5, metavar="N", help="(%(default)s)")
+    add_device_option(parser)
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="(%(default)s)")
     add_thread_option(parser)
     parser.add_argument("--seed", type=integer, default=1, help="(%(default)s)")
@@ -176,10 +180,11 @@ def check_requests(args: argparse.Namespace) -> None:
     """Refuses requests that could not be made.
 
     Args:
-        args: with repeats, batch_sizes, held_out and prompt_file.
+        args: with model, device, repeats, batch_sizes, held_out and prompt_file.
 
     Raises:
-        ConfigError: a count below 1, or two sources of prompts.
+        ConfigError: a count below 1, two sources of prompts, or no such device.
+        BackendUnavailable: no kernels for that device here.
     """
     for name, values in (
         ("--repeats", [args.repeats]),
@@ -190,6 +195,7 @@ def check_requests(args: argparse.Namespace) -> None:
             raise ConfigError.from_parts(f"{name} of at least 1", str(min(values)))
     if args.held_out is not None and args.prompt_file is not None:
         raise ConfigError.from_parts("one source of prompts", "--held-out and --prompt-file")
+    choose_placement(EngineConfig(args.model, device=args.device), None)
 
 
 def check_room(args: argparse.Namespace, prompts: list[str]) -> None:
@@ -267,7 +273,9 @@ def to_document(
     args: argparse.Namespace, prompts: list[Prompt], figures: Figures
 ) -> dict[str, object]:
     """Everything as JSON: conditions, rows, costs."""
-    conditions = describe_machine(args.program, args.num_threads, not args.no_limits)
+    conditions = describe_machine(
+        args.program, args.num_threads, not args.no_limits, device=args.device
+    )
     conditions |= {
         "model": args.model,
         "draft": draft_that_ran(args),

@@ -9,8 +9,8 @@ from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, TypeVar
 
-from benchmarks.conditions import MemoryMeter
 from benchmarks.generate_report import PLAIN, Row, plain_row, summary
+from benchmarks.memory_meter import memory_meter
 from benchmarks.progress import progress_bar
 from benchmarks.reliability import TreeObserver
 from sdengine.cli.measure import Comparison, Run, run_batch, short, take_turns
@@ -122,7 +122,7 @@ def enter(
 ) -> Contender:
     """Opens an engine, wakes it, and notes its costs if none are known yet."""
     method, budget, config = job
-    memory = MemoryMeter()
+    memory = memory_meter(args.device)
     engine = open_engine(args, config, len(prompts))
     if config is not None and config.adaptive and config.needs_draft_model:
         # Before the first request: the measurement writes into KV blocks that later ones share.
@@ -174,6 +174,7 @@ def open_engine(
         args.model,
         draft=args.draft if config is not None and config.needs_draft_model else None,
         speculation=config,
+        device=args.device,
         dtype=args.dtype,
         num_threads=args.num_threads,
         max_num_seqs=batch_size,

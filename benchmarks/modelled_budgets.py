@@ -92,7 +92,7 @@ def build_parser() -> LineParser:
     parser.add_argument("--num-threads", type=integer, metavar="N")
     parser.add_argument("--seed", type=integer, default=1)
     parser.add_argument("--json", action="store_true", help="print JSON instead of Markdown")
-    parser.set_defaults(repeats=1, prompt_file=None)
+    parser.set_defaults(repeats=1, prompt_file=None, device="cpu")
     add_debug(parser)
     return parser
 

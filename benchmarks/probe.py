@@ -39,6 +39,7 @@ from sdengine.cli.options import (
     BUNDLED_MODEL,
     LineParser,
     add_debug,
+    add_device_option,
     add_thread_option,
     integer,
     number,
@@ -92,6 +93,7 @@ def build_parser() -> LineParser:
         help="steps take what a table says, prediction and check alike: how far off the method is "
         f"without a machine's noise; {', '.join(TABLES)} or a JSON file",
     )
+    add_device_option(parser)
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="(%(default)s)")
     add_thread_option(parser)
     parser.add_argument("--seed", type=integer, default=1, help="(%(default)s)")
@@ -115,7 +117,9 @@ def run(args: argparse.Namespace) -> int:
     for size in args.batch_sizes:
         verdicts += probe_batch_size(args, step_costs, batches(prompts, size))
     is_timed = step_costs is None
-    conditions = describe_machine("sdengine bench probe", args.num_threads, with_limits=is_timed)
+    conditions = describe_machine(
+        "sdengine bench probe", args.num_threads, with_limits=is_timed, device=args.device
+    )
     if not is_timed:
         conditions["step costs"] = args.step_costs
     found = [to_document(verdict) for verdict in verdicts]

@@ -31,6 +31,7 @@ __all__ = [
     "WITHOUT_DRAFT",
     "LineParser",
     "add_debug",
+    "add_device_option",
     "add_model_options",
     "add_passed_on_options",
     "add_sampling_options",
@@ -104,9 +105,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--draft", metavar="DIR", help="draft model directory (the bundled pair's own, or none)"
     )
-    parser.add_argument(
-        "--device", default="auto", metavar="X", help="cpu, cuda or cuda:0; auto is the CPU (auto)"
-    )
+    add_device_option(parser)
     parser.add_argument(
         "--dtype",
         choices=DTYPES,
@@ -125,6 +124,13 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         type=integer,
         metavar="N",
         help="most tokens of a sequence, its prompt included (the checkpoint's)",
+    )
+
+
+def add_device_option(parser: argparse.ArgumentParser) -> None:
+    """--device, for commands that open an engine."""
+    parser.add_argument(
+        "--device", default="auto", metavar="X", help="cpu, cuda or cuda:0; auto is the CPU (auto)"
     )
 
 

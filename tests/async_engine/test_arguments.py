@@ -15,7 +15,7 @@ from sdengine.async_engine.thread import EngineThread
 from sdengine.errors import ConfigError, RequestError, RequestTimeout
 from tests.async_engine.conftest import Turnstile
 from tests.async_engine.test_lifecycle import SHORT
-from tests.async_engine.test_requests import last_output, params_for
+from tests.async_engine.test_requests import LONG, last_output, params_for
 from tests.engine.conftest import MakeEngine, seen_groups, text_checkpoint
 
 
@@ -204,7 +204,7 @@ def test_time_runs_while_a_long_text_is_tokenised(make_engine: MakeEngine, monke
                 await asynchronous.submit("x" * 10_000, params_for(0), timeout_s=0.05)
             may_end.set()
             with pytest.raises(RequestTimeout, match=r"within 0 s"):
-                await last_output(await asynchronous.submit("x", params_for(0), timeout_s=0))
+                await last_output(await asynchronous.submit("x", LONG, timeout_s=0))
 
     asyncio.run(main())
 

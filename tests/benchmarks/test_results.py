@@ -32,7 +32,7 @@ def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return directory
 
 
-def machine(command: str, num_threads: object, with_limits: bool) -> dict[str, object]:
+def machine(command: str, num_threads: object, with_limits: bool, device: str) -> dict[str, object]:
     return {
         "command": command,
         "commit": "abc",
