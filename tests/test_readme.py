@@ -90,12 +90,18 @@ def headings(path: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-") for line in lines}
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/figures.md"])
-def test_links_lead_somewhere(name: str) -> None:
-    page = ROOT / name
-    links = re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", page.read_text(encoding="utf-8"))
-    assert links
-    for path, anchor in links:
+def links(page: Path) -> list[tuple[str, str]]:
+    """Paths and anchors that a page of the clone points to."""
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.S)
+    return re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", text)
+
+
+PAGES = [page for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")) if links(page)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for path, anchor in links(page):
         target = page.parent / path if path else page
         assert target.exists(), path
         assert not anchor or anchor in headings(target), (path, anchor)
