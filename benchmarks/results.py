@@ -267,9 +267,9 @@ def kernels_section(document: dict[str, Any]) -> list[str]:
     lines.append("|---" * 9 + "|")
     for m in document["measurements"]:
         beside = f"{m['baseline']['median_us']:.1f}" if m["baseline"] else ""
+        ours = [f"{m['kernel'][name]:.1f}" for name in ("median_us", "p10_us", "p90_us")]
         lines.append(
-            f"| {m['op']} | {m['label']} | {m['cpu']['median_us']:.1f} | {m['cpu']['p10_us']:.1f} "
-            f"| {m['cpu']['p90_us']:.1f} | {beside} "
+            f"| {m['op']} | {m['label']} | {' | '.join(ours)} | {beside} "
             f"| {m['gbps']:.1f} | {m['gflops']:.1f} | {m['percent_of_limit']:.0f} |"
         )
     return lines

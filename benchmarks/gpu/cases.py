@@ -8,14 +8,17 @@ from typing import Any
 
 import torch
 
-from benchmarks.kernels.harness import UNCOMPARABLE_OPS
+from benchmarks.gpu.timing import Run, Stopwatch, Timing, nothing
+from benchmarks.kernels.harness import UNCOMPARABLE_OPS, WrongResult
 from sdengine.kernels.dense_weight import DenseWeight
 from sdengine.kernels.packed_weight import PackedWeight
 from sdengine.kernels.programs.device_program import run_on_host
 from sdengine.kernels.registry import get_op
 from sdengine.kernels.spec import Args
 from sdengine.kernels.torch_library import flatten
+from sdengine.kernels.tree_attention import device_scratch_floats
 from sdengine.kernels.tree_verify import walk_scratch_size
+from sdengine.runner.forward import NUM_COUNTERS
 
 # Ops whose reference in Python takes minutes on the cases of a served model; their kernels on the
 # CPU are held to it elsewhere.
@@ -23,8 +26,9 @@ CHECKED_BY_CPU = ("tree_verify",)
 RMS_TOLERANCE = 1e-2  # relative; bfloat16 operands make 2e-3 to 5e-3, a wrong index makes 1
 
 
-class WrongResult(Exception):
-    """A kernel disagrees with its reference; it must not be timed."""
+# Ops that work on what an earlier launch left; each sample gets its first state back.
+STATEFUL = ("tree_expand", "tree_select", "commit_plan", "kv_compact", "penalize", "rope_kv_append")
+SCRATCH_ROWS = 4 * 64  # of `linear`: rows of the most parts that K is cut into
 
 
 def on_device(value: Any, device: str | torch.device) -> Any:
@@ -45,7 +49,33 @@ def device_args(op: str, args: Args, device: str | torch.device = "cuda") -> Arg
     if op == "tree_verify" and args.get("target_tokens") is None:
         size = walk_scratch_size(args["tree"].batch_size)
         moved["scratch"] = torch.zeros(size, dtype=torch.int64, device=device)
+    if op == "linear":
+        features = args["weight"].num_outputs
+        moved["scratch"] = torch.empty(SCRATCH_ROWS * features, device=device)
+        moved["counters"] = torch.zeros(NUM_COUNTERS, dtype=torch.int32, device=device)
+    if op == "tree_attention":
+        context = args["block_tables"].shape[1] * args["kv_cache"].shape[3]
+        heads, dim = args["num_heads"], args["head_dim"]
+        floats = device_scratch_floats(len(args["qkv"]), heads, dim, context)
+        moved["scratch"] = torch.empty(floats, device=device)
     return moved
+
+
+def is_repeatable(op: str) -> bool:
+    """Whether launches of an op one after the other do the same work."""
+    return op not in STATEFUL
+
+
+def time_launch(op: str, args: Args, run: Run, watch: Stopwatch) -> Timing:
+    """Times what `run` does to an op's arguments on the device, which get their state back."""
+    written = list(tensors_of(op, args, get_op(op).outputs).values())
+    first = [tensor.clone() for tensor in written]
+
+    def restore() -> None:
+        for tensor, value in zip(written, first):
+            tensor.copy_(value)
+
+    return watch.time(run, nothing if is_repeatable(op) else restore, is_repeatable(op))
 
 
 def tensors_of(op: str, args: Args, names: tuple[str, ...]) -> dict[str, torch.Tensor]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.cases import expect_close
+from benchmarks.gpu.cases import SCRATCH_ROWS, expect_close
 from benchmarks.gpu.records import Recorder, slice_main
 from benchmarks.gpu.timing import Limits, Stopwatch, measure_limits
 from sdengine.kernels.dense_weight import DenseWeight
@@ -29,7 +29,6 @@ SHAPES = {
     "1B down": (2048, 8192),
     "1B lm_head": (128256, 2048),
 }
-SCRATCH_ROWS = 4 * 64  # rows of the most parts that K is cut into
 ROW_COUNTS = (1, 8, 16, 64, 128, 256)
 
 

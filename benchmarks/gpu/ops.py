@@ -10,16 +10,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.cases import check, device_args, tensors_of
+from benchmarks.gpu.cases import check, device_args, time_launch
 from benchmarks.gpu.records import Recorder, Skip, slice_main
-from benchmarks.gpu.timing import Limits, Stopwatch, measure_limits, nothing
+from benchmarks.gpu.timing import Limits, Stopwatch, measure_limits
 from sdengine.kernels import backends, kv_compact, tree_expand, tree_verify
 from sdengine.kernels.registry import OP_NAMES, get_op
 from sdengine.kernels.spec import Case
 
 OWN_SLICES = ("linear", "tree_attention")
-# Ops that work on what an earlier launch left; each sample gets its first state back.
-STATEFUL = ("tree_expand", "tree_select", "commit_plan", "kv_compact", "penalize", "rope_kv_append")
 
 
 def large_cases(op: str) -> Iterator[Case]:
@@ -50,19 +48,9 @@ def measure(op: str, backend: str, case: Case, watch: Stopwatch, limits: Limits)
     if op == "kv_compact":  # its cases are zeros, which hide every mistake
         case.args["kv_cache"].view(torch.int16).random_(0, 1000)
     check(op, backend, case.args)
-    spec, args = get_op(op), device_args(op, case.args)
-    written = list(tensors_of(op, args, spec.outputs).values())
-    first = [tensor.clone() for tensor in written]
-
-    def restore() -> None:
-        for tensor, value in zip(written, first):
-            tensor.copy_(value)
-
-    is_stateful = op in STATEFUL
-    launch = spec.backends[backend]
-    timing = watch.time(
-        lambda: launch(**args), restore if is_stateful else nothing, not is_stateful
-    )
+    args = device_args(op, case.args)
+    launch = get_op(op).backends[backend]
+    timing = time_launch(op, args, lambda: launch(**args), watch)
     if not case.bytes_moved:
         return timing.values()
     return {**timing.values(), **limits.beside(timing, case.bytes_moved)}

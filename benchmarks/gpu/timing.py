@@ -27,20 +27,21 @@ class Timing:
 
     Args:
         cold_us, p10_us, p90_us: median and deciles of single launches after the cache was swept.
-        hot_us: of one of many launches back to back; None where that would be other work.
+        hot: median and deciles of one of many launches back to back; None where that would be
+            other work.
         how: "graph", or "events" where a launch could not be captured, and the host may be in it.
     """
 
     cold_us: float
     p10_us: float
     p90_us: float
-    hot_us: float | None
+    hot: tuple[float, float, float] | None
     how: str
 
     def values(self, prefix: str = "") -> dict[str, Any]:
         """As columns of a table."""
         found = {"us": self.cold_us, "p10": self.p10_us, "p90": self.p90_us}
-        found |= {} if self.hot_us is None else {"hot us": self.hot_us}
+        found |= {} if self.hot is None else {"hot us": self.hot[0]}
         named = {f"{prefix}{name}": round(value, 3) for name, value in found.items()}
         return named if self.how == "graph" else {**named, f"{prefix}timed by": self.how}
 
@@ -73,7 +74,18 @@ def elapsed_us(run: Run) -> float:
 
 def median_us(run: Run, samples: int = 9) -> float:
     """Of samples back to back, after two that warm up."""
-    return median([elapsed_us(run) for _ in range(samples + 2)][2:])
+    return median(samples_us(run, samples))
+
+
+def samples_us(run: Run, samples: int = 9) -> list[float]:
+    """Samples back to back, after two that warm up."""
+    return [elapsed_us(run) for _ in range(samples + 2)][2:]
+
+
+def spread(samples: list[float]) -> tuple[float, float, float]:
+    """Median, tenth and ninetieth percentile."""
+    deciles = quantiles(samples, n=10, method="inclusive")
+    return median(samples), deciles[0], deciles[-1]
 
 
 class Stopwatch:
@@ -106,9 +118,8 @@ class Stopwatch:
         hot = None
         if is_repeatable and how == "graph":
             many = graph_of(run, HOT_LAUNCHES)
-            hot = median_us(many.replay) / HOT_LAUNCHES
-        deciles = quantiles(cold, n=10, method="inclusive")
-        return Timing(median(cold), deciles[0], deciles[-1], hot, how)
+            hot = spread([us / HOT_LAUNCHES for us in samples_us(many.replay)])
+        return Timing(*spread(cold), hot, how)
 
     def _cold(self, replay: Run, restore: Run) -> float:
         restore()

@@ -8,6 +8,10 @@ Each kernel must agree with its reference before it is timed. Times are medians 
 ninetieth percentile; the last column is the share of what the machine's read bandwidth and
 arithmetic peak, measured beside, would allow (blank where a case declares neither bytes nor
 operations: integer work on trees).
+
+With --device cuda both of a GPU's kernels of an op run, in CUDA graphs: cold launches after the L2
+cache was swept, held against the device's limits; warm ones many in a graph, which ops that change
+what they read do not have.
 """
 
 from __future__ import annotations
@@ -22,22 +26,22 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.conditions import as_lines, describe_machine
+from benchmarks.conditions import as_lines, describe_machine, is_gpu
 from benchmarks.kernels.baselines import BASELINES
-from benchmarks.kernels.harness import Measurement, WrongResult, check_case, measure_case
+from benchmarks.kernels.harness import Measurement, WrongResult
+from benchmarks.kernels.places import OnCpu, OnDevice, Place
 from benchmarks.kernels.report import HEADER, compare, read, row, write
 from benchmarks.kernels.shapes import NAMED, cases_of, read_shape
 from benchmarks.shapes import Shape
 from sdengine.cli.main import run_alone
-from sdengine.cli.options import LineParser, add_debug, integer, number
+from sdengine.cli.options import LineParser, add_debug, add_device_option, integer, number
 from sdengine.core.argument import check_float, check_int
-from sdengine.core.config import MAX_THREADS
+from sdengine.core.config import MAX_THREADS, EngineConfig
 from sdengine.core.env import usable_cores
 from sdengine.errors import ConfigError
-from sdengine.kernels.machine_limits import LimitProbe
-from sdengine.kernels.programs.program import make_pool
 from sdengine.kernels.registry import OP_NAMES, get_op
 from sdengine.kernels.spec import Case, Op
+from sdengine.runner.placement import choose_placement
 from sdengine.train.directories import make_directory
 
 CACHES = {"warm": ("warm",), "cold": ("cold",), "both": ("warm", "cold")}
@@ -59,6 +63,7 @@ def build_parser() -> LineParser:
     )
     parser.add_argument("--case", default="", metavar="TEXT", help="only cases with TEXT in them")
     parser.add_argument("--cache", choices=sorted(CACHES), default="warm", help="(%(default)s)")
+    add_device_option(parser)
     parser.add_argument("--baseline", choices=BASELINES, default="torch", help="(%(default)s)")
     parser.add_argument(
         "--num-threads",
@@ -100,12 +105,13 @@ def run(args: argparse.Namespace) -> int:
     check_case_names(ops, shape, args.case)
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    pool = make_pool(args.threads)
-    probe = LimitProbe(pool)
-    conditions = describe_machine("sdengine bench kernels", args.threads, with_limits=True)
+    place = open_place(args)
+    conditions = describe_machine(
+        "sdengine bench kernels", args.threads, with_limits=True, device=args.device
+    )
     say(args, as_lines(conditions))
     found: list[Measurement] = []
-    results = [run_op(args, op, shape, pool, probe, found) for op in ops]
+    results = [run_op(args, op, shape, place, found) for op in ops]
     if args.out is not None:
         write(args.out, conditions, found)
     if args.json:
@@ -120,13 +126,16 @@ def check_arguments(args: argparse.Namespace) -> None:
     """Refuses what could not work before anything is measured.
 
     Raises:
-        ConfigError: an unknown op, a number out of range, or a directory that cannot be written to.
+        ConfigError: an unknown op, a number out of range, no such device, or a directory that
+            cannot be written to.
+        BackendUnavailable: no kernels for that device here.
     """
     unknown = [name for name in args.ops if name not in OP_NAMES]
     if unknown:
         raise ConfigError.from_parts(f"ops among {', '.join(OP_NAMES)}", ", ".join(unknown))
     check_int(ConfigError, "--num-threads", args.threads, 1, MAX_THREADS)
     check_float(ConfigError, "--seconds", args.seconds, 0.0, low_is_open=True)
+    choose_placement(EngineConfig("kernels alone", device=args.device), None)
     if args.out is not None:
         make_directory("--out", args.out)
 
@@ -157,29 +166,37 @@ def say(args: argparse.Namespace, text: str) -> None:
     print(text, file=sys.stderr if args.json else sys.stdout, flush=True)
 
 
+def open_place(args: argparse.Namespace) -> Place:
+    """Where the cases run."""
+    if is_gpu(args.device):
+        return OnDevice.open(args.device, args.baseline)
+    return OnCpu(args.threads, args.seconds, args.baseline)
+
+
 def run_op(
     args: argparse.Namespace,
     op: Op,
     shape: Shape | None,
-    pool: object,
-    probe: LimitProbe,
+    place: Place,
     found: list[Measurement],
 ) -> bool | None:
     """Checks and times the cases of an op; False when one is wrong, None when there is none."""
     result = None
-    for case in chosen_cases(op, shape, args.case):
-        if result is None:
-            say(args, f"\n{op.name}\n{HEADER}")
-        try:
-            check_case(op, case, pool)
-        except WrongResult as error:
-            say(args, f"WRONG  {error}")
-            return False
-        for cache in CACHES[args.cache]:
-            measured = measure_case(op, case, pool, probe, args.seconds, cache, args.baseline)
-            found.append(replace(measured, command=command_of(args, op, case, cache)))
-            say(args, row(found[-1]))
-        result = True
+    for backend in place.backends(op):
+        for case in chosen_cases(op, shape, args.case):
+            if result is None:
+                say(args, f"\n{op.name}\n{HEADER}")
+            try:
+                place.check(op, backend, case)
+            except WrongResult as error:
+                say(args, f"WRONG  {error}")
+                return False
+            for cache in CACHES[args.cache]:
+                measured = place.measure(op, backend, case, cache)
+                if measured is not None:
+                    found.append(replace(measured, command=command_of(args, op, case, cache)))
+                    say(args, row(found[-1]))
+            result = True
     return result
 
 
@@ -196,6 +213,7 @@ def command_of(args: argparse.Namespace, op: Op, case: Case, cache: str) -> str:
     words = ["sdengine", "bench", "kernels", op.name, "--case", case.label, "--cache", cache]
     words += ["--num-threads", str(args.threads), "--seconds", f"{args.seconds:g}"]
     words += ["--baseline", args.baseline]
+    words += ["--device", args.device] if is_gpu(args.device) else []
     words += [] if args.shape is None else ["--shape", args.shape]
     return shlex.join(words)
 

@@ -7,6 +7,7 @@ which is written to be right and not to be fast: its times say little, so it mus
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -86,7 +87,7 @@ def _tree_attention(args: Args) -> Callable[[], object]:
     flat = cache.transpose(0, 1).transpose(1, 2).reshape(2, kv_heads, -1, dim)[:, :, :context]
     k, v = (t.repeat_interleave(heads // kv_heads, dim=0)[None].contiguous() for t in flat)
     q = args["qkv"][:, : heads * dim].view(rows, heads, dim).transpose(0, 1)[None].to(k.dtype)
-    mask = (torch.arange(context) < visible.view(-1, 1))[None, None]
+    mask = (torch.arange(context, device=q.device) < visible.view(-1, 1))[None, None]
     return lambda: F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
@@ -111,9 +112,10 @@ def _kv_compact(args: Args) -> Callable[[], object]:
     """Gather and scatter of whole entries by flat index."""
     cache, tables = args["kv_cache"], args["block_tables"].long()
     size = cache.shape[4]
+    count = partial(torch.arange, device=cache.device)
     source = args["move_src"].long()
-    target = args["move_dst_start"].long()[:, None] + torch.arange(source.shape[1])
-    rows = torch.arange(len(tables))[:, None]
+    target = args["move_dst_start"].long()[:, None] + count(source.shape[1])
+    rows = count(len(tables))[:, None]
     from_block, from_slot = tables[rows, source // size], source % size
     to_block, to_slot = tables[rows, target // size], target % size
 

@@ -58,9 +58,9 @@ class Measurement:
     """One case of one op, with the limits of the same minutes.
 
     Args:
-        op, label: What ran.
+        op, backend, label: What ran.
         cache: "warm": the inputs were just used; "cold": other memory was.
-        cpu: The native kernel.
+        kernel: Ours.
         baseline: What was timed beside it; None when nothing was.
         baseline_name: "torch" or "reference"; empty when nothing was.
         gbps, gflops: Rates of the kernel's median; 0 where the case declares no traffic or
@@ -72,9 +72,10 @@ class Measurement:
     """
 
     op: str
+    backend: str
     label: str
     cache: str
-    cpu: Timing
+    kernel: Timing
     baseline: Timing | None
     baseline_name: str
     gbps: float
@@ -244,26 +245,31 @@ def measure_case(
     torch.set_num_threads(threads)
     timings = [summary(s) for s in samples]
     limits = median(reads), median(peaks)
-    return rate(op, case, cache, timings, "" if beside is None else baseline_name, limits)
+    return rate(op, "cpu", case, cache, timings, "" if beside is None else baseline_name, limits)
 
 
 def rate(
     op: Op,
+    backend: str,
     case: Case,
     cache: str,
     timings: list[Timing],
     baseline_name: str,
     limits: tuple[float, float],
 ) -> Measurement:
-    """Puts a median beside the limits (GB/s, GFLOP/s)."""
+    """Puts a median beside the limits (GB/s, GFLOP/s); 0: not held against that one."""
     took = timings[0].median_us * 1e-6
     read_gbps, peak_gflops = limits
-    floor = max(case.bytes_moved / (read_gbps * 1e9), case.operations / (peak_gflops * 1e9))
+    floor = max(
+        case.bytes_moved / (read_gbps * 1e9) if read_gbps else 0.0,
+        case.operations / (peak_gflops * 1e9) if peak_gflops else 0.0,
+    )
     return Measurement(
         op=op.name,
+        backend=backend,
         label=case.label,
         cache=cache,
-        cpu=timings[0],
+        kernel=timings[0],
         baseline=timings[1] if len(timings) > 1 else None,
         baseline_name=baseline_name,
         gbps=case.bytes_moved / took / 1e9,

@@ -15,8 +15,8 @@ from sdengine.errors import ConfigError
 __all__ = ["HEADER", "compare", "read", "row", "write"]
 
 HEADER = (
-    f"{'case':40} {'cache':5} {'median us':>10} {'p10':>9} {'p90':>9} {'baseline us':>12}"
-    f" {'GB/s':>6} {'GFLOP/s':>8} {'% of limit':>10}"
+    f"{'case':40} {'kernel':6} {'cache':5} {'median us':>10} {'p10':>9} {'p90':>9}"
+    f" {'baseline us':>12} {'GB/s':>6} {'GFLOP/s':>8} {'% of limit':>10}"
 )
 
 
@@ -28,7 +28,8 @@ def row(m: Measurement) -> str:
 
     beside = number(m.baseline.median_us if m.baseline else 0.0, 12)
     return (
-        f"{m.label:40} {m.cache:5} {m.cpu.median_us:10.2f} {m.cpu.p10_us:9.2f} {m.cpu.p90_us:9.2f}"
+        f"{m.label:40} {m.backend:6} {m.cache:5}"
+        f" {m.kernel.median_us:10.2f} {m.kernel.p10_us:9.2f} {m.kernel.p90_us:9.2f}"
         f" {beside} {number(m.gbps, 6)} {number(m.gflops, 8)} {number(m.percent_of_limit, 10, 0)}"
     )
 
@@ -36,7 +37,7 @@ def row(m: Measurement) -> str:
 def flat(m: Measurement) -> dict[str, Any]:
     """One CSV row."""
     found = asdict(m)
-    for name in ("cpu", "baseline"):
+    for name in ("kernel", "baseline"):
         timing = found.pop(name) or {"median_us": "", "p10_us": "", "p90_us": ""}
         found |= {f"{name}_{key}": value for key, value in timing.items()}
     return found
@@ -73,18 +74,19 @@ def read(path: Path) -> list[dict[str, Any]]:
 def compare(old: Iterable[Mapping[str, Any]], new: Sequence[Measurement]) -> list[str]:
     """New over old medians; "faster" and "slower" only where the middle four fifths of the samples
     do not overlap. Machines drift: both runs must be of one machine, and of quiet minutes."""
-    before = {(m["op"], m["label"], m["cache"]): m["cpu"] for m in old}
+    before = {(m["op"], m["backend"], m["label"], m["cache"]): m["kernel"] for m in old}
     lines = []
     for m in new:
-        was = before.get((m.op, m.label, m.cache))
+        name = f"{m.op:16} {m.label:40} {m.backend:6} {m.cache:5}"
+        was = before.get((m.op, m.backend, m.label, m.cache))
         if was is None:
-            lines.append(f"{m.op:16} {m.label:40} {m.cache:5} new")
+            lines.append(f"{name} new")
             continue
         word = ""
-        if m.cpu.p90_us < was["p10_us"]:
+        if m.kernel.p90_us < was["p10_us"]:
             word = "faster"
-        elif m.cpu.p10_us > was["p90_us"]:
+        elif m.kernel.p10_us > was["p90_us"]:
             word = "slower"
-        ratio = m.cpu.median_us / was["median_us"]
-        lines.append(f"{m.op:16} {m.label:40} {m.cache:5} {ratio:6.2f} of old  {word}".rstrip())
+        ratio = m.kernel.median_us / was["median_us"]
+        lines.append(f"{name} {ratio:6.2f} of old  {word}".rstrip())
     return lines

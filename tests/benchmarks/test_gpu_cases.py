@@ -139,7 +139,7 @@ def test_times_stand_beside_their_floor() -> None:
     limits = Limits(read_gbps=4000.0, copy_gbps=4300.0, bf16_tflops=800.0, launch_us=1.0)
     assert limits.floor_us(43_000_000) == pytest.approx(10.0)
     assert limits.floor_us(1, 16_000_000_000) == pytest.approx(20.0)
-    timing = Timing(20.0, 19.0, 22.0, 18.0, "graph")
+    timing = Timing(20.0, 19.0, 22.0, (18.0, 17.0, 19.0), "graph")
     assert limits.beside(timing, 43_000_000) == {
         "floor us": 10.0,
         "GB/s": 2150.0,

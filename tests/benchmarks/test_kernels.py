@@ -6,19 +6,29 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
+from benchmarks.gpu.cases import device_args
+from benchmarks.gpu.timing import Limits
+from benchmarks.gpu.timing import Timing as GraphTiming
 from benchmarks.kernels import __main__ as kernels
+from benchmarks.kernels import places
 from benchmarks.kernels.baselines import baseline
-from benchmarks.kernels.harness import Measurement, Timing, WrongResult, check_case
+from benchmarks.kernels.harness import Measurement, Timing, WrongResult, check_case, tensors_in
+from benchmarks.kernels.places import OnDevice
 from benchmarks.kernels.report import compare
 from benchmarks.kernels.shapes import NAMED, cases_of, read_shape
 from sdengine.errors import CheckpointError
+from sdengine.kernels import tree_attention
 from sdengine.kernels.machine_limits import LimitProbe
+from sdengine.kernels.packed_weight import pack_weight
 from sdengine.kernels.programs.program import make_pool
 from sdengine.kernels.registry import OP_NAMES, get_op
+from sdengine.kernels.spec import Case
 from sdengine.model.registry import resolve_model
 
 TINY = NAMED["pair-draft"]
@@ -27,7 +37,7 @@ TINY = NAMED["pair-draft"]
 @pytest.fixture(autouse=True)
 def small_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     """Limits from 32 MB: the tests ask for numbers, not for true ones."""
-    monkeypatch.setattr(kernels, "LimitProbe", lambda pool: LimitProbe(pool, 256 << 20))
+    monkeypatch.setattr(places, "LimitProbe", lambda pool: LimitProbe(pool, 256 << 20))
     monkeypatch.setattr(kernels, "describe_machine", lambda *a, **k: {"commit": "abc"})
 
 
@@ -105,18 +115,120 @@ def test_figures_are_written_and_measured_again_by_their_own_command(
     assert capsys.readouterr().out.count("of old") == 2
 
 
+class CountingWatch:
+    """Runs once what it is to time, and says that it took 20 us cold and 10 us warm."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+
+    def time(self, run: Any, restore: Any, is_repeatable: bool) -> GraphTiming:
+        run()
+        restore()
+        self.runs += 1
+        hot = (10.0, 9.0, 11.0) if is_repeatable else None
+        return GraphTiming(20.0, 19.0, 22.0, hot, "graph")
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> CountingWatch:
+    """--device cuda is Triton's interpreter, on tensors of the CPU."""
+    if torch.cuda.is_available():
+        pytest.skip("without a GPU the interpreter stands for one")
+    watch = CountingWatch()
+    limits = Limits(read_gbps=4000.0, copy_gbps=4300.0, bf16_tflops=800.0, launch_us=1.0)
+    monkeypatch.setattr(kernels, "choose_placement", lambda config, preferred: None)
+    monkeypatch.setattr(
+        OnDevice, "open", lambda device, baseline: OnDevice("cpu", baseline, watch, limits)
+    )
+    return watch
+
+
+def test_on_a_device_every_backend_of_an_op_is_checked_and_timed(
+    device: CountingWatch, capsys
+) -> None:
+    argv = ["rms_norm", "rope_kv_append", "--shape", "pair-draft", "--device", "cuda", "--json"]
+    argv += ["--cache", "both", "--case", "N=1 "]
+    assert kernels.main(argv) == 0
+    found = json.loads(capsys.readouterr().out)["measurements"]
+    assert [(m["op"], m["backend"], m["cache"]) for m in found] == [
+        ("rms_norm", "triton", "warm"),
+        ("rms_norm", "triton", "cold"),
+        ("rope_kv_append", "triton", "cold"),  # rotates in place: no two launches are alike
+    ]
+    warm, cold, rope = found
+    assert (warm["kernel"]["median_us"], cold["kernel"]["median_us"]) == (10.0, 20.0)
+    assert warm["kernel"]["p90_us"] == 11.0 and warm["percent_of_limit"] < 0.01
+    assert cold["read_gbps"] == 4300.0 and cold["percent_of_limit"] > 0
+    assert rope["baseline"]["median_us"] == 20.0 and device.runs == 6
+    assert "--device cuda" in warm["command"]
+
+
+def float32_cases() -> list[tuple[str, Case]]:
+    """What the interpreter can multiply."""
+    x, weight = torch.randn(2, 64), pack_weight(torch.randn(48, 64))
+    args = {"x": x, "weight": weight, "out": torch.empty(2, 48), "activation": None}
+    args["num_rows"] = torch.tensor([2], dtype=torch.int32)
+    attention = tree_attention.bench_case(2, 70, 4, 2, 64, torch.float32)
+    return [("linear", Case("N=2", args, 48 * 64 * 4)), ("tree_attention", attention)]
+
+
+@pytest.mark.parametrize("op,case", float32_cases(), ids=["linear", "tree_attention"])
+def test_a_device_gets_the_scratch_that_a_cpu_has_no_use_for(
+    op: str, case: Case, device: CountingWatch
+) -> None:
+    place = OnDevice.open("cuda", "torch")
+    place.check(get_op(op), "triton", case)
+    measured = place.measure(get_op(op), "triton", case, "cold")
+    assert measured is not None and measured.baseline is not None and measured.gbps > 0
+    assert device_args(op, case.args, "cpu")["scratch"].numel() >= case.args["out"].numel()
+
+
+def test_a_wrong_kernel_is_not_timed_on_a_device_either(device, monkeypatch, capsys) -> None:
+    op = get_op("rms_norm")
+    wrong = replace(op, reference=lambda **args: args["out"].fill_(3.0))
+    monkeypatch.setattr(kernels, "get_op", lambda name: wrong)
+    monkeypatch.setattr("benchmarks.gpu.cases.get_op", lambda name: wrong)
+    argv = ["rms_norm", "--shape", "pair-draft", "--device", "cuda", "--case", "N=1 "]
+    assert kernels.main(argv) == 1
+    assert "WRONG" in capsys.readouterr().out and device.runs == 0
+
+
+@pytest.mark.parametrize("op", [name for name in OP_NAMES if cases_of(name, TINY)])
+def test_baselines_stay_on_the_device_of_their_arguments(op: str) -> None:
+    """A tensor of the CPU among those of a device would be refused there."""
+    case = next(cases_of(op, TINY)())
+    args = device_args(op, case.args, "meta")
+    made = []
+
+    class Watcher(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, given: Any = (), kwargs: Any = None):
+            result = func(*given, **(kwargs or {}))
+            made.extend(t for t in tensors_in([result]) if not t.is_meta)
+            return result
+
+    with Watcher():
+        try:
+            run = baseline("torch", get_op(op), args)
+            assert run is not None
+            run()
+        except (NotImplementedError, RuntimeError) as error:
+            assert "meta" in str(error)  # a value was asked for; up to there all were there
+    assert not made
+
+
 def measurement(median_us: float) -> Measurement:
     timing = Timing(median_us, 0.9 * median_us, 1.1 * median_us)
-    return Measurement("op", "case", "warm", timing, None, "", 0, 0, 0, 0, 0)
+    return Measurement("op", "cpu", "case", "warm", timing, None, "", 0, 0, 0, 0, 0)
 
 
 def test_a_difference_counts_only_beyond_the_spread() -> None:
     old = [
         {
             "op": "op",
+            "backend": "cpu",
             "label": "case",
             "cache": "warm",
-            "cpu": {"median_us": 10.0, "p10_us": 9.0, "p90_us": 11.0},
+            "kernel": {"median_us": 10.0, "p10_us": 9.0, "p90_us": 11.0},
         }
     ]
     assert compare(old, [measurement(5.0)])[0].endswith("0.50 of old  faster")
@@ -143,7 +255,7 @@ def test_wrong_arguments_exit_2_on_one_line(
     argv: list[str], monkeypatch: pytest.MonkeyPatch, capfd
 ) -> None:
     measured = []
-    monkeypatch.setattr(kernels, "make_pool", lambda threads: measured.append(threads))
+    monkeypatch.setattr(places, "make_pool", lambda threads: measured.append(threads))
     monkeypatch.setattr(torch, "set_num_threads", measured.append)
     assert kernels.main(argv) == 2
     out, err = capfd.readouterr()
