@@ -22,7 +22,9 @@ import torch
 
 from sdengine.kernels.cpu_library import cpu_op
 from sdengine.kernels.cuda_library import cuda_op
+from sdengine.kernels.move_plan import MovePlan, expect_move_plan
 from sdengine.kernels.spec import Case, Op, expect, expect_tensor
+from sdengine.kernels.verdict import Verdict, expect_verdict
 
 NAME = "commit_plan"
 
@@ -32,23 +34,17 @@ def check(
     num_seqs: torch.Tensor,
     wants_logits: torch.Tensor,
     pending_lens: torch.Tensor,
-    num_accepted: torch.Tensor,
-    path: torch.Tensor,
-    out_tokens: torch.Tensor,
+    verdict: Verdict,
     max_emit: torch.Tensor,
     num_emitted: torch.Tensor,
     history: torch.Tensor,
     history_lens: torch.Tensor,
     computed_lens: torch.Tensor,
-    move_src: torch.Tensor,
-    move_dst_start: torch.Tensor,
-    num_moves: torch.Tensor,
+    moves: MovePlan,
     draft_slots: torch.Tensor | None = None,
     draft_pending_lens: torch.Tensor | None = None,
     draft_computed_lens: torch.Tensor | None = None,
-    draft_move_src: torch.Tensor | None = None,
-    draft_move_dst_start: torch.Tensor | None = None,
-    num_draft_moves: torch.Tensor | None = None,
+    draft_moves: MovePlan | None = None,
     output_counts: torch.Tensor | None = None,
 ) -> None:
     """Contract.
@@ -57,9 +53,8 @@ def check(
         num_seqs: [1] int32.
         wants_logits: [B] int32, as for build_rows; 0: nothing is emitted.
         pending_lens: [B] int32, tokens of this step's target chain; 0: the sequence took no part.
-        num_accepted: [B] int32, from tree_verify.
-        path: [B, D] int32, from tree_verify: accepted nodes of the TokenTree.
-        out_tokens: [B, D + 1] int32, from tree_verify; the first -1 ends what is emitted.
+        verdict: Verdict [B, D] of tree_verify, read; the first -1 of its out_tokens ends what is
+            emitted.
         max_emit: [B] int32, most tokens to emit (what max_tokens and the context leave).
         num_emitted: [B] int32, written: tokens appended, by the last step in which the sequence
             took part. The host cuts stop tokens and strings.
@@ -67,53 +62,43 @@ def check(
         history_lens: [B] int32, advanced by num_emitted.
         computed_lens: [B] int32, tokens whose KV is in the target's cache; advanced by pending +
             accepted and kept.
-        move_src: [B, D] int32, written: logical indices to gather from.
-        move_dst_start: [B] int32, written: entry j goes to logical index move_dst_start + j.
-        num_moves: [B] int32, written; nodes that lie right already are left out.
+        moves: MovePlan [B, D], written: entries of the target's cache; nodes that lie right already
+            are left out.
         draft_slots: [B, T + 1] int32, those of the TokenTree; None: no trees from a draft model.
         draft_pending_lens: [B] int32, tokens of this step's draft chain (0: none). With
-            draft_computed_lens and the three draft move tensors: all or none.
+            draft_computed_lens and draft_moves: all or none.
         draft_computed_lens: [B] int32, as computed_lens, for the draft's cache; advanced by
             pending + the forwarded prefix of the kept path, and never past the last known token.
-        draft_move_src: [B, D] int32, written.
-        draft_move_dst_start: [B] int32, written.
-        num_draft_moves: [B] int32, written.
+        draft_moves: MovePlan [B, D], written: as moves, for the draft's cache.
         output_counts: [B, V] int32, incremented for each emitted token; None: no penalties.
     """
-    batch, depth = expect_tensor(NAME, "path", path, torch.int32, (None, None)).shape
+    expect_verdict(NAME, "verdict", verdict)
+    batch, depth = verdict.batch_size, verdict.max_depth
     expect_tensor(NAME, "num_seqs", num_seqs, torch.int32, (1,))
-    expect_tensor(NAME, "out_tokens", out_tokens, torch.int32, (batch, depth + 1))
     expect_tensor(NAME, "history", history, torch.int32, (batch, None))
-    expect_tensor(NAME, "move_src", move_src, torch.int32, (batch, depth))
-    lens = {
+    expect_move_plan(NAME, "moves", moves, batch, depth)
+    lens: dict[str, object] = {
         "wants_logits": wants_logits,
         "pending_lens": pending_lens,
-        "num_accepted": num_accepted,
         "max_emit": max_emit,
         "num_emitted": num_emitted,
         "history_lens": history_lens,
         "computed_lens": computed_lens,
-        "move_dst_start": move_dst_start,
-        "num_moves": num_moves,
     }
-    draft = {
+    draft_lens: dict[str, object] = {
         "draft_pending_lens": draft_pending_lens,
         "draft_computed_lens": draft_computed_lens,
-        "draft_move_dst_start": draft_move_dst_start,
-        "num_draft_moves": num_draft_moves,
-        "draft_move_src": draft_move_src,
     }
-    missing = [name for name, tensor in draft.items() if tensor is None]
+    draft = {**draft_lens, "draft_moves": draft_moves}
+    missing = [name for name, given in draft.items() if given is None]
     expect(
         NAME,
         len(missing) in (0, len(draft)),
         f"{', '.join(missing)}: expected tensors, since other draft arguments were given",
     )
     if not missing:
-        expect_tensor(
-            NAME, "draft_move_src", draft.pop("draft_move_src"), torch.int32, (batch, depth)
-        )
-        lens.update(draft)  # type: ignore[arg-type]
+        expect_move_plan(NAME, "draft_moves", draft_moves, batch, depth)
+        lens |= draft_lens
     for name, tensor in lens.items():
         expect_tensor(NAME, name, tensor, torch.int32, (batch,))
     if draft_slots is not None:
@@ -122,22 +107,15 @@ def check(
         expect_tensor(NAME, "output_counts", output_counts, torch.int32, (batch, None))
 
 
-def _write_moves(
-    sources: list[int],
-    start: int,
-    b: int,
-    src: torch.Tensor,
-    dst_start: torch.Tensor,
-    count: torch.Tensor,
-) -> None:
+def _write_moves(sources: list[int], start: int, b: int, plan: MovePlan) -> None:
     """Plans entry j: sources[j] -> start + j, leaving out the prefix that lies right."""
     settled = 0
     while settled < len(sources) and sources[settled] == start + settled:
         settled += 1
-    dst_start[b] = start + settled
-    count[b] = len(sources) - settled
+    plan.dst_start[b] = start + settled
+    plan.num_moves[b] = len(sources) - settled
     for j, source in enumerate(sources[settled:]):
-        src[b, j] = source
+        plan.source[b, j] = source
 
 
 def reference(
@@ -145,23 +123,17 @@ def reference(
     num_seqs: torch.Tensor,
     wants_logits: torch.Tensor,
     pending_lens: torch.Tensor,
-    num_accepted: torch.Tensor,
-    path: torch.Tensor,
-    out_tokens: torch.Tensor,
+    verdict: Verdict,
     max_emit: torch.Tensor,
     num_emitted: torch.Tensor,
     history: torch.Tensor,
     history_lens: torch.Tensor,
     computed_lens: torch.Tensor,
-    move_src: torch.Tensor,
-    move_dst_start: torch.Tensor,
-    num_moves: torch.Tensor,
+    moves: MovePlan,
     draft_slots: torch.Tensor | None = None,
     draft_pending_lens: torch.Tensor | None = None,
     draft_computed_lens: torch.Tensor | None = None,
-    draft_move_src: torch.Tensor | None = None,
-    draft_move_dst_start: torch.Tensor | None = None,
-    num_draft_moves: torch.Tensor | None = None,
+    draft_moves: MovePlan | None = None,
     output_counts: torch.Tensor | None = None,
 ) -> None:
     """Sequence by sequence."""
@@ -169,8 +141,8 @@ def reference(
         emitted: list[int] = []
         if int(wants_logits[b]) and int(pending_lens[b]):
             room = history.shape[1] - int(history_lens[b])
-            limit = max(0, min(int(num_accepted[b]) + 1, int(max_emit[b]), room))
-            for token in out_tokens[b, :limit].tolist():
+            limit = max(0, min(int(verdict.num_accepted[b]) + 1, int(max_emit[b]), room))
+            for token in verdict.out_tokens[b, :limit].tolist():
                 if token < 0:
                     break
                 emitted.append(token)
@@ -183,16 +155,13 @@ def reference(
             if output_counts is not None:
                 output_counts[b, token] += 1
         root = int(computed_lens[b]) + int(pending_lens[b]) - 1
-        nodes = path[b, : max(0, len(emitted) - 1)].tolist()
-        _write_moves(
-            [root + node for node in nodes], root + 1, b, move_src, move_dst_start, num_moves
-        )
+        nodes = verdict.path[b, : max(0, len(emitted) - 1)].tolist()
+        _write_moves([root + node for node in nodes], root + 1, b, moves)
         last_known = int(history_lens[b]) - (1 if int(wants_logits[b]) else 0)
         computed_lens[b] = min(root + 1 + len(nodes), last_known)
         if draft_computed_lens is None:
             continue
-        assert draft_pending_lens is not None and draft_move_src is not None
-        assert draft_move_dst_start is not None and num_draft_moves is not None
+        assert draft_pending_lens is not None and draft_moves is not None
         reached = int(draft_computed_lens[b]) + int(draft_pending_lens[b])
         slots: list[int] = []
         if draft_slots is not None and reached == root + 1:
@@ -200,7 +169,7 @@ def reference(
                 if int(draft_slots[b, node]) <= 0:
                     break
                 slots.append(root + int(draft_slots[b, node]))
-        _write_moves(slots, root + 1, b, draft_move_src, draft_move_dst_start, num_draft_moves)
+        _write_moves(slots, root + 1, b, draft_moves)
         draft_computed_lens[b] = min(reached + len(slots), int(history_lens[b]) - 1)
 
 
@@ -210,22 +179,21 @@ def bench_cases() -> Iterator[Case]:
         counts = {
             "wants_logits": 1,
             "pending_lens": 1,
-            "num_accepted": 5,
             "max_emit": 0,
             "num_emitted": 0,
             "history_lens": 101,
             "computed_lens": 100,
-            "move_dst_start": 0,
-            "num_moves": 0,
         }
         args: dict[str, Any] = {
             name: torch.full((batch,), value, dtype=torch.int32) for name, value in counts.items()
         }
         args["num_seqs"] = torch.tensor([batch], dtype=torch.int32)
-        args["path"] = torch.arange(2, 18, 2, dtype=torch.int32).repeat(batch, 1)
-        args["out_tokens"] = torch.ones(batch, 9, dtype=torch.int32)
+        verdict = Verdict.allocate(batch, 8)
+        verdict.num_accepted[:], verdict.out_tokens[:] = 5, 1
+        verdict.path[:] = torch.arange(2, 18, 2)
+        args["verdict"] = verdict
         args["history"] = torch.zeros(batch, 4096, dtype=torch.int32)
-        args["move_src"] = torch.zeros(batch, 8, dtype=torch.int32)
+        args["moves"] = MovePlan.allocate(batch, 8)
         yield Case(f"B={batch} D=8", args)
 
 
@@ -234,13 +202,9 @@ OUTPUTS = (
     "history",
     "history_lens",
     "computed_lens",
-    "move_src",
-    "move_dst_start",
-    "num_moves",
+    "moves",
     "draft_computed_lens",
-    "draft_move_src",
-    "draft_move_dst_start",
-    "num_draft_moves",
+    "draft_moves",
     "output_counts",
 )
 OP = Op(

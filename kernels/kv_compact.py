@@ -1,8 +1,8 @@
 """kv_compact: gathers the keys and values of the accepted path in place, in every layer.
 
 logical index   ... n-1 | n   n+1 n+2 n+3 n+4 n+5 | free    tree nodes 1..6 live at n..n+5
-accepted path             ^       ^       ^                 move_src = [n, n+2, n+4]
-afterwards      ... n-1 | n   n+2 n+4 | free                move_dst_start = n
+accepted path             ^       ^       ^                 source = [n, n+2, n+4]
+afterwards      ... n-1 | n   n+2 n+4 | free                dst_start = n
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from sdengine.kernels.backends import triton_kernel
 from sdengine.kernels.cpu_library import cpu_op
 from sdengine.kernels.cuda_library import cuda_op
+from sdengine.kernels.move_plan import MovePlan, expect_move_plan
 from sdengine.kernels.number_format import NUMBER_FORMATS
 from sdengine.kernels.spec import Case, Op, expect, expect_tensor
 
@@ -24,9 +25,7 @@ def check(
     *,
     kv_cache: torch.Tensor,
     block_tables: torch.Tensor,
-    move_src: torch.Tensor,
-    move_dst_start: torch.Tensor,
-    num_moves: torch.Tensor,
+    moves: MovePlan,
     num_seqs: torch.Tensor,
 ) -> None:
     """Contract.
@@ -35,20 +34,13 @@ def check(
         kv_cache: [L, P, 2, H_kv, block_size, D] float32, bfloat16 or float16, all layers of
             one model; changed in place.
         block_tables: [B, P_max] int32, logical to physical block.
-        move_src: [B, M] int32, logical indices of the tokens to keep; the first num_moves[b] are
-            strictly ascending.
-        move_dst_start: [B] int32, logical index of the first destination, <= move_src[b, 0]; token
-            k goes to move_dst_start[b] + k.
-        num_moves: [B] int32, 0 to M.
+        moves: MovePlan [B, M], read: the tokens to keep.
         num_seqs: [1] int32.
     """
     expect_tensor(NAME, "kv_cache", kv_cache, NUMBER_FORMATS, (None, None, 2, None, None, None))
     expect(NAME, kv_cache.shape[4] > 0, "kv_cache: expected blocks of a token or more, got 0")
     expect_tensor(NAME, "block_tables", block_tables, torch.int32, (None, None))
-    sequences = block_tables.shape[0]
-    expect_tensor(NAME, "move_src", move_src, torch.int32, (sequences, None))
-    expect_tensor(NAME, "move_dst_start", move_dst_start, torch.int32, (sequences,))
-    expect_tensor(NAME, "num_moves", num_moves, torch.int32, (sequences,))
+    expect_move_plan(NAME, "moves", moves, block_tables.shape[0])
     expect_tensor(NAME, "num_seqs", num_seqs, torch.int32, (1,))
 
 
@@ -56,17 +48,15 @@ def reference(
     *,
     kv_cache: torch.Tensor,
     block_tables: torch.Tensor,
-    move_src: torch.Tensor,
-    move_dst_start: torch.Tensor,
-    num_moves: torch.Tensor,
+    moves: MovePlan,
     num_seqs: torch.Tensor,
 ) -> None:
     """Gathers all sources of a sequence before it writes any destination."""
     block_size = kv_cache.shape[4]
     for b in range(int(num_seqs)):
-        count = int(num_moves[b])
-        source = move_src[b, :count].long()
-        target = int(move_dst_start[b]) + torch.arange(count)
+        count = int(moves.num_moves[b])
+        source = moves.source[b, :count].long()
+        target = int(moves.dst_start[b]) + torch.arange(count)
         table = block_tables[b].long()
         kept = kv_cache[:, table[source // block_size], :, :, source % block_size].clone()
         kv_cache[:, table[target // block_size], :, :, target % block_size] = kept
@@ -75,13 +65,13 @@ def reference(
 def bench_case(sequences: int, layers: int, kv_heads: int, dim: int) -> Case:
     """Four accepted nodes of a scattered path."""
     cache = torch.zeros(layers, sequences * 32, 2, kv_heads, 16, dim, dtype=torch.bfloat16)
-    moves = torch.tensor([[401, 407, 420, 455]], dtype=torch.int32)
+    moves = MovePlan.allocate(sequences, 4)
+    moves.source[:] = torch.tensor([401, 407, 420, 455])
+    moves.dst_start[:], moves.num_moves[:] = 400, 4
     args = {
         "kv_cache": cache,
         "block_tables": torch.arange(sequences * 32, dtype=torch.int32).view(sequences, 32),
-        "move_src": moves.repeat(sequences, 1),
-        "move_dst_start": torch.full((sequences,), 400, dtype=torch.int32),
-        "num_moves": torch.full((sequences,), 4, dtype=torch.int32),
+        "moves": moves,
         "num_seqs": torch.tensor([sequences], dtype=torch.int32),
     }
     moved = sequences * 4 * 2 * layers * 2 * kv_heads * dim * 2

@@ -16,17 +16,10 @@ from sdengine.kernels import noise
 from sdengine.kernels.backends import triton_kernel
 from sdengine.kernels.cpu_library import load_cpu
 from sdengine.kernels.row_plan import plan_row
+from sdengine.kernels.sampling_tables import SamplingTables, expect_sampling_tables
 from sdengine.kernels.spec import Case, Op, address, expect_tensor
 
 NAME = "sample"
-
-PARAMETER_DTYPES = {
-    "temperature": torch.float32,
-    "top_k": torch.int32,
-    "top_p": torch.float32,
-    "min_p": torch.float32,
-    "seeds": torch.int64,
-}
 
 
 def check(
@@ -34,11 +27,7 @@ def check(
     logits: torch.Tensor,
     row_seq: torch.Tensor,
     positions: torch.Tensor,
-    temperature: torch.Tensor,
-    top_k: torch.Tensor,
-    top_p: torch.Tensor,
-    min_p: torch.Tensor,
-    seeds: torch.Tensor,
+    sampling: SamplingTables,
     out_tokens: torch.Tensor,
     num_rows: torch.Tensor,
     rows: torch.Tensor | None = None,
@@ -49,12 +38,7 @@ def check(
         logits: [N, V] float32. -inf is a masked token.
         row_seq: [N'] int32, sequence of each packed row.
         positions: [N'] int32, position of each packed row's token; the drawn one has position + 1.
-        temperature: [B] float32; below 1e-5 the row is greedy: argmax, lowest id on ties, no noise.
-        top_k: [B] int32, keep logits >= the k-th largest; below 1 or from V on: off.
-        top_p: [B] float32, then keep the shortest descending prefix whose renormalised mass
-            reaches top_p; from 1 on: off.
-        min_p: [B] float32, then keep probabilities >= min_p times the largest; 0: off.
-        seeds: [B] int64.
+        sampling: SamplingTables [B], read.
         out_tokens: [N] int32, written; -1 for a row with NaN or +inf, or all -inf.
         num_rows: [1] int32, rows of logits to sample.
         rows: [N] int32, packed row that row r of logits belongs to; None: row r itself.
@@ -64,15 +48,7 @@ def check(
     packed = (n,) if rows is None else (None,)
     expect_tensor(NAME, "row_seq", row_seq, torch.int32, packed)
     expect_tensor(NAME, "positions", positions, torch.int32, tuple(row_seq.shape))
-    parameters = {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "seeds": seeds,
-    }
-    for name, tensor in parameters.items():
-        expect_tensor(NAME, name, tensor, PARAMETER_DTYPES[name], tuple(temperature.shape[:1]))
+    expect_sampling_tables(NAME, "sampling", sampling)
     expect_tensor(NAME, "out_tokens", out_tokens, torch.int32, (n,))
     expect_tensor(NAME, "num_rows", num_rows, torch.int32, (1,))
     if rows is not None:
@@ -84,11 +60,7 @@ def reference(
     logits: torch.Tensor,
     row_seq: torch.Tensor,
     positions: torch.Tensor,
-    temperature: torch.Tensor,
-    top_k: torch.Tensor,
-    top_p: torch.Tensor,
-    min_p: torch.Tensor,
-    seeds: torch.Tensor,
+    sampling: SamplingTables,
     out_tokens: torch.Tensor,
     num_rows: torch.Tensor,
     rows: torch.Tensor | None = None,
@@ -97,15 +69,12 @@ def reference(
     for r in range(int(num_rows)):
         packed = r if rows is None else int(rows[r])
         b = int(row_seq[packed])
-        plan = plan_row(
-            logits[r], float(temperature[b]), int(top_k[b]), float(top_p[b]), float(min_p[b])
-        )
+        plan = plan_row(logits[r], *sampling.filters(b))
         out_tokens[r] = plan.argmax
         if plan.is_greedy:
             continue
-        drawn = noise.gumbel(
-            int(seeds[b]), int(positions[packed]) + 1, noise.TARGET, 0, logits.shape[1]
-        )
+        seed, position = int(sampling.seeds[b]), int(positions[packed]) + 1
+        drawn = noise.gumbel(seed, position, noise.TARGET, 0, logits.shape[1])
         scores = torch.where(plan.is_allowed, plan.scaled + drawn, float("-inf"))
         out_tokens[r] = (scores == scores.max()).nonzero()[0]
 
@@ -116,30 +85,15 @@ def cpu(
     logits: torch.Tensor,
     row_seq: torch.Tensor,
     positions: torch.Tensor,
-    temperature: torch.Tensor,
-    top_k: torch.Tensor,
-    top_p: torch.Tensor,
-    min_p: torch.Tensor,
-    seeds: torch.Tensor,
+    sampling: SamplingTables,
     out_tokens: torch.Tensor,
     num_rows: torch.Tensor,
     rows: torch.Tensor | None = None,
 ) -> None:
     """Appends the native launch."""
-    tensors = (
-        logits,
-        rows,
-        row_seq,
-        positions,
-        temperature,
-        top_k,
-        top_p,
-        min_p,
-        seeds,
-        out_tokens,
-        num_rows,
-    )
-    load_cpu().sample(native, *map(address, tensors), *logits.shape)
+    inputs = map(address, (logits, rows, row_seq, positions))
+    outputs = map(address, (out_tokens, num_rows))
+    load_cpu().sample(native, *inputs, *sampling.addresses(), *outputs, *logits.shape)
 
 
 def bench_cases() -> Iterator[Case]:
@@ -161,11 +115,13 @@ def bench_case(rows: int, vocab: int, top_k: int = 0, top_p: float = 1.0) -> Cas
         "logits": torch.randn(rows, vocab) * 3,
         "row_seq": torch.zeros(rows, dtype=torch.int32),
         "positions": torch.arange(rows, dtype=torch.int32),
-        "temperature": torch.tensor([0.8]),
-        "top_k": torch.tensor([top_k], dtype=torch.int32),
-        "top_p": torch.tensor([top_p]),
-        "min_p": torch.tensor([0.0]),
-        "seeds": torch.tensor([1]),
+        "sampling": SamplingTables(
+            temperature=torch.tensor([0.8]),
+            top_k=torch.tensor([top_k], dtype=torch.int32),
+            top_p=torch.tensor([top_p]),
+            min_p=torch.tensor([0.0]),
+            seeds=torch.tensor([1]),
+        ),
         "out_tokens": torch.empty(rows, dtype=torch.int32),
         "num_rows": torch.tensor([rows], dtype=torch.int32),
     }

@@ -24,16 +24,19 @@ from typing import Any, get_args, get_type_hints
 import torch
 
 from sdengine.kernels.dense_weight import DenseWeight
+from sdengine.kernels.move_plan import MovePlan
 from sdengine.kernels.registry import OP_NAMES, get_op
 from sdengine.kernels.row_batch import RowBatch
+from sdengine.kernels.sampling_tables import SamplingTables
 from sdengine.kernels.spec import Args, Op
 from sdengine.kernels.token_tree import DraftTree, TokenTree
+from sdengine.kernels.verdict import Verdict
 
 NAMESPACE = "sdengine"
 # Which kernel serves an operator on a GPU, where an op has both: the CUDA library's for the tree
 # ops and what belongs to them, Triton's for the rest.
 PREFERENCE = ("cuda", "triton")
-STRUCTS = (RowBatch, DraftTree, TokenTree)
+STRUCTS = (RowBatch, DraftTree, TokenTree, Verdict, MovePlan, SamplingTables)
 SCHEMA_TYPES = {torch.Tensor: "Tensor", int: "int", float: "float", bool: "bool", str: "str"}
 WORKING_MEMORY = ("scratch", "counters")  # written by kernels although no output
 

@@ -21,13 +21,13 @@ from typing import Any
 
 import torch
 
-from sdengine.kernels.calibration import CELLS
 from sdengine.kernels.cpu_library import cpu_op
 from sdengine.kernels.cuda_library import cuda_op
-from sdengine.kernels.sample import PARAMETER_DTYPES
+from sdengine.kernels.sampling_tables import SamplingTables, expect_sampling_tables
 from sdengine.kernels.spec import Case, Op, expect, expect_tensor
 from sdengine.kernels.token_tree import TokenTree, expect_token_tree
 from sdengine.kernels.tree_verify_reference import verify_sequence, write_walk
+from sdengine.kernels.verdict import Verdict, expect_verdict
 
 NAME = "tree_verify"
 TEAM_WORDS = 2 * 16 * 256 + 1  # sdengine/tree_verify.h
@@ -45,20 +45,11 @@ def check(
     logit_starts: torch.Tensor,
     wants_logits: torch.Tensor,
     num_seqs: torch.Tensor,
-    num_accepted: torch.Tensor,
-    path: torch.Tensor,
-    out_tokens: torch.Tensor,
-    final_node: torch.Tensor,
-    tried: torch.Tensor,
-    accepted: torch.Tensor,
+    verdict: Verdict,
     target_tokens: torch.Tensor | None = None,
     logits: torch.Tensor | None = None,
     tree_starts: torch.Tensor | None = None,
-    temperature: torch.Tensor | None = None,
-    top_k: torch.Tensor | None = None,
-    top_p: torch.Tensor | None = None,
-    min_p: torch.Tensor | None = None,
-    seeds: torch.Tensor | None = None,
+    sampling: SamplingTables | None = None,
     proposal_tokens: torch.Tensor | None = None,
     proposal_probs: torch.Tensor | None = None,
     scratch: torch.Tensor | None = None,
@@ -73,21 +64,16 @@ def check(
         wants_logits: [B] int32; 0: no walk (num_accepted 0, out_tokens -1), 1: the tree, 2: the
             root only.
         num_seqs: [1] int32.
-        num_accepted: [B] int32, written.
-        path: [B, D] int32, written: num_accepted nodes, top first. D is the deepest path committed.
-        out_tokens: [B, D + 1] int32, written: num_accepted + 1 tokens. The last is -1 when nothing
-            can be drawn (NaN logits), or when the drawn children are not a prefix of the proposal.
-        final_node: [B] int32, written: the last accepted node, or the root 0.
-        tried: [B, 8, 32] int32, added to: children that were tested, by class of their rank and bin
-            of their raw estimate.
-        accepted: [B, 8, 32] int32, added to: those of them that were accepted.
+        verdict: Verdict [B, D], written, tried and accepted added to. D is the deepest path
+            committed. The last of out_tokens is -1 when nothing can be drawn (NaN logits), or when
+            the drawn children are not a prefix of the proposal.
         target_tokens: [N] int32, from `sample`, coupled only: what the target draws after each
             node. None: drawn here, for visited nodes only, from logits.
         logits: [N, V] float32; rows of one sequence are changed while its last token is drawn, and
             restored.
         tree_starts: [B] int32, root position + 1.
-        temperature, top_k, top_p, min_p, seeds: [B], as for `sample`; with logits and tree_starts
-            required unless target_tokens is given.
+        sampling: SamplingTables [B], read; with logits and tree_starts required unless
+            target_tokens is given.
         proposal_tokens: [M, K] int32, K <= 64, `rejection` only: candidates of `draft_topk` with
             fresh noise, by tree.proposal_rows; -1 past the support.
         proposal_probs: [M, K] float32, their q.
@@ -107,26 +93,16 @@ def check(
         starts in (batch, batch + 1),
         f"logit_starts: expected shape [{batch}] or [{batch + 1}], got [{starts}]",
     )
-    depth = expect_tensor(NAME, "path", path, torch.int32, (batch, None)).shape[1]
-    for name, tensor, shape in (
-        ("wants_logits", wants_logits, (batch,)),
-        ("num_seqs", num_seqs, (1,)),
-        ("num_accepted", num_accepted, (batch,)),
-        ("out_tokens", out_tokens, (batch, depth + 1)),
-        ("final_node", final_node, (batch,)),
-        ("tried", tried, (batch, *CELLS)),
-        ("accepted", accepted, (batch, *CELLS)),
-    ):
-        expect_tensor(NAME, name, tensor, torch.int32, shape)
+    expect_tensor(NAME, "wants_logits", wants_logits, torch.int32, (batch,))
+    expect_tensor(NAME, "num_seqs", num_seqs, torch.int32, (1,))
+    expect_verdict(NAME, "verdict", verdict, batch)
     if target_tokens is not None:
         expect(NAME, mode == "coupled", "target_tokens: expected None with mode 'rejection'")
         expect_tensor(NAME, "target_tokens", target_tokens, torch.int32, (None,))
         return
     expect_tensor(NAME, "logits", logits, torch.float32, (None, None))
     expect_tensor(NAME, "tree_starts", tree_starts, torch.int32, (batch,))
-    parameters = (temperature, top_k, top_p, min_p, seeds)
-    for (name, dtype), tensor in zip(PARAMETER_DTYPES.items(), parameters):
-        expect_tensor(NAME, name, tensor, dtype, (batch,))
+    expect_sampling_tables(NAME, "sampling", sampling, batch)
     if mode == "rejection":
         store = expect_tensor(
             NAME, "proposal_tokens", proposal_tokens, torch.int32, (None, None)
@@ -167,11 +143,8 @@ def _chain(batch: int, depth: int) -> TokenTree:
 
 def bench_case(batch: int, depth: int, vocab: int, draws: bool) -> Case:
     """Chains of `depth` <= 64 nodes, all accepted: tokens given, or drawn from logits."""
-    ints = {"num_accepted": (batch,), "path": (batch, depth), "out_tokens": (batch, depth + 1)}
-    ints |= {"final_node": (batch,), "tried": (batch, *CELLS), "accepted": (batch, *CELLS)}
-    args: dict[str, Any] = {n: torch.zeros(s, dtype=torch.int32) for n, s in ints.items()}
-    args["mode"] = "coupled"
-    args["tree"] = _chain(batch, depth)
+    args: dict[str, Any] = {"mode": "coupled", "tree": _chain(batch, depth)}
+    args["verdict"] = Verdict.allocate(batch, depth)
     args["logit_starts"] = torch.arange(batch, dtype=torch.int32) * (depth + 1)
     args["wants_logits"] = torch.ones(batch, dtype=torch.int32)
     args["num_seqs"] = torch.tensor([batch], dtype=torch.int32)
@@ -181,11 +154,13 @@ def bench_case(batch: int, depth: int, vocab: int, draws: bool) -> Case:
         logits.view(batch, depth + 1, vocab)[:, nodes, nodes + 1] = 60
         args["logits"] = logits
         args["tree_starts"] = torch.ones(batch, dtype=torch.int32)
-        args["temperature"] = torch.full((batch,), 0.8)
-        args["top_k"] = torch.zeros(batch, dtype=torch.int32)
-        args["top_p"] = torch.ones(batch)
-        args["min_p"] = torch.zeros(batch)
-        args["seeds"] = torch.arange(batch)
+        args["sampling"] = SamplingTables(
+            temperature=torch.full((batch,), 0.8),
+            top_k=torch.zeros(batch, dtype=torch.int32),
+            top_p=torch.ones(batch),
+            min_p=torch.zeros(batch),
+            seeds=torch.arange(batch),
+        )
     else:
         args["target_tokens"] = torch.arange(1, depth + 2, dtype=torch.int32).repeat(batch)
     source = f"drawn from V={vocab}" if draws else "tokens given"
@@ -200,12 +175,11 @@ def bench_cases() -> Iterator[Case]:
         yield bench_case(batch, 8, 2048, draws)
 
 
-OUTPUTS = ("num_accepted", "path", "out_tokens", "final_node", "tried", "accepted")
 OP = Op(
     NAME,
     check,
     reference,
-    OUTPUTS,
+    ("verdict",),
     cpu_op(NAME),
     backends={"cuda": cuda_op(NAME, check_on_gpu)},
     bench_cases=bench_cases,

@@ -11,6 +11,7 @@ from sdengine.kernels import noise
 from sdengine.kernels.calibration import calibration_bin, calibration_class
 from sdengine.kernels.row_plan import GREEDY_TEMPERATURE, MASS_UNIT, RowPlan, integer_mass, plan_row
 from sdengine.kernels.token_tree import TokenTree
+from sdengine.kernels.verdict import Verdict
 
 NEGLIGIBLE_MASS = 1e-6
 MAX_STRUCK = 64
@@ -103,7 +104,7 @@ class Verifier:
 
     def may_descend(self) -> bool:
         """Whether children of the current node may be accepted."""
-        return self.is_tree_walked and len(self.walk.nodes) < self.args["path"].shape[1]
+        return self.is_tree_walked and len(self.walk.nodes) < self.args["verdict"].max_depth
 
     def accept(self, child: int) -> None:
         """Descends into a child."""
@@ -115,14 +116,13 @@ class Verifier:
 
     def target_row(self, node: int) -> TargetRow:
         """Law of a node."""
-        names = ("temperature", "top_k", "top_p", "min_p")
-        parameters = [self.args[name][self.b].item() for name in names]
-        return TargetRow(self.args["logits"][self.logits_row(node)], *parameters)
+        filters = self.args["sampling"].filters(self.b)
+        return TargetRow(self.args["logits"][self.logits_row(node)], *filters)
 
     def key(self, position: int, purpose: int, extra: int) -> tuple[int, int, int, int]:
         """Noise key relative to the root's position."""
         root = int(self.args["tree_starts"][self.b]) - 1
-        return int(self.args["seeds"][self.b]), root + position, purpose, extra
+        return int(self.args["sampling"].seeds[self.b]), root + position, purpose, extra
 
     def coupled_token(self, node: int) -> int:
         """What the target draws after a node."""
@@ -278,18 +278,19 @@ def verify_sequence(b: int, args: dict[str, Any]) -> Walk:
     if int(args["wants_logits"][b]) == 0:
         return Walk(tokens=[-1])
     verifier = Verifier(b, args)
-    if args["mode"] == "coupled" or float(args["temperature"][b]) < GREEDY_TEMPERATURE:
+    if args["mode"] == "coupled" or float(args["sampling"].temperature[b]) < GREEDY_TEMPERATURE:
         return verifier.walk_coupled()
     return verifier.walk_rejection()
 
 
 def write_walk(b: int, walk: Walk, args: dict[str, Any]) -> None:
-    """Writes a walk into the op's outputs."""
-    args["num_accepted"][b] = len(walk.nodes)
-    args["final_node"][b] = walk.node
-    args["path"][b, : len(walk.nodes)] = torch.tensor(walk.nodes, dtype=torch.int32)
-    args["out_tokens"][b, : len(walk.tokens)] = torch.tensor(walk.tokens, dtype=torch.int32)
+    """Writes a walk into the op's verdict."""
+    verdict: Verdict = args["verdict"]
+    verdict.num_accepted[b] = len(walk.nodes)
+    verdict.final_node[b] = walk.node
+    verdict.path[b, : len(walk.nodes)] = torch.tensor(walk.nodes, dtype=torch.int32)
+    verdict.out_tokens[b, : len(walk.tokens)] = torch.tensor(walk.tokens, dtype=torch.int32)
     for child, rank, is_accepted in walk.tried:
         cell = b, calibration_class(rank), int(calibration_bin(args["tree"].estimates[b, child]))
-        args["tried"][cell] += 1
-        args["accepted"][cell] += int(is_accepted)
+        verdict.tried[cell] += 1
+        verdict.accepted[cell] += int(is_accepted)

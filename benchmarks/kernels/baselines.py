@@ -93,7 +93,7 @@ def _tree_attention(args: Args) -> Callable[[], object]:
 
 def _sample(args: Args) -> Callable[[], object]:
     """Temperature, softmax and one draw a row; torch's own filters would cost more."""
-    logits, temperature = args["logits"], args["temperature"]
+    logits, temperature = args["logits"], args["sampling"].temperature
     return lambda: torch.multinomial((logits / temperature).softmax(-1), 1)
 
 
@@ -113,8 +113,8 @@ def _kv_compact(args: Args) -> Callable[[], object]:
     cache, tables = args["kv_cache"], args["block_tables"].long()
     size = cache.shape[4]
     count = partial(torch.arange, device=cache.device)
-    source = args["move_src"].long()
-    target = args["move_dst_start"].long()[:, None] + count(source.shape[1])
+    source, start = args["moves"].source.long(), args["moves"].dst_start.long()
+    target = start[:, None] + count(source.shape[1])
     rows = count(len(tables))[:, None]
     from_block, from_slot = tables[rows, source // size], source % size
     to_block, to_slot = tables[rows, target // size], target % size

@@ -113,7 +113,7 @@ class RejectionWalk:
     def __init__(self, lab: TreeLab) -> None:
         self._lab = lab
         batch, self._stride = lab.sizes.max_num_seqs, lab.sizes.max_nodes + 1
-        state, proposals = lab.workspace.state, lab.drafter.proposals
+        proposals = lab.drafter.proposals
         self._logits = torch.zeros(batch * self._stride, lab.sizes.vocab_size)
         self._tree_starts = torch.zeros(batch, dtype=torch.int32)
         self._walks = torch.zeros(batch, dtype=torch.int32)
@@ -125,11 +125,7 @@ class RejectionWalk:
             wants_logits=self._walks,
             logits=self._logits,
             tree_starts=self._tree_starts,
-            temperature=state.temperature,
-            top_k=state.top_k,
-            top_p=state.top_p,
-            min_p=state.min_p,
-            seeds=state.seeds,
+            sampling=lab.workspace.state.sampling,
             proposal_tokens=proposals.tokens,
             proposal_probs=proposals.probs,
             **walk_results(lab.workspace, lab.iteration.verdict),

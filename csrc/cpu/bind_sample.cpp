@@ -10,8 +10,9 @@ void bind_sample(pybind11::module_& module) {
                           uintptr_t positions, uintptr_t temperature, uintptr_t top_k,
                           uintptr_t top_p, uintptr_t min_p, uintptr_t seeds, uintptr_t out_tokens,
                           uintptr_t num_rows, int64_t capacity, int64_t vocab_size) {
-    const SamplingTables tables = {pointer<const float>(temperature), pointer<const int32_t>(top_k),
-                                   pointer<const float>(top_p), pointer<const float>(min_p)};
+    const SamplingTablesView tables = {pointer<const float>(temperature),
+                                       pointer<const int32_t>(top_k), pointer<const float>(top_p),
+                                       pointer<const float>(min_p)};
     program.append("sample", sample,
                    SampleArgs{pointer<const float>(logits), pointer<const int32_t>(rows),
                               pointer<const int32_t>(row_seq), pointer<const int32_t>(positions),

@@ -86,7 +86,8 @@ float top_p_threshold(const float* logits, int64_t vocab_size, const float* bloc
 }
 
 float allowed_threshold(const float* logits, int64_t vocab_size, const float* block_max,
-                        RowScale scale, const SamplingTables& tables, int32_t b, float row_min) {
+                        RowScale scale, const SamplingTablesView& tables, int32_t b,
+                        float row_min) {
   float threshold = kMinusInfinity;
   const bool has_top_k = tables.top_k[b] >= 1 && tables.top_k[b] < vocab_size;
   if (has_top_k) {
@@ -121,7 +122,7 @@ int32_t first_token_with(const float* logits, int64_t vocab_size, const float* b
 }
 
 RowPlan plan_row(const float* logits, int64_t vocab_size, const float* block_max, RowScan scan,
-                 const SamplingTables& tables, int32_t b) {
+                 const SamplingTablesView& tables, int32_t b) {
   if (scan.has_nan || !std::isfinite(scan.max)) return {{0.0f, 1.0f}, 0.0f, -1, true};
   RowPlan plan;
   plan.scale = row_scale(scan.max, tables.temperature[b]);

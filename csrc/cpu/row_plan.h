@@ -14,7 +14,7 @@ int32_t first_token_with(const float* logits, int64_t vocab_size, const float* b
 
 // Plans a scanned row of sequence b.
 RowPlan plan_row(const float* logits, int64_t vocab_size, const float* block_max, RowScan scan,
-                 const SamplingTables& tables, int32_t b);
+                 const SamplingTablesView& tables, int32_t b);
 
 // Draws from a planned row: argmax when greedy, else the best perturbed score over
 // logits[begin:end).

@@ -25,7 +25,7 @@ struct SampleArgs {
   const int32_t* rows;       // [N] packed row of each logits row, or nullptr: the same row
   const int32_t* row_seq;    // by packed row
   const int32_t* positions;  // by packed row
-  SamplingTables tables;
+  SamplingTablesView tables;
   const int64_t* seeds;     // [B]
   int32_t* out_tokens;      // [N]
   const int32_t* num_rows;  // [1]

@@ -17,7 +17,8 @@ std::vector<float>& block_memory(int64_t vocab_size) {
 
 }  // namespace
 
-TargetRow::TargetRow(float* logits, int64_t vocab_size, const SamplingTables& tables, int32_t seq)
+TargetRow::TargetRow(float* logits, int64_t vocab_size, const SamplingTablesView& tables,
+                     int32_t seq)
     : root_row_(logits),
       vocab_size_(vocab_size),
       tables_(tables),

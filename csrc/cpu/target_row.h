@@ -14,7 +14,7 @@ class TargetRow {
  public:
   // `logits` is the root's row; the rows of the tree's nodes follow. Rows are restored when draw()
   // returns.
-  TargetRow(float* logits, int64_t vocab_size, const SamplingTables& tables, int32_t seq);
+  TargetRow(float* logits, int64_t vocab_size, const SamplingTablesView& tables, int32_t seq);
 
   // Plans the node's row; false when nothing can be drawn from it.
   bool load(int32_t node);
@@ -34,7 +34,7 @@ class TargetRow {
 
   float* root_row_;
   int64_t vocab_size_;
-  SamplingTables tables_;
+  SamplingTablesView tables_;
   int32_t seq_;
   float* row_ = nullptr;
   std::vector<float>& block_max_;

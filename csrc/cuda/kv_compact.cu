@@ -52,7 +52,7 @@ __global__ void kv_compact_kernel(KvCompactArgs args) {
   const Moves moves(shared_memory());
   const int64_t b = blockIdx.x, layer = blockIdx.y;
   const int32_t rank = static_cast<int32_t>(threadIdx.x), size = static_cast<int32_t>(blockDim.x);
-  const int32_t num_moves = b < *args.num_seqs ? args.num_moves[b] : 0;
+  const int32_t num_moves = b < *args.num_seqs ? args.moves.num_moves[b] : 0;
   const int32_t units =
       static_cast<int32_t>(args.head_dim * args.element_bytes / static_cast<int64_t>(sizeof(Unit)));
   const int32_t planes = static_cast<int32_t>(2 * args.num_kv_heads);
@@ -61,8 +61,9 @@ __global__ void kv_compact_kernel(KvCompactArgs args) {
   for (int32_t first = 0; first < num_moves; first += size) {
     const int32_t k = first + rank, left = num_moves - first;
     if (k < num_moves) {
-      moves.sources[rank] = plane_row(args, b, args.move_src[b * args.max_moves + k]) * units;
-      moves.targets[rank] = plane_row(args, b, args.move_dst_start[b] + k) * units;
+      moves.sources[rank] =
+          plane_row(args, b, args.moves.source[b * args.moves.capacity + k]) * units;
+      moves.targets[rank] = plane_row(args, b, args.moves.dst_start[b] + k) * units;
     }
     __syncthreads();
     for (int32_t i = rank; i < planes * units; i += size)

@@ -50,7 +50,7 @@ class DeviceRow {
   // `logits`: the root's row, those of the nodes follow; `shared_probs`: kMaxSupport doubles of
   // shared memory.
   __device__ DeviceRow(Team* team, const float* logits, int32_t vocab_size,
-                       const SamplingTables& tables, int64_t b, double* shared_probs)
+                       const SamplingTablesView& tables, int64_t b, double* shared_probs)
       : team_(team),
         root_row_(logits),
         vocab_size_(vocab_size),
@@ -323,7 +323,7 @@ class DeviceRow {
   Team* team_;
   const float* root_row_;
   int32_t vocab_size_;
-  SamplingTables tables_;
+  SamplingTablesView tables_;
   int64_t b_;
   double* shared_probs_;
   bool is_aligned_;  // rows can be read four logits at a time

@@ -12,9 +12,12 @@ from typing import Any
 
 import torch
 
+from sdengine.kernels.move_plan import MovePlan
 from sdengine.kernels.row_batch import RowBatch
+from sdengine.kernels.sampling_tables import SamplingTables
 from sdengine.kernels.spec import address
 from sdengine.kernels.token_tree import DraftTree, TokenTree
+from sdengine.kernels.verdict import Verdict
 
 Field = tuple[str, Any]
 
@@ -84,16 +87,12 @@ class BlockTablesView(Structure):
 
 
 class MovePlanView(Structure):
-    _fields_ = pointers("source", "start", "num_moves") + ints("capacity")
+    _fields_ = pointers(*(f.name for f in fields(MovePlan))) + ints("capacity")
 
     @classmethod
-    def of(
-        cls, source: torch.Tensor | None, start: torch.Tensor | None, count: torch.Tensor | None
-    ) -> MovePlanView:
-        """The view of a plan [B, M]; all zero for None."""
-        if source is None:
-            return cls()
-        return cls(address(source), address(start), address(count), source.shape[1])
+    def of(cls, plan: MovePlan | None) -> MovePlanView:
+        """The view of a move plan; all zero for None."""
+        return cls() if plan is None else cls(*plan.addresses(), plan.max_moves)
 
 
 class BeginStepArgs(Structure):
@@ -156,9 +155,8 @@ class KvCompactArgs(Structure):
         + longs("element_bytes")
         + pointers("block_tables")
         + longs("max_blocks")
-        + pointers("move_src")
-        + longs("max_moves")
-        + pointers("move_dst_start", "num_moves", "num_seqs")
+        + [("moves", MovePlanView)]
+        + pointers("num_seqs")
         + longs("num_layers", "num_blocks", "num_kv_heads", "block_size", "head_dim")
     )
 
@@ -191,8 +189,15 @@ class TreeSelectArgs(Structure):
     ]
 
 
-class SamplingTables(Structure):
+class SamplingTablesView(Structure):
     _fields_ = pointers("temperature", "top_k", "top_p", "min_p")
+
+    @classmethod
+    def of(cls, tables: SamplingTables | None) -> SamplingTablesView:
+        """The view of sampling tables, whose seeds are passed beside it; all zero for None."""
+        if tables is None:
+            return cls()
+        return cls(*(address(getattr(tables, name)) for name, _ in cls._fields_))
 
 
 class ProposalView(Structure):
@@ -207,6 +212,12 @@ class WalkView(Structure):
         ("is_writer", c_bool),
     ]
 
+    @classmethod
+    def of(cls, verdict: Verdict) -> WalkView:
+        """The view of all walks of a verdict."""
+        walk = (address(verdict.path), address(verdict.out_tokens), verdict.max_depth)
+        return cls(*walk, address(verdict.tried), address(verdict.accepted), True)
+
 
 class TreeVerifyArgs(Structure):
     _fields_ = [
@@ -214,7 +225,7 @@ class TreeVerifyArgs(Structure):
         *pointers("logit_starts", "wants_logits", "num_seqs", "target_tokens", "logits"),
         *longs("vocab_size"),
         *pointers("tree_starts"),
-        ("tables", SamplingTables),
+        ("tables", SamplingTablesView),
         *pointers("seeds"),
         ("proposals", ProposalView),
         ("is_rejection", c_bool),

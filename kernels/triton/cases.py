@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,6 @@ import torch
 from sdengine.kernels.dense_weight import DenseWeight
 from sdengine.kernels.packed_weight import PackedWeight
 from sdengine.kernels.registry import get_op
-from sdengine.kernels.row_batch import RowBatch
 from sdengine.kernels.spec import Args, Case
 from sdengine.kernels.tree_attention import split_scratch_floats
 
@@ -31,8 +30,10 @@ def moved(value: Any, device: str | torch.device) -> Any:
     """An argument on the device; what holds no tensor is returned as it is."""
     if isinstance(value, PackedWeight):
         return DenseWeight(value.unpack().to(device), value.is_gate_up)
-    if isinstance(value, RowBatch):
-        return RowBatch(*(getattr(value, field.name).to(device) for field in fields(value)))
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(
+            value, **{f.name: moved(getattr(value, f.name), device) for f in fields(value)}
+        )
     return value.to(device) if isinstance(value, torch.Tensor) else value
 
 

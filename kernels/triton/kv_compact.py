@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
+from sdengine.kernels.move_plan import MovePlan
 from sdengine.kernels.triton.launch import Launch
 
 TILE = 16
@@ -64,9 +65,7 @@ def launches(
     *,
     kv_cache: torch.Tensor,
     block_tables: torch.Tensor,
-    move_src: torch.Tensor,
-    move_dst_start: torch.Tensor,
-    num_moves: torch.Tensor,
+    moves: MovePlan,
     num_seqs: torch.Tensor,
 ) -> list[Launch]:
     """One launch."""
@@ -74,13 +73,13 @@ def launches(
     arguments = {
         "kv_cache": kv_cache,
         "block_tables": block_tables,
-        "move_src": move_src,
-        "move_dst_start": move_dst_start,
-        "num_moves": num_moves,
+        "move_src": moves.source,
+        "move_dst_start": moves.dst_start,
+        "num_moves": moves.num_moves,
         "num_seqs": num_seqs,
         "layer_stride": kv_cache.stride(0),
         "max_blocks": block_tables.shape[1],
-        "max_moves": move_src.shape[1],
+        "max_moves": moves.max_moves,
     }
     constants = {
         "PLANES": 2 * kv_heads,

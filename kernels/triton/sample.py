@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
+from sdengine.kernels.sampling_tables import SamplingTables
 from sdengine.kernels.triton.launch import Launch
 from sdengine.kernels.triton.noise import TARGET, gumbel, random_words, stable_log
 from sdengine.kernels.triton.row_plan import (
@@ -134,11 +135,7 @@ def launches(
     logits: torch.Tensor,
     row_seq: torch.Tensor,
     positions: torch.Tensor,
-    temperature: torch.Tensor,
-    top_k: torch.Tensor,
-    top_p: torch.Tensor,
-    min_p: torch.Tensor,
-    seeds: torch.Tensor,
+    sampling: SamplingTables,
     out_tokens: torch.Tensor,
     num_rows: torch.Tensor,
     rows: torch.Tensor | None = None,
@@ -148,11 +145,11 @@ def launches(
         "logits": logits,
         "row_seq": row_seq,
         "positions": positions,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "seeds": seeds,
+        "temperature": sampling.temperature,
+        "top_k": sampling.top_k,
+        "top_p": sampling.top_p,
+        "min_p": sampling.min_p,
+        "seeds": sampling.seeds,
         "out_tokens": out_tokens,
         "num_rows": num_rows,
         "rows": rows,

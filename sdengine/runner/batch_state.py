@@ -16,6 +16,7 @@ import torch
 
 from sdengine.core.sequence import Sequence
 from sdengine.kernels.programs.memory import Memory
+from sdengine.kernels.sampling_tables import SamplingTables
 
 TWO_TO_64 = 1 << 64
 INT32_MAX = 2**31 - 1
@@ -104,6 +105,11 @@ class BatchState:
             min_p=memory.inputs(b, dtype=torch.float32),
             seeds=memory.inputs(b, dtype=torch.int64),
         )
+
+    @property
+    def sampling(self) -> SamplingTables:
+        """How each slot draws, as the ops take it."""
+        return SamplingTables(self.temperature, self.top_k, self.top_p, self.min_p, self.seeds)
 
 
 class HostView:

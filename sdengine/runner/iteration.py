@@ -13,22 +13,21 @@ steps; and nothing between the first and the last launch looks at host state.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 
 from sdengine.cache.kv_cache import KVCache
+from sdengine.kernels.move_plan import MovePlan
 from sdengine.kernels.programs.device_program import StagedProgram, is_captured
 from sdengine.kernels.programs.graph_branches import GraphBranches
 from sdengine.kernels.programs.limits import NO_LIMITS, Limits
-from sdengine.kernels.programs.memory import Memory
 from sdengine.kernels.programs.program import Program, make_program, num_threads
 from sdengine.runner.demand import Demand, limits_of, rows_of_trees
 from sdengine.runner.drafter import Drafter
 from sdengine.runner.forward import Activations, Logits, Spans, describe_forward
 from sdengine.runner.penalties import PenaltyBuffers, describe_penalties
-from sdengine.runner.verifier import Verdict, Verifier
+from sdengine.runner.verifier import Verifier, allocate_verdict
 from sdengine.runner.weights import ModelWeights
 from sdengine.runner.workspace import Workspace
 
@@ -37,25 +36,6 @@ RECORDED_AFTER = 32
 and capture one takes an estimated fifty times what a step saves by it, and holds up the step: trees
 that grow from 2 to 64 nodes in a few steps would ask for five, and speculation on trial would pay
 for them."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class MovePlan:
-    """Cache entries to gather after a walk; int32."""
-
-    source: torch.Tensor  # [B, D]
-    dst_start: torch.Tensor  # [B]
-    num_moves: torch.Tensor  # [B]
-
-    @classmethod
-    def allocate(cls, memory: Memory, max_num_seqs: int, max_depth: int) -> MovePlan:
-        """Buffers for B slots."""
-        b, depth = max_num_seqs, max(max_depth, 1)
-        return cls(
-            memory.zeros(b, depth, dtype=torch.int32),
-            memory.zeros(b, dtype=torch.int32),
-            memory.zeros(b, dtype=torch.int32),
-        )
 
 
 class Variant(NamedTuple):
@@ -109,7 +89,7 @@ class Iteration:
         self.weights = weights
         self.pool = pool
         self.penalties = PenaltyBuffers.allocate(memory, sizes.max_num_seqs, sizes.vocab_size)
-        self.verdict = Verdict.allocate(memory, sizes.max_num_seqs, sizes.max_depth)
+        self.verdict = allocate_verdict(memory, sizes)
         self.backend = backend
         self._cache = cache
         self.verifier = verifier
@@ -119,8 +99,9 @@ class Iteration:
         )
         self._spans = Spans(workspace.target_rows, workspace.state.block_tables)
         self._num_emitted = memory.zeros(sizes.max_num_seqs, dtype=torch.int32)
-        self._moves = MovePlan.allocate(memory, sizes.max_num_seqs, sizes.max_depth)
-        self._draft_moves = MovePlan.allocate(memory, sizes.max_num_seqs, sizes.max_depth)
+        max_moves, device = self.verdict.max_depth, memory.device
+        self._moves = MovePlan.allocate(sizes.max_num_seqs, max_moves, device)
+        self._draft_moves = MovePlan.allocate(sizes.max_num_seqs, max_moves, device)
         self._programs: dict[Variant, Program] = {}
         self._num_asked: Counter[Variant] = Counter()  # while there was no program
         # Start, after proposing, end: nanoseconds, written by the program itself.
@@ -310,34 +291,27 @@ class Iteration:
         )
 
     def _describe_commit(self, program: Program, has_trees: bool, has_penalties: bool) -> None:
-        workspace, state, verdict = self.workspace, self.workspace.state, self.verdict
-        drafter = self.drafter
+        workspace, state, drafter = self.workspace, self.workspace.state, self.drafter
         draft_args: dict[str, Any] = {}
         if drafter is not None and drafter.cache is not None:
             draft_args = {
                 "draft_slots": workspace.token_tree.draft_slots if has_trees else None,
                 "draft_pending_lens": state.draft_pending_lens,
                 "draft_computed_lens": state.draft_computed_lens,
-                "draft_move_src": self._draft_moves.source,
-                "draft_move_dst_start": self._draft_moves.dst_start,
-                "num_draft_moves": self._draft_moves.num_moves,
+                "draft_moves": self._draft_moves,
             }
         program.launch(
             "commit_plan",
             num_seqs=workspace.num_seqs,
             wants_logits=state.wants_logits,
             pending_lens=state.pending_lens,
-            num_accepted=verdict.num_accepted,
-            path=verdict.path,
-            out_tokens=verdict.out_tokens,
+            verdict=self.verdict,
             max_emit=state.max_emit,
             num_emitted=self._num_emitted,
             history=state.history,
             history_lens=state.history_lens,
             computed_lens=state.computed_lens,
-            move_src=self._moves.source,
-            move_dst_start=self._moves.dst_start,
-            num_moves=self._moves.num_moves,
+            moves=self._moves,
             output_counts=self.penalties.output_counts if has_penalties else None,
             **draft_args,
         )
@@ -352,8 +326,6 @@ class Iteration:
             "kv_compact",
             kv_cache=cache.tensor,
             block_tables=workspace.state.block_tables,
-            move_src=moves.source,
-            move_dst_start=moves.dst_start,
-            num_moves=moves.num_moves,
+            moves=moves,
             num_seqs=workspace.num_seqs,
         )

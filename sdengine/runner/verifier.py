@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -10,41 +9,22 @@ import torch
 from sdengine.kernels.calibration import CELLS
 from sdengine.kernels.programs.memory import Memory
 from sdengine.kernels.programs.program import Program
-from sdengine.runner.workspace import Workspace
+from sdengine.kernels.verdict import Verdict
+from sdengine.runner.workspace import Sizes, Workspace
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Verdict:
-    """What a verifier writes; int32.
-
-    Args:
-        num_accepted: [B].
-        path: [B, D] accepted nodes.
-        out_tokens: [B, D + 1] their tokens and the target's own last one.
-        final_node: [B] last accepted node.
-        tried, accepted: [B, 8, 32] children tested and of these accepted, by class of their rank
-            and bin of their estimate; added to.
-    """
-
-    num_accepted: torch.Tensor
-    path: torch.Tensor
-    out_tokens: torch.Tensor
-    final_node: torch.Tensor
-    tried: torch.Tensor
-    accepted: torch.Tensor
-
-    @classmethod
-    def allocate(cls, memory: Memory, max_num_seqs: int, max_depth: int) -> Verdict:
-        """Buffers for B slots and trees of depth D."""
-        b, depth = max_num_seqs, max(max_depth, 1)
-        return cls(
-            num_accepted=memory.results(b),
-            path=memory.results(b, depth),
-            out_tokens=memory.results(b, depth + 1),
-            final_node=memory.zeros(b, dtype=torch.int32),
-            tried=memory.totals(b, *CELLS),
-            accepted=memory.totals(b, *CELLS),
-        )
+def allocate_verdict(memory: Memory, sizes: Sizes) -> Verdict:
+    """A verdict for all slots and the deepest tree, exchanged with the host but for final_node,
+    which it has no use for."""
+    b, depth = sizes.max_num_seqs, max(sizes.max_depth, 1)
+    return Verdict(
+        num_accepted=memory.results(b),
+        path=memory.results(b, depth),
+        out_tokens=memory.results(b, depth + 1),
+        final_node=memory.zeros(b, dtype=torch.int32),
+        tried=memory.totals(b, *CELLS),
+        accepted=memory.totals(b, *CELLS),
+    )
 
 
 class Verifier(Protocol):
@@ -69,11 +49,7 @@ def walk_arguments(workspace: Workspace, verdict: Verdict) -> dict[str, Any]:
         "wants_logits": state.wants_logits,
         "logits": workspace.logits,
         "tree_starts": workspace.target_rows.tree_starts,
-        "temperature": state.temperature,
-        "top_k": state.top_k,
-        "top_p": state.top_p,
-        "min_p": state.min_p,
-        "seeds": state.seeds,
+        "sampling": state.sampling,
         "scratch": workspace.walk_scratch,
     }
 
@@ -83,10 +59,5 @@ def walk_results(workspace: Workspace, verdict: Verdict) -> dict[str, Any]:
     return {
         "tree": workspace.token_tree,
         "num_seqs": workspace.num_seqs,
-        "num_accepted": verdict.num_accepted,
-        "path": verdict.path,
-        "out_tokens": verdict.out_tokens,
-        "final_node": verdict.final_node,
-        "tried": verdict.tried,
-        "accepted": verdict.accepted,
+        "verdict": verdict,
     }

@@ -10,7 +10,8 @@ Source: fixed-noise (drafter-invariant) speculation, arXiv 2408.07978, over tree
 from __future__ import annotations
 
 from sdengine.kernels.programs.program import Program
-from sdengine.runner.verifier import Verdict, walk_arguments
+from sdengine.kernels.verdict import Verdict
+from sdengine.runner.verifier import walk_arguments
 from sdengine.runner.workspace import Workspace
 
 

@@ -13,8 +13,9 @@ from __future__ import annotations
 import torch
 
 from sdengine.kernels.programs.program import Program
+from sdengine.kernels.verdict import Verdict
 from sdengine.runner.drafter import Proposals
-from sdengine.runner.verifier import Verdict, walk_arguments
+from sdengine.runner.verifier import walk_arguments
 from sdengine.runner.workspace import Workspace
 
 

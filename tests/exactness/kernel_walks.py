@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import torch
 
-from sdengine.kernels.calibration import CELLS
 from sdengine.kernels.programs.program import run_op
+from sdengine.kernels.sampling_tables import SamplingTables
 from sdengine.kernels.token_tree import TokenTree
+from sdengine.kernels.verdict import Verdict
 
 MAX_DEPTH = 3
 
@@ -201,10 +202,7 @@ class Step:
     def verify(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Walks the trees; returns (number of tokens [B], tokens [B, MAX_DEPTH + 1])."""
         nodes, batch = self.budget + 1, self.batch
-        ints = {"num_accepted": (batch,), "path": (batch, MAX_DEPTH), "final_node": (batch,)}
-        ints |= {"out_tokens": (batch, MAX_DEPTH + 1)}
-        ints |= {"tried": (batch, *CELLS), "accepted": (batch, *CELLS)}
-        args = {name: torch.zeros(shape, dtype=torch.int32) for name, shape in ints.items()}
+        verdict = Verdict.allocate(batch, MAX_DEPTH)
         run_op(
             "tree_verify",
             mode="rejection",
@@ -214,16 +212,18 @@ class Step:
             num_seqs=torch.tensor([batch], dtype=torch.int32),
             logits=self.world.target[self.context.reshape(-1)],
             tree_starts=self.tree_starts,
-            temperature=torch.ones(batch),
-            top_k=torch.zeros(batch, dtype=torch.int32),
-            top_p=torch.ones(batch),
-            min_p=torch.zeros(batch),
-            seeds=self.seeds,
+            sampling=SamplingTables(
+                temperature=torch.ones(batch),
+                top_k=torch.zeros(batch, dtype=torch.int32),
+                top_p=torch.ones(batch),
+                min_p=torch.zeros(batch),
+                seeds=self.seeds,
+            ),
             proposal_tokens=self.proposals.reshape(batch * nodes, -1),
             proposal_probs=self.proposal_probs.reshape(batch * nodes, -1),
-            **args,
+            verdict=verdict,
         )
-        return args["num_accepted"].long() + 1, args["out_tokens"].long()
+        return verdict.num_accepted.long() + 1, verdict.out_tokens.long()
 
 
 def rejection_tokens(

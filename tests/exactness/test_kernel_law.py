@@ -12,6 +12,7 @@ import torch
 from scipy import stats
 
 from sdengine.kernels.programs.program import run_op
+from sdengine.kernels.sampling_tables import SamplingTables
 
 from .kernel_walks import RIGHT, Mistakes, TableWorld, random_table_world, rejection_tokens
 
@@ -109,11 +110,13 @@ def sampled(
         logits=logits.expand(count, -1).contiguous(),
         row_seq=torch.arange(count, dtype=torch.int32),
         positions=positions.int(),
-        temperature=torch.full((count,), temperature),
-        top_k=torch.zeros(count, dtype=torch.int32),
-        top_p=torch.ones(count),
-        min_p=torch.zeros(count),
-        seeds=seeds,
+        sampling=SamplingTables(
+            temperature=torch.full((count,), temperature),
+            top_k=torch.zeros(count, dtype=torch.int32),
+            top_p=torch.ones(count),
+            min_p=torch.zeros(count),
+            seeds=seeds,
+        ),
         out_tokens=out,
         num_rows=torch.tensor([count], dtype=torch.int32),
     )

@@ -12,13 +12,13 @@ import torch
 from sdengine.kernels import draft_topk, sample
 from tests.gpu.on_device import IS_DRY_RUN, run_on_device
 from tests.kernels.random_token_trees import random_token_tree
+from tests.kernels.same_tensors import assert_same_tensors
 from tests.kernels.test_residual import rejection_args
 from tests.kernels.test_sample import sampling_args
 from tests.kernels.test_tree_verify import coupled_args, filtered_args
 from tests.kernels.triton.test_draft_topk import make_args as topk_args
 
 LARGE = 1100 if IS_DRY_RUN else 128256
-OUTPUTS = ("num_accepted", "path", "out_tokens", "final_node", "tried", "accepted")
 
 
 def assert_same(op: str, reference: Any, args: dict[str, Any], outputs: tuple[str, ...]) -> None:
@@ -27,7 +27,7 @@ def assert_same(op: str, reference: Any, args: dict[str, Any], outputs: tuple[st
     reference(**expected)
     run_on_device(op, **args)
     for name in outputs:
-        assert torch.equal(args[name], expected[name]), name
+        assert_same_tensors(name, args[name], expected[name])
 
 
 @pytest.mark.parametrize("vocab", [1, 65, 1030, LARGE])
@@ -59,7 +59,7 @@ def test_draft_topk(noise: str, temperature: float, vocab: int, limit: int) -> N
 def compared_walks(args: dict[str, Any]) -> None:
     from sdengine.kernels.tree_verify import OP
 
-    assert_same("tree_verify", OP.reference, args, OUTPUTS)
+    assert_same("tree_verify", OP.reference, args, OP.outputs)
 
 
 @pytest.mark.parametrize("vocab", [5, 4102, LARGE])

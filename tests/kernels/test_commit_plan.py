@@ -2,41 +2,34 @@
 
 from __future__ import annotations
 
+import copy
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from sdengine.kernels.commit_plan import OUTPUTS
+from sdengine.kernels.move_plan import MovePlan
 from sdengine.kernels.programs.program import run_op
 from sdengine.kernels.token_tree import TokenTree
+from sdengine.kernels.verdict import Verdict
 
 from .random_token_trees import forward_prefix, int_tensor, random_token_tree
+from .same_tensors import assert_same_tensors
 
 
 def commit_args(batch: int, depth: int, history_size: int, vocab: int) -> dict[str, Any]:
-    lens = (
-        "wants_logits",
-        "pending_lens",
-        "num_accepted",
-        "max_emit",
-        "num_emitted",
-        "history_lens",
-    )
-    lens += (
-        "computed_lens",
-        "move_dst_start",
-        "num_moves",
-        "draft_pending_lens",
-        "draft_computed_lens",
-    )
-    lens += ("draft_move_dst_start", "num_draft_moves")
+    lens = ("wants_logits", "pending_lens", "max_emit", "num_emitted", "history_lens")
+    lens += ("computed_lens", "draft_pending_lens", "draft_computed_lens")
     args: dict[str, Any] = {name: torch.zeros(batch, dtype=torch.int32) for name in lens}
     args["num_seqs"] = int_tensor([batch])
-    for name, columns in (("path", depth), ("move_src", depth), ("draft_move_src", depth)):
-        args[name] = torch.full((batch, columns), -7, dtype=torch.int32)
-    args["out_tokens"] = torch.full((batch, depth + 1), -7, dtype=torch.int32)
+    args["verdict"] = verdict = Verdict.allocate(batch, depth)
+    verdict.path[:], verdict.out_tokens[:] = -7, -7
+    for name in ("moves", "draft_moves"):
+        args[name] = MovePlan.allocate(batch, depth)
+        args[name].source[:] = -7
     args["history"] = torch.full((batch, history_size), -7, dtype=torch.int32)
     args["output_counts"] = torch.zeros(batch, vocab, dtype=torch.int32)
     return args
@@ -57,19 +50,20 @@ def fill_walk(rng: random.Random, args: dict[str, Any], tree: TokenTree, b: int)
     lag = rng.choice([0, 0, 0, 1, 2])
     args["draft_pending_lens"][b] = draft_pending = rng.randint(0, 2)
     args["draft_computed_lens"][b] = max(0, length - draft_pending - lag)
+    verdict: Verdict = args["verdict"]
     path: list[int] = []
     node = 0
-    while int(args["wants_logits"][b]) == 1 and len(path) < args["path"].shape[1]:
+    while int(args["wants_logits"][b]) == 1 and len(path) < verdict.max_depth:
         node = int(tree.first_child[b, node])
         while node >= 0 and rng.random() < 0.3:
             node = int(tree.next_sibling[b, node])
         if node < 0:
             break
         path.append(node)
-    args["num_accepted"][b] = len(path)
-    args["path"][b, : len(path)] = int_tensor(path)
-    args["out_tokens"][b, : len(path)] = int_tensor([int(tree.tokens[b, i]) for i in path])
-    args["out_tokens"][b, len(path)] = rng.choice([-1, 3, 4, 5])
+    verdict.num_accepted[b] = len(path)
+    verdict.path[b, : len(path)] = int_tensor(path)
+    verdict.out_tokens[b, : len(path)] = int_tensor([int(tree.tokens[b, i]) for i in path])
+    verdict.out_tokens[b, len(path)] = rng.choice([-1, 3, 4, 5])
     args["max_emit"][b] = rng.choice([0, 1, 2, 99, 99])
 
 
@@ -78,14 +72,15 @@ def simulate(before: dict[str, Any], after: dict[str, Any], tree: TokenTree, b: 
     root = int(before["computed_lens"][b]) + int(before["pending_lens"][b]) - 1
     cache: dict[int, Any] = {i: ("known", i) for i in range(root + 1)}
     cache |= {root + i: ("node", i) for i in range(1, int(tree.num_nodes[b]) + 1)}
-    start = int(after["move_dst_start"][b])
-    for j in range(int(after["num_moves"][b])):
-        source = int(after["move_src"][b, j])
+    moves: MovePlan = after["moves"]
+    start = int(moves.dst_start[b])
+    for j in range(int(moves.num_moves[b])):
+        source = int(moves.source[b, j])
         assert source > start + j
         cache[start + j] = cache[source]
     kept = int(after["computed_lens"][b]) - root - 1
     if int(after["num_emitted"][b]):
-        expected = [("node", int(i)) for i in before["path"][b, :kept]]
+        expected = [("node", int(i)) for i in before["verdict"].path[b, :kept]]
         assert [cache[root + 1 + j] for j in range(kept)] == expected
         assert kept == int(after["num_emitted"][b]) - 1
         assert int(after["history_lens"][b]) == int(after["computed_lens"][b]) + 1
@@ -101,33 +96,33 @@ def test_random_steps_equal_the_reference_and_the_simulation(seed: int) -> None:
     for b in range(6):
         fill_walk(rng, args, tree, b)
     args["draft_slots"] = tree.draft_slots
-    before = {name: value.clone() for name, value in args.items()}
-    expected = {name: value.clone() for name, value in args.items()}
+    before, expected = copy.deepcopy(args), copy.deepcopy(args)
     run_op("commit_plan", "reference", **expected)
     run_op("commit_plan", "cpu", **args)
     for name in OUTPUTS:
-        assert torch.equal(args[name], expected[name]), name
+        assert_same_tensors(name, args[name], expected[name])
     for b in range(6):
         simulate(before, args, tree, b)
     assert torch.equal(args["output_counts"].sum(1).int(), args["num_emitted"])
+
+
+def planned(moves: MovePlan) -> tuple[int, list[int]]:
+    """First destination and sources of the first sequence."""
+    return int(moves.dst_start[0]), moves.source[0, : int(moves.num_moves[0])].tolist()
 
 
 def one_step(**changes: Any) -> dict[str, Any]:
     """Root at position 9; nodes 1 and 4 accepted, forwarded as slots 1 and 3; three tokens."""
     args = commit_args(batch=1, depth=3, history_size=32, vocab=50)
     args["history"][0, :10] = torch.arange(10)
-    values = {
-        "wants_logits": 1,
-        "pending_lens": 1,
-        "num_accepted": 2,
-        "max_emit": 9,
-        "history_lens": 10,
-    }
+    values = {"wants_logits": 1, "pending_lens": 1, "max_emit": 9, "history_lens": 10}
     values |= {"computed_lens": 9, "draft_pending_lens": 1, "draft_computed_lens": 9, **changes}
     for name, value in values.items():
         args[name][0] = value
-    args["path"][0] = int_tensor([1, 4, -7])
-    args["out_tokens"][0] = int_tensor([41, 42, 43, -7])
+    verdict: Verdict = args["verdict"]
+    verdict.num_accepted[0] = 2
+    verdict.path[0] = int_tensor([1, 4, -7])
+    verdict.out_tokens[0] = int_tensor([41, 42, 43, -7])
     args["draft_slots"] = int_tensor([0, 1, 2, -1, 3])[None]
     run_op("commit_plan", **args)
     return args
@@ -141,13 +136,9 @@ def test_a_step_keeps_the_path_and_leaves_the_bonus_token_pending() -> None:
         13,
         3,
     )
-    assert (int(args["move_dst_start"]), int(args["num_moves"])) == (
-        11,
-        1,
-    )  # node 1 lies right already
-    assert int(args["move_src"][0, 0]) == 9 + 4
+    assert planned(args["moves"]) == (11, [9 + 4]), "node 1 lies right already"
     assert int(args["draft_computed_lens"]) == 12
-    assert (int(args["draft_move_src"][0, 0]), int(args["draft_move_dst_start"])) == (9 + 3, 11)
+    assert planned(args["draft_moves"]) == (11, [9 + 3])
 
 
 @pytest.mark.parametrize(
@@ -164,7 +155,7 @@ def test_an_emission_limit_cuts_tokens_and_caches_alike(
 
 def test_a_lagging_draft_keeps_nothing_of_the_path() -> None:
     args = one_step(draft_computed_lens=5)
-    assert (int(args["draft_computed_lens"]), int(args["num_draft_moves"])) == (6, 0)
+    assert int(args["draft_computed_lens"]) == 6 and planned(args["draft_moves"])[1] == []
 
 
 def test_unfinished_prefill_only_advances() -> None:
@@ -184,12 +175,42 @@ def test_a_sequence_that_took_no_part_stays_as_it_was() -> None:
     args = one_step(pending_lens=0, draft_pending_lens=0, num_emitted=3)
     assert (int(args["num_emitted"]), int(args["history_lens"])) == (3, 10)
     assert (int(args["computed_lens"]), int(args["draft_computed_lens"])) == (9, 9)
-    assert int(args["num_moves"]) == int(args["num_draft_moves"]) == 0
+    assert planned(args["moves"])[1] == planned(args["draft_moves"])[1] == []
     assert int(args["output_counts"].sum()) == 0 and args["history"][0, 10] == -7
 
 
 def test_draft_arguments_come_together() -> None:
-    args = commit_args(1, 1, 4, 4)
-    args["draft_computed_lens"] = None
-    with pytest.raises(ValueError, match="commit_plan: draft_computed_lens: expected tensors"):
+    for name in ("draft_computed_lens", "draft_moves"):
+        args = commit_args(1, 1, 4, 4)
+        args[name] = None
+        with pytest.raises(ValueError, match=f"commit_plan: {name}: expected tensors"):
+            run_op("commit_plan", **args)
+
+
+@pytest.mark.parametrize(
+    "name,wrong,message",
+    [
+        ("moves", MovePlan.allocate(2, 2), r"moves.source: expected shape \[2, 3\], got \[2, 2\]"),
+        (
+            "draft_moves",
+            MovePlan.allocate(1, 3),
+            r"draft_moves.source: expected shape \[2, 3\], got",
+        ),
+        ("moves", torch.zeros(2, 3), "moves: expected a MovePlan, got Tensor"),
+        ("verdict", None, "verdict: expected a Verdict, got NoneType"),
+        (
+            "verdict",
+            replace(Verdict.allocate(2, 3), out_tokens=int_tensor([[1, 2, 3]] * 2)),
+            r"verdict.out_tokens: expected shape \[2, 4\], got \[2, 3\]",
+        ),
+        (
+            "verdict",
+            replace(Verdict.allocate(2, 3), num_accepted=torch.zeros(2)),
+            "verdict.num_accepted: expected torch.int32, got torch.float32",
+        ),
+    ],
+)
+def test_names_the_wrong_field(name: str, wrong: object, message: str) -> None:
+    args = {**commit_args(2, 3, 4, 4), name: wrong}
+    with pytest.raises(ValueError, match=f"commit_plan: {message}"):
         run_op("commit_plan", **args)

@@ -10,6 +10,7 @@ import torch
 
 from sdengine.kernels import noise as keyed
 from sdengine.kernels.programs.program import make_pool, run_op
+from sdengine.kernels.sampling_tables import SamplingTables
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -109,11 +110,13 @@ def test_the_coupled_draft_of_the_target_itself_proposes_the_sampled_token() -> 
         logits=logits,
         row_seq=args["row_seq"],
         positions=args["positions"],
-        temperature=args["temperature"],
-        top_k=torch.zeros(2, dtype=torch.int32),
-        top_p=torch.ones(2),
-        min_p=torch.zeros(2),
-        seeds=args["seeds"],
+        sampling=SamplingTables(
+            temperature=args["temperature"],
+            top_k=torch.zeros(2, dtype=torch.int32),
+            top_p=torch.ones(2),
+            min_p=torch.zeros(2),
+            seeds=args["seeds"],
+        ),
         out_tokens=out,
         num_rows=args["num_rows"],
     )

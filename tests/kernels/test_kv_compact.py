@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from sdengine.kernels.kv_compact import reference
+from sdengine.kernels.move_plan import MovePlan
 from sdengine.kernels.programs.program import make_pool, run_op
 
 torch.set_num_threads(1)
@@ -18,15 +20,15 @@ def make_args(
 ) -> dict[str, Any]:
     sequences, blocks = len(moves), 6
     width = max(1, *(len(m) for m in moves))
-    source = torch.full((sequences, width), -1, dtype=torch.int32)
+    plan = MovePlan.allocate(sequences, width)
+    plan.source[:], plan.dst_start[:] = -1, torch.tensor(starts)
     for b, row in enumerate(moves):
-        source[b, : len(row)] = torch.tensor(row, dtype=torch.int32)
+        plan.source[b, : len(row)] = torch.tensor(row, dtype=torch.int32)
+        plan.num_moves[b] = len(row)
     return {
         "kv_cache": torch.randn(3, sequences * blocks, 2, 2, block_size, dim).to(dtype),
         "block_tables": torch.randperm(sequences * blocks).int().view(sequences, blocks),
-        "move_src": source,
-        "move_dst_start": torch.tensor(starts, dtype=torch.int32),
-        "num_moves": torch.tensor([len(m) for m in moves], dtype=torch.int32),
+        "moves": plan,
         "num_seqs": torch.tensor([sequences], dtype=torch.int32),
     }
 
@@ -87,11 +89,14 @@ def test_large_moves_are_shared_by_workers() -> None:
 
 def test_names_the_wrong_argument() -> None:
     args = make_args([[3]], [2], torch.float32, 8, 16)
-    args["num_moves"] = args["num_moves"].long()
-    with pytest.raises(
-        ValueError, match=r"kv_compact: num_moves: expected torch.int32, got torch.int64"
+    plan: MovePlan = args["moves"]
+    for wrong, message in (
+        (replace(plan, num_moves=plan.num_moves.long()), "moves.num_moves: expected torch.int32, "),
+        (MovePlan.allocate(2, 1), r"moves.source: expected shape \[1, 'any'\], got \[2, 1\]"),
+        (plan.source, "moves: expected a MovePlan, got Tensor"),
     ):
-        run(args)
+        with pytest.raises(ValueError, match=f"kv_compact: {message}"):
+            run({**args, "moves": wrong})
     args = make_args([[3]], [2], torch.float32, 8, 16)
     args["kv_cache"] = args["kv_cache"][:, :, :, :, :0].contiguous()
     with pytest.raises(ValueError, match=r"kv_cache: expected blocks of a token or more"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -9,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from sdengine.kernels.calibration import CELLS
 from sdengine.kernels.programs.program import make_pool, run_op
+from sdengine.kernels.sampling_tables import SamplingTables
 from sdengine.kernels.token_tree import TokenTree
 from sdengine.kernels.tree_verify_reference import Residual, TargetRow, Verifier
+from sdengine.kernels.verdict import Verdict
 
 from .random_token_trees import fill_token_tree, int_tensor
-
-OUTPUTS = ("num_accepted", "path", "out_tokens", "final_node", "tried", "accepted")
+from .same_tensors import assert_same_tensors
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -162,10 +163,7 @@ def rejection_args(
         drawn_tree(rng, tree, b, store, b * (max_nodes + 1), vocab)
     depth = rng.choice([1, 3, 6])
     rows = batch * (max_nodes + 1)
-    ints = {"num_accepted": (batch,), "path": (batch, depth), "out_tokens": (batch, depth + 1)}
-    ints |= {"final_node": (batch,), "tried": (batch, *CELLS), "accepted": (batch, *CELLS)}
-    args: dict[str, Any] = {n: torch.zeros(s, dtype=torch.int32) for n, s in ints.items()}
-    return args | {
+    return {
         "mode": "rejection",
         "tree": tree,
         "logit_starts": torch.arange(batch, dtype=torch.int32) * (max_nodes + 1),
@@ -173,24 +171,26 @@ def rejection_args(
         "num_seqs": int_tensor([batch]),
         "logits": torch.randn(rows, vocab) * rng.choice([0.3, 2.0]),
         "tree_starts": int_tensor([rng.randrange(1, 1000) for _ in range(batch)]),
-        "temperature": torch.tensor([rng.choice([0.0, 0.7, 1.0]) for _ in range(batch)]),
-        "top_k": int_tensor([rng.choice([0, 0, 2]) for _ in range(batch)]),
-        "top_p": torch.tensor([rng.choice([1.0, 0.8]) for _ in range(batch)]),
-        "min_p": torch.tensor([rng.choice([0.0, 0.2]) for _ in range(batch)]),
-        "seeds": torch.tensor([rng.randrange(-(2**62), 2**62) for _ in range(batch)]),
+        "sampling": SamplingTables(
+            temperature=torch.tensor([rng.choice([0.0, 0.7, 1.0]) for _ in range(batch)]),
+            top_k=int_tensor([rng.choice([0, 0, 2]) for _ in range(batch)]),
+            top_p=torch.tensor([rng.choice([1.0, 0.8]) for _ in range(batch)]),
+            min_p=torch.tensor([rng.choice([0.0, 0.2]) for _ in range(batch)]),
+            seeds=torch.tensor([rng.randrange(-(2**62), 2**62) for _ in range(batch)]),
+        ),
         "proposal_tokens": store[0],
         "proposal_probs": store[1],
+        "verdict": Verdict.allocate(batch, depth),
     }
 
 
 def assert_equals_reference(args: dict[str, Any], workers: int = 1) -> None:
-    """Runs kernel and reference on their own outputs and insists on the same bits."""
+    """Runs kernel and reference on their own verdicts and insists on the same bits."""
     logits = args["logits"].clone()
-    mine = {**args, **{name: args[name].clone() for name in OUTPUTS}}
+    mine = {**args, "verdict": copy.deepcopy(args["verdict"])}
     run_op("tree_verify", "reference", **mine)
     run_op("tree_verify", "cpu", make_pool(workers), **args)
-    for name in OUTPUTS:
-        assert torch.equal(args[name], mine[name]), name
+    assert_same_tensors("verdict", args["verdict"], mine["verdict"])
     assert torch.equal(args["logits"], logits)
 
 
@@ -205,8 +205,9 @@ def test_rejection_walks_equal_the_reference(seed: int) -> None:
 
 def plain_parameters(args: dict[str, Any]) -> None:
     """Everybody walks at temperature 1 without filters."""
-    args["wants_logits"][:], args["temperature"][:] = 1, 1.0
-    args["top_k"][:], args["top_p"][:], args["min_p"][:] = 0, 1.0, 0.0
+    sampling: SamplingTables = args["sampling"]
+    args["wants_logits"][:], sampling.temperature[:] = 1, 1.0
+    sampling.top_k[:], sampling.top_p[:], sampling.min_p[:] = 0, 1.0, 0.0
 
 
 def test_a_residual_without_mass_falls_back_to_the_target() -> None:
@@ -224,8 +225,8 @@ def test_a_residual_without_mass_falls_back_to_the_target() -> None:
     args["tree"].probs[:, 1] = q[0]
     args["tree"].proposal_rows[:, 0] = 0
     assert_equals_reference(args)
-    counts = torch.bincount(args["out_tokens"][:, 0].long(), minlength=vocab)
-    assert args["num_accepted"].tolist() == [0] * batch
+    counts = torch.bincount(args["verdict"].out_tokens[:, 0].long(), minlength=vocab)
+    assert args["verdict"].num_accepted.tolist() == [0] * batch
     assert torch.allclose(counts / batch, q, atol=0.12)
 
 
@@ -245,7 +246,7 @@ def test_a_residual_that_a_chosen_child_leaves_without_mass_falls_back_too() -> 
     args["tree"].probs[:, 1:] = torch.tensor([2e-6, 0.0])
     args["tree"].proposal_rows[:, 0] = 0
     assert_equals_reference(args)
-    rejected = args["out_tokens"][args["num_accepted"] == 0, 0].long()
+    rejected = args["verdict"].out_tokens[args["verdict"].num_accepted == 0, 0].long()
     assert 10 < len(rejected) < 100
     counts = torch.bincount(rejected, minlength=vocab)
     assert torch.allclose(counts[:8] / len(rejected), q, atol=0.2)
@@ -262,7 +263,7 @@ def test_more_chosen_children_than_are_kept_in_mind() -> None:
         fill_token_tree(args["tree"], b, [0] * children, list(range(children)), [0.5] * children)
     args["tree"].proposal_rows.fill_(-1)
     assert_equals_reference(args)
-    assert args["tried"].sum((1, 2)).max() == 64
+    assert args["verdict"].tried.sum((1, 2)).max() == 64
 
 
 def test_a_slot_of_no_mass_is_not_tested() -> None:
@@ -279,9 +280,11 @@ def test_a_slot_of_no_mass_is_not_tested() -> None:
     args["tree"].probs[:, 1:] = args["proposal_probs"]
     args["tree"].proposal_rows[:, 0] = 0
     assert_equals_reference(args)
-    assert (args["tried"].sum((1, 2)) == 1).all()
-    assert args["out_tokens"][:, 0].tolist() == [1 - n for n in args["num_accepted"].tolist()]
-    assert 0 < int(args["num_accepted"].sum()) < batch
+    assert (args["verdict"].tried.sum((1, 2)) == 1).all()
+    assert args["verdict"].out_tokens[:, 0].tolist() == [
+        1 - n for n in args["verdict"].num_accepted.tolist()
+    ]
+    assert 0 < int(args["verdict"].num_accepted.sum()) < batch
 
 
 def test_of_equal_chosen_children_the_second_is_not_accepted() -> None:
@@ -293,8 +296,8 @@ def test_of_equal_chosen_children_the_second_is_not_accepted() -> None:
         fill_token_tree(args["tree"], b, [0, 0], [1, 1], [0.5, 0.5])
     args["tree"].proposal_rows.fill_(-1)
     assert_equals_reference(args)
-    assert args["out_tokens"][:, 0].tolist() == args["num_accepted"].tolist()
-    assert set(args["final_node"].tolist()) == {0, 1}
+    assert args["verdict"].out_tokens[:, 0].tolist() == args["verdict"].num_accepted.tolist()
+    assert set(args["verdict"].final_node.tolist()) == {0, 1}
 
 
 def test_children_that_are_no_prefix_of_the_proposal_are_refused() -> None:
@@ -306,9 +309,9 @@ def test_children_that_are_no_prefix_of_the_proposal_are_refused() -> None:
     tree.probs[0, 1] = args["proposal_probs"][0, 1]
     tree.proposal_rows[0, :] = 0
     args["wants_logits"][0] = 1
-    args["temperature"][0] = 1.0
+    args["sampling"].temperature[0] = 1.0
     run_op("tree_verify", **args)
-    assert int(args["num_accepted"]) == 0 and int(args["out_tokens"][0, 0]) == -1
+    assert int(args["verdict"].num_accepted) == 0 and int(args["verdict"].out_tokens[0, 0]) == -1
 
 
 def test_equal_laws_always_accept_the_first_child() -> None:
@@ -325,7 +328,7 @@ def test_equal_laws_always_accept_the_first_child() -> None:
         row_seq=torch.arange(batch, dtype=torch.int32),
         positions=torch.zeros(batch, dtype=torch.int32),
         temperature=torch.ones(batch),
-        seeds=args["seeds"],
+        seeds=args["sampling"].seeds,
         out_tokens=tokens,
         out_probs=probs,
         num_rows=int_tensor([batch]),
@@ -339,4 +342,4 @@ def test_equal_laws_always_accept_the_first_child() -> None:
     args |= {"proposal_tokens": tokens, "proposal_probs": probs, "logits": logits}
     plain_parameters(args)
     run_op("tree_verify", **args)
-    assert args["num_accepted"].tolist() == [1] * batch
+    assert args["verdict"].num_accepted.tolist() == [1] * batch

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from sdengine.kernels.programs.program import make_pool, run_op
+from sdengine.kernels.sampling_tables import SamplingTables
 
 INF = float("inf")
 
@@ -25,11 +27,13 @@ def sampling_args(
         "logits": logits.contiguous(),
         "row_seq": torch.zeros(rows, dtype=torch.int32),
         "positions": torch.arange(rows, dtype=torch.int32),
-        "temperature": torch.tensor([temperature]),
-        "top_k": torch.tensor([top_k], dtype=torch.int32),
-        "top_p": torch.tensor([top_p]),
-        "min_p": torch.tensor([min_p]),
-        "seeds": torch.tensor([seed]),
+        "sampling": SamplingTables(
+            temperature=torch.tensor([temperature]),
+            top_k=torch.tensor([top_k], dtype=torch.int32),
+            top_p=torch.tensor([top_p]),
+            min_p=torch.tensor([min_p]),
+            seeds=torch.tensor([seed]),
+        ),
         "out_tokens": torch.full((rows,), -9, dtype=torch.int32),
         "num_rows": torch.tensor([rows], dtype=torch.int32),
     }
@@ -87,3 +91,18 @@ def test_zeros_of_either_sign_are_one_logit(pools: list[Any]) -> None:
     drawn = [tokens("cpu", args, pool) for pool in pools]
     assert drawn[0] == drawn[1] == tokens("reference", args)
     assert len(set(drawn[0])) > 8
+
+
+def test_names_the_wrong_field() -> None:
+    args = sampling_args(torch.randn(2, 5))
+    sampling: SamplingTables = args["sampling"]
+    for wrong, message in (
+        (sampling.temperature, "sampling: expected a SamplingTables, got Tensor"),
+        (replace(sampling, top_k=torch.ones(1)), "sampling.top_k: expected torch.int32, got torch"),
+        (
+            replace(sampling, min_p=torch.ones(2)),
+            r"sampling.min_p: expected shape \[1\], got \[2\]",
+        ),
+    ):
+        with pytest.raises(ValueError, match=f"sample: {message}"):
+            run_op("sample", **{**args, "sampling": wrong})

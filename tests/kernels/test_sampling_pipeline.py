@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from sdengine.kernels import noise
 from sdengine.kernels.programs.program import make_pool, run_op
 from sdengine.kernels.row_plan import plan_row
+from sdengine.kernels.sampling_tables import SamplingTables
 
 POOLS = [make_pool(1), make_pool(2)]
 SLACK = 1e-6
@@ -100,11 +101,13 @@ def sample_args(logits: torch.Tensor, seed: int, values: dict[str, float]) -> di
         "logits": logits[None].contiguous(),
         "row_seq": torch.zeros(1, dtype=torch.int32),
         "positions": torch.full((1,), 3, dtype=torch.int32),
-        "temperature": torch.tensor([values["temperature"]]),
-        "top_k": torch.tensor([values["top_k"]], dtype=torch.int32),
-        "top_p": torch.tensor([values["top_p"]]),
-        "min_p": torch.tensor([values["min_p"]]),
-        "seeds": torch.tensor([seed]),
+        "sampling": SamplingTables(
+            temperature=torch.tensor([values["temperature"]]),
+            top_k=torch.tensor([values["top_k"]], dtype=torch.int32),
+            top_p=torch.tensor([values["top_p"]]),
+            min_p=torch.tensor([values["min_p"]]),
+            seeds=torch.tensor([seed]),
+        ),
         "out_tokens": torch.full((1,), -9, dtype=torch.int32),
         "num_rows": torch.ones(1, dtype=torch.int32),
     }

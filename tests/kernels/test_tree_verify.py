@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from sdengine.kernels.calibration import (
-    CELLS,
     bin_edges,
     calibrated,
     calibration_bin,
     calibration_class,
 )
 from sdengine.kernels.programs.program import make_pool, run_op
+from sdengine.kernels.sampling_tables import SamplingTables
 from sdengine.kernels.token_tree import TokenTree
+from sdengine.kernels.verdict import Verdict
 
 from .random_token_trees import fill_token_tree, int_tensor, random_token_tree
-
-OUTPUTS = ("num_accepted", "path", "out_tokens", "final_node", "tried", "accepted")
+from .same_tensors import assert_same_tensors
 
 
 def coupled_args(tree: TokenTree, target_tokens: torch.Tensor | None, depth: int) -> dict[str, Any]:
@@ -34,36 +36,38 @@ def coupled_args(tree: TokenTree, target_tokens: torch.Tensor | None, depth: int
         "wants_logits": torch.ones(batch, dtype=torch.int32),
         "num_seqs": int_tensor([batch]),
         "target_tokens": target_tokens,
-        "num_accepted": torch.full((batch,), -7, dtype=torch.int32),
-        "path": torch.full((batch, depth), -7, dtype=torch.int32),
-        "out_tokens": torch.full((batch, depth + 1), -7, dtype=torch.int32),
-        "final_node": torch.full((batch,), -7, dtype=torch.int32),
-        "tried": torch.zeros(batch, *CELLS, dtype=torch.int32),
-        "accepted": torch.zeros(batch, *CELLS, dtype=torch.int32),
+        "verdict": unwritten_verdict(batch, depth),
     }
 
 
-def run_both(args: dict[str, Any], workers: int = 1) -> dict[str, torch.Tensor]:
-    """Runs kernel and reference, insists on equal outputs and returns them."""
-    mine = {**args, **{name: args[name].clone() for name in OUTPUTS}}
+def unwritten_verdict(batch: int, depth: int) -> Verdict:
+    """One whose untouched entries are -7."""
+    verdict = Verdict.allocate(batch, depth)
+    for tensor in (verdict.num_accepted, verdict.path, verdict.out_tokens, verdict.final_node):
+        tensor.fill_(-7)
+    return verdict
+
+
+def run_both(args: dict[str, Any], workers: int = 1) -> Verdict:
+    """Runs kernel and reference, insists on equal verdicts and returns it."""
+    mine = {**args, "verdict": copy.deepcopy(args["verdict"])}
     run_op("tree_verify", "reference", **mine)
     run_op("tree_verify", "cpu", make_pool(workers), **args)
-    for name in OUTPUTS:
-        assert torch.equal(args[name], mine[name]), name
-    return {name: args[name] for name in OUTPUTS}
+    assert_same_tensors("verdict", args["verdict"], mine["verdict"])
+    return args["verdict"]
 
 
 def test_a_walk_follows_the_target_and_counts_the_children_it_saw() -> None:
     tree = TokenTree.allocate(1, 4)
     fill_token_tree(tree, 0, [0, 1, 1, 0], [10, 20, 21, 11], [0.9, 0.1, 0.5, 0.9])
     out = run_both(coupled_args(tree, int_tensor([10, 21, 0, 33, 0]), depth=3))
-    assert out["path"].tolist() == [[1, 3, -7]]
-    assert out["out_tokens"].tolist() == [[10, 21, 33, -7]]
-    assert (int(out["num_accepted"]), int(out["final_node"])) == (2, 3)
+    assert out.path.tolist() == [[1, 3, -7]]
+    assert out.out_tokens.tolist() == [[10, 21, 33, -7]]
+    assert (int(out.num_accepted), int(out.final_node)) == (2, 3)
     sure, low, half = calibration_bin(torch.tensor([0.9, 0.1, 0.5])).tolist()
-    tried = out["tried"][0].nonzero().tolist()
+    tried = out.tried[0].nonzero().tolist()
     assert tried == [[0, low], [0, sure], [1, half]], "none behind a match"
-    assert out["accepted"][0].nonzero().tolist() == [[0, sure], [1, half]]
+    assert out.accepted[0].nonzero().tolist() == [[0, sure], [1, half]]
 
 
 @pytest.mark.parametrize(
@@ -75,30 +79,30 @@ def test_wants_logits_decides_how_much_is_walked(wants: int, expected: Any) -> N
     args = coupled_args(tree, int_tensor([5, 6]), depth=1)
     args["wants_logits"] = int_tensor([wants])
     out = run_both(args)
-    assert (int(out["num_accepted"]), out["out_tokens"][0].tolist()) == expected
+    assert (int(out.num_accepted), out.out_tokens[0].tolist()) == expected
 
 
 def test_a_row_that_cannot_be_drawn_ends_the_walk() -> None:
     tree = TokenTree.allocate(1, 2)
     fill_token_tree(tree, 0, [0, 1], [5, 6], [0.5, 0.5])
     out = run_both(coupled_args(tree, int_tensor([5, -1, 8]), depth=2))
-    assert out["out_tokens"].tolist() == [[5, -1, -7]]
-    assert int(out["num_accepted"]) == 1
+    assert out.out_tokens.tolist() == [[5, -1, -7]]
+    assert int(out.num_accepted) == 1
 
 
 def test_of_equal_siblings_the_first_is_accepted() -> None:
     tree = TokenTree.allocate(1, 2)
     fill_token_tree(tree, 0, [0, 0], [5, 5], [0.5, 0.9])
     out = run_both(coupled_args(tree, int_tensor([5, 7, 8]), depth=2))
-    assert (out["path"][0, 0], out["out_tokens"].tolist()) == (1, [[5, 7, -7]])
-    assert int(out["accepted"].sum()) == 1
+    assert (out.path[0, 0], out.out_tokens.tolist()) == (1, [[5, 7, -7]])
+    assert int(out.accepted.sum()) == 1
 
 
 def test_a_walk_ends_at_the_deepest_path_that_fits() -> None:
     tree = TokenTree.allocate(1, 3)
     fill_token_tree(tree, 0, [0, 1, 2], [5, 6, 7], [0.5] * 3)
     out = run_both(coupled_args(tree, int_tensor([5, 6, 7, 8]), depth=2))
-    assert out["out_tokens"].tolist() == [[5, 6, 7]]
+    assert out.out_tokens.tolist() == [[5, 6, 7]]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -110,8 +114,8 @@ def test_random_trees_equal_the_reference(seed: int) -> None:
     out = run_both(
         coupled_args(tree, targets, depth=rng.choice([1, 4, 40])), workers=rng.choice([1, 2])
     )
-    assert (out["accepted"] <= out["tried"]).all()
-    assert torch.equal(out["accepted"].sum((1, 2)), out["num_accepted"])
+    assert (out.accepted <= out.tried).all()
+    assert torch.equal(out.accepted.sum((1, 2)), out.num_accepted)
 
 
 def sampled_targets(args: dict[str, Any], rows: int) -> torch.Tensor:
@@ -124,8 +128,7 @@ def sampled_targets(args: dict[str, Any], rows: int) -> torch.Tensor:
             depth = int(tree.depths[b, node]) if node else 0
             positions[start + node] = args["tree_starts"][b] - 1 + depth
     out = torch.empty(rows, dtype=torch.int32)
-    names = ("logits", "temperature", "top_k", "top_p", "min_p", "seeds")
-    parameters = {name: args[name] for name in names}
+    parameters = {name: args[name] for name in ("logits", "sampling")}
     counts = {"num_rows": int_tensor([rows]), "out_tokens": out}
     run_op("sample", row_seq=row_seq, positions=positions, **parameters, **counts)
     return out
@@ -145,11 +148,13 @@ def filtered_args(tree: TokenTree, logits: torch.Tensor) -> dict[str, Any]:
     return coupled_args(tree, None, depth=6) | {
         "logits": logits,
         "tree_starts": int_tensor([1, 50, 300, 7]),
-        "temperature": torch.tensor([0.0, 0.5, 1.0, 2.0]),
-        "top_k": int_tensor([0, 2, 0, 40]),
-        "top_p": torch.tensor([1.0, 1.0, 0.8, 0.3]),
-        "min_p": torch.tensor([0.0, 0.0, 0.1, 0.0]),
-        "seeds": torch.tensor([1, 2**40, -3, 9]),
+        "sampling": SamplingTables(
+            temperature=torch.tensor([0.0, 0.5, 1.0, 2.0]),
+            top_k=int_tensor([0, 2, 0, 40]),
+            top_p=torch.tensor([1.0, 1.0, 0.8, 0.3]),
+            min_p=torch.tensor([0.0, 0.0, 0.1, 0.0]),
+            seeds=torch.tensor([1, 2**40, -3, 9]),
+        ),
     }
 
 
@@ -161,15 +166,49 @@ def test_drawing_visited_nodes_only_gives_the_tokens_of_sample(seed: int) -> Non
     args = coupled_args(tree, None, depth=8)
     args["logits"] = torch.randn(rows, 4, generator=torch.Generator().manual_seed(seed))
     args["tree_starts"] = int_tensor([rng.randrange(1, 500) for _ in range(4)])
-    args["temperature"] = torch.tensor([0.0, 0.5, 1.0, 2.0])
-    args["top_k"] = int_tensor([0, 2, 0, 0])
-    args["top_p"] = torch.tensor([1.0, 1.0, 0.8, 1.0])
-    args["min_p"] = torch.tensor([0.0, 0.0, 0.0, 0.1])
-    args["seeds"] = torch.tensor([rng.randrange(-(2**62), 2**62) for _ in range(4)])
-    lazy = {name: value.clone() for name, value in run_both(args).items()}
+    args["sampling"] = SamplingTables(
+        temperature=torch.tensor([0.0, 0.5, 1.0, 2.0]),
+        top_k=int_tensor([0, 2, 0, 0]),
+        top_p=torch.tensor([1.0, 1.0, 0.8, 1.0]),
+        min_p=torch.tensor([0.0, 0.0, 0.0, 0.1]),
+        seeds=torch.tensor([rng.randrange(-(2**62), 2**62) for _ in range(4)]),
+    )
+    lazy = run_both(args)
     eager = run_both(coupled_args(tree, sampled_targets(args, rows), depth=8))
-    for name in OUTPUTS:
-        assert torch.equal(lazy[name], eager[name]), name
+    assert_same_tensors("verdict", lazy, eager)
+
+
+def test_names_the_wrong_field() -> None:
+    tree = random_token_tree(random.Random(0), batch=4, max_nodes=5, vocab=4)
+    args = filtered_args(tree, torch.randn(int(tree.num_nodes.sum()) + 4, 8))
+    verdict: Verdict = args["verdict"]
+    sampling: SamplingTables = args["sampling"]
+    for name, wrong, message in (
+        ("sampling", None, "sampling: expected a SamplingTables, got NoneType"),
+        (
+            "sampling",
+            replace(sampling, seeds=sampling.seeds.int()),
+            "sampling.seeds: expected torch.int64, ",
+        ),
+        (
+            "sampling",
+            replace(sampling, temperature=torch.ones(3)),
+            r"sampling.temperature: expected shape \[4\], got \[3\]",
+        ),
+        ("verdict", verdict.path, "verdict: expected a Verdict, got Tensor"),
+        (
+            "verdict",
+            Verdict.allocate(3, 6),
+            r"verdict.path: expected shape \[4, 'any'\], got \[3, 6\]",
+        ),
+        (
+            "verdict",
+            replace(verdict, tried=verdict.path),
+            r"verdict.tried: expected shape \[4, 8, 32\], got \[4, 6\]",
+        ),
+    ):
+        with pytest.raises(ValueError, match=f"tree_verify: {message}"):
+            run_op("tree_verify", **{**args, name: wrong})
 
 
 def test_bins_cover_the_unit_interval_in_order() -> None:
@@ -194,7 +233,7 @@ def test_the_kernel_uses_the_same_bins() -> None:
     fill_token_tree(tree, 0, [0] * len(values), list(range(len(values))), values)
     args = coupled_args(tree, torch.full((len(values) + 1,), 10**6, dtype=torch.int32), depth=1)
     run_both(args)
-    assert int(args["tried"].sum()) == len(values)
+    assert int(args["verdict"].tried.sum()) == len(values)
 
 
 def test_ranks_fall_into_classes_in_order() -> None:
@@ -204,7 +243,7 @@ def test_ranks_fall_into_classes_in_order() -> None:
     fill_token_tree(tree, 0, [0] * 14, list(range(14)), [0.5] * 14)
     args = coupled_args(tree, torch.full((15,), 99, dtype=torch.int32), depth=1)
     run_both(args)
-    assert args["tried"][0].sum(1).tolist() == [classes.count(c) for c in range(8)]
+    assert args["verdict"].tried[0].sum(1).tolist() == [classes.count(c) for c in range(8)]
 
 
 def test_calibration_keeps_estimates_under_the_identity_and_their_order() -> None:

@@ -262,18 +262,19 @@ SDENGINE_FUZZ(cuda_commit_plan, 15) {
 // Gathers all sources of a sequence before it writes: what moving in place has to come to.
 void compact_by_copy(const KvCompactArgs& args, unsigned char* cache) {
   const int64_t bytes = args.head_dim * args.element_bytes, planes = 2 * args.num_kv_heads;
+  const MovePlanView& plan = args.moves;
   for (int64_t b = 0; b < *args.num_seqs; ++b) {
     for (int64_t p = 0; p < args.num_layers * planes; ++p) {
       const int64_t layer = p / planes, plane = p % planes;
       unsigned char* base =
           cache + (layer * args.num_blocks * planes + plane) * args.block_size * bytes;
-      std::vector<unsigned char> held(static_cast<size_t>(args.num_moves[b] * bytes));
-      for (int32_t k = 0; k < args.num_moves[b]; ++k)
+      std::vector<unsigned char> held(static_cast<size_t>(plan.num_moves[b] * bytes));
+      for (int32_t k = 0; k < plan.num_moves[b]; ++k)
         std::memcpy(held.data() + k * bytes,
-                    base + plane_row(args, b, args.move_src[b * args.max_moves + k]) * bytes,
+                    base + plane_row(args, b, plan.source[b * plan.capacity + k]) * bytes,
                     static_cast<size_t>(bytes));
-      for (int32_t k = 0; k < args.num_moves[b]; ++k)
-        std::memcpy(base + plane_row(args, b, args.move_dst_start[b] + k) * bytes,
+      for (int32_t k = 0; k < plan.num_moves[b]; ++k)
+        std::memcpy(base + plane_row(args, b, plan.dst_start[b] + k) * bytes,
                     held.data() + k * bytes, static_cast<size_t>(bytes));
     }
   }
@@ -301,10 +302,18 @@ SDENGINE_FUZZ(cuda_kv_compact, 40) {
   Exact<unsigned char> cache(bytes), device_cache(bytes);
   for (size_t i = 0; i < bytes; ++i)
     cache[i] = device_cache[i] = static_cast<unsigned char>(random.bits());
-  KvCompactArgs args{device_cache.get(), element_bytes, tables.get(), reach,
-                     source.get(),       max_moves,     start.get(),  moves.get(),
-                     live.get(),         layers,        blocks,       heads,
-                     block_size,         head_dim};
+  const MovePlanView plan{source.get(), start.get(), moves.get(), max_moves};
+  KvCompactArgs args{device_cache.get(),
+                     element_bytes,
+                     tables.get(),
+                     reach,
+                     plan,
+                     live.get(),
+                     layers,
+                     blocks,
+                     heads,
+                     block_size,
+                     head_dim};
   compact_by_copy(args, cache.get());
   require(sdengine_cuda_kv_compact(&args, batch, nullptr) == 0, "kv_compact starts");
   require_same(cache, device_cache, "cache");

@@ -14,7 +14,7 @@ using fuzz::require;
 
 void require_moves(const MovePlanView& plan) {
   for (int32_t j = 0; j < *plan.num_moves; ++j) {
-    require(plan.source[j] >= *plan.start + j, "a move goes upwards");
+    require(plan.source[j] >= *plan.dst_start + j, "a move goes upwards");
     require(j == 0 || plan.source[j] > plan.source[j - 1], "moves are in order");
   }
 }

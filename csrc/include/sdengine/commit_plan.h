@@ -5,17 +5,9 @@
 #include <cstdint>
 
 #include "sdengine/hd.h"
+#include "sdengine/move_plan.h"
 
 namespace sdengine {
-
-// KV entries to gather: entry j of the plan moves logical index source[j] to start + j, start + j
-// <= source[j].
-struct MovePlanView {
-  int32_t* source;     // [B, M]
-  int32_t* start;      // [B]
-  int32_t* num_moves;  // [B]
-  int32_t capacity;    // M
-};
 
 struct CommitPlanArgs {
   const int32_t* num_seqs;      // [1]
@@ -78,7 +70,7 @@ SDE_HD inline void plan_moves(const MovePlanView& plan, int64_t b, const int32_t
   while (settled < count &&
          (index == nullptr ? path[settled] : index[path[settled]]) == settled + 1)
     ++settled;
-  plan.start[b] = base + 1 + settled;
+  plan.dst_start[b] = base + 1 + settled;
   plan.num_moves[b] = count - settled;
   for (int32_t j = settled; j < count; ++j) {
     plan.source[b * plan.capacity + j - settled] =

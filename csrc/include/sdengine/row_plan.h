@@ -8,8 +8,9 @@
 
 namespace sdengine {
 
-// Per-sequence sampling parameters, struct of arrays over B.
-struct SamplingTables {
+// Per-sequence sampling parameters, struct of arrays over B; see kernels/sampling_tables.py, whose
+// seeds come beside them.
+struct SamplingTablesView {
   const float* temperature;
   const int32_t* top_k;  // < 1: off
   const float* top_p;    // >= 1: off

@@ -45,7 +45,7 @@ struct TreeVerifyArgs {
   float* logits;  // [N, V]; a row is changed while its last token is drawn, and restored
   int64_t vocab_size;
   const int32_t* tree_starts;  // [B], root position + 1
-  SamplingTables tables;
+  SamplingTablesView tables;
   const int64_t* seeds;    // [B]
   ProposalView proposals;  // rejection only
   bool is_rejection;

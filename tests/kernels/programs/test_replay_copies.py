@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sdengine.kernels.move_plan import MovePlan
 from sdengine.kernels.programs.memory import HostMemory
 from sdengine.kernels.programs.program import Program, make_pool, make_program
 from sdengine.kernels.programs.replay_copies import CHUNK_BYTES, ReplayCopies
+from sdengine.kernels.verdict import Verdict
 
 
 def counting_program(memory: HostMemory, backend: str, num_threads: int) -> tuple[Program, dict]:
@@ -20,8 +22,9 @@ def counting_program(memory: HostMemory, backend: str, num_threads: int) -> tupl
         ints[name] = memory.state(1, fill=1 if name != "computed_lens" else 0)
     ints["cu_pending"] = memory.results(2)
     ints["pending_tokens"] = memory.results(4)
-    ints["out_tokens"] = memory.inputs(1, 2, fill=7)
-    one, none = memory.inputs(1, fill=1), memory.inputs(1)
+    verdict = Verdict.allocate(1, 1)
+    verdict.out_tokens[:] = 7
+    one = memory.inputs(1, fill=1)
     program.launch(
         "gather_pending",
         history=ints["history"],
@@ -36,17 +39,13 @@ def counting_program(memory: HostMemory, backend: str, num_threads: int) -> tupl
         num_seqs=one,
         wants_logits=one,
         pending_lens=ints["pending_lens"],
-        num_accepted=none,
-        path=memory.zeros(1, 1, dtype=torch.int32),
-        out_tokens=ints["out_tokens"],
+        verdict=verdict,
         max_emit=memory.inputs(1, fill=9),
         num_emitted=memory.zeros(1, dtype=torch.int32),
         history=ints["history"],
         history_lens=ints["history_lens"],
         computed_lens=ints["computed_lens"],
-        move_src=memory.zeros(1, 1, dtype=torch.int32),
-        move_dst_start=memory.zeros(1, dtype=torch.int32),
-        num_moves=memory.zeros(1, dtype=torch.int32),
+        moves=MovePlan.allocate(1, 1),
         output_counts=None,
     )
     return program, ints

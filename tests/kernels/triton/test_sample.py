@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sdengine.kernels.sample import reference
+from sdengine.kernels.sampling_tables import SamplingTables
 from tests.kernels.test_sample import INF, sampling_args
 from tests.kernels.triton.guarded import run_guarded
 
@@ -83,13 +84,12 @@ def test_parameters_of_the_row_s_own_sequence_and_rows_past_num_rows() -> None:
     args["positions"] = torch.tensor([5, 9, 2, 2, 8], dtype=torch.int32)
     args["rows"] = torch.tensor([4, 3, 0, 1], dtype=torch.int32)
     args["num_rows"][0] = 3
-    for name, values in {
-        "temperature": [0.5, 3.0],
-        "top_p": [1.0, 0.8],
-        "min_p": [0.0, 0.01],
-    }.items():
-        args[name] = torch.tensor(values)
-    args["top_k"] = torch.tensor([5, 70], dtype=torch.int32)
-    args["seeds"] = torch.tensor([3, 2**62])
+    args["sampling"] = SamplingTables(
+        temperature=torch.tensor([0.5, 3.0]),
+        top_k=torch.tensor([5, 70], dtype=torch.int32),
+        top_p=torch.tensor([1.0, 0.8]),
+        min_p=torch.tensor([0.0, 0.01]),
+        seeds=torch.tensor([3, 2**62]),
+    )
     got = tokens(args)
     assert got == expected_tokens(args) and got[3] == -9
