@@ -244,12 +244,11 @@ def make_program(
         copies = memory.copies if isinstance(memory, HostMemory) else None
         return ReferenceProgram(copies) if backend == "reference" else CpuProgram(pool, copies)
     if backend in ("triton", "cuda"):
-        staged = isinstance(memory, StagedMemory)
-        program: Program = (
-            StagedProgram(backend, memory, limits, branches)
-            if staged
-            else DeviceProgram(backend, limits, branches)
-        )
+        program: Program
+        if isinstance(memory, StagedMemory):
+            program = StagedProgram(backend, memory, limits, branches)
+        else:
+            program = DeviceProgram(backend, limits, branches)
         return program
     raise BackendUnavailable(
         f"backend: expected one of reference, cpu, triton, cuda, got {backend!r}"
