@@ -19,6 +19,7 @@ __all__ = [
     "describe_machine",
     "is_gpu",
     "machine_limits",
+    "where",
 ]
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,6 +76,14 @@ def describe_gpu(device: str) -> dict[str, object]:
     found["driver"] = clocks().get("driver_version", "unknown")
     found["triton"] = versions().get("triton", "none")
     return found
+
+
+def where(conditions: Mapping[str, object]) -> str:
+    """The machine of some conditions in a few words: a GPU, or a processor and what it used."""
+    if "device" in conditions:
+        return f"{conditions['device']}, driver {conditions['driver']}"
+    names = [conditions["processor"], conditions["instruction set"]]
+    return ", ".join([*map(str, names), f"{conditions['threads']} threads"])
 
 
 def as_lines(conditions: Mapping[str, object]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.conditions import where
 from benchmarks.generate_report import PLAIN
 from benchmarks.plotting import COLORS, panels, save
 from benchmarks.reliability import NUM_BINS, ReliabilityBin
@@ -38,8 +39,7 @@ def draw_all(document: Mapping[str, Any], directory: Path) -> list[Path]:
 
 def short_conditions(conditions: Mapping[str, Any]) -> str:
     """Conditions as two lines below a plot."""
-    first = [conditions["processor"], conditions["instruction set"]]
-    first += [f"{conditions['threads']} threads", f"commit {conditions['commit']}"]
+    first = [where(conditions), f"commit {conditions['commit']}"]
     second = [f"{name} {conditions[name]}" for name in ("model", "dtype", "verifier")]
     second += [conditions["versions"]]
     lines = ", ".join(map(str, first)), ", ".join(map(str, second))

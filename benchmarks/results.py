@@ -22,16 +22,18 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import generate, probe
-from benchmarks.conditions import ROOT
+from benchmarks.conditions import ROOT, is_gpu, where
 from benchmarks.generate_plots import draw_all
 from benchmarks.generate_report import PLAIN, to_markdown
 from benchmarks.kernels import __main__ as kernels
 from benchmarks.plotting import require_matplotlib
 from sdengine.cli.info import processor
 from sdengine.cli.main import run_alone
-from sdengine.cli.options import LineParser, add_debug
+from sdengine.cli.options import LineParser, add_debug, add_device_option
+from sdengine.core.config import EngineConfig
 from sdengine.core.env import choose_num_threads, read_environment
 from sdengine.errors import ConfigError
+from sdengine.runner.placement import choose_placement
 from sdengine.train.directories import make_directory
 
 METHODS = ("dyspec", "chain", "kary", "ngram")
@@ -41,30 +43,34 @@ BATCH_BUDGETS = ["--budgets", "adaptive", "1", "2", "4", "8"]
 HEADLINE = re.compile(r"(<!-- headline -->\n).*?(<!-- end of headline -->)", re.S)
 
 
-def generate_slice(method: str) -> Callable[[Path], None]:
+Slice = Callable[[Path, list[str]], None]
+"""Measures into a folder; with options that every slice gets."""
+
+
+def generate_slice(method: str) -> Slice:
     """Speeds of one method, with its plain runs."""
 
-    def run(directory: Path) -> None:
-        argv = ["--methods", method, *COMMON, *BUDGETS, "--json"]
+    def run(directory: Path, options: list[str]) -> None:
+        argv = ["--methods", method, *COMMON, *BUDGETS, *options, "--json"]
         keep(generate.main, argv, directory / f"generate-{method}.json")
 
     return run
 
 
-def batch_slice(directory: Path) -> None:
+def batch_slice(directory: Path, options: list[str]) -> None:
     """DySpec at larger batch sizes."""
     argv = ["--methods", "dyspec", "--batch-sizes", "2", "4", "8", *BATCH_BUDGETS]
-    keep(generate.main, [*argv, *COMMON, "--json"], directory / "generate-batches.json")
+    keep(generate.main, [*argv, *COMMON, *options, "--json"], directory / "generate-batches.json")
 
 
-def probe_slice(directory: Path) -> None:
+def probe_slice(directory: Path, options: list[str]) -> None:
     """Predictions against runs."""
-    keep(probe.main, [*COMMON, "--json"], directory / "probe.json")
+    keep(probe.main, [*COMMON, *options, "--json"], directory / "probe.json")
 
 
-def kernels_slice(directory: Path) -> None:
+def kernels_slice(directory: Path, options: list[str]) -> None:
     """Every op at a 1.1B model's sizes."""
-    argv = ["--shape", "1.1b", "--seconds", "0.3", "--json"]
+    argv = ["--shape", "1.1b", "--seconds", "0.3", *options, "--json"]
     keep(kernels.main, argv, directory / "kernels.json")
 
 
@@ -74,7 +80,7 @@ OF_A_SLICE = ("commit", "date", "versions", "machine limits", PLAIN_SPEED)
 LEAST_ACCEPTANCE = 1.05
 """Tokens per step of what is called speculating."""
 
-SLICES: dict[str, Callable[[Path], None]] = {
+SLICES: dict[str, Slice] = {
     **{method: generate_slice(method) for method in METHODS},
     "batches": batch_slice,
     "probe": probe_slice,
@@ -98,12 +104,17 @@ def keep(main: Callable[[list[str]], int], argv: list[str], path: Path) -> None:
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
-def machine_name() -> str:
-    """Folder name of this machine's page: processor, instruction set, threads."""
-    from sdengine.kernels.cpu_library import load_cpu
+def machine_name(device: str) -> str:
+    """Folder name of this machine's page: the GPU, or processor, instruction set and threads."""
+    if is_gpu(device):
+        import torch
 
-    num_threads = choose_num_threads(None, read_environment())
-    words = f"{processor()[0]} {load_cpu().selected_isa()} {num_threads} threads"
+        words = f"{torch.cuda.get_device_name(device)} pair"
+    else:
+        from sdengine.kernels.cpu_library import load_cpu
+
+        num_threads = choose_num_threads(None, read_environment())
+        words = f"{processor()[0]} {load_cpu().selected_isa()} {num_threads} threads"
     return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
 
 
@@ -116,6 +127,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("slices", nargs="*", metavar="SLICE", help=f"of {', '.join(SLICES)}")
     parser.add_argument("--out", type=Path, help="folder of the page (by the machine's name)")
+    add_device_option(parser)
     parser.add_argument("--render-only", action="store_true", help="measure nothing")
     parser.add_argument("--headline", action="store_true", help="update the repository's README")
     add_debug(parser)
@@ -128,13 +140,15 @@ def run(args: argparse.Namespace) -> int:
     if unknown:
         raise ConfigError.from_parts(f"slices among {', '.join(SLICES)}", ", ".join(unknown))
     require_matplotlib()
-    directory = (args.out or ROOT / "benchmarks" / "results" / machine_name()).resolve()
+    choose_placement(EngineConfig("a pair", device=args.device), None)
+    page = args.out or ROOT / "benchmarks" / "results" / machine_name(args.device)
+    directory = page.resolve()
     if args.headline and not directory.is_relative_to(ROOT):
         raise ConfigError.from_parts(f"--headline of a page below {ROOT}", str(directory))
     make_directory("--out", directory)
     for name in [] if args.render_only else args.slices or SLICES:
         print(f"measuring {name}", file=sys.stderr, flush=True)
-        SLICES[name](directory)
+        SLICES[name](directory, ["--device", args.device] if is_gpu(args.device) else [])
     render(directory)
     if args.headline:
         update_readme(directory, ROOT / "README.md")
@@ -263,13 +277,14 @@ def probe_section(document: dict[str, Any]) -> list[str]:
 def kernels_section(document: dict[str, Any]) -> list[str]:
     """Every case of every op."""
     lines = ["## Kernels", "", origin(document["conditions"]), ""]
-    lines += ["| op | case | median us | p10 | p90 | torch us | GB/s | GFLOP/s | % of limit |"]
-    lines.append("|---" * 9 + "|")
+    columns = ("op", "kernel", "case", "median us", "p10", "p90", "torch us", "GB/s", "GFLOP/s")
+    lines.append(f"| {' | '.join(columns)} | % of limit |")
+    lines.append("|---" * (len(columns) + 1) + "|")
     for m in document["measurements"]:
         beside = f"{m['baseline']['median_us']:.1f}" if m["baseline"] else ""
         ours = [f"{m['kernel'][name]:.1f}" for name in ("median_us", "p10_us", "p90_us")]
         lines.append(
-            f"| {m['op']} | {m['label']} | {' | '.join(ours)} | {beside} "
+            f"| {m['op']} | {m['backend']} | {m['label']} | {' | '.join(ours)} | {beside} "
             f"| {m['gbps']:.1f} | {m['gflops']:.1f} | {m['percent_of_limit']:.0f} |"
         )
     return lines
@@ -288,8 +303,7 @@ def update_readme(directory: Path, readme: Path) -> None:
     page = directory.relative_to(readme.parent).as_posix()
     conditions = merged["conditions"]
     lines = [
-        f"The bundled pair on {conditions['processor']}, {conditions['instruction set']}, "
-        f"{conditions['threads']} threads ([all figures]({page}/README.md), "
+        f"The bundled pair on {where(conditions)} ([all figures]({page}/README.md), "
         "`python -m benchmarks.results --headline` makes them again on your machine); "
         f"{summary(conditions)}:",
         "",

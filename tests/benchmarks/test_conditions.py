@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import generate, probe
+from benchmarks import generate, generate_plots, probe, results
 from benchmarks.conditions import describe_machine
 from benchmarks.generate_runs import open_engine
 from benchmarks.gpu import machine, timing
@@ -43,6 +44,23 @@ def test_a_gpu_is_described_by_itself_and_its_limits(gpu: list[str]) -> None:
     assert on_cpu["threads"] == 3 and not {"device", "driver", "machine limits"} & set(on_cpu)
 
 
+def test_plots_and_pages_say_on_which_gpu(
+    gpu: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    conditions = describe_machine("bench", None, with_limits=True, device="cuda")
+    conditions |= {"model": "m", "dtype": "auto", "verifier": "coupled"}
+    text = generate_plots.short_conditions(conditions)
+    assert text.startswith("GPU of cuda, driver 999.1, commit ") and "4400 GB/s" in text
+    assert results.machine_name("cuda:1") == "gpu-of-cuda-1-pair"
+    ran: list[list[str]] = []
+    monkeypatch.setattr(results, "choose_placement", lambda config, preferred: None)
+    monkeypatch.setattr(results, "keep", lambda main, argv, path: ran.append(argv))
+    monkeypatch.setattr(results, "render", lambda directory: None)
+    assert results.main(["--device", "cuda:1", "--out", str(tmp_path / "page")]) == 0
+    assert len(ran) == len(results.SLICES)
+    assert all("--device cuda:1" in " ".join(argv) for argv in ran)
+
+
 def test_memory_is_counted_where_the_weights_are(gpu: list[str]) -> None:
     meter = memory_meter("cuda")
     assert gpu == ["cuda"] and meter.peak_mb == 250.0
@@ -63,8 +81,8 @@ def test_the_engine_gets_the_device_that_was_asked_for(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("benchmark", [generate, probe])
+@pytest.mark.parametrize("benchmark", [generate, probe, results])
 def test_a_missing_gpu_is_one_line(benchmark: object, capsys: pytest.CaptureFixture[str]) -> None:
-    assert benchmark.main(["--device", "cuda", "--held-out", "1"]) == 2  # type: ignore[attr-defined]
+    assert benchmark.main(["--device", "cuda"]) == 2  # type: ignore[attr-defined]
     err = capsys.readouterr().err
     assert "torch finds no CUDA device" in err and len(err.splitlines()) == 1
