@@ -19,6 +19,7 @@ from sdengine.cache.kv_cache import KVCache
 from sdengine.core.growth import TreePolicy
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.drafters.draft_model import MAX_MASK_WORDS, DraftModelDrafter, tree_room
+from sdengine.factory.sizes import LEAST_WIDTH
 from sdengine.kernels.calibration import identity_table
 from sdengine.kernels.programs.memory import HostMemory
 from sdengine.kernels.programs.program import Program, make_pool, make_program
@@ -194,8 +195,9 @@ class TreeLab:
 def _max_width(growth: Growth) -> int:
     """Most nodes that a draft layer forwards: the engine's rule (`sdengine/factory/sizes.py`)."""
     width = max(growth.policy.grow(layer).max_width for layer in range(growth.max_depth))
-    if growth.is_rejection and growth.max_depth > 1:
-        width = min(width, MASK_BITS * MAX_MASK_WORDS // (growth.max_depth - 1))
+    if growth.max_depth > 1:
+        share = MASK_BITS * MAX_MASK_WORDS // (growth.max_depth - 1)
+        width = min(width, share if growth.is_rejection else max(share, LEAST_WIDTH))
     return min(width, growth.max_nodes)
 
 

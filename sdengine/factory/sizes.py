@@ -23,6 +23,8 @@ DEVICE_STOP_TOKENS = 8
 PROPOSAL_SUPPORT = 64
 """Likeliest tokens that sampled drafts are drawn from (renormalised): the rejection verifier then
 reads 64 probabilities per node instead of a whole vocabulary, and stays exact for any support."""
+LEAST_WIDTH = 16
+"""Nodes of a layer that go on where deeper trees would leave less to each."""
 
 
 def choose_dtype(config: EngineConfig, stored: str, placement: Placement) -> torch.dtype:
@@ -122,14 +124,17 @@ def _check_ranks(max_num_seqs: int, max_nodes: int) -> None:
 def _max_width(speculation: SpeculationConfig, policy: TreePolicy, depth: int) -> int:
     """Most nodes of a sequence that a draft layer forwards; the last forwards none.
 
-    The attention's masks hold so many forwarded nodes of a tree. Were there more, the last layers
-    would get what the others leave, and how many those forward depends on the tokens that were
-    drawn: under rejection a draw would decide about its own slot. Trees that are not drawn may; a
-    static one forwards each of its at most 1024 nodes once.
+    The attention's masks hold so many forwarded nodes of a tree, and the last layers get what the
+    others leave. Trees of 768 nodes that spent them on their first eight layers had 8.0 tokens a
+    step where 68 nodes a layer had 11.5 (T 0). A drawn tree may not run out at all: how many
+    nodes go on depends on the tokens that were drawn, and a draw would decide about its own slot.
+    Others are never narrowed below LEAST_WIDTH; a static one forwards each of its at most 1024
+    nodes once.
     """
     width = max((policy.grow(layer).max_width for layer in range(depth - 1)), default=1)
-    if speculation.draws_drafts and not speculation.level_widths and depth > 1:
-        width = min(width, MASK_BITS * MAX_MASK_WORDS // (depth - 1))
+    if depth > 1 and not speculation.level_widths:
+        share = MASK_BITS * MAX_MASK_WORDS // (depth - 1)
+        width = min(width, share if speculation.draws_drafts else max(share, LEAST_WIDTH))
     return min(width, speculation.max_nodes)
 
 

@@ -42,8 +42,10 @@ def test_masks_hold_whatever_a_drawn_tree_forwards(nodes: int, depth: int) -> No
         ("rejection", 512, 9, 128),
         ("rejection", 512, 10, 113),
         ("rejection", 1024, 256, 4),
-        ("coupled", 512, 10, 128),
-        ("coupled", 1024, 256, 256),
+        ("coupled", 512, 9, 128),
+        ("coupled", 512, 10, 113),
+        ("coupled", 768, 16, 68),
+        ("coupled", 1024, 256, 16),
     ],
 )
 def test_only_what_would_not_fit_is_narrowed(
