@@ -96,10 +96,15 @@ def links(page: Path) -> list[tuple[str, str]]:
     return re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", text)
 
 
-PAGES = [page for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")) if links(page)]
+PAGES = [
+    page
+    for pattern in ("*.md", "docs/*.md", "benchmarks/results/**/README.md")
+    for page in sorted(ROOT.glob(pattern))
+    if links(page)
+]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     for path, anchor in links(page):
         target = page.parent / path if path else page
