@@ -18,12 +18,11 @@ from benchmarks.tree_methods.pairs import Pair
 from sdengine.cache.kv_cache import KVCache
 from sdengine.core.growth import TreePolicy
 from sdengine.core.sampling_params import SamplingParams
-from sdengine.drafters.draft_model import MAX_MASK_WORDS, DraftModelDrafter, tree_room
-from sdengine.factory.sizes import LEAST_WIDTH
+from sdengine.drafters.draft_model import DraftModelDrafter, tree_room
+from sdengine.factory.sizes import share_of_masks
 from sdengine.kernels.calibration import identity_table
 from sdengine.kernels.programs.memory import HostMemory
 from sdengine.kernels.programs.program import Program, make_pool, make_program
-from sdengine.kernels.token_tree import MASK_BITS
 from sdengine.runner.batch_state import HostView
 from sdengine.runner.calibration import Calibrator
 from sdengine.runner.iteration import Iteration
@@ -195,10 +194,8 @@ class TreeLab:
 def _max_width(growth: Growth) -> int:
     """Most nodes that a draft layer forwards: the engine's rule (`sdengine/factory/sizes.py`)."""
     width = max(growth.policy.grow(layer).max_width for layer in range(growth.max_depth))
-    if growth.max_depth > 1:
-        share = MASK_BITS * MAX_MASK_WORDS // (growth.max_depth - 1)
-        width = min(width, share if growth.is_rejection else max(share, LEAST_WIDTH))
-    return min(width, growth.max_nodes)
+    share = share_of_masks(growth.max_depth, growth.is_rejection)
+    return min(width, share, growth.max_nodes)
 
 
 def _sizes(pair: Pair, growth: Growth, batch_size: int, max_len: int) -> Sizes:

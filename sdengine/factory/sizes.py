@@ -122,20 +122,28 @@ def _check_ranks(max_num_seqs: int, max_nodes: int) -> None:
 
 
 def _max_width(speculation: SpeculationConfig, policy: TreePolicy, depth: int) -> int:
-    """Most nodes of a sequence that a draft layer forwards; the last forwards none.
-
-    The attention's masks hold so many forwarded nodes of a tree, and the last layers get what the
-    others leave. Trees of 768 nodes that spent them on their first eight layers had 8.0 tokens a
-    step where 68 nodes a layer had 11.5 (T 0). A drawn tree may not run out at all: how many
-    nodes go on depends on the tokens that were drawn, and a draw would decide about its own slot.
-    Others are never narrowed below LEAST_WIDTH; a static one forwards each of its at most 1024
-    nodes once.
-    """
+    """Most nodes of a sequence that a draft layer forwards; the last forwards none. A static tree
+    forwards each of its at most 1024 nodes once, which the masks hold."""
     width = max((policy.grow(layer).max_width for layer in range(depth - 1)), default=1)
-    if depth > 1 and not speculation.level_widths:
-        share = MASK_BITS * MAX_MASK_WORDS // (depth - 1)
-        width = min(width, share if speculation.draws_drafts else max(share, LEAST_WIDTH))
+    if not speculation.level_widths:
+        width = min(width, share_of_masks(depth, speculation.draws_drafts))
     return min(width, speculation.max_nodes)
+
+
+def share_of_masks(depth: int, is_drawn: bool) -> int:
+    """Nodes that a layer of a dynamic tree may forward.
+
+    The attention's masks hold 1024 forwarded nodes of a tree, and the last layers get what the
+    others leave: trees of 768 nodes that spent them on their first eight layers had 8.0 tokens a
+    step where 68 nodes a layer had 11.5 (T 0). A drawn tree may not run out at all: how many nodes
+    go on depends on the tokens that were drawn, and a draw would decide about its own slot.
+
+    Args:
+        depth: of the tree.
+        is_drawn: whether children are drawn; others keep LEAST_WIDTH however deep they may be.
+    """
+    share = MASK_BITS * MAX_MASK_WORDS // max(depth - 1, 1)
+    return share if is_drawn else max(share, LEAST_WIDTH)
 
 
 def choose_num_blocks(
