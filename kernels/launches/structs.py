@@ -1,7 +1,7 @@
 """The argument structs of csrc/include/sdengine, field by field, for ctypes.
 
-A struct that is out of step with its header is noticed when the library is loaded: it knows the
-size of each.
+Compiled code that takes a struct of another size is refused at its first launch; that fields have
+the names and the order of their header is tested (tests/kernels/test_launches.py).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def longs(*names: str) -> list[Field]:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What one launch needs besides the stream.
+    """What one launch needs besides the program or the stream.
 
     Args:
         arguments: the op's argument struct.
