@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     conditions = describe_machine(
         "sdengine bench kernels", args.threads, with_limits=True, device=args.device
     )
-    say(args, as_lines(conditions))
+    say(args, "\n".join([as_lines(conditions), *(f"left out: {why}" for why in place.left_out())]))
     found: list[Measurement] = []
     results = [run_op(args, op, shape, place, found) for op in ops]
     if args.out is not None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from benchmarks.kernels.baselines import baseline
 from benchmarks.kernels.harness import Measurement, Timing, check_case, measure_case, rate
+from sdengine.kernels.backends import why_unavailable
 from sdengine.kernels.machine_limits import LimitProbe
 from sdengine.kernels.programs.program import make_pool
 from sdengine.kernels.spec import Case, Op
@@ -17,8 +18,11 @@ if TYPE_CHECKING:
 class Place(Protocol):
     """Checks and times the kernels of ops."""
 
+    def left_out(self) -> list[str]:
+        """Why some kernels cannot run here."""
+
     def backends(self, op: Op) -> tuple[str, ...]:
-        """Backends of the op that have a kernel here."""
+        """Backends of the op that have a kernel here and can run."""
 
     def check(self, op: Op, backend: str, case: Case) -> None:
         """Holds a kernel against the reference.
@@ -45,6 +49,9 @@ class OnCpu:
         self._probe = LimitProbe(self._pool)
         self._seconds = seconds
         self._baseline_name = baseline_name
+
+    def left_out(self) -> list[str]:
+        return []
 
     def backends(self, op: Op) -> tuple[str, ...]:
         return ("cpu",)
@@ -85,8 +92,11 @@ class OnDevice:
         torch.cuda.set_device(device if ":" in device else 0)
         return cls(device, baseline_name, Stopwatch(), measure_limits())
 
+    def left_out(self) -> list[str]:
+        return list(filter(None, map(why_unavailable, ("triton", "cuda"))))
+
     def backends(self, op: Op) -> tuple[str, ...]:
-        return tuple(op.backends)
+        return tuple(name for name in op.backends if why_unavailable(name) is None)
 
     def check(self, op: Op, backend: str, case: Case) -> None:
         from benchmarks.gpu.cases import check

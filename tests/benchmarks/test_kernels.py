@@ -172,6 +172,17 @@ def float32_cases() -> list[tuple[str, Case]]:
     return [("linear", Case("N=2", args, 48 * 64 * 4)), ("tree_attention", attention)]
 
 
+def test_kernels_that_cannot_run_are_left_out_with_their_reason(
+    device: CountingWatch, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    reason = "backend 'cuda': the compiled library is missing"
+    monkeypatch.setattr(places, "why_unavailable", lambda name: reason if name == "cuda" else None)
+    argv = ["timestamp", "rms_norm", "--device", "cuda", "--cache", "cold", "--case", "N=1 "]
+    assert kernels.main([*argv, "--shape", "pair-draft"]) == 0
+    out = capsys.readouterr().out
+    assert f"left out: {reason}" in out and "triton" in out and "timestamp\n" not in out
+
+
 @pytest.mark.parametrize("op,case", float32_cases(), ids=["linear", "tree_attention"])
 def test_a_device_gets_the_scratch_that_a_cpu_has_no_use_for(
     op: str, case: Case, device: CountingWatch
