@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 
@@ -39,10 +39,6 @@ class MovePlan:
     def max_moves(self) -> int:
         """M."""
         return self.source.shape[1]
-
-    def addresses(self) -> list[int]:
-        """Data pointers in field order, for native launches."""
-        return [getattr(self, f.name).data_ptr() for f in fields(self)]
 
 
 def expect_move_plan(

@@ -71,10 +71,6 @@ class RowBatch:
         """W."""
         return self.ancestor_mask.shape[1]
 
-    def addresses(self) -> list[int]:
-        """Data pointers in field order, for native launches."""
-        return [getattr(self, f.name).data_ptr() for f in fields(self)]
-
 
 def expect_row_batch(op: str, name: str, rows: object, batch_size: int | None = None) -> RowBatch:
     """Checks every tensor of a RowBatch argument at the door and returns it."""

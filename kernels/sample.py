@@ -17,7 +17,7 @@ from sdengine.kernels.backends import triton_kernel
 from sdengine.kernels.cpu_library import load_cpu
 from sdengine.kernels.row_plan import plan_row
 from sdengine.kernels.sampling_tables import SamplingTables, expect_sampling_tables
-from sdengine.kernels.spec import Case, Op, address, expect_tensor
+from sdengine.kernels.spec import Case, Op, address, addresses, expect_tensor
 
 NAME = "sample"
 
@@ -93,7 +93,7 @@ def cpu(
     """Appends the native launch."""
     inputs = map(address, (logits, rows, row_seq, positions))
     outputs = map(address, (out_tokens, num_rows))
-    load_cpu().sample(native, *inputs, *sampling.addresses(), *outputs, *logits.shape)
+    load_cpu().sample(native, *inputs, *addresses(sampling), *outputs, *logits.shape)
 
 
 def bench_cases() -> Iterator[Case]:

@@ -5,7 +5,7 @@ Filters follow one another: top-k, then top-p on the renormalised rest, then min
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 
@@ -45,10 +45,6 @@ class SamplingTables:
         tables = (self.temperature, self.top_k, self.top_p, self.min_p)
         temperature, top_k, top_p, min_p = (table[b].item() for table in tables)
         return temperature, int(top_k), top_p, min_p
-
-    def addresses(self) -> list[int]:
-        """Data pointers in field order, for native launches."""
-        return [getattr(self, f.name).data_ptr() for f in fields(self)]
 
 
 def expect_sampling_tables(

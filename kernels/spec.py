@@ -123,6 +123,11 @@ def address(tensor: torch.Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
+def addresses(struct: Any) -> list[int]:
+    """Data pointers of a struct of tensors, in field order."""
+    return [getattr(struct, part.name).data_ptr() for part in fields(struct)]
+
+
 def tensors_of(args: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor among the arguments of an op, structs of tensors looked into."""
     for name, value in args.items():

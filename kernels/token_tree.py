@@ -100,10 +100,6 @@ class DraftTree:
         """T."""
         return self.tokens.shape[1] - 1
 
-    def addresses(self) -> list[int]:
-        """Data pointers in field order, for native launches."""
-        return [getattr(self, f.name).data_ptr() for f in fields(self)]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenTree:
@@ -177,10 +173,6 @@ class TokenTree:
     def mask_words(self) -> int:
         """W."""
         return self.ancestor_mask.shape[2]
-
-    def addresses(self) -> list[int]:
-        """Data pointers in field order, for native launches."""
-        return [getattr(self, f.name).data_ptr() for f in fields(self)]
 
 
 def allocate_tree_scratch(

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import fields, is_dataclass, replace
-from typing import Any
 
 import torch
 
 from benchmarks.gpu.timing import Run, Stopwatch, Timing, nothing
 from benchmarks.kernels.harness import UNCOMPARABLE_OPS, WrongResult
-from sdengine.kernels.dense_weight import DenseWeight
-from sdengine.kernels.packed_weight import PackedWeight
 from sdengine.kernels.programs.device_program import run_on_host
 from sdengine.kernels.registry import get_op
 from sdengine.kernels.spec import Args
 from sdengine.kernels.torch_library import flatten
 from sdengine.kernels.tree_attention import device_scratch_floats
 from sdengine.kernels.tree_verify import walk_scratch_size
+from sdengine.kernels.triton.cases import moved
 from sdengine.runner.forward import NUM_COUNTERS
 
 # Ops whose reference in Python takes minutes on the cases of a served model; their kernels on the
@@ -29,34 +26,22 @@ STATEFUL = ("tree_expand", "tree_select", "commit_plan", "kv_compact", "penalize
 SCRATCH_ROWS = 4 * 64  # of `linear`: rows of the most parts that K is cut into
 
 
-def on_device(value: Any, device: str | torch.device) -> Any:
-    """An argument on the device, structs field by field, packed weights as dense ones."""
-    if isinstance(value, PackedWeight):
-        return DenseWeight(value.unpack().to(device), value.is_gate_up)
-    if isinstance(value, torch.Tensor):
-        return value.to(device)
-    if is_dataclass(value) and not isinstance(value, type):
-        moved = {f.name: on_device(getattr(value, f.name), device) for f in fields(value)}
-        return replace(value, **moved)
-    return value
-
-
 def device_args(op: str, args: Args, device: str | torch.device = "cuda") -> Args:
     """Arguments of an op on the device, with the scratch that only a device needs."""
-    moved = {name: on_device(value, device) for name, value in args.items()}
+    found = {name: moved(value, device) for name, value in args.items()}
     if op == "tree_verify" and args.get("target_tokens") is None:
         size = walk_scratch_size(args["tree"].batch_size)
-        moved["scratch"] = torch.zeros(size, dtype=torch.int64, device=device)
+        found["scratch"] = torch.zeros(size, dtype=torch.int64, device=device)
     if op == "linear":
         features = args["weight"].num_outputs
-        moved["scratch"] = torch.empty(SCRATCH_ROWS * features, device=device)
-        moved["counters"] = torch.zeros(NUM_COUNTERS, dtype=torch.int32, device=device)
+        found["scratch"] = torch.empty(SCRATCH_ROWS * features, device=device)
+        found["counters"] = torch.zeros(NUM_COUNTERS, dtype=torch.int32, device=device)
     if op == "tree_attention":
         context = args["block_tables"].shape[1] * args["kv_cache"].shape[3]
         heads, dim = args["num_heads"], args["head_dim"]
         floats = device_scratch_floats(len(args["qkv"]), heads, dim, context)
-        moved["scratch"] = torch.empty(floats, device=device)
-    return moved
+        found["scratch"] = torch.empty(floats, device=device)
+    return found
 
 
 def is_repeatable(op: str) -> bool:
@@ -137,4 +122,4 @@ def unsettled_outputs(op: str, args: Args) -> tuple[str, ...]:
 
 def dense(args: Args) -> Args:
     """Arguments whose weights an operator takes."""
-    return {name: on_device(value, "cpu") for name, value in args.items()}
+    return {name: moved(value, "cpu") for name, value in args.items()}

@@ -7,10 +7,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from statistics import median, quantiles
+from statistics import median
 from typing import Any
 
 import torch
+
+from benchmarks.kernels.harness import spread
 
 SWEEP_BYTES = 256 << 20  # several times any L2 cache
 HOT_LAUNCHES = 20
@@ -80,12 +82,6 @@ def median_us(run: Run, samples: int = 9) -> float:
 def samples_us(run: Run, samples: int = 9) -> list[float]:
     """Samples back to back, after two that warm up."""
     return [elapsed_us(run) for _ in range(samples + 2)][2:]
-
-
-def spread(samples: list[float]) -> tuple[float, float, float]:
-    """Median, tenth and ninetieth percentile."""
-    deciles = quantiles(samples, n=10, method="inclusive")
-    return median(samples), deciles[0], deciles[-1]
 
 
 class Stopwatch:

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.cases import on_device
 from sdengine.kernels.row_batch import RowBatch
 from sdengine.kernels.token_tree import mask_words
+from sdengine.kernels.triton.cases import moved
 from sdengine.kernels.triton.tree_attention import split_scratch_floats
 
 BLOCK_SIZE = 64
@@ -119,7 +119,7 @@ def make_inputs(case: AttentionCase, device: str | torch.device = "cuda") -> Att
         "qkv": qkv,
         "kv_cache": cache,
         "block_tables": tables,
-        "batch": on_device(row_batch(case, trees), device),
+        "batch": moved(row_batch(case, trees), device),
         "out": torch.empty(case.num_rows, case.heads * case.dim, device=device),
         "scratch": torch.empty(size, device=device),
         "num_heads": case.heads,

@@ -183,9 +183,10 @@ def turn(run: Callable[[], float]) -> list[float]:
     return samples[1:] or samples
 
 
-def summary(microseconds: list[float]) -> Timing:
-    deciles = quantiles(microseconds, n=10, method="inclusive")
-    return Timing(median(microseconds), deciles[0], deciles[-1])
+def spread(samples: list[float]) -> tuple[float, float, float]:
+    """Median, tenth and ninetieth percentile."""
+    deciles = quantiles(samples, n=10, method="inclusive")
+    return median(samples), deciles[0], deciles[-1]
 
 
 def measure_case(
@@ -243,7 +244,7 @@ def measure_case(
         for all_samples, new in zip(samples, alternate(contestants, seconds / 3)):
             all_samples += new
     torch.set_num_threads(threads)
-    timings = [summary(s) for s in samples]
+    timings = [Timing(*spread(s)) for s in samples]
     limits = median(reads), median(peaks)
     return rate(op, "cpu", case, cache, timings, "" if beside is None else baseline_name, limits)
 

@@ -15,7 +15,7 @@ import torch
 from sdengine.kernels.move_plan import MovePlan
 from sdengine.kernels.row_batch import RowBatch
 from sdengine.kernels.sampling_tables import SamplingTables
-from sdengine.kernels.spec import address
+from sdengine.kernels.spec import address, addresses
 from sdengine.kernels.token_tree import DraftTree, TokenTree
 from sdengine.kernels.verdict import Verdict
 
@@ -56,7 +56,7 @@ class DraftTreeView(Structure):
     @classmethod
     def of(cls, tree: DraftTree) -> DraftTreeView:
         """The view of a draft tree."""
-        return cls(*tree.addresses(), tree.max_nodes)
+        return cls(*addresses(tree), tree.max_nodes)
 
 
 class TokenTreeView(Structure):
@@ -65,7 +65,7 @@ class TokenTreeView(Structure):
     @classmethod
     def of(cls, tree: TokenTree | None) -> TokenTreeView:
         """The view of a token tree; all zero for None."""
-        return cls() if tree is None else cls(*tree.addresses(), tree.max_nodes, tree.mask_words)
+        return cls() if tree is None else cls(*addresses(tree), tree.max_nodes, tree.mask_words)
 
 
 class RowBatchView(Structure):
@@ -74,7 +74,7 @@ class RowBatchView(Structure):
     @classmethod
     def of(cls, rows: RowBatch | None) -> RowBatchView:
         """The view of a row batch; all zero for None."""
-        return cls() if rows is None else cls(*rows.addresses(), rows.max_rows, rows.mask_words)
+        return cls() if rows is None else cls(*addresses(rows), rows.max_rows, rows.mask_words)
 
 
 class BlockTablesView(Structure):
@@ -92,7 +92,7 @@ class MovePlanView(Structure):
     @classmethod
     def of(cls, plan: MovePlan | None) -> MovePlanView:
         """The view of a move plan; all zero for None."""
-        return cls() if plan is None else cls(*plan.addresses(), plan.max_moves)
+        return cls() if plan is None else cls(*addresses(plan), plan.max_moves)
 
 
 class BeginStepArgs(Structure):
