@@ -12,7 +12,6 @@ inline namespace SDENGINE_ISA_NAMESPACE {
 namespace linear_op {
 
 constexpr int kMaxGroup = 24;  // rows; as many sums as leave registers for weights and activations
-constexpr int64_t kAheadLines = 32;  // of every strip
 
 // Strips that R rows take at once. A weight is widened once for all rows of a group, a row's input
 // is loaded once for all strips.
@@ -42,8 +41,8 @@ struct Strips {
   int64_t stride;
 };
 
-// What one chain does: `steps` steps. All but the last kAheadLines fetch what the chain itself
-// reads so many lines later, these what comes after it.
+// What one chain does: `steps` steps. All but the last Kernel::kAheadLines fetch what the chain
+// itself reads so many lines later, these what comes after it.
 struct ChainArgs {
   const char* x;
   int64_t x_stride;
@@ -60,7 +59,7 @@ SDE_INLINE void run_steps(Vec (&sums)[R][C], Strided<R>& x, Strided<C>& w, Strid
   for (int64_t s = 0; s < steps; ++s) {
     Kernel::step(sums, x, w);
     if (kFetches) {
-      SDE_UNROLL for (int c = 0; c < C; ++c) fetch_line(fetched, c);
+      SDE_UNROLL for (int c = 0; c < C; ++c) fetch_line<Kernel::kLocality>(fetched, c);
       fetched.advance(kLine);
     }
     x.advance(Kernel::kDepth * sizeof(typename Kernel::Input));
@@ -77,9 +76,10 @@ __attribute__((noinline)) void run_chain(const ChainArgs& args) {
   asm volatile("" ::: "memory");  // a step's own instructions do not say what they read
   Strided<R> x(args.x, args.x_stride);
   Strided<C> w(args.w.first, args.w.stride);
-  const int64_t first = args.steps > kAheadLines ? args.steps - kAheadLines : 0;
+  constexpr int64_t kAhead = Kernel::kAheadLines;
+  const int64_t first = args.steps > kAhead ? args.steps - kAhead : 0;
   run_steps<Kernel, R, C, kFetches>(
-      sums, x, w, Strided<C>(args.w.first + kAheadLines * kLine, args.w.stride), first);
+      sums, x, w, Strided<C>(args.w.first + kAhead * kLine, args.w.stride), first);
   run_steps<Kernel, R, C, kFetches>(sums, x, w, Strided<C>(args.next.first, args.next.stride),
                                     args.steps - first);
   fold(sums, 0, args.is_first, args.partial);

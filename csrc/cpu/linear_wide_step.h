@@ -71,11 +71,10 @@ SDE_INLINE void add_broadcast(Vec& sum, const Strided<N>& at, int i, Vec weight)
   SDE_AT("vfmadd231ps ", "%{1to16%}, %[weight], %0", "+v"(sum.v), at, i,
          kOffset, [weight] "v"(weight.v));
 }
-#undef SDE_AT
 // A line on its way into the caches.
-template <int N>
+template <int kLocality, int N>
 SDE_INLINE void fetch_line(const Strided<N>& at, int i) {
-  __builtin_prefetch(at.base[i / 3] + i % 3 * at.stride, 0, 3);
+  __builtin_prefetch(at.base[i / 3] + i % 3 * at.stride, 0, kLocality);
 }
 #else
 template <int kOffset, int N>
@@ -98,7 +97,7 @@ template <int kOffset, int N>
 SDE_INLINE void add_broadcast(Vec& sum, const Strided<N>& at, int i, Vec weight) {
   sum = fma(broadcast_at<kOffset>(at, i), weight, sum);
 }
-template <int N>
+template <int kLocality, int N>
 SDE_INLINE void fetch_line(const Strided<N>&, int) {}
 #endif
 
@@ -148,8 +147,20 @@ SDE_INLINE RowsOf<Kernel> prepare_rows(const LinearArgs& args, int64_t first, in
   return rows;
 }
 
+// How far ahead of their use a kernel fetches lines of weights, and into which cache. Intel's
+// prefetchers follow a stream within its page, and far ahead there would be two; a Zen 4 core does
+// better into L2 and a whole chain ahead (docs/log.md: 4 to 12 rows from DRAM take 0.8 to 0.9).
+struct FetchesIntoL1 {
+  static constexpr int64_t kAheadLines = 32;  // of every strip
+  static constexpr int kLocality = 3;
+};
+struct FetchesIntoL2 {
+  static constexpr int64_t kAheadLines = 64;
+  static constexpr int kLocality = 2;
+};
+
 // bfloat16 weights, widened by a shift or a mask, which is exact; float32 activations.
-struct WidenedBf16 {
+struct WidenedBf16 : FetchesIntoL1 {
   using Input = float;
   static constexpr int kDepth = 2;  // inputs a step
 
@@ -166,7 +177,7 @@ struct WidenedBf16 {
 };
 
 // float16 weights, widened by an instruction; float32 activations.
-struct WidenedHalf {
+struct WidenedHalf : FetchesIntoL1 {
   using Input = float;
   static constexpr int kDepth = 2;
 
@@ -182,7 +193,7 @@ struct WidenedHalf {
 };
 
 // float32 weights and activations.
-struct Fp32 {
+struct Fp32 : FetchesIntoL1 {
   using Input = float;
   static constexpr int kDepth = 1;
 
