@@ -109,14 +109,15 @@ def commit() -> str:
 
 
 def machine_limits(num_threads: int) -> str:
-    """Memory bandwidth and arithmetic peaks, measured now."""
+    """Memory bandwidth, arithmetic peaks and how soon threads meet, measured now."""
     from sdengine.kernels.machine_limits import LimitProbe
     from sdengine.kernels.programs.program import make_pool
 
     limits = LimitProbe(make_pool(num_threads)).limits(3)
     return (
         f"DRAM {limits.dram_gbps:.1f} GB/s, cache {limits.cache_gbps:.1f} GB/s, "
-        f"fp32 {limits.fp32_gflops:.0f} GFLOP/s, bf16 {limits.bf16_gflops:.0f} GFLOP/s"
+        f"fp32 {limits.fp32_gflops:.0f} GFLOP/s, bf16 {limits.bf16_gflops:.0f} GFLOP/s, "
+        f"a barrier {limits.barrier_ns:.0f} ns"
     )
 
 

@@ -42,12 +42,12 @@ def run(args: argparse.Namespace) -> int:
     check_int(ConfigError, "--threads", args.threads, 1, MAX_THREADS)
     check_int(ConfigError, "--repeats", args.repeats, 1)
     print(f"instruction set: {load_cpu().selected_isa()}")
-    print("threads  DRAM GB/s  cache GB/s  fp32 GFLOP/s  bf16 GFLOP/s")
+    print("threads  DRAM GB/s  cache GB/s  fp32 GFLOP/s  bf16 GFLOP/s  barrier ns")
     for threads in range(1, args.threads + 1):
         found = LimitProbe(make_pool(threads)).limits(args.repeats)
         print(
             f"{threads:7d}  {found.dram_gbps:9.1f}  {found.cache_gbps:10.1f}"
-            f"  {found.fp32_gflops:12.0f}  {found.bf16_gflops:12.0f}",
+            f"  {found.fp32_gflops:12.0f}  {found.bf16_gflops:12.0f}  {found.barrier_ns:10.0f}",
             flush=True,
         )
     return 0

@@ -1,5 +1,5 @@
-"""What this machine allows right now: read bandwidth of memory and cache, arithmetic peaks, for a
-pool of threads.
+"""What this machine allows right now: read bandwidth of memory and cache, arithmetic peaks, and how
+soon threads meet, for a pool of threads.
 
 Limits drift on a shared machine (DRAM bandwidth by half within an hour), so a ratio quoted against
 one must come from the
@@ -35,6 +35,9 @@ class MachineLimits:
         fp32_gflops: Peak of float32 multiply-adds.
         bf16_gflops: Peak of the instruction that `linear` uses for bfloat16 weights: a bfloat16 dot
             product with `avx512_bf16`, otherwise the float32 multiply-add.
+        barrier_ns: What it takes all threads to meet. A small model's iteration has hundreds of
+            such meetings, and a hypervisor may move the cores apart: on a Zen 4 server it went
+            between 60 and 400 within minutes, and with it what trees gain.
     """
 
     num_threads: int
@@ -42,6 +45,7 @@ class MachineLimits:
     cache_gbps: float
     fp32_gflops: float
     bf16_gflops: float
+    barrier_ns: float
 
 
 class LimitProbe:
@@ -81,6 +85,10 @@ class LimitProbe:
         )
         return [r / 1e9 for r in rates]
 
+    def barrier_ns(self, repeats: int = 30) -> list[float]:
+        """Each the mean of a thousand in a row."""
+        return [s * 1e9 for s in self._native.measure_barriers(self._pool, repeats)]
+
     def flush_caches(self) -> None:
         """Reads through other memory, so that what a kernel used before lies in DRAM again."""
         self._read(FLUSH_BYTES, 1)
@@ -93,6 +101,7 @@ class LimitProbe:
             median(self.cache_gbps(10 * repeats)),
             median(self.gflops(torch.float32, 3 * repeats)),
             median(self.gflops(torch.bfloat16, 3 * repeats)),
+            median(self.barrier_ns(10 * repeats)),
         )
 
     def _read(

@@ -12,6 +12,7 @@ void bind_machine_limits(pybind11::module_& module) {
       },
       py::call_guard<py::gil_scoped_release>());
   module.def("measure_arithmetic", &measure_arithmetic, py::call_guard<py::gil_scoped_release>());
+  module.def("measure_barriers", &measure_barriers, py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace sdengine

@@ -74,4 +74,15 @@ std::vector<double> measure_arithmetic(ThreadPool& pool, bool bf16_dot, double m
   return rates(seconds, operations * static_cast<double>(rounds) * pool.num_threads());
 }
 
+std::vector<double> measure_barriers(ThreadPool& pool, int repeats) {
+  constexpr int kBarriers = 1000;
+  const auto seconds = time_together(pool, repeats, [&](Worker& worker) {
+    for (int i = 0; i < kBarriers; ++i) worker.barrier();
+    return 0.0f;
+  });
+  std::vector<double> each;
+  for (double s : seconds) each.push_back(s / kBarriers);
+  return each;
+}
+
 }  // namespace sdengine

@@ -1,5 +1,5 @@
-// Probes of what the machine allows: read bandwidth and arithmetic peaks, with the threads of a
-// pool.
+// Probes of what the machine allows: read bandwidth, arithmetic peaks and meetings, with the threads
+// of a pool.
 //
 // A roofline needs limits measured in the same run as the kernel: on a shared machine they drift by
 // half within an hour.
@@ -22,6 +22,10 @@ std::vector<double> measure_read(ThreadPool& pool, const void* data, int64_t byt
 // avx512_bf16 that is the float32 FMA.
 std::vector<double> measure_arithmetic(ThreadPool& pool, bool bf16_dot, double milliseconds,
                                        int repeats);
+
+// Seconds that one barrier of all workers takes. A program has one after every launch, and what a
+// worker wrote before it the others read after it, about as far away.
+std::vector<double> measure_barriers(ThreadPool& pool, int repeats);
 
 // Per instruction set. The return value keeps the work from being optimised away.
 struct LimitProbes {

@@ -73,7 +73,7 @@ def test_limits_are_printed_for_every_number_of_threads(monkeypatch, capsys) -> 
     monkeypatch.setattr(machine_limits, "LimitProbe", lambda pool: LimitProbe(pool, 64 << 20))
     assert machine_limits.main(["--threads", "2", "--repeats", "1"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
-    assert [row[0] for row in rows] == ["1", "2"] and all(len(row) == 5 for row in rows)
+    assert [row[0] for row in rows] == ["1", "2"] and all(len(row) == 6 for row in rows)
 
 
 def test_threads_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
