@@ -1,4 +1,5 @@
-"""linear: x W^T with a packed weight, and bias, residual, row gather or SiLU gate in the same pass.
+"""linear: x W^T with a packed weight, and RMS norm, bias, residual, row gather or SiLU gate in the
+same pass.
 
 Row-invariant: the bits of an output row depend on its input row and the weight alone, never on how
 many other rows, row groups or threads there are. Activations are rounded to the weights' format on
@@ -17,6 +18,7 @@ from sdengine.kernels.cpu_library import load_cpu
 from sdengine.kernels.dense_weight import DenseWeight
 from sdengine.kernels.number_format import NUMBER_FORMATS, format_code, short_name
 from sdengine.kernels.packed_weight import PackedWeight, pack_weight
+from sdengine.kernels.rms_norm import normalised
 from sdengine.kernels.spec import (
     Case,
     Op,
@@ -41,6 +43,8 @@ def check(
     accumulate: bool = False,
     rows: torch.Tensor | None = None,
     activation: str | None = None,
+    norm: torch.Tensor | None = None,
+    eps: float = 0.0,
     scratch: torch.Tensor | None = None,
     counters: torch.Tensor | None = None,
 ) -> None:
@@ -57,6 +61,10 @@ def check(
         rows: [N] int32, output row i is made from x[rows[i]]; None is the identity.
         activation: "silu_gate": W was packed with `interleave_gate_up` (or is dense with
             `is_gate_up`), and out = silu(x gate^T) * (x up^T).
+        norm: [K] float32: rows of x are normalised first, with this weight, as by `rms_norm`. Every
+            worker of a CPU does it for itself, which costs less than meeting the others; a GPU's
+            kernel refuses it.
+        eps: Of `norm`: added to the mean square.
         scratch: [any] float32, working memory of a GPU's kernel, which computes parts of K side by
             side where it has room for them; the result is the same without. Others need none.
         counters: [any] int32, zeros, and zeros again afterwards: with `scratch`, which programs of
@@ -88,6 +96,8 @@ def check(
     expect_tensor(NAME, "num_rows", num_rows, torch.int32, (1,))
     if bias is not None:
         expect_tensor(NAME, "bias", bias, torch.float32, (weight.num_outputs,))
+    if norm is not None:
+        expect_tensor(NAME, "norm", norm, torch.float32, (weight.num_inputs,))
     if scratch is not None:
         expect_tensor(NAME, "scratch", scratch, torch.float32, (None,))
     if counters is not None:
@@ -114,12 +124,16 @@ def reference(
     accumulate: bool = False,
     rows: torch.Tensor | None = None,
     activation: str | None = None,
+    norm: torch.Tensor | None = None,
+    eps: float = 0.0,
     scratch: torch.Tensor | None = None,
     counters: torch.Tensor | None = None,
 ) -> None:
     """out[i] (+)= x[rows[i]] W^T + bias, or silu(gate) * up of it, for i < num_rows."""
     n = int(num_rows)
     chosen = x[:n] if rows is None else x[rows[:n].long()]
+    if norm is not None:
+        chosen = normalised(chosen.float(), norm, eps)
     y = torch.nn.functional.linear(chosen.float(), weight.unpack().float(), bias)
     if activation == "silu_gate":
         gate, up = y.chunk(2, dim=-1)
@@ -138,6 +152,8 @@ def cpu(
     accumulate: bool = False,
     rows: torch.Tensor | None = None,
     activation: str | None = None,
+    norm: torch.Tensor | None = None,
+    eps: float = 0.0,
     scratch: torch.Tensor | None = None,
     counters: torch.Tensor | None = None,
 ) -> None:
@@ -158,6 +174,8 @@ def cpu(
         address(num_rows),
         address(bias),
         address(rows),
+        address(norm),
+        eps,
         weight.num_inputs,
         weight.num_outputs,
         accumulate,

@@ -44,8 +44,12 @@ def reference(
 ) -> None:
     """out[r] = x[r] / sqrt(mean(x[r]^2) + eps) * weight for r < num_rows."""
     n = int(num_rows)
-    rows = x[:n]
-    out[:n] = rows * torch.rsqrt(rows.square().mean(-1, keepdim=True) + eps) * weight
+    out[:n] = normalised(x[:n], weight, eps)
+
+
+def normalised(rows: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """Rows [N, E] over their root mean square, times the weight [E], in torch."""
+    return rows * torch.rsqrt(rows.square().mean(-1, keepdim=True) + eps) * weight
 
 
 def cpu(

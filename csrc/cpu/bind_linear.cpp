@@ -25,7 +25,8 @@ void pack(ThreadPool& pool, const PartList& parts, int source_format, uintptr_t 
 
 void append_linear(Program& program, uintptr_t x, uintptr_t weight, int weight_format,
                    uintptr_t out, uintptr_t num_rows, uintptr_t bias, uintptr_t rows,
-                   int64_t num_inputs, int64_t num_outputs, bool accumulate, bool silu_gate) {
+                   uintptr_t norm, float eps, int64_t num_inputs, int64_t num_outputs,
+                   bool accumulate, bool silu_gate) {
   const LinearArgs args{
       pointer<const float>(x),
       {pointer<const void>(weight), static_cast<Format>(weight_format), num_inputs, num_outputs},
@@ -33,6 +34,8 @@ void append_linear(Program& program, uintptr_t x, uintptr_t weight, int weight_f
       pointer<const int32_t>(num_rows),
       pointer<const float>(bias),
       pointer<const int32_t>(rows),
+      pointer<const float>(norm),
+      eps,
       accumulate,
       silu_gate};
   program.append("linear", linear, args, args.weight);

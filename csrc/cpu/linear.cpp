@@ -41,7 +41,9 @@ void linear(const LinearArgs& args, Worker& worker) {
   if (share.begin == share.end || *args.num_rows <= 0) return;
   const int64_t num_inputs = args.weight.num_inputs;
   variant.blocks(args, share, next_share(worker),
-                 variant.copies_rows ? row_scratch(*args.num_rows, num_inputs) : nullptr);
+                 variant.copies_rows || args.norm != nullptr
+                     ? row_scratch(*args.num_rows, num_inputs)
+                     : nullptr);
 }
 
 }  // namespace sdengine

@@ -1,5 +1,5 @@
-// linear: out = x W^T with packed weights, float32 activations, and fused bias, residual or SiLU
-// gate.
+// linear: out = x W^T with packed weights, float32 activations, and fused RMS norm of x, bias,
+// residual or SiLU gate.
 //
 // Row-invariant: an output element is the sum, in order, of partial sums over 128 inputs each; a
 // partial sum is one chain of multiply-adds in the order of k. Neither depends on the number of
@@ -19,6 +19,8 @@ struct LinearArgs {
   const int32_t* num_rows;  // [1]
   const float* bias;        // [M] or nullptr
   const int32_t* rows;      // [N] rows of x to take, or nullptr
+  const float* norm;        // [K]: rows of x are normalised first, as rms_norm does; or nullptr
+  float eps;                // of that norm
   bool accumulate;          // out += instead of out =
   bool silu_gate;           // W was packed with gate and up interleaved; out = silu(gate) * up
 };
@@ -33,7 +35,7 @@ struct WeightShare {
 
 // A share of the blocks of 32 output columns, per instruction set; `next` is the worker's in its
 // next launch. `scratch` has room for one pass of rows where the instruction set wants them
-// copied, and is nullptr elsewhere.
+// copied or they are normalised, and is nullptr elsewhere.
 using LinearBlocks = void (*)(const LinearArgs& args, Range share, const WeightShare& next,
                               void* scratch);
 void linear_blocks_portable(const LinearArgs& args, Range share, const WeightShare& next,

@@ -5,6 +5,7 @@
 
 #include "cpu/linear_narrow_tiling.h"
 #include "cpu/linear_step.h"
+#include "cpu/norm_row.h"
 
 namespace sdengine {
 inline namespace SDENGINE_ISA_NAMESPACE {
@@ -125,16 +126,24 @@ RunGroup<Kernel> group_of(int64_t rows, int64_t strips) {
   return kTable[strips / 2].of_size[rows - 1];
 }
 
-// Rows of activations, used where they lie.
+// Rows of activations, used where they lie, or where a worker normalised them for itself.
 struct Rows {
   const float* row[kLinearMaxRows];
 };
 template <class Kernel>
 using RowsOf = Rows;
 template <class Kernel>
-SDE_INLINE Rows prepare_rows(const LinearArgs& args, int64_t first, int64_t count, void*) {
+SDE_INLINE Rows prepare_rows(const LinearArgs& args, int64_t first, int64_t count, void* scratch) {
+  const int64_t num_inputs = args.weight.num_inputs;
+  auto* to = static_cast<float*>(scratch);
   Rows x;
-  for (int64_t r = 0; r < count; ++r) x.row[r] = input_row(args, first + r);
+  for (int64_t r = 0; r < count; ++r) {
+    x.row[r] = input_row(args, first + r);
+    if (args.norm == nullptr) continue;
+    norm_row(x.row[r], args.norm, to, num_inputs, args.eps);
+    x.row[r] = to;
+    to += num_inputs;
+  }
   return x;
 }
 

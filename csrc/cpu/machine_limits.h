@@ -1,5 +1,5 @@
-// Probes of what the machine allows: read bandwidth, arithmetic peaks and meetings, with the threads
-// of a pool.
+// Probes of what the machine allows: read bandwidth, arithmetic peaks and meetings, with the
+// threads of a pool.
 //
 // A roofline needs limits measured in the same run as the kernel: on a shared machine they drift by
 // half within an hour.

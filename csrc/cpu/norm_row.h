@@ -1,10 +1,15 @@
-// RMS norm of one row: shared by rms_norm (hidden states) and rope_kv_append (heads).
+// RMS norm of one row: shared by rms_norm, linear (hidden states) and rope_kv_append (heads).
 #pragma once
 
 #include "cpu/vec.h"
 
 namespace sdengine {
 inline namespace SDENGINE_ISA_NAMESPACE {
+
+// kLanes floats, or the `left` that there are and zeros.
+SDE_INLINE Vec load_up_to(const float* x, int64_t left) {
+  return left >= kLanes ? load(x) : load_partial(x, static_cast<int>(left));
+}
 
 // Four accumulators in a fixed order, folded pairwise: the sum depends on the row and its width
 // alone.
@@ -28,11 +33,16 @@ SDE_INLINE float sum_of_squares(const float* x, int64_t width) {
   return sum((total[0] + total[2]) + (total[1] + total[3]));
 }
 
+// 1 / rms(x).
+SDE_INLINE Vec norm_scale(const float* x, int64_t width, float eps) {
+  const float mean = sum_of_squares(x, width) / static_cast<float>(width);
+  return broadcast(1.0f / __builtin_sqrtf(mean + eps));
+}
+
 // out = x / rms(x) * weight; out may be x.
 SDE_INLINE void norm_row(const float* x, const float* weight, float* out, int64_t width,
                          float eps) {
-  const float mean = sum_of_squares(x, width) / static_cast<float>(width);
-  const Vec scale = broadcast(1.0f / __builtin_sqrtf(mean + eps));
+  const Vec scale = norm_scale(x, width, eps);
   int64_t i = 0;
   for (; i + kLanes <= width; i += kLanes) store(out + i, load(x + i) * scale * load(weight + i));
   if (i < width) {

@@ -213,14 +213,22 @@ def launches(
     accumulate: bool = False,
     rows: torch.Tensor | None = None,
     activation: str | None = None,
+    norm: torch.Tensor | None = None,
+    eps: float = 0.0,
     scratch: torch.Tensor | None = None,
     counters: torch.Tensor | None = None,
 ) -> list[Launch]:
     """One launch.
 
     Raises:
-        ValueError: The weight is packed for the CPU.
+        ValueError: The weight is packed for the CPU, or rows are to be normalised.
     """
+    expect(
+        "linear",
+        norm is None,
+        f"norm: expected None for backend 'triton', got a norm of {weight.num_inputs} inputs with "
+        f"eps {eps}; launch rms_norm before",
+    )
     expect(
         "linear",
         isinstance(weight, DenseWeight),

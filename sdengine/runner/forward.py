@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -24,13 +25,17 @@ class Activations:
 
     Shared by all layers and by all passes of the model, because they run one after another. What
     only a product reads is stored as the product would round it.
+
+    Args:
+        normed: where a launch of its own leaves normalised rows for the products of a device; None
+            on a CPU, whose products normalise rows themselves.
     """
 
     hidden: torch.Tensor  # [N, E] float32
-    normed: torch.Tensor  # [N, E] float32; on a device, of the weights' dtype
+    normed: torch.Tensor | None  # [N, E] of the weights' dtype
     qkv: torch.Tensor  # [N, (H + 2 H_kv) D] float32
-    attended: torch.Tensor  # [N, H D] as `normed`
-    ffn: torch.Tensor  # [N, F] as `normed`
+    attended: torch.Tensor  # [N, H D] float32; on a device, of the weights' dtype
+    ffn: torch.Tensor  # [N, F] as `attended`
     scratch: torch.Tensor  # float32, of attention, and of the products between two of them
     counters: torch.Tensor  # int32, zeros: of those products
 
@@ -54,7 +59,7 @@ class Activations:
 
         return cls(
             hidden=memory.empty(num_rows, config.hidden_size),
-            normed=operand(config.hidden_size),
+            normed=operand(config.hidden_size) if is_staged else None,
             qkv=memory.empty(num_rows, config.qkv_rows),
             attended=operand(config.num_heads * config.head_dim),
             ffn=operand(config.intermediate_size),
@@ -68,7 +73,7 @@ class Activations:
         """The first rows of every buffer."""
         return Activations(
             self.hidden[:num_rows],
-            self.normed[:num_rows],
+            None if self.normed is None else self.normed[:num_rows],
             self.qkv[:num_rows],
             self.attended[:num_rows],
             self.ffn[:num_rows],
@@ -149,11 +154,12 @@ def describe_forward(
         _describe_mlp(program, weights.config, layer, batch, buffers)
     if logits is None:
         return
-    _describe_norm(program, weights.config, weights.final_norm, batch, buffers)
-    capacity = logits.values.shape[0]
+    normed = _normed(program, weights.config, weights.final_norm, batch, buffers)
+    if logits.rows is None:
+        normed["x"] = normed["x"][: logits.values.shape[0]]
     program.launch(
         "linear",
-        x=buffers.normed if logits.rows is not None else buffers.normed[:capacity],
+        **normed,
         weight=weights.lm_head,
         out=logits.values,
         num_rows=logits.num_rows,
@@ -161,13 +167,17 @@ def describe_forward(
     )
 
 
-def _describe_norm(
+def _normed(
     program: Program,
     config: ModelConfig,
     weight: torch.Tensor,
     batch: RowBatch,
     buffers: Activations,
-) -> None:
+) -> dict[str, Any]:
+    """A product's argument x, normalised hidden states: by the product itself or by a launch before
+    it."""
+    if buffers.normed is None:
+        return {"x": buffers.hidden, "norm": weight, "eps": config.rms_norm_eps}
     program.launch(
         "rms_norm",
         x=buffers.hidden,
@@ -176,6 +186,7 @@ def _describe_norm(
         num_rows=batch.num_rows,
         eps=config.rms_norm_eps,
     )
+    return {"x": buffers.normed}
 
 
 def _describe_attention(
@@ -192,10 +203,10 @@ def _describe_attention(
         "num_kv_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
     }
-    _describe_norm(program, config, layer.attn_norm, batch, buffers)
+    normed = _normed(program, config, layer.attn_norm, batch, buffers)
     program.launch(
         "linear",
-        x=buffers.normed,
+        **normed,
         weight=layer.qkv,
         out=buffers.qkv,
         num_rows=batch.num_rows,
@@ -250,10 +261,10 @@ def _describe_mlp(
     batch: RowBatch,
     buffers: Activations,
 ) -> None:
-    _describe_norm(program, config, layer.mlp_norm, batch, buffers)
+    normed = _normed(program, config, layer.mlp_norm, batch, buffers)
     program.launch(
         "linear",
-        x=buffers.normed,
+        **normed,
         weight=layer.gate_up,
         out=buffers.ffn,
         num_rows=batch.num_rows,

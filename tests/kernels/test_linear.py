@@ -233,6 +233,29 @@ def test_packs_of_one_arena_are_what_they_are_alone() -> None:
         assert torch.equal(weight.unpack(), alone)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("num_inputs,num_outputs", SHAPES)
+def test_rows_are_normalised_as_by_a_launch_before(
+    num_inputs: int, num_outputs: int, dtype: torch.dtype, backend: str
+) -> None:
+    weight = pack_weight(matrix(num_inputs, num_outputs, dtype))
+    norm = 1.0 + 0.1 * normal((num_inputs,), 1)
+    for rows in (1, 5, 14, 131):
+        x = 3.0 * normal((rows, num_inputs), rows)
+        normed = torch.empty_like(x)
+        run_op("rms_norm", backend, x=x, weight=norm, out=normed, num_rows=count(rows), eps=1e-3)
+        chosen = torch.arange(rows - 1, -1, -1, dtype=torch.int32)
+        for gather in (None, chosen):
+            expected = torch.full((rows, num_outputs), UNTOUCHED)
+            got = expected.clone()
+            args = {"weight": weight, "num_rows": count(rows), "rows": gather}
+            run_op("linear", backend, x=normed, out=expected, **args)
+            run_op("linear", backend, x=x, out=got, norm=norm, eps=1e-3, **args)
+            assert torch.equal(got, expected)
+        assert torch.equal(x, 3.0 * normal((rows, num_inputs), rows))
+
+
 def good_args() -> dict[str, Any]:
     return {
         "x": torch.randn(3, 8),
@@ -254,6 +277,8 @@ def good_args() -> dict[str, Any]:
             r"weight: expected PackedWeight or DenseWeight, got Tensor",
         ),
         ({"bias": torch.randn(5)}, r"bias: expected shape \[6\], got \[5\]"),
+        ({"norm": torch.randn(6)}, r"norm: expected shape \[8\], got \[6\]"),
+        ({"norm": torch.randn(8).half()}, r"norm: expected torch.float32"),
         ({"rows": torch.zeros(4, dtype=torch.int32)}, r"out: expected shape \[4, 6\]"),
         ({"num_rows": torch.tensor(3)}, r"num_rows: expected torch.int32"),
         ({"activation": "relu"}, r"activation: expected one of .*got 'relu'"),

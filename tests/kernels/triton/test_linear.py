@@ -238,6 +238,12 @@ def test_each_backend_refuses_the_other_ones_layout() -> None:
         run_op("linear", "triton", **args)
 
 
+def test_rows_that_are_not_normalised_yet_are_refused() -> None:
+    args = {**make_args(1, 8, 8), "norm": torch.ones(8), "eps": 1e-5}
+    with pytest.raises(ValueError, match=r"norm: expected None for backend 'triton'.*rms_norm"):
+        run(args)
+
+
 def test_a_gate_without_its_activation_is_refused() -> None:
     args = {**make_args(1, 8, 8, gated=True), "activation": None}
     with pytest.raises(ValueError, match="got None for a dense weight with is_gate_up=True"):
