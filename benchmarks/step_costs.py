@@ -176,7 +176,26 @@ TABLES: dict[str, dict[str, Any]] = {
         "overhead_ms": 0.2,
         "lookup_ms": 0.02,
     },
-    # The bundled pair on the same machine, whose cache holds most of it (the cost curve of
+    # The same sizes on two cores of a Zen 4 server with dot products of bfloat16 (2026-11-29),
+    "1.1b-avx512-bf16": {
+        "rows": [1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 64],
+        "verify_ms": [56, 57, 58, 58, 59, 59, 60, 62, 79, 120, 158, 316],
+        "draft_first_ms": 2.3,
+        "draft_layer_ms": 1.9,
+        "overhead_ms": 0.1,
+        "lookup_ms": 0.02,
+    },
+    # and the bundled pair there: the caches hold it, so arithmetic decides from three rows on. The
+    # draft's layers as steps with trees have them, between passes of the target.
+    "13m-avx512-bf16": {
+        "rows": [1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 64],
+        "verify_ms": [0.36, 0.37, 0.39, 0.45, 0.51, 0.57, 0.70, 0.98, 1.28, 1.87, 2.45, 4.9],
+        "draft_first_ms": 0.038,
+        "draft_layer_ms": 0.026,
+        "overhead_ms": 0.04,
+        "lookup_ms": 0.01,
+    },
+    # The bundled pair on the Zen 3 server, whose cache holds most of it (the cost curve of
     # benchmarks/results/amd-epyc-avx2-2-threads, 2026-11-27).
     "13m-avx2": {
         "rows": [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64],
