@@ -37,7 +37,7 @@ class MachineLimits:
             product with `avx512_bf16`, otherwise the float32 multiply-add.
         barrier_ns: What it takes all threads to meet. A small model's iteration has hundreds of
             such meetings, and a hypervisor may move the cores apart: on a Zen 4 server it went
-            between 60 and 400 within minutes, and with it what trees gain.
+            between 30 and 310 within minutes, and with it what trees gain.
     """
 
     num_threads: int
