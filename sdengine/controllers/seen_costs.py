@@ -9,8 +9,8 @@ of the draft without a tree took 1.5 and one of six rows 1.9, and by 1.1 hardly 
 Rows that were not seen yet are taken to be as slow as the others among trees: believed as measured,
 larger trees looked cheap beside the first ones, and made a third of the engines give up.
 
-Layers of the draft are further from what was measured: its weights are cold after the target's,
-and more than one node goes on (two cores, 1M of weights: 0.05 to 0.10 ms, measured 0.04).
+Layers of the draft are further from what was measured: more than one node goes on, and the context
+is longer (two cores, 1M of weights: 0.05 to 0.10 ms, measured 0.04).
 """
 
 from __future__ import annotations
