@@ -33,7 +33,8 @@ struct Strided {
   }
 };
 
-// An instruction that reads kOffset bytes from address `i`, a constant once loops are unrolled.
+// An instruction that reads kOffset bytes from address `i`, a constant once loops are unrolled;
+// also for kernels with instructions of their own.
 #if defined(SDENGINE_PINNED_STEPS)
 #define SDE_AT(before, after, output, at, i, kOffset, ...)                                     \
   if (i % 3 == 0)                                                                              \
