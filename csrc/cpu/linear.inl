@@ -61,8 +61,8 @@ SDE_INLINE void finish_gated_block(const LinearArgs& args, int64_t block, int64_
       Vec up = load(partial_at(partial, r, kStripVectors + c / kLanes));
       if (args.bias != nullptr) {
         const float* bias = args.bias + feature + c;
-        gate = gate + (n < kLanes ? load_partial(bias, n) : load(bias));
-        up = up + (n < kLanes ? load_partial(bias + features, n) : load(bias + features));
+        gate = gate + load_up_to(bias, n);
+        up = up + load_up_to(bias + features, n);
       }
       finish(gate / (broadcast(1.0f) + exp(-gate)) * up, nullptr, out + c, n, false);
     }

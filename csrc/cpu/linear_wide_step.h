@@ -131,15 +131,6 @@ struct Rows {
 template <class Kernel>
 using RowsOf = Rows<typename Kernel::Input>;
 
-// A row as a kernel reads it, zero up to a whole vector: change(inputs, from which input on).
-template <class Input, class Change>
-SDE_INLINE void prepare_row(const float* row, int64_t num_inputs, Input* to, Change change) {
-  int64_t k = 0;
-  for (; k + kLanes <= num_inputs; k += kLanes) store_rounded(to + k, change(load(row + k), k));
-  const int left = static_cast<int>(num_inputs - k);
-  if (left > 0) store_rounded(to + k, change(load_partial(row + k, left), k));
-}
-
 // Copies rows into `scratch`, normalised if they are to be: every worker for itself (128 rows of
 // 2048 cost 10 us; a barrier and a shared buffer would save less than they cost).
 template <class Kernel>
@@ -150,14 +141,13 @@ SDE_INLINE RowsOf<Kernel> prepare_rows(const LinearArgs& args, int64_t first, in
   const RowsOf<Kernel> rows{to, RowsOf<Kernel>::stride_of(num_inputs)};
   for (int64_t r = 0; r < count; ++r, to += rows.stride) {
     const float* row = input_row(args, first + r);
-    if (args.norm == nullptr) {
-      prepare_row(row, num_inputs, to, [](Vec x, int64_t) { return x; });
-      continue;
+    const bool is_normed = args.norm != nullptr;
+    const Vec scale = is_normed ? norm_scale(row, num_inputs, args.eps) : zeros();
+    for (int64_t k = 0; k < num_inputs; k += kLanes) {  // zero up to a whole vector
+      Vec x = load_up_to(row + k, num_inputs - k);
+      if (is_normed) x = x * scale * load_up_to(args.norm + k, num_inputs - k);
+      store_rounded(to + k, x);
     }
-    const Vec scale = norm_scale(row, num_inputs, args.eps);
-    prepare_row(row, num_inputs, to, [&](Vec x, int64_t k) {
-      return x * scale * load_up_to(args.norm + k, num_inputs - k);
-    });
   }
   return rows;
 }

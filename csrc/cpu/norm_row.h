@@ -6,11 +6,6 @@
 namespace sdengine {
 inline namespace SDENGINE_ISA_NAMESPACE {
 
-// kLanes floats, or the `left` that there are and zeros.
-SDE_INLINE Vec load_up_to(const float* x, int64_t left) {
-  return left >= kLanes ? load(x) : load_partial(x, static_cast<int>(left));
-}
-
 // Four accumulators in a fixed order, folded pairwise: the sum depends on the row and its width
 // alone.
 SDE_INLINE float sum_of_squares(const float* x, int64_t width) {

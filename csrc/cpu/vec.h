@@ -57,6 +57,11 @@ SDE_INLINE Vec zeros() { return broadcast(0.0f); }
 SDE_INLINE bool any(Mask a) { return bits_of(a) != 0; }
 SDE_INLINE bool all(Mask a) { return bits_of(a) == (1u << kLanes) - 1u; }
 
+// A whole vector, or the `left` lanes that there are and zeros.
+SDE_INLINE Vec load_up_to(const float* p, int64_t left) {
+  return left >= kLanes ? load(p) : load_partial(p, static_cast<int>(left));
+}
+
 SDE_INLINE Vec load_as_float(const float* p) { return load(p); }
 SDE_INLINE Vec load_as_float(const uint16_t* p) { return load_bf16(p); }
 SDE_INLINE Vec load_as_float(const Half* p) { return load_half(p); }
