@@ -76,8 +76,9 @@ class Spent:
         self.tokens = 0.0
         self.steps = 0.0
 
-    def add(self, seconds: float, tokens: int) -> None:
-        """Counts one step."""
-        self.seconds += seconds - FADING * self.seconds
-        self.tokens += tokens - FADING * self.tokens
-        self.steps += 1 - FADING * self.steps
+    def add(self, seconds: float, tokens: int, steps: int = 1) -> None:
+        """Counts a step, or as many as took so long together and gave so many tokens."""
+        kept = 1.0 - FADING if steps == 1 else (1.0 - FADING) ** steps
+        self.seconds = kept * self.seconds + seconds
+        self.tokens = kept * self.tokens + tokens
+        self.steps = kept * self.steps + steps

@@ -54,12 +54,12 @@ class Pace:
         rate = PLAIN_RATE if num_decoding in self._plain_s else 0.5
         self._plain_s[num_decoding] = old + rate * (min(seen_s, HICCUP * old) - old)
 
-    def add_trees(self, num_decoding: int, seconds: float, tokens: int) -> None:
-        """Takes in a steady step with trees and what it committed."""
+    def add_trees(self, num_decoding: int, seconds: float, tokens: int, steps: int = 1) -> None:
+        """Takes in steady steps with trees and what they committed together."""
         spent = self._spent.get(num_decoding)
         if spent is None:
             spent = self._spent[num_decoding] = Spent()
-        spent.add(seconds, tokens)
+        spent.add(seconds, tokens, steps)
         self._newest = num_decoding
 
     def forget_trees(self, num_decoding: int) -> None:
@@ -70,6 +70,13 @@ class Pace:
         """Seconds of a plain step: as seen, else as measured."""
         seen = self._plain_s.get(num_decoding)
         return self.costs.verify_time(num_decoding) if seen is None else seen
+
+    def longest_step_s(self, num_decoding: int) -> float:
+        """Seconds of a step with trees of which the rest is the machine's, not the step's; at
+        least twice a plain step's."""
+        plain_s = self.plain_step_s(num_decoding)
+        spent = self._spent.get(num_decoding)
+        return HICCUP * (plain_s if spent is None else max(spent.seconds / spent.steps, plain_s))
 
     def token_s(self, num_decoding: int) -> float:
         """Seconds per committed token of the whole batch, at best what plain decoding takes."""

@@ -81,10 +81,10 @@ class Turns:
         self.plain_run += 1
         return ended
 
-    def count_tree(self) -> bool:
-        """Counts a step with trees whose turn it was; returns whether it belongs to a trial."""
-        self.trial_left -= 1
-        self._until_probe -= 1
+    def count_trees(self, steps: int = 1) -> bool:
+        """Counts steps with trees whose turn it was; returns whether they belong to a trial."""
+        self.trial_left -= steps
+        self._until_probe -= steps
         return self.trial_left >= 0
 
     def expect_plain(self, expected_s: float, seen_s: float) -> None:
