@@ -37,6 +37,7 @@ from sdengine.train.module import LlamaModule
 from sdengine.train.optim import build_optimizers
 from sdengine.train.teacher import TaughtTexts
 
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LONG_BELOW = 0.25  # long sequences, which cost a fifth more a token, for the end of the cooldown
 
 
@@ -55,6 +56,8 @@ class PairConfig:
         overlap_weight: of 1 - acceptance in the draft's loss of stage two, beside the KL.
         draft_blocks: of `long_length` tokens, the corpus text of stage two.
         eval_tokens: held-out tokens of the evaluations during training.
+        precision: "fp32", or "bf16" for the layers' products (see `LlamaModule`) and for Muon's;
+            weights and sums of gradients are fp32 in both.
     """
 
     seed: int = 0
@@ -69,6 +72,7 @@ class PairConfig:
     overlap_weight: float = 1.0
     draft_blocks: int = 1536
     eval_tokens: int = 16384
+    precision: str = "fp32"
     device: str = "cpu"
     workers: int = 1
 
@@ -135,6 +139,7 @@ class _Distillation(ABC):
         self, target: LlamaModule, draft: LlamaModule, streams: Streams, config: PairConfig
     ):
         self.target, self.draft, self.config = target, draft, config
+        target.layer_dtype = draft.layer_dtype = PRECISIONS[config.precision]
         self.sampler = BlockSampler(streams.train, config.seed)
         self.modules: dict[str, nn.Module] = {}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
@@ -153,6 +158,7 @@ class _Distillation(ABC):
             config.matrix_lr,
             config.embedding_lr,
             config.weight_decay,
+            PRECISIONS[config.precision],
             self._map,
         )
         self.modules[name] = module

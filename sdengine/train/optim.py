@@ -1,7 +1,7 @@
 """Muon for the hidden matrices and AdamW for embeddings and norms.
 
 `torch.optim.Muon` orthogonalises one matrix after another in bf16, which CPUs without bf16
-units emulate; here equal shapes are stacked and the iteration runs in fp32.
+units emulate; here equal shapes are stacked and the iteration runs in fp32 unless told otherwise.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
     """Push the singular values of each matrix towards 1 (into about [0.7, 1.2]).
 
     Args:
-        matrices: fp32 [batch, rows, columns]; unchanged.
+        matrices: fp32 or bf16 [batch, rows, columns]; unchanged.
         iterations: quintic Newton-Schulz steps.
 
     Returns:
-        A new tensor of the same shape.
+        A new tensor of the same shape and dtype.
 
     Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks".
     """
@@ -46,6 +46,7 @@ class Muon(torch.optim.Optimizer):
         lr: step size; a matrix moves by lr * sqrt(max(1, rows / columns)) in spectral norm.
         momentum: of the Nesterov average.
         weight_decay: decoupled, multiplied by lr.
+        dtype: of the products that orthogonalise; weights and momentum stay as they are.
         map_function: `map`, or that of an executor whose threads share the work.
     """
 
@@ -55,10 +56,11 @@ class Muon(torch.optim.Optimizer):
         lr: float,
         momentum: float = 0.95,
         weight_decay: float = 0.0,
+        dtype: torch.dtype = torch.float32,
         map_function: Callable[..., Iterable] = map,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-        self._map = map_function
+        self._dtype, self._map = dtype, map_function
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:
@@ -85,7 +87,7 @@ class Muon(torch.optim.Optimizer):
                 state["momentum"] = torch.zeros_like(parameter)
             state["momentum"].lerp_(parameter.grad, 1.0 - group["momentum"])
             directions.append(parameter.grad.lerp(state["momentum"], group["momentum"]))
-        updates = orthogonalise(torch.stack(directions))
+        updates = orthogonalise(torch.stack(directions).to(self._dtype)).float()
         size = group["lr"] * math.sqrt(max(1.0, parameters[0].shape[0] / parameters[0].shape[1]))
         for parameter, update in zip(parameters, updates, strict=True):
             parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
@@ -97,6 +99,7 @@ def build_optimizers(
     matrix_lr: float,
     embedding_lr: float,
     weight_decay: float,
+    dtype: torch.dtype = torch.float32,
     map_function: Callable[..., Iterable] = map,
 ) -> list[torch.optim.Optimizer]:
     """Muon for 2-D parameters except embeddings, AdamW for the rest.
@@ -106,7 +109,7 @@ def build_optimizers(
         matrix_lr: Muon's peak step size.
         embedding_lr: AdamW's peak step size for embeddings and norms.
         weight_decay: for matrices and embeddings; norms have none.
-        map_function: see `Muon`.
+        dtype, map_function: see `Muon`.
     """
     named = dict(module.named_parameters())
     embeddings = [p for name, p in named.items() if "embed" in name]
@@ -122,7 +125,9 @@ def build_optimizers(
         eps=1e-10,
     )
     optimizers = [
-        Muon(matrices, matrix_lr, weight_decay=weight_decay, map_function=map_function),
+        Muon(
+            matrices, matrix_lr, weight_decay=weight_decay, dtype=dtype, map_function=map_function
+        ),
         adamw,
     ]
     for optimizer in optimizers:

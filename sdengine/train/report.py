@@ -84,7 +84,7 @@ def held_out_figures(pair: Path, held_out: TokenStream, config: PairConfig) -> d
 
 def model_card(manifest: dict) -> str:
     """The card in Markdown, figures taken from the manifest."""
-    figures, corpus = manifest["held_out"], manifest["corpus"]
+    figures, corpus, recipe = manifest["held_out"], manifest["corpus"], manifest["recipe"]
     steps = {stage: schedule["step"] for stage, schedule in manifest["schedules"].items()}
     sizes = manifest["parameters"]
     tokens = tokens_seen(manifest)
@@ -134,8 +134,8 @@ accordingly.
 ## Training
 
 `sdengine train pair` makes both in two stages (in the last run {steps["pair"]} and
-{steps.get("draft", 0)} steps of {manifest["recipe"]["tokens_per_step"]} tokens, fp32, seed
-{manifest["recipe"]["seed"]}): target by cross-entropy with the draft following by forward KL, then
+{steps.get("draft", 0)} steps of {recipe["tokens_per_step"]} tokens, {recipe["precision"]}, seed
+{recipe["seed"]}): target by cross-entropy with the draft following by forward KL, then
 the draft alone by forward KL and the acceptance itself, half on corpus text, half on text sampled
 from the target, which the draft reads many times and the target once. Matrices are stepped by
 Muon, embeddings and norms by AdamW; warm-up, constant rate, linear cooldown with the sequence

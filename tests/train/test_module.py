@@ -85,11 +85,53 @@ def test_one_batch_can_be_learnt_by_heart(tiny_pair):
     assert losses[-1] < 0.1 * losses[0], (losses[0], losses[-1])
 
 
-def test_orthogonalise_levels_the_singular_values():
+def loss_and_gradients(module, token_ids):
+    logits = module(token_ids[:, :-1])
+    loss = cross_entropy(logits, token_ids[:, 1:])
+    return logits, torch.autograd.grad(loss, list(module.parameters()))
+
+
+def test_layers_in_bf16_give_nearly_the_same_gradients(tiny_pair):
+    target = tiny_pair[0]
+    token_ids = torch.randint(320, (4, 33), generator=torch.Generator().manual_seed(0))
+    logits, gradients = loss_and_gradients(target, token_ids)
+    target.layer_dtype = torch.bfloat16
+    rounded_logits, rounded = loss_and_gradients(target, token_ids)
+    assert rounded_logits.dtype == torch.float32
+    # Rounded as the layers are, not as logits of bf16 would be.
+    assert not torch.equal(rounded_logits, rounded_logits.bfloat16().float())
+    error = float(((rounded_logits - logits).norm() / logits.norm()).detach())
+    assert 1e-4 < error < 0.02, error
+    for expected, seen in zip(gradients, rounded, strict=True):
+        assert seen.dtype == torch.float32
+        assert torch.cosine_similarity(expected.flatten(), seen.flatten(), dim=0) > 0.99
+
+
+def test_weights_stay_in_fp32_where_muon_multiplies_in_bf16(tiny_pair):
+    """Steps are much smaller than a weight's last bit in bf16."""
+    target = tiny_pair[0]
+    weight = target.model.layers[0].mlp.up_proj.weight
+    moved = []
+    for dtype in (torch.float32, torch.bfloat16):
+        before = weight.detach().clone()
+        weight.grad = torch.ones_like(weight).tril()
+        muon, _ = build_optimizers(target, 1e-5, 1e-3, 0.0, dtype)
+        muon.step()
+        moved.append(weight.detach() - before)
+    assert weight.dtype == torch.float32
+    assert not torch.equal(*moved)
+    torch.testing.assert_close(*moved, rtol=0, atol=6e-7)
+    assert moved[1].abs().max() > 3e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_orthogonalise_levels_the_singular_values(dtype):
     for shape in ((3, 16, 40), (2, 40, 16), (1, 24, 24)):
         matrices = torch.randn(shape, generator=torch.Generator().manual_seed(1))
         matrices *= torch.logspace(-1, 1, shape[-1])
-        levelled = orthogonalise(matrices)
+        levelled = orthogonalise(matrices.to(dtype))
+        assert levelled.dtype == dtype
+        levelled = levelled.float()
         singular = torch.linalg.svdvals(levelled)
         assert levelled.shape == matrices.shape
         # The quintic does not converge to 1, it herds values into a band around it.

@@ -70,6 +70,15 @@ def test_command_trains_exports_and_documents_a_pair(small_recipe, tmp_path):
     assert np.load(tmp_path / "run" / "samples.npy").shape == (8, 65)
 
 
+def test_precision_belongs_to_the_recipe(small_recipe, tmp_path):
+    assert recipe.run(arguments(*small_recipe, "--precision", "bf16")) == 0
+    manifest = json.loads((tmp_path / "out" / "MANIFEST.json").read_text())
+    assert manifest["recipe"]["precision"] == "bf16"
+    assert "steps of 256 tokens, bf16, seed" in (tmp_path / "out" / "MODEL_CARD.md").read_text()
+    with pytest.raises(ConfigError, match=r"precision=bf16 of the run .*precision=fp32"):
+        recipe.run(arguments(*small_recipe))
+
+
 def test_export_only_marks_what_is_unfinished(small_recipe, tmp_path):
     with pytest.raises(CheckpointError, match=r"expected a checkpoint pair\.pt"):
         recipe.run(arguments(*small_recipe, "--export-only"))
