@@ -20,6 +20,7 @@ from sdengine.core.growth import TreePolicy
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.drafters.draft_model import DraftModelDrafter, tree_room
 from sdengine.factory.sizes import share_of_masks
+from sdengine.kernels.acceptance_fit import NativeAcceptanceTables
 from sdengine.kernels.calibration import identity_table
 from sdengine.kernels.programs.memory import HostMemory
 from sdengine.kernels.programs.program import Program, make_pool, make_program
@@ -96,10 +97,12 @@ class TreeLab:
         )
         verdict = self.iteration.verdict
         self.calibrator = Calibrator(
-            memory.host(self.workspace.calibration),
-            memory.host(verdict.tried),
-            memory.host(verdict.accepted),
-            by_rank=growth.is_rejection,
+            NativeAcceptanceTables(
+                memory.host(self.workspace.calibration),
+                memory.host(verdict.tried),
+                memory.host(verdict.accepted),
+                by_rank=growth.is_rejection,
+            )
         )
         self.tokens: list[list[int]] = []
         self._draft_computed: list[int] = []

@@ -13,6 +13,8 @@ STAKE = 0.35  # and how much of it a single step: with trees that lose all of it
 HOPELESS_STEPS, HOPELESS_WALKS, HOPELESS = 2, 3, 1.0  # steps of a trial, and walks through trees,
 # after which it ends when a token costs 1 + HOPELESS / sqrt(walks) of a plain one: two standard
 # errors of what a walk accepts, or more. A step of a batch is a walk for each sequence
+FRUITLESS = 0.1  # how likely walks through trees that accepted nothing at all may be for a draft
+# that would pay: then it ends, too
 
 
 @dataclass(slots=True)
@@ -24,12 +26,16 @@ class Trial:
         steps: that could be timed.
         loss: of these, in plain steps of as many sequences.
         debt: the same, but what is won cannot be lost later.
+        walks: through trees, of steps that could not be timed, too.
+        accepted: draft tokens.
     """
 
     most_loss: float
     steps: int = 0
     loss: float = 0.0
     debt: float = 0.0
+    walks: int = 0
+    accepted: int = 0
 
     @classmethod
     def after(cls, num_plain: int) -> Trial:
@@ -46,6 +52,11 @@ class Trial:
         self.steps += 1
         self.loss += loss
         self.debt = max(self.debt + loss, 0.0)
+
+    def walk(self, trees: int, accepted: int) -> None:
+        """Counts walks through so many trees and what they accepted together."""
+        self.walks += trees
+        self.accepted += accepted
 
     def is_lost(self, spent: Spent | None, num_decoding: int, plain_token_s: float) -> bool:
         """Whether it has lost what it may lose, or cannot be expected to turn.
@@ -65,7 +76,11 @@ class Trial:
         walks = steps * num_decoding
         if steps < HOPELESS_STEPS or walks < HOPELESS_WALKS:
             return False
-        return spent.seconds > spent.tokens * plain_token_s * (1.0 + HOPELESS / sqrt(walks))
+        most_accepted = HOPELESS / sqrt(walks)
+        if self.accepted == 0 and self.walks > 0:
+            # (1 - a)^walks: the chance of nothing, where a draft token is accepted with a chance a.
+            most_accepted = min(most_accepted, 1.0 - FRUITLESS ** (1.0 / self.walks))
+        return spent.seconds > spent.tokens * plain_token_s * (1.0 + most_accepted)
 
 
 class Spent:

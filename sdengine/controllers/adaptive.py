@@ -8,7 +8,7 @@ by node and layer by layer, on calibrated estimates; the controller only says wh
 and how many layers to record.
 
 Whether to speculate at all is decided here, by what both ways of decoding were seen to cost: the
-first steps are plain (sixteen, or three long ones that take what was measured), and two of every
+first steps are plain (twelve, or three long ones that take what was measured), and two of every
 fifty while speculating, of every two hundred where that clearly pays. (Costs measured before the
 first request are not good enough: with caches and cores warm from decoding, a plain step of 6M
 parameters took 180 us where the measurement had found 240. Between trees plain steps take longer
@@ -206,7 +206,9 @@ class AdaptiveController:
     def _learn_trees(self, num_decoding: int, plan: StepPlan, report: StepReport) -> None:
         self._size.learn(plan.depth, report)
         costs, plain_s = self._pace.costs, self._pace.plain_step_s(num_decoding)
-        tokens = num_decoding + sum(report.num_accepted)
+        accepted = sum(report.num_accepted)
+        self._trial.walk(min(report.num_nodes, num_decoding), accepted)
+        tokens = num_decoding + accepted
         plainly_s = tokens * plain_s / num_decoding
         expected = costs.draft_time(plan.depth) + costs.verify_time(report.num_rows)
         if not report.is_steady:

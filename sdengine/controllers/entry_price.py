@@ -8,6 +8,10 @@ trees can gain of the rest of a text may be little: eight sequences of 1.1B on t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain
+from math import inf
+
 from sdengine.core.cost_model import CostModel
 from sdengine.core.plan import Outlook
 
@@ -26,7 +30,8 @@ def is_worth_trying(costs: CostModel, num_decoding: int, outlook: Outlook) -> bo
     """
     plain_s = costs.verify_time(num_decoding)
     price = outlook.draft_backlog * draft_token_seconds(costs) / plain_s
-    return most_gain(costs, num_decoding) * outlook.tokens_left > WORTH * price
+    least = WORTH * price / outlook.tokens_left if outlook.tokens_left else inf
+    return any(gain > least for gain in gains(costs, num_decoding))
 
 
 def draft_token_seconds(costs: CostModel) -> float:
@@ -38,17 +43,15 @@ def draft_token_seconds(costs: CostModel) -> float:
     return row_s * costs.draft_layer_s / costs.verify_s[0]
 
 
-def most_gain(costs: CostModel, num_decoding: int) -> float:
-    """Share of plain decoding's time that chains save if HOPE comes true; the best of the measured
-    row counts and of up to DEEPEST nodes a sequence, 0 where none saves any."""
-    chains = [(rows - num_decoding) / num_decoding for rows in costs.rows if rows > num_decoding]
+def gains(costs: CostModel, num_decoding: int) -> Iterator[float]:
+    """Shares of plain decoding's time that chains save if HOPE comes true: of up to DEEPEST nodes a
+    sequence, and at the measured row counts."""
+    chains = ((rows - num_decoding) / num_decoding for rows in costs.rows if rows > num_decoding)
     plain_s = costs.verify_time(num_decoding)
-    best = 0.0
-    for nodes in (*chains, *range(1, DEEPEST + 1)):
+    for nodes in chain(range(1, DEEPEST + 1), chains):
         whole = int(nodes)
         reach = HOPE**whole
         tokens = 1.0 + HOPE * (1.0 - reach) / (1.0 - HOPE) + (nodes - whole) * reach * HOPE
         verify_s = costs.verify_time(round(num_decoding * (1.0 + nodes)))
         seconds = verify_s + costs.draft_time(whole + (nodes > whole))
-        best = max(best, 1.0 - seconds / (tokens * plain_s))
-    return best
+        yield 1.0 - seconds / (tokens * plain_s)

@@ -9,7 +9,8 @@ from sdengine.core.plan import StepReport
 
 KNOWN_STEPS = 8.0  # of as many sequences, before they say anything: the last sequence of a batch is
 # on its own for a few, and one step that accepted nothing ended speculation for all
-PLAIN_RATE = 0.15  # of what a plain step took, in the running mean
+PLAIN_RATE = 0.15  # of what a plain step took, in the running mean; more of the first ones, which
+# have what was measured for a prior: after four it is a fifth of the mean
 LEAST_GAIN = 0.1  # accepted tokens per step and sequence below which no verdict is for speculation,
 LAYERS_EARNED = 2.0  # or as many as so many first draft layers cost: looking an n-gram up is free,
 # and asking for a tenth of a token kept it off for most of a text that repeats itself at times
@@ -33,7 +34,8 @@ class Pace:
         layer = measured.draft_time(1) / measured.verify_time(1)
         self._least_tokens = 1.0 + min(LEAST_GAIN, LAYERS_EARNED * layer)
         self._spent: dict[int, Spent] = {}  # by decoding sequences, while speculating
-        self._plain_s: dict[int, float] = {}  # of a plain step, by decoding sequences
+        self._plain_s: dict[int, float] = {}  # of a plain step, by decoding sequences,
+        self._num_plain: dict[int, int] = {}  # and how many were seen
         self._newest = 0  # decoding sequences that speculated last
 
     def add_pass(self, report: StepReport, is_plain: bool) -> None:
@@ -51,7 +53,8 @@ class Pace:
         believed sooner, a noisy machine's plain steps were taken for 10% shorter than they are, and
         trees that gained 1.15 failed every trial."""
         old = self.plain_step_s(num_decoding)
-        rate = PLAIN_RATE if num_decoding in self._plain_s else 0.5
+        self._num_plain[num_decoding] = num_seen = self._num_plain.get(num_decoding, 0) + 1
+        rate = max(PLAIN_RATE, 1.0 / (num_seen + 1))
         self._plain_s[num_decoding] = old + rate * (min(seen_s, HICCUP * old) - old)
 
     def add_trees(self, num_decoding: int, seconds: float, tokens: int, steps: int = 1) -> None:

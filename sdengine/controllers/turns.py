@@ -14,8 +14,8 @@ TRIAL_STEPS = 16  # speculative steps before a verdict: of 6, chance alone moved
 PUT_OFF_STEPS = 8  # plain steps before it is asked again whether a trial can win its price back
 
 # After 4, trees at the machine's present pace met the measurement's fastest plain step: pairs that
-# gained 1.3x failed their first trial.
-FIRST_PLAIN_STEPS = 16
+# gained 1.3x failed their first trial. Those after PROMPT_STEPS are believed, here four.
+FIRST_PLAIN_STEPS = 12
 # Fewer do when so many in a row take what was expected, to a factor, and that is so long that
 # weights come from memory, whatever came before (27 MB take 1.3 ms on two cores).
 SURE_STEPS, SURE, LONG_STEP_S = 3, 1.1, 0.001

@@ -3,14 +3,14 @@ layer, nodes of the batch."""
 
 from __future__ import annotations
 
-import numpy as np
-
+from sdengine.core.cost_model import CostModel
 from sdengine.core.plan import StepPlan
+from sdengine.kernels.row_prices import WriteRowPrices, write_row_prices
 from sdengine.runner.workspace import Workspace
 
 SAME_RATE = 0.05
-"""Two rates that differ by no more are one: thresholds are written anew in 85 us of cold code, and
-what a second is worth is not known that well."""
+"""Two rates that differ by no more are one: what a second is worth is not known that well, and on a
+device thresholds are written anew in 85 us of cold code."""
 
 PROMISED = 1.6
 """Times what a layer takes that it has to promise: the kernels promise the most that its nodes can
@@ -35,16 +35,18 @@ class Prices:
     Args:
         workspace: the engine's buffers; thresholds, least gain of a layer and total budget are
             written.
+        write_row_prices: one of `sdengine.kernels.row_prices`.
     """
 
-    def __init__(self, workspace: Workspace) -> None:
+    def __init__(
+        self, workspace: Workspace, write_row_prices: WriteRowPrices = write_row_prices
+    ) -> None:
         host = workspace.memory.host
-        self._sizes = workspace.sizes
+        self._write_row_prices = write_row_prices
         self._thresholds = host(workspace.thresholds)
         self._min_layer_gain = host(workspace.min_layer_gain)
         self._total_budget = host(workspace.total_budget)
-        self._row_costs: np.ndarray | None = None
-        self._draft_layer_s = 0.0
+        self._costs: CostModel | None = None
         self._tokens_per_s = -1.0  # that thresholds were written for
 
     def write(self, plan: StepPlan) -> None:
@@ -56,12 +58,11 @@ class Prices:
 
     def _write_thresholds(self, plan: StepPlan) -> None:
         self._tokens_per_s = plan.tokens_per_s
-        if plan.costs is not None:
-            self._row_costs = plan.costs.row_costs(self._sizes.max_target_rows)
-            self._draft_layer_s = plan.costs.draft_layer_s
-        if self._row_costs is None or plan.tokens_per_s == 0.0:
+        self._costs = costs = plan.costs or self._costs
+        rate = plan.tokens_per_s
+        if costs is None or rate == 0.0:
             self._thresholds[:] = 0.0
             self._min_layer_gain[0] = 0.0
         else:
-            np.multiply(self._row_costs, plan.tokens_per_s, out=self._thresholds)
-            self._min_layer_gain[0] = least_layer_gain(self._draft_layer_s, plan.tokens_per_s)
+            self._write_row_prices(costs.rows, costs.verify_s, rate, self._thresholds)
+            self._min_layer_gain[0] = least_layer_gain(costs.draft_layer_s, rate)

@@ -15,8 +15,10 @@ import numpy as np
 from sdengine.core.outputs import StepTree
 from sdengine.core.plan import Outlook, StepPlan, StepReport
 from sdengine.core.sequence import Sequence
+from sdengine.kernels.acceptance_fit import AcceptanceTables, NativeAcceptanceTables
 from sdengine.kernels.programs.limits import NO_LIMITS
 from sdengine.kernels.programs.memory import StagedMemory
+from sdengine.kernels.row_prices import native_row_prices, write_row_prices
 from sdengine.runner.batch_state import HostView
 from sdengine.runner.calibration import Calibrator
 from sdengine.runner.demand import Demand
@@ -53,7 +55,8 @@ class Runner:
         host = workspace.memory.host
         self._memory = workspace.memory
         self._host = HostView(workspace.state, workspace.memory)
-        self._prices = Prices(workspace)
+        is_native = iteration.backend == "cpu"
+        self._prices = Prices(workspace, native_row_prices() if is_native else write_row_prices)
         self._depth_limit = host(workspace.depth_limit)
         self._min_running = host(workspace.min_running)
         self._is_balanced = host(workspace.is_balanced)
@@ -76,11 +79,14 @@ class Runner:
         self._out_stride = verdict.out_tokens.shape[1]
         self._path = host(verdict.path)
         self._clock = StepClock(host(iteration.times_ns), host(workspace.layer_ends_ns))
+        make_tables = NativeAcceptanceTables if is_native else AcceptanceTables
         self._calibrator = Calibrator(
-            host(workspace.calibration),
-            host(verdict.tried),
-            host(verdict.accepted),
-            by_rank=iteration.verifier.draws_children,
+            make_tables(
+                host(workspace.calibration),
+                host(verdict.tried),
+                host(verdict.accepted),
+                by_rank=iteration.verifier.draws_children,
+            )
         )
         self._calibrates = calibrates
         # Whether a step runs while the host does something else.

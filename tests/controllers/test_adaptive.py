@@ -74,8 +74,8 @@ def pauses(depths: list[int]) -> list[int]:
 def test_late_reports_lengthen_a_pause_by_one_step_and_nothing_else() -> None:
     """A verdict is passed once, although one more report of the speculation comes after it."""
     depths = simulate_late(AdaptiveController(COSTS, GrowingSize(8, 16)), 0, 0.49, 1200)
-    # five steps lose 2.45: a pause of fifty times as many at least, however short its turn
-    assert pauses(depths)[:4] == [17, 123, 129, 257]
+    # four steps lose 1.96: a pause of fifty times as many at least, however short its turn
+    assert pauses(depths)[:4] == [13, 99, 129, 257]
     useful = simulate_late(AdaptiveController(COSTS, GrowingSize(8, 16)), 3, 0.4, 500)
     assert set(pauses(useful)[1:-1]) == {3} and sum(depth > 0 for depth in useful) > 450
 
@@ -143,7 +143,7 @@ def test_iterations_follow_one_another_where_nothing_is_decided() -> None:
         for _ in range(min(plan.num_iterations, 8)):
             controller.observe(plan, report)
     trial = [(True, number) for number in (1, 1, 4, 4, 4, 2)]
-    assert num_iterations[:8] == [(False, 16), (False, 8), *trial]
+    assert num_iterations[:8] == [(False, 12), (False, 4), *trial]
     assert num_iterations[8:12] == [(True, 8)] * 4
     assert num_iterations[12] == (False, 2), "plain steps in between"
     assert controller.plan(0).num_iterations == 1
@@ -159,7 +159,7 @@ def plain_and_slow(controller: AdaptiveController, steps: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("long_step_s", "slowdown", "first"), [(0.1, 1.05, 3), (0.1, 1.6, 16), (2.0, 1.0, 16)]
+    ("long_step_s", "slowdown", "first"), [(0.1, 1.05, 3), (0.1, 1.6, 12), (2.0, 1.0, 12)]
 )
 def test_long_steps_that_take_what_was_measured_need_no_others(
     monkeypatch: pytest.MonkeyPatch, long_step_s: float, slowdown: float, first: int

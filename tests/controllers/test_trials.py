@@ -144,8 +144,9 @@ def test_trials_that_earn_nothing_but_their_length_would_cost_far_more(
     for module in (adaptive, turns):
         monkeypatch.setattr(module, "LONGEST_PAUSE", 1024)
     monkeypatch.setattr(accounts, "HOPELESS", 1e9)
+    monkeypatch.setattr(accounts, "FRUITLESS", 0.0)
     before = pair(0.2, 6000, tells=False)
-    assert before.loss > 0.02 and before.loss > 2 * mended.loss, (before.loss, mended.loss)
+    assert before.loss > 0.02 and before.loss > 1.8 * mended.loss, (before.loss, mended.loss)
 
 
 def test_a_trial_ends_when_it_can_hardly_be_won_any_more() -> None:
@@ -167,6 +168,26 @@ def test_a_single_walk_more_is_waited_for() -> None:
         spent.add(9.0, 1)
         verdicts.append([trial.is_lost(spent, batch, 1.0 / batch) for batch in (1, 2)])
     assert verdicts == [[False, False], [False, True], [True, True]]
+
+
+@pytest.mark.parametrize(("cost", "lost_after"), [(1.6, 3), (1.45, 4), (1.3, 7), (1.05, None)])
+def test_walks_that_accept_nothing_end_a_trial_sooner(cost: float, lost_after: int | None) -> None:
+    """A draft token in so many would have to be accepted; a lookup that costs nothing may wait."""
+
+    def first_verdict(accepted_at: int) -> int | None:
+        trial, spent = accounts.Trial(most_loss=100.0), accounts.Spent()
+        for walk in range(1, 17):
+            trial.walk(1, int(walk == accepted_at))
+            trial.add(cost - 1.0)
+            spent.add(cost, 1)
+            if trial.is_lost(spent, 1, 1.0):
+                return walk
+        return None
+
+    assert first_verdict(0) == lost_after
+    after_one = first_verdict(1)
+    assert after_one is None or lost_after is None or after_one >= lost_after
+    assert cost != 1.45 or after_one == 5, "two standard errors"
 
 
 def test_the_last_sequence_of_a_batch_does_not_end_a_trial_that_gains() -> None:

@@ -11,16 +11,15 @@ import torch
 
 from sdengine.core.config import SpeculationConfig
 from sdengine.core.sampling_params import SamplingParams
-from sdengine.kernels.calibration import CELLS, bin_centers, identity_table
-from sdengine.runner.calibration import (
-    EARLY_REFRESHES,
-    STEPS_PER_REFRESH,
+from sdengine.kernels.acceptance_fit import (
     AcceptanceCurve,
-    Calibrator,
+    AcceptanceTables,
     non_decreasing,
     pooled_rates,
     rates_by_rank,
 )
+from sdengine.kernels.calibration import CELLS, bin_centers, identity_table
+from sdengine.runner.calibration import EARLY_REFRESHES, STEPS_PER_REFRESH, Calibrator
 from sdengine.runner.costs import measure_costs
 from tests.engine.conftest import MakeEngine, related_draft, run_all
 
@@ -36,7 +35,8 @@ class Counts:
         self.tables = np.zeros((2, *CELLS), dtype=np.float32)
         self.tried = np.full((2, *CELLS), start, dtype=np.int32)
         self.accepted = self.tried.copy()
-        self.calibrator = Calibrator(self.tables, self.tried, self.accepted, by_rank=True)
+        acceptance = AcceptanceTables(self.tables, self.tried, self.accepted, by_rank=True)
+        self.calibrator = Calibrator(acceptance)
 
     def step(self, slot: int, tried: int, accepted: int) -> None:
         """A step that tests some of the first children of a slot."""
@@ -119,7 +119,7 @@ def test_each_kind_of_request_learns_for_itself() -> None:
     tables, tried, accepted = (
         np.zeros((3, *CELLS), dtype) for dtype in (np.float32, np.int32, np.int32)
     )
-    calibrator = Calibrator(tables, tried, accepted, by_rank=True)
+    calibrator = Calibrator(AcceptanceTables(tables, tried, accepted, by_rank=True))
     for slot, temperature in enumerate((0.0, 0.8, 0.8)):
         calibrator.assign(slot, SamplingParams(max_tokens=4, temperature=temperature))
     tried[1, 1], accepted[1, 1] = 400, 100

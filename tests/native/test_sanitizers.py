@@ -17,7 +17,10 @@ import pytest
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
-FUZZ_SOURCES = sorted(HERE.glob("fuzz_*.cpp"))
+FUZZ_SOURCES = [
+    *sorted(HERE.glob("fuzz_*.cpp")),
+    *(CSRC / "cpu" / f"{name}.cpp" for name in ("acceptance_fit", "row_prices")),
+]
 THREAD_SOURCES = [
     HERE / "threads_main.cpp",
     *(
@@ -88,6 +91,8 @@ def test_fuzzed_algorithms_are_clean(fuzzer: list[str]) -> None:
         "coupled_walk",
         "rejection_walk",
         "commit_plan",
+        "acceptance_fit",
+        "row_prices",
     ):
         assert f"{name}: " in result.stdout
 
