@@ -13,7 +13,7 @@ STAKE = 0.35  # and how much of it a single step: with trees that lose all of it
 HOPELESS_STEPS, HOPELESS_WALKS, HOPELESS = 2, 3, 1.0  # steps of a trial, and walks through trees,
 # after which it ends when a token costs 1 + HOPELESS / sqrt(walks) of a plain one: two standard
 # errors of what a walk accepts, or more. A step of a batch is a walk for each sequence
-FRUITLESS = 0.1  # how likely walks through trees that accepted nothing at all may be for a draft
+FRUITLESS = 0.15  # how likely walks through trees that accepted nothing at all may be for a draft
 # that would pay: then it ends, too
 
 

@@ -170,7 +170,7 @@ def test_a_single_walk_more_is_waited_for() -> None:
     assert verdicts == [[False, False], [False, True], [True, True]]
 
 
-@pytest.mark.parametrize(("cost", "lost_after"), [(1.6, 3), (1.45, 4), (1.3, 7), (1.05, None)])
+@pytest.mark.parametrize(("cost", "lost_after"), [(1.6, 3), (1.45, 4), (1.3, 6), (1.05, None)])
 def test_walks_that_accept_nothing_end_a_trial_sooner(cost: float, lost_after: int | None) -> None:
     """A draft token in so many would have to be accepted; a lookup that costs nothing may wait."""
 
