@@ -163,8 +163,8 @@ class AdaptiveController:
     def _take_in_settled(
         self, num_decoding: int, reports: list[tuple[StepPlan, StepReport]]
     ) -> None:
-        """What `_take_in` does, for steady steps of speculation that won its trial, in a third of
-        the time. Tokens and seconds count in all of them: in every other one, a drafter that is
+        """What `_take_in` does, for steady steps of speculation that won its trial, with a third of
+        the calls. Tokens and seconds count in all of them: in every other one, a drafter that is
         right once in twelve steps was taken for useless."""
         turns, pace = self._turns, self._pace
         turns.plain_run = 0
@@ -253,7 +253,9 @@ class AdaptiveController:
 
 
 def _are_alike(reports: list[tuple[StepPlan, StepReport]], num_decoding: int) -> bool:
-    """Whether all are of steady steps with trees, of so many sequences."""
+    """Whether all are of steady steps with trees, of so many sequences, at least one."""
+    if num_decoding == 0:
+        return False
     for plan, report in reports:
         if plan.depth == 0 or not report.is_steady or len(report.num_accepted) != num_decoding:
             return False
