@@ -17,8 +17,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from sdengine.kernels.cpu_library import load_cpu
-
 __all__ = ["WriteRowPrices", "native_row_prices", "write_row_prices"]
 
 WriteRowPrices = Callable[[Sequence[int], Sequence[float], float, np.ndarray], None]
@@ -53,6 +51,10 @@ def native_row_prices() -> WriteRowPrices:
     Raises:
         BackendUnavailable, ConfigError: there is none, or not for this machine.
     """
+    # Not above: costs are read by commands that do without torch, which the extension's loader
+    # imports.
+    from sdengine.kernels.cpu_library import load_cpu
+
     native = load_cpu().write_row_prices
 
     def write(

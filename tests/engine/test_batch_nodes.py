@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sdengine.controllers import turns
 from sdengine.controllers.adaptive import AdaptiveController
 from sdengine.controllers.tree_size import GrowingSize
 from sdengine.core.config import SpeculationConfig
@@ -121,8 +122,12 @@ def test_each_plan_has_a_limit_of_its_own(
     assert np.isfinite(engine.iteration.workspace.thresholds.numpy()).all()
 
 
-def test_adaptive_trees_of_ngrams_begin_small(make_engine: MakeEngine) -> None:
-    """Two nodes a sequence, where rows cost nothing that would cut them and text is ambiguous."""
+def test_adaptive_trees_of_ngrams_begin_small(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two nodes a sequence, where rows cost nothing that would cut them and text is ambiguous: by
+    the seventeenth token all three texts have repeated themselves in more than one way."""
+    monkeypatch.setattr(turns, "FIRST_PLAIN_STEPS", 16)
     engine = engine_with(make_engine, replace(NGRAM, max_batch_nodes=None))
     flat = CostModel((1, 64), (1e-6, 1e-6), 0.0, 0.0)
     engine.controller = AdaptiveController(flat, GrowingSize(8, 16))
