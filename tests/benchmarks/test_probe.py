@@ -157,7 +157,7 @@ def test_the_bundled_pair_is_probed_from_end_to_end(capsys) -> None:
 
 
 def test_a_table_of_costs_decides_instead_of_the_clock(capsys) -> None:
-    argv = ["--held-out", "2", "--max-tokens", "48", "--repeats", "1", "--max-nodes", "5"]
+    argv = ["--held-out", "3", "--max-tokens", "48", "--repeats", "1", "--max-nodes", "5"]
     argv += ["--temperatures", "0", "--json", "--check", "2", "5", "adaptive"]
     argv += ["--step-costs", "1.1b-avx2"]
     found = []
@@ -174,7 +174,7 @@ def test_a_table_of_costs_decides_instead_of_the_clock(capsys) -> None:
     # by the table a step of 3 rows and 2 draft layers at most takes 70.5 ms, a plain one 63.1
     step = verdict["predictions"][1]["plain_steps"]
     assert (2.3 + 66.6 + 0.2) / 63.1 - 1e-6 <= step <= (2.3 + 1.4 + 66.6 + 0.2) / 63.1 + 1e-6
-    assert abs(two["error"]) < 0.1 and abs(five["error"]) < 0.1
+    assert abs(two["error"]) < 0.07 and abs(five["error"]) < 0.07
     assert 0.7 < adaptive["measured"] < 6.0
 
 
