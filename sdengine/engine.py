@@ -311,7 +311,8 @@ class Engine:
             self._is_torn = True
             for request in self._book.unfinished():
                 self._abort(request)
-            self._settle()
+            if self._runner.runs_ahead:
+                self._settle()
             self._is_closed, self._is_torn = True, False
             self._commits, self._flight = [], None
             del self._runner, self._controller
@@ -329,7 +330,8 @@ class Engine:
                 self._runner.release(slot)
 
     def _begin(self) -> None:
-        self.require_open()
+        if self._is_closed:
+            raise closed()
         if self._is_torn:
             self._end_all()
 
@@ -348,7 +350,7 @@ class Engine:
     def require_open(self) -> None:
         """Raises EngineFailed when the engine has been closed."""
         if self._is_closed:
-            raise EngineFailed.from_parts("an open engine", "a closed one", "make another")
+            raise closed()
 
     def _check_call(self) -> None:
         """Refuses a call in the middle of another. Two that pass this at the same moment take
@@ -368,7 +370,8 @@ class Engine:
         flight, self._flight = self._flight, None
         if flight is not None and flight.is_needed:
             return flight
-        self._settle()
+        if self._runner.runs_ahead:
+            self._settle()
         schedule = self._scheduler.schedule()
         most = max_iterations
         if most > 1:
@@ -379,9 +382,8 @@ class Engine:
 
     def _settle(self) -> None:
         """Lets a device come to the end of what it was given, of which no one wants to know."""
-        if self._runner.runs_ahead:
-            self._runner.drain()
-            self._scheduler.let_go()
+        self._runner.drain()
+        self._scheduler.let_go()
 
     def _start_ahead(self, flight: Flight) -> Flight | None:
         """The iteration after `flight`, started before that is read; None where that has to be read
@@ -432,6 +434,11 @@ class Engine:
         self._runner.release(slot)
         if request.is_finished:
             self._book.close(request)
+
+
+def closed() -> EngineFailed:
+    """The answer to a call of an engine that is no more."""
+    return EngineFailed.from_parts("an open engine", "a closed one", "make another")
 
 
 def forked() -> EngineFailed:

@@ -19,11 +19,18 @@ import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from sdengine.errors import CheckpointError
 
-__all__ = ["DecoderRules", "Detokenizer", "parse_decoder"]
+__all__ = [
+    "ByteDetokenizer",
+    "DecoderRules",
+    "Detokenizer",
+    "PieceDetokenizer",
+    "byte_level_bytes",
+    "parse_decoder",
+]
 
 REPLACEMENT = "\ufffd"
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -31,10 +38,9 @@ BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 @dataclass(frozen=True, slots=True)
 class DecoderRules:
-    """How the strings of tokens become text.
+    """How the strings of tokens become text, in sentencepiece style.
 
     Args:
-        is_byte_level: characters stand for bytes; the other fields are unused then.
         replacements: (pattern, replacement) applied to every token, in order.
         has_byte_tokens: whether `<0x..>` tokens stand for bytes.
         strip: character dropped at the beginning of the text.
@@ -42,7 +48,6 @@ class DecoderRules:
         first_token_drops: characters dropped wherever they stand in the first token.
     """
 
-    is_byte_level: bool = False
     replacements: tuple[tuple[str, str], ...] = ()
     has_byte_tokens: bool = False
     strip: str = " "
@@ -50,8 +55,11 @@ class DecoderRules:
     first_token_drops: str = ""
 
 
-def parse_decoder(spec: Mapping[str, Any] | None) -> DecoderRules:
+def parse_decoder(spec: Mapping[str, Any] | None) -> DecoderRules | None:
     """Read the decoder section of tokenizer.json.
+
+    Returns:
+        None for byte-level BPE, which has no rules but its alphabet.
 
     Raises:
         CheckpointError: a decoder that streaming is not implemented for; the message names it.
@@ -64,7 +72,7 @@ def parse_decoder(spec: Mapping[str, Any] | None) -> DecoderRules:
         return DecoderRules(replacements=((mark, " "),), first_token_drops="" if is_kept else mark)
     steps = list(spec["decoders"]) if spec["type"] == "Sequence" else [spec]
     if [step["type"] for step in steps] == ["ByteLevel"]:
-        return DecoderRules(is_byte_level=True)
+        return None
     replacements: list[tuple[str, str]] = []
     while steps and steps[0]["type"] == "Replace" and "String" in steps[0]["pattern"]:
         step = steps.pop(0)
@@ -87,8 +95,51 @@ def parse_decoder(spec: Mapping[str, Any] | None) -> DecoderRules:
     )
 
 
-class Detokenizer:
-    """Incremental text of one sequence of tokens.
+class Detokenizer(Protocol):
+    """Incremental text of one sequence of tokens."""
+
+    @property
+    def num_held_back(self) -> int:
+        """Whole characters that were pushed and are held back."""
+
+    def push(self, token_ids: Iterable[int]) -> str:
+        """Append tokens and return the text that is certain now and was not before."""
+
+    def finish(self) -> str:
+        """Return what was held back, with replacement characters for what stayed unfinished."""
+
+
+class ByteDetokenizer:
+    """Byte-level BPE's.
+
+    Args:
+        bytes_of: token id -> the token's bytes, none for what has no text. Asked for every token
+            that is generated.
+    """
+
+    __slots__ = ("_bytes_of", "_unfinished")
+
+    def __init__(self, bytes_of: Callable[[int], bytes]) -> None:
+        self._bytes_of = bytes_of
+        self._unfinished = b""  # character
+
+    @property
+    def num_held_back(self) -> int:
+        return 0
+
+    def push(self, token_ids: Iterable[int]) -> str:
+        waiting = self._unfinished + b"".join(map(self._bytes_of, token_ids))
+        text, num_used = codecs.utf_8_decode(waiting, "replace", False)
+        self._unfinished = waiting[num_used:]
+        return text
+
+    def finish(self) -> str:
+        unfinished, self._unfinished = self._unfinished, b""
+        return unfinished.decode("utf-8", "replace")
+
+
+class PieceDetokenizer:
+    """That of sentencepiece style.
 
     Args:
         rules: of the tokenizer.
@@ -115,27 +166,15 @@ class Detokenizer:
 
     @property
     def num_held_back(self) -> int:
-        """Whole characters that were pushed and are held back: those of a run of byte tokens."""
+        """Those of a run of byte tokens."""
         return len(codecs.utf_8_decode(self._byte_run, "replace", False)[0])
 
     def push(self, token_ids: Iterable[int]) -> str:
-        """Append tokens and return the text that is certain now and was not before."""
         pieces = map(self._piece, token_ids)
-        if self._rules.is_byte_level:
-            return self._decode(b"".join(map(byte_level_bytes, filter(None, pieces))), False)
         return self._strip("".join([self._text_of(p) for p in pieces if p is not None]))
 
     def finish(self) -> str:
-        """Return what was held back, with replacement characters for what stayed unfinished."""
-        if self._rules.is_byte_level:
-            return self._decode(b"", True)
         return self._strip(self._end_of_run())
-
-    def _decode(self, new_bytes: bytes, is_final: bool) -> str:
-        waiting = self._byte_run + new_bytes
-        text, num_used = codecs.utf_8_decode(waiting, "replace", is_final)
-        self._byte_run = waiting[num_used:]
-        return text
 
     def _text_of(self, piece: str) -> str:
         rules = self._rules
@@ -181,7 +220,6 @@ def byte_alphabet() -> dict[str, int]:
     return alphabet
 
 
-@functools.lru_cache(maxsize=1 << 16)
 def byte_level_bytes(piece: str) -> bytes:
     """Return the bytes of a byte-level token; one with a foreign character (an added token) is
     plain text.

@@ -19,7 +19,9 @@ from sdengine.core.argument import python_command
 from sdengine.errors import CheckpointError, ConfigError, RequestError
 from sdengine.model.detokenizer import (
     BYTE_TOKEN,
+    ByteDetokenizer,
     Detokenizer,
+    PieceDetokenizer,
     byte_level_bytes,
     parse_decoder,
 )
@@ -60,6 +62,7 @@ class Tokenizer:
     __slots__ = (
         "_added",
         "_backend",
+        "_ordinary_bytes",
         "_ordinary_piece",
         "_prefix",
         "_rules",
@@ -81,6 +84,7 @@ class Tokenizer:
         self._added: dict[int, AddedToken] = backend.get_added_tokens_decoder()
         # For every token that is generated; the backend's own look-up makes a new string each time.
         self._ordinary_piece = functools.cache(self._find_ordinary_piece)
+        self._ordinary_bytes = functools.cache(self._find_ordinary_bytes)
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
         self._prefix, self._suffix = self._flagged_specials(settings)
 
@@ -121,8 +125,12 @@ class Tokenizer:
             skip_special_tokens: leave special tokens out of the text.
             continues_text: the tokens continue a prompt, so that a leading space is kept.
         """
+        if self._rules is None:
+            return ByteDetokenizer(
+                self._ordinary_bytes if skip_special_tokens else self.token_bytes
+            )
         piece = self._ordinary_piece if skip_special_tokens else self._backend.id_to_token
-        return Detokenizer(self._rules, piece, continues_text=continues_text)
+        return PieceDetokenizer(self._rules, piece, continues_text=continues_text)
 
     def token_text(self, token_id: int) -> str:
         """Return the text of one token in the middle of a text, special tokens included."""
@@ -136,7 +144,7 @@ class Tokenizer:
         piece: str | None = self._backend.id_to_token(token_id)
         if piece is None:
             return b""
-        if self._rules.is_byte_level:
+        if self._rules is None:
             return byte_level_bytes(piece)
         byte = BYTE_TOKEN.fullmatch(piece) if self._rules.has_byte_tokens else None
         return bytes.fromhex(byte[1]) if byte else self.token_text(token_id).encode("utf-8")
@@ -204,6 +212,9 @@ class Tokenizer:
             return None
         piece: str | None = self._backend.id_to_token(token_id)
         return piece
+
+    def _find_ordinary_bytes(self, token_id: int) -> bytes:
+        return b"" if self.is_special(token_id) else self.token_bytes(token_id)
 
     def _special_id(self, name: str) -> int | None:
         token = self.special_tokens.get(name)

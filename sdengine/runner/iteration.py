@@ -91,6 +91,8 @@ class Iteration:
         self.penalties = PenaltyBuffers.allocate(memory, sizes.max_num_seqs, sizes.vocab_size)
         self.verdict = allocate_verdict(memory, sizes)
         self.backend = backend
+        # Whether programs differ by their limits: a device's grids are of a fixed size.
+        self.is_on_device = backend in ("triton", "cuda")
         self._cache = cache
         self.verifier = verifier
         self._branches = branches
@@ -126,11 +128,6 @@ class Iteration:
             program = self._record(variant)
             if isinstance(program, StagedProgram):
                 program.prepare()
-
-    @property
-    def is_on_device(self) -> bool:
-        """Whether programs differ by their limits: a device's grids are of a fixed size."""
-        return self.backend in ("triton", "cuda")
 
     def limits(self, demand: Demand) -> Limits:
         """Of the smallest program that serves so much; none where one serves all."""

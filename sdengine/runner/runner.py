@@ -93,7 +93,8 @@ class Runner:
         self.runs_ahead = isinstance(workspace.memory, StagedMemory)
         self._has_drafter = iteration.drafter is not None
         self._has_draft_cache = self._has_drafter and iteration.drafter.cache is not None
-        self._num_tokens = 0
+        self._num_tokens = self._num_decoding = 0  # of the step that is prepared
+        self._num_missing = self._longest_missing = 0  # draft tokens of it
         self._most_ahead = 0  # tokens that the step under way may add to each
         self._prepared_at = 0.0
         self.reports = [StepReport((), 0, 0, 0.0, 0.0, 0.0, False)]  # of the last step
@@ -147,7 +148,7 @@ class Runner:
             num_decoding += entry.decodes
         if self._has_draft_cache:
             self._count_missing(schedule, after)
-        self._num_tokens = num_tokens
+        self._num_tokens, self._num_decoding = num_tokens, num_decoding
         self._most_ahead = 0 if after is None else after.max_tokens
         return num_decoding
 
@@ -188,14 +189,9 @@ class Runner:
         scheduled = schedule.scheduled
         is_drafting = self._has_drafter and plan.depth > 0
         catches_up = (
-            not is_drafting
-            and self._has_draft_cache
-            and not all(entry.decodes for entry in scheduled)
+            not is_drafting and self._has_draft_cache and self._num_decoding < len(scheduled)
         )
         is_following = self._has_draft_cache and (is_drafting or catches_up)
-        missing: list[int] = []
-        if is_following:
-            missing = [self._most_missing[entry.sequence.slot] for entry in scheduled]
         if is_drafting:
             self._depth_limit[0] = min(plan.depth, self._sizes.max_depth)
             # Who waits gets the place of whoever ends first: then the sum of all is what counts.
@@ -211,8 +207,8 @@ class Runner:
             num_iterations,
             is_drafting,
             is_following,
-            num_missing=sum(missing),
-            is_catching_up=is_drafting and max(missing, default=0) > MAX_STEADY_PENDING,
+            num_missing=self._num_missing if is_following else 0,
+            is_catching_up=is_drafting and self._longest_missing > MAX_STEADY_PENDING,
             num_tokens=self._num_tokens,
             prepared_at=self._prepared_at,
         )
@@ -336,16 +332,21 @@ class Runner:
 
     def _count_missing(self, schedule: Schedule, after: Flight | None) -> None:
         """Notes how many tokens the draft's cache lacks of every sequence, at most."""
-        most_missing = self._most_missing
+        total = longest = 0
         for entry in schedule.scheduled:
             sequence = entry.sequence
             if after is None:
                 end = sequence.num_computed + entry.num_tokens
-                most_missing[sequence.slot] = end - sequence.num_draft_computed
+                missing = end - sequence.num_draft_computed
             elif after.is_following:
-                most_missing[sequence.slot] = MAX_STEADY_PENDING
+                missing = MAX_STEADY_PENDING
             else:
-                most_missing[sequence.slot] += 1  # the token that a plain step commits
+                missing = self._most_missing[sequence.slot] + 1  # what a plain step commits
+            self._most_missing[sequence.slot] = missing
+            total += missing
+            if missing > longest:
+                longest = missing
+        self._num_missing, self._longest_missing = total, longest
 
 
 def items(array: np.ndarray) -> memoryview:

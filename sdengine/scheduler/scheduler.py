@@ -107,9 +107,10 @@ class Scheduler:
             if entry is not None:
                 budget -= extra
                 step.scheduled.append(entry)
-        if not step.preempted_slots:
-            self._admit(step, budget)
-        step.has_waiting = bool(self.waiting)
+        if self.waiting:
+            if not step.preempted_slots:
+                self._admit(step, budget)
+            step.has_waiting = bool(self.waiting)
         return step
 
     def schedule_ahead(self, running: Schedule, max_tokens: int) -> Schedule | None:
@@ -213,7 +214,7 @@ class Scheduler:
             sequence.num_drafted_blocks = drafted
 
     def _admit(self, step: Schedule, budget: int) -> None:
-        if self.waiting and self._free_slots and budget > 0:
+        if self._free_slots and budget > 0:
             for sequence in self.running:
                 self._publish(sequence)
         while self.waiting and self._free_slots and budget > 0:

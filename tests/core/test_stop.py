@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.core.sequence import Sequence
 from sdengine.core.stop import HeldBack, StopChecker, TextStream
-from sdengine.model.detokenizer import DecoderRules, Detokenizer
+from sdengine.model.detokenizer import DecoderRules, PieceDetokenizer
 
 EOS = 0
 LETTERS = "_abcdefghij"
@@ -32,9 +32,11 @@ class Letters:
         return ""
 
 
-def byte_run_stream() -> Detokenizer:
+def byte_run_stream() -> PieceDetokenizer:
     """Letters, and the bytes of a character that are held back until another token comes."""
-    return Detokenizer(DecoderRules(has_byte_tokens=True), BYTE_PIECES.get, continues_text=True)
+    return PieceDetokenizer(
+        DecoderRules(has_byte_tokens=True), BYTE_PIECES.get, continues_text=True
+    )
 
 
 def checker(stream: TextStream | None = None, **params: object) -> tuple[Sequence, StopChecker]:
@@ -81,7 +83,7 @@ def test_stop_string_across_token_borders(keep: bool) -> None:
 @pytest.mark.parametrize("stops", [["bcd", "bc"], ["bc", "bcd"]])
 def test_of_stop_strings_that_begin_together_the_shorter_is_found(stops: list[str]) -> None:
     """As it is where every character is a token."""
-    stream = Detokenizer(DecoderRules(), {7: "abcde"}.get, continues_text=True)
+    stream = PieceDetokenizer(DecoderRules(), {7: "abcde"}.get, continues_text=True)
     sequence, stop = checker(stream, stop=stops, include_stop_str_in_output=True)
     cut = stop.accept([7])
     assert (cut.finish_reason, cut.stop_reason, sequence.text) == ("stop", "bc", "abc")
