@@ -9,6 +9,9 @@
 A row sees a path of keys: the prefix, then its ancestors in the order of the mask bits, then
 itself. The result depends on that path alone, bit for bit: not on where the keys lie, nor on other
 rows, sequences or threads. So a tree row gives exactly what plain decoding gives for its path.
+
+Sums are float32. A CPU with dot products of bfloat16 and a GPU's tensor cores take the operands of
+a product in 16 bits where the cache has 16: queries and probabilities are rounded then.
 """
 
 from __future__ import annotations

@@ -10,6 +10,10 @@
 //   positions for every output element;
 // - the row: splits merged one by one in the order of positions.
 // No step depends on which other rows, queries or keys are computed along with it.
+//
+// Where a processor has dot products of bfloat16 and the cache is bfloat16, two dims of a score and
+// two positions of acc (2 j and 2 j + 1 of their split) are one instruction, and the scaled query
+// and p, not its sum, are rounded to bfloat16 before: attention_dots.h.
 #pragma once
 
 #include "cpu/packed_keys.h"
@@ -29,7 +33,7 @@ constexpr int kMaxQueries = 128;  // (row, head) pairs that share one pass over 
 SDE_INLINE int64_t padded(int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
 
 // total[q][v] = sum over d in [first, last), in order, of queries[q][d] * dim d of the keys from
-// first_key + v * kLanes on.
+// first_key + v * kLanes on. Of what kind Keys are: PackedKeys, or those of attention_dots.h.
 template <int Q, int V, class T>
 SDE_INLINE void score_chain(const float* queries, int64_t query_stride, PackedKeys<T> keys,
                             int64_t first_key, int64_t first, int64_t last, Vec (&total)[Q][V]) {
@@ -50,8 +54,8 @@ SDE_INLINE void score_chain(const float* queries, int64_t query_stride, PackedKe
 
 // scores[q * score_stride + i] = queries[q] . key i, for Q queries and `count` packed keys; what
 // follows, up to kSubtile, means nothing.
-template <int Q, class T>
-void score_queries(const float* queries, int64_t query_stride, PackedKeys<T> keys, int64_t count,
+template <int Q, class Keys>
+void score_queries(const float* queries, int64_t query_stride, Keys keys, int64_t count,
                    int64_t head_dim, float* scores, int64_t score_stride) {
   constexpr int kWide = Q < 3 ? 4 : 2;  // at most eight accumulators: sixteen registers on AVX2
   constexpr int V = kWide * kLanes < kSubtile ? kWide : kSubtile / kLanes;
@@ -71,8 +75,8 @@ void score_queries(const float* queries, int64_t query_stride, PackedKeys<T> key
 }
 
 // The same for any number of queries.
-template <class T>
-void score_all(const float* queries, int64_t num_queries, int64_t query_stride, PackedKeys<T> keys,
+template <class Keys>
+void score_all(const float* queries, int64_t num_queries, int64_t query_stride, Keys keys,
                int64_t count, int64_t head_dim, float* scores, int64_t score_stride) {
   for (int64_t q = 0; q < num_queries; q += kQueryBlock) {
     const float* from = queries + q * query_stride;
@@ -99,10 +103,25 @@ void score_all(const float* queries, int64_t num_queries, int64_t query_stride, 
   }
 }
 
-// acc[q][d .. d + V lanes) += sum over i in order of probs[q * kSplit + i] * values[i][d ..).
-template <int Q, int V, bool kPartial, class T>
-SDE_INLINE void accumulate_block(const float* probs, const T* const* values, int64_t count,
-                                 int64_t d, int lanes, float* acc, int64_t acc_stride) {
+// Values of positions in order, where their rows lie.
+template <class T>
+struct ValueRows {
+  const T* const* rows;
+
+  // Dims from d on of position i: a vector of them, or the `lanes` that are left.
+  SDE_INLINE Vec at(int64_t i, int64_t d) const { return load_as_float(rows[i] + d); }
+  SDE_INLINE Vec at(int64_t i, int64_t d, int lanes) const {
+    return load_as_float_partial(rows[i] + d, lanes);
+  }
+  static SDE_INLINE Vec add_product(Vec sum, Vec prob, Vec values) {
+    return fma(prob, values, sum);
+  }
+};
+
+// acc[q][d .. d + V lanes) += sum over i in order of probs[q * kSplit + i] * values.at(i, d).
+template <int Q, int V, bool kPartial, class Values>
+SDE_INLINE void accumulate_block(const float* probs, Values values, int64_t count, int64_t d,
+                                 int lanes, float* acc, int64_t acc_stride) {
   Vec total[Q][V];
   for (int q = 0; q < Q; ++q) {
     for (int v = 0; v < V; ++v) total[q][v] = load(acc + q * acc_stride + d + v * kLanes);
@@ -110,12 +129,15 @@ SDE_INLINE void accumulate_block(const float* probs, const T* const* values, int
   for (int64_t i = 0; i < count; ++i) {
     Vec x[V];
     for (int v = 0; v < V; ++v) {
-      const T* p = values[i] + d + v * kLanes;
-      x[v] = kPartial ? load_as_float_partial(p, lanes) : load_as_float(p);
+      if constexpr (kPartial) {
+        x[v] = values.at(i, d, lanes);
+      } else {
+        x[v] = values.at(i, d + v * kLanes);
+      }
     }
     for (int q = 0; q < Q; ++q) {
       const Vec p = broadcast(probs[q * kSplit + i]);
-      for (int v = 0; v < V; ++v) total[q][v] = fma(p, x[v], total[q][v]);
+      for (int v = 0; v < V; ++v) total[q][v] = Values::add_product(total[q][v], p, x[v]);
     }
   }
   for (int q = 0; q < Q; ++q) {
@@ -125,9 +147,9 @@ SDE_INLINE void accumulate_block(const float* probs, const T* const* values, int
 
 // Dims from d on, V vectors at a time as long as they fill, then half as many; returns where the
 // last vector ended.
-template <int Q, int V, class T>
-SDE_INLINE int64_t accumulate_dims(const float* probs, const T* const* values, int64_t count,
-                                   int64_t d, int64_t head_dim, float* acc, int64_t acc_stride) {
+template <int Q, int V, class Values>
+SDE_INLINE int64_t accumulate_dims(const float* probs, Values values, int64_t count, int64_t d,
+                                   int64_t head_dim, float* acc, int64_t acc_stride) {
   for (; d + V * kLanes <= head_dim; d += V * kLanes) {
     accumulate_block<Q, V, false>(probs, values, count, d, kLanes, acc, acc_stride);
   }
@@ -137,8 +159,8 @@ SDE_INLINE int64_t accumulate_dims(const float* probs, const T* const* values, i
     return accumulate_dims<Q, V / 2>(probs, values, count, d, head_dim, acc, acc_stride);
 }
 
-template <int Q, class T>
-void accumulate_queries(const float* probs, const T* const* values, int64_t count, int64_t head_dim,
+template <int Q, class Values>
+void accumulate_queries(const float* probs, Values values, int64_t count, int64_t head_dim,
                         float* acc, int64_t acc_stride) {
   constexpr int V = Q == 1 ? 8 : Q == 2 ? 4 : 2;  // eight independent chains hide the latency
   const int64_t d = accumulate_dims<Q, V>(probs, values, count, 0, head_dim, acc, acc_stride);
@@ -149,9 +171,9 @@ void accumulate_queries(const float* probs, const T* const* values, int64_t coun
 }
 
 // `queries` rows of probs and acc (1 to kQueryBlock) over the same values.
-template <class T>
-void accumulate(int64_t queries, const float* probs, const T* const* values, int64_t count,
-                int64_t head_dim, float* acc, int64_t acc_stride) {
+template <class Values>
+void accumulate(int64_t queries, const float* probs, Values values, int64_t count, int64_t head_dim,
+                float* acc, int64_t acc_stride) {
   if (count <= 0) return;
   switch (queries) {
     case 1:
@@ -198,8 +220,14 @@ SDE_INLINE Vec exp2_nonpositive(Vec x) {
   return select(less_equal(broadcast(-125.0f), x), scaled, max(zeros(), x));
 }
 
+// Probabilities in the place of their scores.
+struct Floats {
+  static SDE_INLINE void put(float* scores, int64_t i, Vec probs) { store(scores + i, probs); }
+};
+
 // Turns the scores of columns [begin, end) of a split into probabilities relative to their maximum,
-// in place.
+// which Probs puts in their place. Columns beside them that share a vector become 0.
+template <class Probs>
 SDE_INLINE Softmax softmax_split(float* scores, int64_t begin, int64_t end) {
   const int64_t first = begin / kLanes * kLanes;
   const int64_t last = (end + kLanes - 1) / kLanes * kLanes;
@@ -212,7 +240,7 @@ SDE_INLINE Softmax softmax_split(float* scores, int64_t begin, int64_t end) {
   Vec total = zeros();
   for (int64_t i = first; i < last; i += kLanes) {
     const Vec p = exp2_nonpositive(load(scores + i) - broadcast(top));
-    store(scores + i, p);
+    Probs::put(scores, i, p);
     total = total + p;
   }
   return {top, sum(total)};

@@ -4,9 +4,12 @@
 // Queries of a tile are numbered row * group + head: the heads of a row are neighbours. The
 // unmasked prefix is scored and summed for all queries together; the ancestors of tree rows are
 // scored together (each tree key that any row sees, once) and summed row by row.
+// Sums of values are in attention_values.h.
 #pragma once
 
-#include "cpu/attention_math.h"
+#include <type_traits>
+
+#include "cpu/attention_dots.h"
 #include "cpu/tree_attention.h"
 
 namespace sdengine {
@@ -61,6 +64,10 @@ struct TileSpan {
 
 template <class T>
 class Tile {
+  static constexpr bool kPairs = kHasDots && std::is_same_v<T, uint16_t>;
+  using Keys = std::conditional_t<kPairs, KeyPairs, PackedKeys<T>>;
+  using Probs = std::conditional_t<kPairs, Halves, Floats>;
+
  public:
   explicit Tile(const TreeAttentionArgs& args)
       : args_(args),
@@ -119,9 +126,12 @@ class Tile {
   void sum_probabilities(int64_t split_begin);
   void accumulate_prefix();
   void accumulate_subtile(int64_t first, int64_t last);
-  template <class U>
-  void accumulate_range(int64_t first, int64_t last, const U* const* values);
+  template <class Add>
+  void accumulate_range(int64_t first, int64_t last, Add add);
   void accumulate_ancestors();
+  void accumulate_pairs(int64_t first, int64_t last);
+  void accumulate_lone(int64_t query, int64_t count, int64_t column, const T* value);
+  int64_t pair_ancestors(int64_t row, const T** values) const;
 
   const TreeAttentionArgs& args_;
   const int64_t group_;
@@ -142,6 +152,7 @@ class Tile {
   int64_t row_end_[kMaxQueries];
   int64_t tree_column_[kMaxQueries];  // column of the first ancestor in this split
   int64_t tree_count_[kMaxQueries];   // ancestors in this split
+  bool shares_pair_[kMaxQueries];     // whether the first of them and the last of the prefix do
   uint16_t tree_keys_[kMaxQueries][kSplit];
   int64_t prefix_ahead_ = 0;  // end of the keys that are looked up: one subtile more
   const T* prefix_keys_[kSplit + kSubtile];
@@ -150,7 +161,8 @@ class Tile {
   alignas(64) float scores_[kMaxQueries * kSplit];
   alignas(64) float acc_[kMaxQueries * kMaxHeadDim];
   alignas(64) float state_acc_[kMaxQueries * kMaxHeadDim];
-  alignas(64) float packed_[kSubtile * kMaxHeadDim];  // keys transposed, or values widened
+  alignas(
+      64) float packed_[kSubtile * kMaxHeadDim];  // keys transposed, or values widened or paired
 };
 
 template <class T>
@@ -165,7 +177,11 @@ void Tile<T>::start(const TileSpan& span, int64_t kv_head) {
   for (int64_t q = 0; q < num_queries(); ++q) {
     const float* from = args_.qkv + (span.first_row + q / group_) * row_width +
                         (kv_head * group_ + q % group_) * args_.head_dim;
-    for (int64_t d = 0; d < args_.head_dim; ++d) queries_[q * stride_ + d] = from[d] * scale;
+    if constexpr (kPairs) {
+      round_query(from, scale, args_.head_dim, queries_ + q * stride_);
+    } else {
+      for (int64_t d = 0; d < args_.head_dim; ++d) queries_[q * stride_ + d] = from[d] * scale;
+    }
     state_[q] = {0.0f, 0.0f};
   }
 }
@@ -226,7 +242,8 @@ void Tile<T>::score_prefix() {
       next_keys.step();
       values.step();
     });
-    score_all(queries_, num_queries(), stride_, packed, count, args_.head_dim, scores_ + c, kSplit);
+    score_all(queries_, num_queries(), stride_, Keys{packed.data}, count, args_.head_dim,
+              scores_ + c, kSplit);
   }
 }
 
@@ -237,6 +254,7 @@ bool Tile<T>::find_ancestors(int64_t split_begin) {
   for (int64_t r = 0; r < span_.num_rows; ++r) {
     const RowView& row = rows_[r];
     tree_count_[r] = 0;
+    shares_pair_[r] = false;
     tree_column_[r] = larger(0, row.tree_first() - split_begin);
     if (row.tree_count == 0 || row.tree_begin >= split_begin + kSplit ||
         row.tree_begin + row.tree_count <= split_begin) {
@@ -250,7 +268,12 @@ bool Tile<T>::find_ancestors(int64_t split_begin) {
         tree_keys_[r][tree_count_[r]++] = static_cast<uint16_t>(w * 64 + __builtin_ctzll(bits));
       }
     }
-    found = found || tree_count_[r] > 0;
+    if (tree_count_[r] == 0) continue;
+    found = true;
+    if (kPairs && tree_column_[r] % 2 == 1 && row_end_[r] == tree_column_[r]) {
+      shares_pair_[r] = true;
+      --row_end_[r];
+    }
   }
   return found;
 }
@@ -270,7 +293,8 @@ void Tile<T>::score_ancestors() {
   const auto flush = [&] {
     for (int64_t i = found; i % 8 != 0; ++i) keys[i] = keys[0];
     const auto packed = pack_keys(keys, found, args_.head_dim, packed_, [] {});
-    score_all(queries_, num_queries(), stride_, packed, found, args_.head_dim, scores, kSubtile);
+    score_all(queries_, num_queries(), stride_, Keys{packed.data}, found, args_.head_dim, scores,
+              kSubtile);
     for (int64_t r = 0; r < span_.num_rows; ++r) {
       for (int64_t t = 0; t < tree_count_[r]; ++t) {
         const int slot = slot_of[tree_keys_[r][t]];
@@ -301,87 +325,8 @@ void Tile<T>::sum_probabilities(int64_t split_begin) {
     const int64_t begin = larger(0, rows_[r].begin() - split_begin);
     const int64_t end = smaller(kSplit, rows_[r].end() - split_begin);
     for (int64_t q = r * group_; q < (r + 1) * group_; ++q) {
-      sums_[q] =
-          begin < end ? softmax_split(scores_ + q * kSplit, begin, end) : Softmax{0.0f, 0.0f};
-    }
-  }
-}
-
-template <class T>
-void Tile<T>::accumulate_prefix() {
-  for (int64_t c = prefix_begin_; c < prefix_end_;) {
-    const int64_t last = smaller(prefix_end_, (c / kSubtile + 1) * kSubtile);
-    accumulate_subtile(c, last);
-    c = last;
-  }
-}
-
-// Values of columns [first, last): sixteen bits are widened once when enough queries share them.
-template <class T>
-void Tile<T>::accumulate_subtile(int64_t first, int64_t last) {
-  const T* values[kSubtile];
-  for (int64_t c = first; c < last; ++c) values[c - first] = prefix_keys_[c] + plane_;
-  if (sizeof(T) == sizeof(float) || num_queries() <= 2 * kQueryBlock ||
-      args_.head_dim % kLanes != 0) {
-    accumulate_range(first, last, values);
-    return;
-  }
-  const float* wide[kSubtile];
-  for (int64_t i = 0; i < last - first; ++i) {
-    float* to = packed_ + i * stride_;
-    for (int64_t d = 0; d < args_.head_dim; d += kLanes)
-      store(to + d, load_as_float(values[i] + d));
-    wide[i] = to;
-  }
-  accumulate_range(first, last, wide);
-}
-
-// A block of queries over the columns all of them see; columns that only some see, one query at a
-// time.
-template <class T>
-template <class U>
-void Tile<T>::accumulate_range(int64_t first, int64_t last, const U* const* values) {
-  const auto add = [&](int64_t q, int64_t count, int64_t begin, int64_t end) {
-    if (begin >= end) return;
-    accumulate(count, scores_ + q * kSplit + begin, values + (begin - first), end - begin,
-               args_.head_dim, acc_ + q * stride_, stride_);
-  };
-  for (int64_t q = 0; q < num_queries(); q += kQueryBlock) {
-    const int64_t count = smaller(kQueryBlock, num_queries() - q);
-    const int64_t first_row = q / group_, last_row = (q + count - 1) / group_;
-    int64_t begin = first, end = last;
-    bool is_ragged = false;
-    for (int64_t r = first_row; r <= last_row; ++r) {
-      is_ragged = is_ragged || row_begin_[r] > first || row_end_[r] < last;
-      begin = larger(begin, row_begin_[r]);
-      end = smaller(end, row_end_[r]);
-    }
-    if (!is_ragged) {
-      add(q, count, first, last);
-      continue;
-    }
-    if (begin > end) begin = end = last;  // nothing in common
-    for (int64_t i = q; i < q + count; ++i) {
-      const int64_t r = i / group_;
-      add(i, 1, larger(first, row_begin_[r]), smaller(begin, row_end_[r]));
-    }
-    add(q, count, begin, end);
-    for (int64_t i = q; i < q + count; ++i) add(i, 1, end, smaller(last, row_end_[i / group_]));
-  }
-}
-
-template <class T>
-void Tile<T>::accumulate_ancestors() {
-  for (int64_t r = 0; r < span_.num_rows; ++r) {
-    if (tree_count_[r] == 0) continue;
-    const T* values[kSplit];
-    for (int64_t t = 0; t < tree_count_[r]; ++t) {
-      values[t] = key_at(args_.tree_starts[span_.sequence] + tree_keys_[r][t]) + plane_;
-    }
-    for (int64_t head = 0; head < group_; head += kQueryBlock) {
-      const int64_t q = r * group_ + head;
-      accumulate(smaller(kQueryBlock, group_ - head), scores_ + q * kSplit + tree_column_[r],
-                 values, tree_count_[r], args_.head_dim, acc_ + q * stride_, stride_);
+      sums_[q] = begin < end ? softmax_split<Probs>(scores_ + q * kSplit, begin, end)
+                             : Softmax{0.0f, 0.0f};
     }
   }
 }

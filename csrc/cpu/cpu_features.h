@@ -7,7 +7,7 @@ enum class Isa {
   kPortable = 0,
   kAvx2 = 1,       // and FMA, F16C
   kAvx512 = 2,     // F BW VL DQ
-  kAvx512Bf16 = 3  // the same kernels, but dot products of bfloat16 in `linear`
+  kAvx512Bf16 = 3  // the same, but dot products of bfloat16 in `linear` and `tree_attention`
 };
 
 // The one in use: the fastest, unless SDENGINE_ISA (portable | avx2 | avx512 | avx512_bf16) asks

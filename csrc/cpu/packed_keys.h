@@ -36,10 +36,19 @@ template <class T, class Meanwhile>
 SDE_INLINE PackedKeys<T> pack_keys(const T* const* keys, int64_t count, int64_t head_dim,
                                    float* packed, Meanwhile meanwhile) {
   for (int64_t group = 0; group < count; group += 8) {
-    for (int64_t d = 0; d < head_dim; d += 8) {
-      meanwhile();
-      transpose_8x8(keys + group, d, packed + d / PackedKeys<T>::kDims * kSubtile + group,
-                    kSubtile);
+    const T* first = keys[group];
+    float* to = packed + group;
+    // Eight different keys so far apart at most lie in one block, one after the other.
+    const bool are_neighbours = keys[group + 7] - first == 7 * head_dim;
+    for (int64_t d = 0; d < head_dim; d += 8) meanwhile();
+    if (are_neighbours) {
+      for (int64_t d = 0; d < head_dim; d += 8, to += 8 / PackedKeys<T>::kDims * kSubtile) {
+        transpose_8x8(NeighbourRows<T>{first, head_dim}, d, to, kSubtile);
+      }
+    } else {
+      for (int64_t d = 0; d < head_dim; d += 8, to += 8 / PackedKeys<T>::kDims * kSubtile) {
+        transpose_8x8(RowPointers<T>{keys + group}, d, to, kSubtile);
+      }
     }
   }
   return {packed};

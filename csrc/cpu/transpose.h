@@ -2,11 +2,31 @@
 #pragma once
 
 #include <cstring>
+#include <type_traits>
 
 #include "cpu/vec.h"
 
 namespace sdengine {
 inline namespace SDENGINE_ISA_NAMESPACE {
+
+// Rows wherever they lie.
+template <class T>
+struct RowPointers {
+  using Element = T;
+  const T* const* rows;
+
+  SDE_INLINE const T* operator[](int64_t row) const { return rows[row]; }
+};
+
+// Rows `stride` elements apart: their addresses need no look-up.
+template <class T>
+struct NeighbourRows {
+  using Element = T;
+  const T* first;
+  int64_t stride;
+
+  SDE_INLINE const T* operator[](int64_t row) const { return first + row * stride; }
+};
 
 #if defined(__AVX2__)
 
@@ -26,8 +46,8 @@ SDE_INLINE __m256 load_pair(const Half* a, const Half* b) {
 }
 
 // columns[d] = 32-bit element d of rows 0..7, for d < 4.
-template <class T>
-SDE_INLINE void transpose_8x4(const T* const* rows, int64_t offset, __m256 columns[4]) {
+template <class Rows>
+SDE_INLINE void transpose_8x4(Rows rows, int64_t offset, __m256 columns[4]) {
   const __m256 a = load_pair(rows[0] + offset, rows[4] + offset);
   const __m256 b = load_pair(rows[1] + offset, rows[5] + offset);
   const __m256 c = load_pair(rows[2] + offset, rows[6] + offset);
@@ -42,44 +62,36 @@ SDE_INLINE void transpose_8x4(const T* const* rows, int64_t offset, __m256 colum
   columns[3] = _mm256_shuffle_ps(ab_high, cd_high, 0xee);
 }
 
-// out[d * stride + r] = rows[r][offset + d] for r, d < 8.
-template <class T>
-SDE_INLINE void transpose_8x8(const T* const* rows, int64_t offset, float* out, int64_t stride) {
-  for (int half = 0; half < 2; ++half) {
+// out[d * stride + r] = rows[r][offset + d] for r, d < 8; of bf16, which stay together as the bits
+// of a float, out[p * stride + r] = elements 2 p (lower half) and 2 p + 1 of rows[r] + offset for p
+// < 4.
+template <class Rows>
+SDE_INLINE void transpose_8x8(Rows rows, int64_t offset, float* out, int64_t stride) {
+  constexpr int kColumns = std::is_same_v<typename Rows::Element, uint16_t> ? 4 : 8;
+  for (int first = 0; first < kColumns; first += 4) {
     __m256 columns[4];
-    transpose_8x4(rows, offset + 4 * half, columns);
-    for (int d = 0; d < 4; ++d) _mm256_storeu_ps(out + (4 * half + d) * stride, columns[d]);
+    transpose_8x4(rows, offset + first, columns);
+    for (int i = 0; i < 4; ++i) _mm256_storeu_ps(out + (first + i) * stride, columns[i]);
   }
-}
-
-// out[p * stride + r] = elements 2 p (lower half) and 2 p + 1 of rows[r] + offset, for p < 4, r <
-// 8: pairs stay together, as the bits of a float.
-SDE_INLINE void transpose_8x8(const uint16_t* const* rows, int64_t offset, float* out,
-                              int64_t stride) {
-  __m256 columns[4];
-  transpose_8x4(rows, offset, columns);
-  for (int p = 0; p < 4; ++p) _mm256_storeu_ps(out + p * stride, columns[p]);
 }
 
 #else
 
-SDE_INLINE float as_float(float element) { return element; }
-SDE_INLINE float as_float(Half element) { return half_to_float(element); }
-
-// out[d * stride + r] = rows[r][offset + d] for r, d < 8.
-template <class T>
-SDE_INLINE void transpose_8x8(const T* const* rows, int64_t offset, float* out, int64_t stride) {
-  for (int d = 0; d < 8; ++d) {
-    for (int r = 0; r < 8; ++r) out[d * stride + r] = as_float(rows[r][offset + d]);
-  }
+SDE_INLINE float as_float(const float* p) { return *p; }
+SDE_INLINE float as_float(const Half* p) { return half_to_float(*p); }
+SDE_INLINE float as_float(const uint16_t* pair) {
+  float bits;
+  std::memcpy(&bits, pair, sizeof(bits));
+  return bits;
 }
 
-// The same for pairs of bf16, see above.
-SDE_INLINE void transpose_8x8(const uint16_t* const* rows, int64_t offset, float* out,
-                              int64_t stride) {
-  for (int p = 0; p < 4; ++p) {
+// The same.
+template <class Rows>
+SDE_INLINE void transpose_8x8(Rows rows, int64_t offset, float* out, int64_t stride) {
+  constexpr int kDims = std::is_same_v<typename Rows::Element, uint16_t> ? 2 : 1;
+  for (int column = 0; column < 8 / kDims; ++column) {
     for (int r = 0; r < 8; ++r) {
-      std::memcpy(out + p * stride + r, rows[r] + offset + 2 * p, sizeof(float));
+      out[column * stride + r] = as_float(rows[r] + offset + column * kDims);
     }
   }
 }

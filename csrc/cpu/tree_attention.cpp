@@ -4,6 +4,6 @@
 
 namespace sdengine {
 
-SDENGINE_ISA_VARIANTS(tree_attention, tree_attention_kernel, TreeAttentionArgs)
+SDENGINE_DOT_VARIANTS(tree_attention, tree_attention_kernel, TreeAttentionArgs)
 
 }  // namespace sdengine

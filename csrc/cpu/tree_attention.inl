@@ -5,7 +5,7 @@
 #include <new>
 #include <type_traits>
 
-#include "cpu/attention_tile.h"
+#include "cpu/attention_values.h"
 #include "cpu/thread_memory.h"
 
 namespace sdengine {

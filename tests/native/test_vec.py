@@ -26,6 +26,7 @@ AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 EMULATED = ["-DSDENGINE_SIMDE", "-include", str(HERE / "avx512_emulated.h"), "-Wno-psabi"]
 LEVELS = ("portable", "avx2", "avx512", "avx512_bf16")
 ISA_OPS = ("linear", "rms_norm", "silu_and_mul", "rope_kv_append", "tree_attention")
+DOT_OPS = ("linear", "tree_attention")
 BASELINE = ("program", "thread_pool", "thread_memory", "packed_weight")
 
 needs_simde = pytest.mark.skipif(
@@ -151,7 +152,8 @@ def build_emulated_extension(folder: Path) -> Path:
     emulated = [*common, *EMULATED, *native_avx2()]
     jobs = [(write_module(folder), common)]
     jobs += [(CPU / f"{op}_avx512.cpp", emulated) for op in ISA_OPS]
-    jobs += [(CPU / "linear_avx512_bf16.cpp", [*emulated, "-DSDENGINE_SIMDE_BF16"])]
+    dots = [*emulated, "-DSDENGINE_SIMDE_BF16"]
+    jobs += [(CPU / f"{op}_avx512_bf16.cpp", dots) for op in DOT_OPS]
     jobs += [(CPU / f"{name}.cpp", common) for name in BASELINE]
     for op in ISA_OPS:
         jobs += [(CPU / f"{op}.cpp", common), (CPU / f"{op}_portable.cpp", common)]

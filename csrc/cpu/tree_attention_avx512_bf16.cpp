@@ -1,0 +1,1 @@
+#include "cpu/tree_attention.inl"
