@@ -19,8 +19,11 @@ SPECULATION = SpeculationConfig(max_nodes=8)
 
 
 @pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> list[CostModel]:
-    """Every measurement that is made; all models count as large."""
+def measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> list[CostModel]:
+    """Every measurement that is made; all models count as large, and none is kept for the user."""
+    monkeypatch.setenv("SDENGINE_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
     made: list[CostModel] = []
     measure = cost_file.measure_costs
 
