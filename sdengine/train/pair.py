@@ -3,8 +3,8 @@
 Everything lives in a run directory: `run.json` (the recipe), `tokenizer.json`, one checkpoint and
 one log per stage, the target's samples.  The same command continues whatever it finds there.
 
-The defaults train a pair from random weights in some hours.  The bundled one took eight runs, seven
-of them with `--start-from`: four of the draft alone (`--steps 0`), and one that began by growing
+The defaults train a pair from random weights in some hours.  The bundled one took nine runs, eight
+of them with `--start-from`: five of the draft alone (`--steps 0`), and one that began by growing
 the target, which has seen the corpus 4.8 times by now.  More steps make a better pair.
 """
 
