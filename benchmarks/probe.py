@@ -5,8 +5,9 @@ that says what a step of each size costs in plain steps, as the engine runs them
 of smaller budgets are contained in the largest, so that its sample says what every budget would
 have accepted; between the sizes that ran, the engine's cost model says how costs rise. From both
 follow predicted speeds by budget; the best is recommended, and a real run beside plain decoding
-says how far off the prediction was. The adaptive budget is predicted by its own controller, which
-decodes the sampled trees at those costs.
+says how far off the prediction was. What it was predicted from is timed again before and after that
+run: the machine changes by the minute. The adaptive budget is predicted by its own controller,
+which decodes the sampled trees at those costs.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -29,7 +31,15 @@ from benchmarks.generate import (
 )
 from benchmarks.generate_runs import batches
 from benchmarks.probe_adaptive import StepTimes, replay_speedup
-from benchmarks.probe_model import Prediction, Rung, TreeSampler, predict, step_cost
+from benchmarks.probe_model import (
+    Prediction,
+    Rung,
+    TreeSampler,
+    Turn,
+    neighbours,
+    predict,
+    step_cost,
+)
 from benchmarks.probe_report import Check, Verdict, to_document, to_text
 from benchmarks.probe_runs import Contestant, run_beside, sample, time_steps
 from benchmarks.step_costs import TABLES, StepCosts, read_step_costs
@@ -167,23 +177,45 @@ def probe_batch_size(
 
     plain = enter(None)
     rungs: list[list[Rung]] = [[] for _ in settings]
-    measured: list[dict[str, float]] = [{} for _ in settings]
     for nodes in ladder(args.max_nodes):
         other = enter(config_of(args, nodes))
-        for params, found, ratios in zip(settings, rungs, measured):
+        for params, found in zip(settings, rungs):
             timed = time_steps(plain, other, groups, params, args.repeats)
-            if str(nodes) in (args.check or ()):  # in between: the machine changes by the minute
-                ratios[str(nodes)] = run_beside(plain, other, groups, params, args.repeats)
-                timed += time_steps(plain, other, groups, params, args.repeats)
             found.append(Rung.from_turns(nodes, timed))
     samplers = [sample(other, groups, params) for params in settings]  # of the largest trees
     costs = other.costs()
     verdicts = []
-    for params, found, some, ratios in zip(settings, rungs, samplers, measured):
-        predictions = predict(some, costs, found, budgets(args.max_nodes), size, args.max_tokens)
+    for params, found, some in zip(settings, rungs, samplers):
         adaptive = predict_adaptive(args, some, costs, found, size)
-        verdicts.append(settle(args, enter, plain, groups, params, predictions, adaptive, ratios))
+        listed = budgets(args.max_nodes)
+        predicted = partial(predict, some, costs, found, listed, size, args.max_tokens)
+        run = partial(run_between, args, enter, plain, groups, params)
+        verdicts.append(settle(args, size, params, run, found, predicted, adaptive))
     return verdicts
+
+
+def run_between(
+    args: argparse.Namespace,
+    enter: Callable[[SpeculationConfig | None], Contestant],
+    plain: Contestant,
+    groups: list[list[str]],
+    params: SamplingParams,
+    budget: str,
+    near: list[int],
+) -> tuple[float, list[Rung]]:
+    """Speed of a budget over plain decoding, and what steps of the budgets near it cost before and
+    after."""
+
+    def timed() -> dict[int, list[Turn]]:
+        steps = partial(time_steps, groups=groups, params=params, repeats=args.repeats)
+        return {nodes: steps(plain, enter(config_of(args, nodes))) for nodes in near}
+
+    before = timed()
+    other = enter(config_of(args, budget))
+    other.warm_up(groups[0], params)
+    speedup = run_beside(plain, other, groups, params, args.repeats)
+    after = timed()
+    return speedup, [Rung.from_turns(nodes, before[nodes] + after[nodes]) for nodes in near]
 
 
 def predict_adaptive(
@@ -215,30 +247,34 @@ def predict_adaptive(
 
 def settle(
     args: argparse.Namespace,
-    enter: Callable[[SpeculationConfig | None], Contestant],
-    plain: Contestant,
-    groups: list[list[str]],
+    batch_size: int,
     params: SamplingParams,
-    predictions: list[Prediction],
+    run: Callable[[str, list[int]], tuple[float, list[Rung]]],
+    rungs: list[Rung],
+    predicted: Callable[[], list[Prediction]],
     adaptive: float,
-    measured: dict[str, float],
 ) -> Verdict:
-    """Picks a budget, and holds predictions against runs beside plain decoding; those that
-    `measured` does not hold yet are made."""
-    top = max(predictions, key=lambda p: p.speedup)
-    expected = {str(p.budget): p.speedup for p in predictions}
-    expected[ADAPTIVE] = adaptive
+    """Picks a budget, and holds predictions, `predicted` from `rungs`, against runs beside plain
+    decoding; what steps cost about then takes the place of what they did before."""
+    predictions = predicted()
     checks = []
-    for budget in args.check or [str(top.budget)]:
-        if budget not in measured:
-            other = enter(config_of(args, budget))
-            other.warm_up(groups[0], params)
-            measured[budget] = run_beside(plain, other, groups, params, args.repeats)
-        checks.append(Check(budget, expected[budget], measured[budget]))
+    for budget in args.check or [str(fastest(predictions).budget)]:
+        near = [] if budget == ADAPTIVE else [r.budget for r in neighbours(rungs, int(budget))]
+        measured, fresh = run(budget, near)
+        kept = [rung for rung in rungs if rung.budget not in near]
+        rungs[:] = sorted([*kept, *fresh], key=lambda rung: rung.budget)
+        predictions = predicted()
+        expected = {str(p.budget): p.speedup for p in predictions} | {ADAPTIVE: adaptive}
+        checks.append(Check(budget, expected[budget], measured))
+    top = fastest(predictions)
     best = top.budget if top.speedup > 1.0 else 0
-    return Verdict(
-        len(groups[0]), params.temperature, predictions, best, adaptive, setting(args, best), checks
-    )
+    line = setting(args, best)
+    return Verdict(batch_size, params.temperature, predictions, best, adaptive, line, checks)
+
+
+def fastest(predictions: list[Prediction]) -> Prediction:
+    """The one with the largest speed-up."""
+    return max(predictions, key=lambda p: p.speedup)
 
 
 def config_of(args: argparse.Namespace, budget: int | str) -> SpeculationConfig:

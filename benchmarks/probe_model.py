@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sdengine.core.plan import StepReport
     from sdengine.engine import Engine
 
-__all__ = ["Prediction", "Rung", "TreeSampler", "predict", "step_cost"]
+__all__ = ["Prediction", "Rung", "TreeSampler", "Turn", "neighbours", "predict", "step_cost"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +230,7 @@ def predict(
 
     def predict_one(budget: int) -> Prediction:
         layers = fmean(s.draft_layers(budget) for s in samplers)
-        timed = [rung.plain_steps for rung in _neighbours(rungs, budget)]
+        timed = [rung.plain_steps for rung in neighbours(rungs, budget)]
         # The model is noisy, too.
         plain_steps = min(max(cost(float(budget), layers), min(timed)), max(timed))
         found = [s.tokens(budget) for s in samplers]
@@ -282,8 +282,9 @@ def step_cost(
     return cost
 
 
-def _neighbours(rungs: list[Rung], budget: int) -> list[Rung]:
-    """The rungs next to a budget."""
-    below = [rung for rung in rungs if rung.budget <= budget]
-    above = [rung for rung in rungs if rung.budget >= budget]
-    return below[-1:] + above[:1]
+def neighbours(rungs: list[Rung], budget: int) -> list[Rung]:
+    """The rungs next to a budget: its own, or that below and that above."""
+    own = [rung for rung in rungs if rung.budget == budget]
+    below = [rung for rung in rungs if rung.budget < budget]
+    above = [rung for rung in rungs if rung.budget > budget]
+    return own or below[-1:] + above[:1]

@@ -53,6 +53,11 @@ class Trial:
         self.loss += loss
         self.debt = max(self.debt + loss, 0.0)
 
+    def owe(self, cost: float) -> None:
+        """Counts what is no step's own: what the draft had to read before. That must be won back,
+        too, but not by the trial that began with it."""
+        self.debt = max(self.debt + cost, 0.0)
+
     def walk(self, trees: int, accepted: int) -> None:
         """Counts walks through so many trees and what they accepted together."""
         self.walks += trees

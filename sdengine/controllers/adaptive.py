@@ -214,9 +214,13 @@ class AdaptiveController:
         plainly_s = tokens * plain_s / num_decoding
         expected = costs.draft_time(plan.depth) + costs.verify_time(report.num_rows)
         if not report.is_steady:
-            if report.num_rows == num_decoding + report.num_nodes:  # no prompt beside it
-                seconds = min(report.step_s, LONGEST_CATCH_UP * expected)
-                self._earn((plainly_s - seconds) / plain_s)
+            longest = LONGEST_CATCH_UP * expected
+            if report.num_rows == num_decoding + report.num_nodes:
+                cost = min(report.step_s, longest) - plainly_s
+            else:  # a prompt beside it, which the draft reads, too
+                cost = max(min(report.draft_time_s, longest) - costs.draft_time(plan.depth), 0.0)
+            self._earn(-cost / plain_s)
+            self._trial.owe(cost / plain_s)
             return
         work = report.draft_time_s + report.verify_time_s
         seconds = min(work, HICCUP * expected) + min(report.step_s - work, expected)

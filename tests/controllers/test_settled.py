@@ -94,3 +94,18 @@ def test_one_that_is_not_steady_is_looked_at_by_itself() -> None:
     with_prompt = replace(GAINS, num_rows=40, verify_time_s=3.0, step_s=3.4, is_steady=False)
     observe(controller, with_prompt, *[GAINS] * (LEARN_EVERY - 1))
     assert token_s(controller) == pytest.approx(before, rel=1e-6)
+
+
+@pytest.mark.parametrize(("read_s", "is_kept"), [(0.5, True), (4.0, False)])
+def test_what_the_draft_reads_of_prompts_has_to_be_won_back(read_s: float, is_kept: bool) -> None:
+    """A request of 15 steps gains one and a half plain ones."""
+    controller = settled(BARELY)
+    draft_s = BARELY.draft_time_s + read_s
+    prompt = replace(BARELY, num_rows=40, draft_time_s=draft_s, verify_time_s=4.0, is_steady=False)
+    longest = 0
+    for step in range(12 * 16):
+        plan = controller.plan(1)
+        trees = BARELY if step % 16 else prompt
+        controller.observe(plan, trees if plan.depth else PLAIN)
+        longest = max(longest, pause(controller))
+    assert (longest < FIRST_PAUSE) == is_kept  # two are plain for comparison now and then
