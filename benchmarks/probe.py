@@ -5,8 +5,8 @@ that says what a step of each size costs in plain steps, as the engine runs them
 of smaller budgets are contained in the largest, so that its sample says what every budget would
 have accepted; between the sizes that ran, the engine's cost model says how costs rise. From both
 follow predicted speeds by budget; the best is recommended, and a real run beside plain decoding
-says how far off the prediction was. What it was predicted from is timed again before and after that
-run: the machine changes by the minute. The adaptive budget is predicted by its own controller,
+says how far off the prediction was. What it was predicted from is timed again in turns with that
+run: the machine may change within seconds. The adaptive budget is predicted by its own controller,
 which decodes the sampled trees at those costs.
 """
 
@@ -168,7 +168,7 @@ def ladder(max_nodes: int) -> list[int]:
 def probe_batch_size(
     args: argparse.Namespace, step_costs: StepCosts | None, groups: list[list[str]]
 ) -> list[Verdict]:
-    """Samples, predicts and checks; the plain engine and one other are open at a time."""
+    """Samples, predicts and checks."""
     size = len(groups[0])
     settings = [request_params(args, temperature) for temperature in args.temperatures]
 
@@ -203,19 +203,19 @@ def run_between(
     budget: str,
     near: list[int],
 ) -> tuple[float, list[Rung]]:
-    """Speed of a budget over plain decoding, and what steps of the budgets near it cost before and
-    after."""
-
-    def timed() -> dict[int, list[Turn]]:
-        steps = partial(time_steps, groups=groups, params=params, repeats=args.repeats)
-        return {nodes: steps(plain, enter(config_of(args, nodes))) for nodes in near}
-
-    before = timed()
+    """Speed of a budget over plain decoding, and in turns with it what steps of the budgets near it
+    cost: a machine may change within seconds."""
+    engines = {nodes: enter(config_of(args, nodes)) for nodes in near}
     other = enter(config_of(args, budget))
     other.warm_up(groups[0], params)
-    speedup = run_beside(plain, other, groups, params, args.repeats)
-    after = timed()
-    return speedup, [Rung.from_turns(nodes, before[nodes] + after[nodes]) for nodes in near]
+    turns: dict[int, list[Turn]] = {nodes: [] for nodes in near}
+    speedups = []
+    for _ in range(1 if args.step_costs else (args.repeats + 1) // 2):
+        for nodes, engine in engines.items():
+            turns[nodes] += time_steps(plain, engine, groups, params, 1)
+        speedups.append(run_beside(plain, other, groups, params, 2))  # either one first
+    rungs = [Rung.from_turns(nodes, timed) for nodes, timed in turns.items()]
+    return median(speedups), rungs
 
 
 def predict_adaptive(
@@ -256,25 +256,19 @@ def settle(
 ) -> Verdict:
     """Picks a budget, and holds predictions, `predicted` from `rungs`, against runs beside plain
     decoding; what steps cost about then takes the place of what they did before."""
-    predictions = predicted()
+    top = max(predicted(), key=lambda p: p.speedup).budget
     checks = []
-    for budget in args.check or [str(fastest(predictions).budget)]:
+    for budget in args.check or [str(top)]:
         near = [] if budget == ADAPTIVE else [r.budget for r in neighbours(rungs, int(budget))]
         measured, fresh = run(budget, near)
         kept = [rung for rung in rungs if rung.budget not in near]
         rungs[:] = sorted([*kept, *fresh], key=lambda rung: rung.budget)
-        predictions = predicted()
-        expected = {str(p.budget): p.speedup for p in predictions} | {ADAPTIVE: adaptive}
+        expected = {str(p.budget): p.speedup for p in predicted()} | {ADAPTIVE: adaptive}
         checks.append(Check(budget, expected[budget], measured))
-    top = fastest(predictions)
-    best = top.budget if top.speedup > 1.0 else 0
+    predictions = predicted()
+    best = top if any(p.budget == top and p.speedup > 1.0 for p in predictions) else 0
     line = setting(args, best)
     return Verdict(batch_size, params.temperature, predictions, best, adaptive, line, checks)
-
-
-def fastest(predictions: list[Prediction]) -> Prediction:
-    """The one with the largest speed-up."""
-    return max(predictions, key=lambda p: p.speedup)
 
 
 def config_of(args: argparse.Namespace, budget: int | str) -> SpeculationConfig:
