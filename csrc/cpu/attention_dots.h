@@ -16,7 +16,8 @@ inline namespace SDENGINE_ISA_NAMESPACE {
 constexpr bool kHasDots = true;
 
 SDE_INLINE Vec add_dot(Vec sum, Vec a, Vec b) {
-  return {_mm512_dpbf16_ps(sum.v, reinterpret_cast<__m512bh>(a.v), reinterpret_cast<__m512bh>(b.v))};
+  return {
+      _mm512_dpbf16_ps(sum.v, reinterpret_cast<__m512bh>(a.v), reinterpret_cast<__m512bh>(b.v))};
 }
 
 // Sixteen probabilities: none is subnormal, which this instruction would flush.
@@ -31,8 +32,8 @@ SDE_INLINE void store_probs(uint16_t* p, Vec a) {
 
 // Pairs (a[i], b[i]) of sixteen numbers.
 SDE_INLINE Vec pairs_of(__m256i a, __m256i b) {
-  const __m512i order = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8,
-                                         39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+  const __m512i order = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40,
+                                         8, 39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
   return from_bits(
       {_mm512_permutex2var_epi16(_mm512_castsi256_si512(a), order, _mm512_castsi256_si512(b))});
 }
@@ -42,9 +43,8 @@ SDE_INLINE Vec pair_rows(const uint16_t* a, const uint16_t* b) {
 }
 // Of eight, and zeros.
 SDE_INLINE Vec pair_half_rows(const uint16_t* a, const uint16_t* b) {
-  return pairs_of(
-      _mm256_zextsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(a))),
-      _mm256_zextsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(b))));
+  return pairs_of(_mm256_zextsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(a))),
+                  _mm256_zextsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(b))));
 }
 #else
 constexpr bool kHasDots = false;
