@@ -15,11 +15,11 @@ parameters took 180 us where the measurement had found 240. Between trees plain 
 than plain decoding does, so there only faster ones are believed.) While speculation does not pay it
 is tried again after 64, 128, ... 4096 plain steps, and not before fifty times what the trial before
 has lost (which does not double), the draft's catching up included: on a prompt that it has not read
-that is the larger part. So that a pair that never pays costs little, best-first trees begin with
-two nodes and grow with what is accepted of them (`tree_size`, where static trees get their depth),
-no step of a trial stakes more than a part of what that may lose, and a trial ends as soon as it has
-lost that or can hardly be won any more. All this is the engine's knowledge, not a request's: it
-outlives them.
+that is the larger part. What it reads beside new prompts has to be won back, too, once a trial was
+won. So that a pair that never pays costs little, best-first trees begin with two nodes and grow
+with what is accepted of them (`tree_size`, where static trees get their depth), no step of a trial
+stakes more than a part of what that may lose, and a trial ends as soon as it has lost that or can
+hardly be won any more. All this is the engine's knowledge, not a request's: it outlives them.
 """
 
 from __future__ import annotations
