@@ -189,12 +189,12 @@ def probe_batch_size(
         adaptive = predict_adaptive(args, some, costs, found, size)
         listed = budgets(args.max_nodes)
         predicted = partial(predict, some, costs, found, listed, size, args.max_tokens)
-        run = partial(run_between, args, enter, plain, groups, params)
+        run = partial(run_in_turns, args, enter, plain, groups, params)
         verdicts.append(settle(args, size, params, run, found, predicted, adaptive))
     return verdicts
 
 
-def run_between(
+def run_in_turns(
     args: argparse.Namespace,
     enter: Callable[[SpeculationConfig | None], Contestant],
     plain: Contestant,
