@@ -256,16 +256,17 @@ def settle(
 ) -> Verdict:
     """Picks a budget, and holds predictions, `predicted` from `rungs`, against runs beside plain
     decoding; what steps cost about then takes the place of what they did before."""
-    top = max(predicted(), key=lambda p: p.speedup).budget
+    predictions = predicted()
+    top = max(predictions, key=lambda p: p.speedup).budget
     checks = []
     for budget in args.check or [str(top)]:
         near = [] if budget == ADAPTIVE else [r.budget for r in neighbours(rungs, int(budget))]
         measured, fresh = run(budget, near)
         kept = [rung for rung in rungs if rung.budget not in near]
         rungs[:] = sorted([*kept, *fresh], key=lambda rung: rung.budget)
-        expected = {str(p.budget): p.speedup for p in predicted()} | {ADAPTIVE: adaptive}
+        predictions = predicted()
+        expected = {str(p.budget): p.speedup for p in predictions} | {ADAPTIVE: adaptive}
         checks.append(Check(budget, expected[budget], measured))
-    predictions = predicted()
     best = top if any(p.budget == top and p.speedup > 1.0 for p in predictions) else 0
     line = setting(args, best)
     return Verdict(batch_size, params.temperature, predictions, best, adaptive, line, checks)

@@ -51,11 +51,11 @@ class Trial:
         """Counts one step."""
         self.steps += 1
         self.loss += loss
-        self.debt = max(self.debt + loss, 0.0)
+        self.owe(loss)
 
     def owe(self, cost: float) -> None:
-        """Counts what is no step's own: what the draft had to read before. That must be won back,
-        too, but not by the trial that began with it."""
+        """Counts what is to be won back, though not by the trial: by itself, what the draft had to
+        read before its trees."""
         self.debt = max(self.debt + cost, 0.0)
 
     def walk(self, trees: int, accepted: int) -> None:
