@@ -19,7 +19,7 @@ from sdengine.kernels.huge_pages import HugePageArena
 
 DRAM_BYTES = 5 << 28  # 1.25 GB: far beyond any last-level cache share
 STRETCH_BYTES = 32 << 20
-STREAMS = (1, 2)  # a thread's, that are tried
+READ_WAYS = ((1, True), (1, False), (2, False))  # streams of a thread, prefetches of its own
 FLUSH_BYTES = 256 << 20  # beyond a last-level cache
 CACHE_BYTES_PER_THREAD = 4 << 20  # beyond the L2 caches, within a last-level cache
 
@@ -61,7 +61,7 @@ class LimitProbe:
         self._native = load_cpu()
         self._memory = HugePageArena().zeros((dram_bytes // 4,), torch.float32).fill_(1.0)
         # A limit is the best that is known: what this machine's prefetchers follow best.
-        self._streams = max(STREAMS, key=lambda n: max(self._read(dram_bytes, 2, streams=n)))
+        self._way = max(READ_WAYS, key=lambda way: max(self._read(dram_bytes, 2, way=way)))
 
     def dram_gbps(self, repeats: int = 1) -> list[float]:
         return self._read(self._memory.numel() * 4, repeats)
@@ -105,13 +105,13 @@ class LimitProbe:
         )
 
     def _read(
-        self, num_bytes: int, repeats: int, start: int = 0, streams: int | None = None
+        self, num_bytes: int, repeats: int, start: int = 0, way: tuple[int, bool] | None = None
     ) -> list[float]:
         rates = self._native.measure_read(
             self._pool,
             self._memory.data_ptr() + start,
             num_bytes,
-            self._streams if streams is None else streams,
+            *(self._way if way is None else way),
             repeats,
         )
         return [r / 1e9 for r in rates]

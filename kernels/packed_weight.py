@@ -19,16 +19,19 @@ from sdengine.kernels.number_format import FORMAT_NAMES, NUMBER_FORMATS, format_
 from sdengine.kernels.spec import expect
 
 BLOCK_OUTPUTS, STRIP_OUTPUTS = 32, 16
+LINE_BYTES = 64
 BLOCK_STRIPS = BLOCK_OUTPUTS // STRIP_OUTPUTS
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedWeight:
-    """A weight matrix W [M, K] in blocks of 32 outputs.
+    """A weight matrix W [M, K] in blocks of 32 outputs, two strips each.
 
     Args:
-        storage: float32 [ceil(M / 32), 2, K, 16], float16 the same with K rounded up to an even
-            number, or bfloat16 [ceil(M / 32), 2, ceil(K / 2), 16, 2]; zero where W has no element.
+        storage: [G, lines, S, elements of a line of 64 bytes]: G groups of S strips, a line of each
+            in turn; S is 1, or 4 where dot products of bfloat16 read four at a time. A line holds
+            16 outputs of one input (float32), of two, one after the other (float16), or in pairs
+            (bfloat16). Zero where W has no element.
         num_outputs: M.
         num_inputs: K.
         is_gate_up: W stacks a gate [M / 2, K] on an up projection [M / 2, K]; a block holds a
@@ -55,19 +58,17 @@ class PackedWeight:
 
     def unpack(self) -> torch.Tensor:
         """W as a plain [M, K] tensor of the same dtype (tests and the reference)."""
-        blocks = self.storage.shape[0]
-        if self.storage.dtype == torch.bfloat16:
-            columns = self.storage.permute(0, 1, 3, 2, 4)
-        else:
-            columns = self.storage.permute(0, 1, 3, 2)
-        columns = columns.reshape(blocks, BLOCK_STRIPS, STRIP_OUTPUTS, -1)[..., : self.num_inputs]
+        groups, lines, together, _ = self.storage.shape
+        line = (STRIP_OUTPUTS, -1) if self.dtype == torch.bfloat16 else (-1, STRIP_OUTPUTS)
+        strips = self.storage.view(groups, lines, together, *line).transpose(1, 2)
+        order = (0, 1, 3, 2, 4) if self.dtype == torch.bfloat16 else (0, 1, 4, 2, 3)
+        columns = strips.permute(order).reshape(-1, STRIP_OUTPUTS, lines * line_inputs(self.dtype))
+        columns = columns[..., : self.num_inputs]
         if not self.is_gate_up:
-            return columns.reshape(blocks * BLOCK_OUTPUTS, -1)[: self.num_outputs].contiguous()
-        halves = columns.transpose(0, 1)
+            return columns.reshape(-1, self.num_inputs)[: self.num_outputs].contiguous()
+        halves = columns.unflatten(0, (-1, BLOCK_STRIPS)).transpose(0, 1)
         features = self.num_outputs // 2
-        return halves.reshape(2, -1, self.num_inputs)[:, :features].reshape(
-            self.num_outputs, self.num_inputs
-        )
+        return halves.reshape(BLOCK_STRIPS, -1, self.num_inputs)[:, :features].reshape(self.shape)
 
 
 def pack_weight(
@@ -110,8 +111,9 @@ def pack_weight(
     )
     outputs = num_outputs // 2 if interleave_gate_up else num_outputs
     blocks = -(-outputs // (STRIP_OUTPUTS if interleave_gate_up else BLOCK_OUTPUTS))
-    storage = (arena or HugePageArena()).zeros(_packed_shape(blocks, num_inputs, dtype), dtype)
     native = load_cpu()
+    shape = _packed_shape(blocks, num_inputs, dtype, native.strips_together(format_code(dtype)))
+    storage = (arena or HugePageArena()).zeros(shape, dtype)
     native.pack_weight(
         pool if pool is not None else native.ThreadPool(1),
         [(p.data_ptr(), p.shape[0], p.stride(0)) for p in parts],
@@ -125,13 +127,17 @@ def pack_weight(
     return PackedWeight(storage, num_outputs, num_inputs, interleave_gate_up)
 
 
-def _packed_shape(blocks: int, num_inputs: int, dtype: torch.dtype) -> tuple[int, ...]:
-    if dtype == torch.float32:
-        return (blocks, BLOCK_STRIPS, num_inputs, STRIP_OUTPUTS)
-    pairs = -(-num_inputs // 2)
-    if dtype == torch.float16:
-        return (blocks, BLOCK_STRIPS, 2 * pairs, STRIP_OUTPUTS)
-    return (blocks, BLOCK_STRIPS, pairs, STRIP_OUTPUTS, 2)
+def line_inputs(dtype: torch.dtype) -> int:
+    """Inputs that a line of a strip holds."""
+    return LINE_BYTES // dtype.itemsize // STRIP_OUTPUTS
+
+
+def _packed_shape(
+    blocks: int, num_inputs: int, dtype: torch.dtype, together: int
+) -> tuple[int, ...]:
+    groups = -(-blocks * BLOCK_STRIPS // together)
+    lines = -(-num_inputs // line_inputs(dtype))
+    return (groups, lines, together, LINE_BYTES // dtype.itemsize)
 
 
 def _check_parts(parts: list[torch.Tensor], dtype: torch.dtype | None) -> torch.dtype:

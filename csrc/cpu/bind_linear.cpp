@@ -27,17 +27,17 @@ void append_linear(Program& program, uintptr_t x, uintptr_t weight, int weight_f
                    uintptr_t out, uintptr_t num_rows, uintptr_t bias, uintptr_t rows,
                    uintptr_t norm, float eps, int64_t num_inputs, int64_t num_outputs,
                    bool accumulate, bool silu_gate) {
-  const LinearArgs args{
-      pointer<const float>(x),
-      {pointer<const void>(weight), static_cast<Format>(weight_format), num_inputs, num_outputs},
-      pointer<float>(out),
-      pointer<const int32_t>(num_rows),
-      pointer<const float>(bias),
-      pointer<const int32_t>(rows),
-      pointer<const float>(norm),
-      eps,
-      accumulate,
-      silu_gate};
+  const LinearArgs args{pointer<const float>(x),
+                        packed_weight(pointer<const void>(weight),
+                                      static_cast<Format>(weight_format), num_inputs, num_outputs),
+                        pointer<float>(out),
+                        pointer<const int32_t>(num_rows),
+                        pointer<const float>(bias),
+                        pointer<const int32_t>(rows),
+                        pointer<const float>(norm),
+                        eps,
+                        accumulate,
+                        silu_gate};
   program.append("linear", linear, args, args.weight);
 }
 
@@ -45,6 +45,8 @@ void append_linear(Program& program, uintptr_t x, uintptr_t weight, int weight_f
 
 void bind_linear(pybind11::module_& module) {
   module.def("linear", append_linear);
+  module.def("strips_together",
+             [](int format) { return strips_together(static_cast<Format>(format)); });
   module.def("pack_weight", pack, pybind11::call_guard<pybind11::gil_scoped_release>());
 }
 

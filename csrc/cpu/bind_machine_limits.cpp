@@ -7,8 +7,8 @@ void bind_machine_limits(pybind11::module_& module) {
   namespace py = pybind11;
   module.def(
       "measure_read",
-      [](ThreadPool& pool, uintptr_t data, int64_t bytes, int streams, int repeats) {
-        return measure_read(pool, pointer<const void>(data), bytes, streams, repeats);
+      [](ThreadPool& pool, uintptr_t data, int64_t bytes, int streams, bool fetches, int repeats) {
+        return measure_read(pool, pointer<const void>(data), bytes, {streams, fetches}, repeats);
       },
       py::call_guard<py::gil_scoped_release>());
   module.def("measure_arithmetic", &measure_arithmetic, py::call_guard<py::gil_scoped_release>());

@@ -74,7 +74,7 @@ template <class Kernel>
 void run_panel(const LinearArgs& args, const RowsOf<Kernel>& x, int64_t first_row, int64_t rows,
                Range blocks, const WeightShare* next, float* partial) {
   const int64_t strips = (blocks.end - blocks.begin) * kBlockStrips;
-  const int64_t at_once = strips_at_once(blocks.end - blocks.begin, rows);
+  const int64_t at_once = strips_at_once<Kernel>(blocks.end - blocks.begin, rows);
   for (int64_t s = 0; s < strips; s += at_once) {
     const WeightShare* after = s + at_once == strips ? next : nullptr;
     run_sweep<Kernel>(args, x, rows, blocks.begin * kBlockStrips + s, at_once, after,
@@ -99,7 +99,7 @@ SDE_INLINE void linear_blocks(const LinearArgs& args, Range share, const WeightS
     // More rows than that read the share again.
     const WeightShare after = first + rows < num_rows ? WeightShare{&args.weight, share} : next;
     for (Range panel{share.begin, share.begin}; panel.begin < share.end; panel.begin = panel.end) {
-      panel.end = panel.begin + next_panel(share.end - panel.begin, rows);
+      panel.end = panel_end<Kernel>({panel.begin, share.end}, rows);
       run_panel<Kernel>(args, x, first, rows, panel, panel.end == share.end ? &after : nullptr,
                         partial);
     }

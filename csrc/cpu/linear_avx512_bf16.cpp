@@ -6,7 +6,7 @@ namespace linear_op {
 
 // bfloat16 dot products: two inputs an instruction, rows rounded to bfloat16. By default AMD's
 // processors alone run it.
-struct Bf16Dot : FetchesIntoL2 {
+struct Bf16Dot : TogetherTiling, FetchesIntoL2 {
   using Input = uint16_t;
   static constexpr int kDepth = 2;
 

@@ -9,8 +9,6 @@ inline namespace SDENGINE_ISA_NAMESPACE {
 namespace linear_op {
 
 constexpr int kMaxGroup = 6;  // rows
-constexpr int64_t kSmallWeight =
-    2 << 20;  // bytes. Layers of larger ones come from DRAM: there are many of them
 
 // One chunk of the weights of a sweep: strips that are read side by side.
 template <class Kernel>
@@ -31,14 +29,17 @@ constexpr int columns_at_once(int rows, int strips) {
   return rows <= 3 && strips > 1 ? 4 : 2;
 }
 
-// Blocks of the next panel: what is finished together. One row has sums enough in two only.
-SDE_INLINE int64_t next_panel(int64_t blocks_left, int64_t rows) {
+// End of the first panel of `blocks`: what is finished together. One row has sums enough in two
+// only.
+template <class Kernel>
+SDE_INLINE int64_t panel_end(Range blocks, int64_t rows) {
   const int64_t most = rows == 1 ? kMaxPanel : 1;
-  return blocks_left < most ? blocks_left : most;
+  return blocks.end - blocks.begin < most ? blocks.end : blocks.begin + most;
 }
 
 // Strips of a panel that are read side by side. From four rows on one has sums enough, and memory
 // is read in the order of its addresses: 0.7 to 0.9 of the time of other orders (docs/log.md).
+template <class Kernel>
 SDE_INLINE int64_t strips_at_once(int64_t panel_blocks, int64_t rows) {
   return rows > 3 ? 1 : panel_blocks * kBlockStrips;
 }
@@ -130,9 +131,9 @@ Fetch next_chunk(const PackedWeight& weight, const Chunk<Kernel>& chunk, int64_t
   if (end < weight.num_inputs) return fetch_strips<Kernel>(weight, strip, strips, end, capacity);
   if (next == nullptr) return fetch_strips<Kernel>(weight, strip + strips, strips, 0, capacity);
   if (next->weight == nullptr) return {};
-  const int64_t blocks = next_panel(next->blocks.end - next->blocks.begin, rows);
+  const int64_t blocks = panel_end<Kernel>(next->blocks, rows) - next->blocks.begin;
   return fetch_strips<Kernel>(*next->weight, next->blocks.begin * kBlockStrips,
-                              strips_at_once(blocks, rows), 0, capacity);
+                              strips_at_once<Kernel>(blocks, rows), 0, capacity);
 }
 
 }  // namespace linear_op

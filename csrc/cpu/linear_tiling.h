@@ -21,6 +21,8 @@ constexpr int kMaxPanel = 2;  // blocks
 constexpr int64_t kPartialStride =
     kLinearMaxRows * kStripOutputs;  // partial sums: [strip of the panel][row][16]
 constexpr int64_t kLine = 64;        // bytes
+constexpr int64_t kSmallWeight =
+    2 << 20;  // bytes. Layers of larger ones come from DRAM: there are many of them
 
 // The activations that make output row `row`.
 SDE_INLINE const float* input_row(const LinearArgs& args, int64_t row) {

@@ -11,27 +11,22 @@ namespace sdengine {
 inline namespace SDENGINE_ISA_NAMESPACE {
 namespace linear_op {
 
-constexpr int kMaxGroup = 24;  // rows; as many sums as leave registers for weights and activations
-
-// Strips that R rows take at once. A weight is widened once for all rows of a group, a row's input
-// is loaded once for all strips.
-constexpr int strips_of_group(int64_t rows) { return rows <= 6 ? 4 : rows <= 12 ? 2 : 1; }
-
-// Blocks of the next panel: what is finished together.
-SDE_INLINE int64_t next_panel(int64_t blocks_left, int64_t rows) {
-  const int64_t most = rows <= 6 || rows > kMaxGroup ? kMaxPanel : 1;
-  return blocks_left < most ? blocks_left : most;
+// End of the first panel of `blocks`: what is finished together.
+template <class Kernel>
+SDE_INLINE int64_t panel_end(Range blocks, int64_t rows) {
+  return Kernel::panel_end(blocks, rows);
 }
 
-// Strips of a panel that make a sweep. One group of rows reads its strips in the order of their
-// addresses; several find a chunk of more strips in the caches.
+// Strips of a panel that make a sweep.
+template <class Kernel>
 SDE_INLINE int64_t strips_at_once(int64_t panel_blocks, int64_t rows) {
-  return rows <= 12 || rows > kMaxGroup ? panel_blocks * kBlockStrips : 1;
+  return Kernel::strips_at_once(panel_blocks, rows);
 }
 
 // Size of the next group of rows: as few groups as possible, all of a size.
+template <class Kernel>
 SDE_INLINE int64_t next_group(int64_t rows_left) {
-  const int64_t groups = (rows_left + kMaxGroup - 1) / kMaxGroup;
+  const int64_t groups = (rows_left + Kernel::kMaxGroup - 1) / Kernel::kMaxGroup;
   return (rows_left + groups - 1) / groups;
 }
 
@@ -40,9 +35,14 @@ struct Strips {
   const char* first;
   int64_t stride;
 };
+SDE_INLINE Strips strips_from(const PackedWeight& weight, int64_t strip) {
+  return {static_cast<const char*>(weight.data) + weight.strip_offset(strip),
+          weight.strip_stride()};
+}
 
 // What one chain does: `steps` steps. All but the last Kernel::kAheadLines fetch what the chain
-// itself reads so many lines later, these what comes after it.
+// itself reads so many lines later, these what comes after it; in a part of what lies together
+// (kIsPart), all of them fetch that.
 struct ChainArgs {
   const char* x;
   int64_t x_stride;
@@ -53,6 +53,17 @@ struct ChainArgs {
   float* partial;  // of the first row and strip
 };
 
+// Bytes from a strip's line to its next.
+template <class Kernel>
+constexpr int64_t kLineStride = Kernel::kTogether * kLine;
+
+// Whether C strips are fewer than lie together. Their passes fetch the next chunk in the order of
+// its addresses, every pass a part of it: as every second or fourth line, memory is slow at it.
+template <class Kernel, int C>
+constexpr bool kIsPart = C < Kernel::kTogether;
+template <class Kernel, int C>
+constexpr int64_t kFetchStride = kIsPart<Kernel, C> ? C * kLine : kLineStride<Kernel>;
+
 template <class Kernel, int R, int C, bool kFetches>
 SDE_INLINE void run_steps(Vec (&sums)[R][C], Strided<R>& x, Strided<C>& w, Strided<C> fetched,
                           int64_t steps) {
@@ -60,10 +71,10 @@ SDE_INLINE void run_steps(Vec (&sums)[R][C], Strided<R>& x, Strided<C>& w, Strid
     Kernel::step(sums, x, w);
     if (kFetches) {
       SDE_UNROLL for (int c = 0; c < C; ++c) fetch_line<Kernel::kLocality>(fetched, c);
-      fetched.advance(kLine);
+      fetched.advance(kFetchStride<Kernel, C>);
     }
     x.advance(Kernel::kDepth * sizeof(typename Kernel::Input));
-    w.advance(kLine);
+    w.advance(kLineStride<Kernel>);
   }
 }
 
@@ -77,9 +88,9 @@ __attribute__((noinline)) void run_chain(const ChainArgs& args) {
   Strided<R> x(args.x, args.x_stride);
   Strided<C> w(args.w.first, args.w.stride);
   constexpr int64_t kAhead = Kernel::kAheadLines;
-  const int64_t first = args.steps > kAhead ? args.steps - kAhead : 0;
+  const int64_t first = kIsPart<Kernel, C> || args.steps < kAhead ? 0 : args.steps - kAhead;
   run_steps<Kernel, R, C, kFetches>(
-      sums, x, w, Strided<C>(args.w.first + kAhead * kLine, args.w.stride), first);
+      sums, x, w, Strided<C>(args.w.first + kAhead * kLineStride<Kernel>, args.w.stride), first);
   run_steps<Kernel, R, C, kFetches>(sums, x, w, Strided<C>(args.next.first, args.next.stride),
                                     args.steps - first);
   fold(sums, 0, args.is_first, args.partial);
@@ -98,15 +109,16 @@ struct PassArgs {
 
 template <class Kernel, int R, int C, bool kFetches>
 void run_pass(const PassArgs& args) {
-  ChainArgs chain{args.x, args.x_stride, args.w, args.w, 0, args.is_first, args.partial};
+  ChainArgs chain{args.x, args.x_stride, args.w, args.next, 0, args.is_first, args.partial};
   for (int64_t left = args.num_inputs; left > 0; left -= kFold) {
     const int64_t inputs = left < kFold ? left : kFold;
     chain.steps = (inputs + Kernel::kDepth - 1) / Kernel::kDepth;
-    chain.next.first = chain.w.first + chain.steps * kLine;
-    if (left <= kFold) chain.next = args.next;
+    const Strips rest{chain.w.first + chain.steps * kLineStride<Kernel>, chain.w.stride};
+    if (!kIsPart<Kernel, C>) chain.next = left > kFold ? rest : args.next;
     run_chain<Kernel, R, C, kFetches>(chain);
+    if (kIsPart<Kernel, C>) chain.next.first += chain.steps * kFetchStride<Kernel, C>;
     chain.x += inputs * sizeof(typename Kernel::Input);
-    chain.w.first += chain.steps * kLine;
+    chain.w = rest;
     chain.is_first = false;
   }
 }
@@ -117,7 +129,7 @@ using RunPass = void (*)(const PassArgs&);
 // run_pass for R rows: [fetches][all strips of a group, or two].
 template <class Kernel, int R>
 RunPass<Kernel> pass_of_rows(int64_t strips, bool fetches) {
-  constexpr int kMost = strips_of_group(R);
+  constexpr int kMost = Kernel::strips_of_group(R);
   constexpr int kFewer = kMost < 2 ? kMost : 2;
   if (strips < kMost)
     return fetches ? run_pass<Kernel, R, kFewer, true> : run_pass<Kernel, R, kFewer, false>;
@@ -134,12 +146,19 @@ RunPass<Kernel> choose_pass(int64_t rows, int64_t strips, bool fetches,
 
 // What follows a sweep: the strips after it, or what the next launch begins with.
 SDE_INLINE Strips after_sweep(const PackedWeight& weight, int64_t end, const WeightShare* next) {
-  if (next == nullptr || next->weight == nullptr)
-    return {static_cast<const char*>(weight.data) + end * weight.strip_bytes(),
-            weight.strip_bytes()};
-  const int64_t strip = next->blocks.begin * kBlockStrips;
-  return {static_cast<const char*>(next->weight->data) + strip * next->weight->strip_bytes(),
-          next->weight->strip_bytes()};
+  if (next == nullptr || next->weight == nullptr) return strips_from(weight, end);
+  return strips_from(*next->weight, next->blocks.begin * kBlockStrips);
+}
+
+// What pass `s` of a chunk fetches: the strips after its own or, if these are fewer than lie
+// together, its part of the next chunk.
+template <class Kernel>
+SDE_INLINE Strips next_of(const PassArgs& pass, int64_t s, int64_t at_once, int64_t strips,
+                          const Strips& after) {
+  if (at_once < Kernel::kTogether)
+    return {after.first + s * pass.num_inputs / Kernel::kDepth * kLine, kLine};
+  if (s + at_once == strips) return after;
+  return {pass.w.first + at_once * pass.w.stride, pass.w.stride};
 }
 
 // One sweep of strips from `strip` on for up to kLinearMaxRows rows; `next` follows the last one of
@@ -147,28 +166,29 @@ SDE_INLINE Strips after_sweep(const PackedWeight& weight, int64_t end, const Wei
 template <class Kernel>
 void run_sweep(const LinearArgs& args, const RowsOf<Kernel>& x, int64_t rows, int64_t strip,
                int64_t strips, const WeightShare* next, float* partial) {
-  constexpr auto kSizes = std::make_integer_sequence<int, kMaxGroup>();
+  constexpr auto kSizes = std::make_integer_sequence<int, Kernel::kMaxGroup>();
+  constexpr int64_t kInputs = Kernel::kInputs;
   const PackedWeight& weight = args.weight;
-  const Strips all{static_cast<const char*>(weight.data) + strip * weight.strip_bytes(),
-                   weight.strip_bytes()};
-  for (int64_t k = 0; k < weight.num_inputs; k += kChunk) {
+  const Strips all = strips_from(weight, strip);
+  const int64_t input_bytes = weight.input_bytes() * Kernel::kTogether;
+  for (int64_t k = 0; k < weight.num_inputs; k += kInputs) {
     const int64_t left = weight.num_inputs - k;
-    const bool is_last = left <= kChunk;
+    const bool is_last = left <= kInputs;
     PassArgs pass{
-        nullptr, x.stride * int64_t{sizeof(*x.first)}, all, {}, is_last ? left : kChunk, k == 0,
+        nullptr, x.stride * int64_t{sizeof(*x.first)}, all, {}, is_last ? left : kInputs, k == 0,
         nullptr};
-    const Strips chunk{all.first + k * weight.input_bytes(), all.stride};
+    const Strips chunk{all.first + k * input_bytes, all.stride};
     const Strips after = is_last ? after_sweep(weight, strip + strips, next)
-                                 : Strips{chunk.first + kChunk * weight.input_bytes(), all.stride};
+                                 : Strips{chunk.first + kInputs * input_bytes, all.stride};
+    const bool fetches = Kernel::fetches(weight, rows) || (is_last && next != nullptr);
     for (int64_t r = 0, size; r < rows; r += size) {
-      size = next_group(rows - r);
-      const int64_t at_once = std::min<int64_t>(strips_of_group(size), strips);
-      const auto run = choose_pass<Kernel>(size, strips, r == 0, kSizes);
+      size = next_group<Kernel>(rows - r);
+      const int64_t at_once = std::min<int64_t>(Kernel::strips_of_group(size), strips);
+      const auto run = choose_pass<Kernel>(size, strips, fetches && r == 0, kSizes);
       pass.x = reinterpret_cast<const char*>(x.first + r * x.stride + k);
       for (int64_t s = 0; s < strips; s += at_once) {
         pass.w.first = chunk.first + s * all.stride;
-        pass.next =
-            s + at_once < strips ? Strips{pass.w.first + at_once * all.stride, all.stride} : after;
+        pass.next = next_of<Kernel>(pass, s, at_once, strips, after);
         pass.partial = partial + s * kPartialStride + r * kStripOutputs;
         run(pass);
       }

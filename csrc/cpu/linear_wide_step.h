@@ -10,7 +10,7 @@
 #include <cstring>
 
 #include "cpu/linear_instructions.h"
-#include "cpu/linear_tiling.h"
+#include "cpu/linear_wide_tiling.h"
 #include "cpu/norm_row.h"
 
 namespace sdengine {
@@ -29,7 +29,10 @@ struct Strided {
         static_cast<const char*>(first) + 3 * i * apart;
   }
   SDE_INLINE void advance(int64_t bytes) {
-    SDE_UNROLL for (int i = 0; i < kBases; ++i) base[i] += bytes;
+    SDE_UNROLL for (int i = 0; i < kBases; ++i) {
+      base[i] += bytes;
+      asm("" : "+r"(base[i]));  // or gcc 12 adds one index to all of them again in every step
+    }
   }
 };
 
@@ -165,7 +168,7 @@ struct FetchesIntoL2 {
 };
 
 // bfloat16 weights, widened by a shift or a mask, which is exact; float32 activations.
-struct WidenedBf16 : FetchesIntoL1 {
+struct WidenedBf16 : ApartTiling, FetchesIntoL1 {
   using Input = float;
   static constexpr int kDepth = 2;  // inputs a step
 
@@ -182,7 +185,7 @@ struct WidenedBf16 : FetchesIntoL1 {
 };
 
 // float16 weights, widened by an instruction; float32 activations.
-struct WidenedHalf : FetchesIntoL1 {
+struct WidenedHalf : ApartTiling, FetchesIntoL1 {
   using Input = float;
   static constexpr int kDepth = 2;
 
@@ -198,7 +201,7 @@ struct WidenedHalf : FetchesIntoL1 {
 };
 
 // float32 weights and activations.
-struct Fp32 : FetchesIntoL1 {
+struct Fp32 : ApartTiling, FetchesIntoL1 {
   using Input = float;
   static constexpr int kDepth = 1;
 

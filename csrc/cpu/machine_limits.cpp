@@ -47,14 +47,14 @@ std::vector<double> rates(const std::vector<double>& seconds, double amount) {
 
 }  // namespace
 
-std::vector<double> measure_read(ThreadPool& pool, const void* data, int64_t bytes, int streams,
+std::vector<double> measure_read(ThreadPool& pool, const void* data, int64_t bytes, ReadWay way,
                                  int repeats) {
   const LimitProbes probes = choose();
   const int64_t count = bytes / 4 / kGrain * kGrain;
   const auto* floats = static_cast<const float*>(data);
   const auto seconds = time_together(pool, repeats, [&](Worker& worker) {
     const Range share = worker.share(count, kGrain);
-    return probes.read(floats + share.begin, share.end - share.begin, streams);
+    return probes.read(floats + share.begin, share.end - share.begin, way);
   });
   return rates(seconds, static_cast<double>(count) * 4);
 }

@@ -12,9 +12,16 @@
 
 namespace sdengine {
 
+// How a worker reads its share: as so many streams side by side, with or without prefetches of its
+// own.
+struct ReadWay {
+  int streams;
+  bool fetches;
+};
+
 // Bytes per second of reading `bytes` at `data` `repeats` times; every worker reads its own
-// contiguous share as one or two streams.
-std::vector<double> measure_read(ThreadPool& pool, const void* data, int64_t bytes, int streams,
+// contiguous share.
+std::vector<double> measure_read(ThreadPool& pool, const void* data, int64_t bytes, ReadWay way,
                                  int repeats);
 
 // Operations per second (a multiply-add counts two) of independent chains in registers, for about
@@ -29,8 +36,8 @@ std::vector<double> measure_barriers(ThreadPool& pool, int repeats);
 
 // Per instruction set. The return value keeps the work from being optimised away.
 struct LimitProbes {
-  // count: a multiple of 256 * streams
-  float (*read)(const float* data, int64_t count, int streams);
+  // count: a multiple of 256 * way.streams
+  float (*read)(const float* data, int64_t count, ReadWay way);
   float (*fma)(int64_t rounds);  // operations: rounds * fma_operations
   float (*bf16_dot)(int64_t rounds);
   int64_t fma_operations;

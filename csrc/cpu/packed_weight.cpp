@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "cpu/cpu_features.h"
+
 namespace sdengine {
 namespace {
 
@@ -43,30 +45,38 @@ const void* row_of(const PackArgs& args, int64_t block, int64_t column) {
   return find_row(args, column < half ? feature : num_features + feature);
 }
 
-// Where input k of column c stands inside a strip.
+// Where input k of column c stands inside a strip whose lines are `line` elements apart.
 template <class T>
-inline int64_t offset(int64_t k, int64_t c, const T*) {
-  return k * kStripOutputs + c;
+inline int64_t offset(int64_t k, int64_t c, int64_t line, const T*) {
+  constexpr int64_t kInputs = kStripLine / sizeof(T) / kStripOutputs;  // of a line
+  return k / kInputs * line + k % kInputs * kStripOutputs + c;
 }
-inline int64_t offset(int64_t k, int64_t c, const uint16_t*) {
-  return (k / 2) * 2 * kStripOutputs + 2 * c + k % 2;
+inline int64_t offset(int64_t k, int64_t c, int64_t line, const uint16_t*) {
+  return k / 2 * line + 2 * c + k % 2;
 }
 
 template <class From, class To>
 void pack_block(const PackArgs& args, int64_t block) {
-  const int64_t num_inputs = padded_inputs(args.packed_format, args.num_inputs);
-  To* packed = static_cast<To*>(args.packed) + block * num_inputs * kBlockOutputs;
+  const PackedWeight packed =
+      packed_weight(args.packed, args.packed_format, args.num_inputs, args.num_outputs);
+  const int64_t num_inputs = padded_inputs(packed.format, packed.num_inputs);
+  const int64_t line = packed.line_stride() / sizeof(To);
+  To* strips[kBlockStrips];
+  for (int64_t s = 0; s < kBlockStrips; ++s)
+    strips[s] =
+        static_cast<To*>(args.packed) + packed.strip_offset(block * kBlockStrips + s) / sizeof(To);
   const From* rows[kBlockOutputs];
   for (int64_t c = 0; c < kBlockOutputs; ++c)
     rows[c] = static_cast<const From*>(row_of(args, block, c));
   for (int64_t tile = 0; tile < num_inputs; tile += kTile) {
     const int64_t end = std::min(tile + kTile, num_inputs);
     for (int64_t c = 0; c < kBlockOutputs; ++c) {
-      To* strip = packed + c / kStripOutputs * num_inputs * kStripOutputs;
+      To* strip = strips[c / kStripOutputs];
       const int64_t column = c % kStripOutputs;
       const int64_t given = rows[c] == nullptr ? tile : std::min(end, args.num_inputs);
-      for (int64_t k = tile; k < given; ++k) convert(rows[c][k], strip + offset(k, column, strip));
-      for (int64_t k = given; k < end; ++k) strip[offset(k, column, strip)] = To{};
+      for (int64_t k = tile; k < given; ++k)
+        convert(rows[c][k], strip + offset(k, column, line, strip));
+      for (int64_t k = given; k < end; ++k) strip[offset(k, column, line, strip)] = To{};
     }
   }
 }
@@ -90,6 +100,11 @@ void pack_from(const PackArgs& args, Worker& worker) {
 }
 
 }  // namespace
+
+int64_t strips_together(Format format) {
+  const bool are_dotted = format == Format::kBfloat16 && selected_isa() == Isa::kAvx512Bf16;
+  return are_dotted ? kMostStripsTogether : 1;
+}
 
 void pack_weight(const PackArgs& args, Worker& worker) {
   switch (args.source_format) {

@@ -1,0 +1,54 @@
+// How `linear` cuts its work into panels, sweeps and groups of rows with sixteen lanes: by whether
+// strips lie one behind the other or four together (packed_weight.h).
+#pragma once
+
+#include "cpu/linear_tiling.h"
+
+namespace sdengine {
+inline namespace SDENGINE_ISA_NAMESPACE {
+namespace linear_op {
+
+// One behind the other. Up to 24 rows are one group, of as many strips as leave registers for
+// weights and activations: a weight is widened once for all rows of a group, a row's input is
+// loaded once for all strips.
+struct ApartTiling {
+  static constexpr int64_t kTogether = 1;
+  static constexpr int kMaxGroup = 24;     // rows
+  static constexpr int64_t kInputs = 512;  // of a chunk. Longer gains nothing, 256 costs 1-2%
+
+  static constexpr int strips_of_group(int64_t rows) { return rows <= 6 ? 4 : rows <= 12 ? 2 : 1; }
+  static SDE_INLINE int64_t panel_end(Range blocks, int64_t rows) {
+    const int64_t most = rows <= 6 || rows > kMaxGroup ? kMaxPanel : 1;
+    return blocks.end - blocks.begin < most ? blocks.end : blocks.begin + most;
+  }
+  // One group of rows reads its strips in the order of their addresses; several find a chunk of
+  // more strips in the caches.
+  static SDE_INLINE int64_t strips_at_once(int64_t panel_blocks, int64_t rows) {
+    return rows <= 12 || rows > kMaxGroup ? panel_blocks * kBlockStrips : 1;
+  }
+  static SDE_INLINE bool fetches(const PackedWeight&, int64_t) { return true; }
+};
+
+// Four together: up to six rows read them at once, in the order of their addresses; more take two
+// or one of them at a time, from L2.
+struct TogetherTiling : ApartTiling {
+  static constexpr int64_t kTogether = kMostStripsTogether;
+
+  static SDE_INLINE int64_t panel_end(Range blocks, int64_t) {
+    constexpr int64_t kBlocks = kTogether / kBlockStrips;
+    const int64_t end = blocks.begin / kBlocks * kBlocks + kBlocks;
+    return end < blocks.end ? end : blocks.end;
+  }
+  static SDE_INLINE int64_t strips_at_once(int64_t panel_blocks, int64_t) {
+    return panel_blocks * kBlockStrips;
+  }
+  // A single stream is what the hardware's own prefetcher does best (Zen 4: one row 0.74 of the
+  // time with it alone), but from the caches four rows and more outrun it.
+  static SDE_INLINE bool fetches(const PackedWeight& weight, int64_t rows) {
+    return rows > 6 || (rows > 3 && weight.num_bytes() <= kSmallWeight);
+  }
+};
+
+}  // namespace linear_op
+}  // namespace SDENGINE_ISA_NAMESPACE
+}  // namespace sdengine
