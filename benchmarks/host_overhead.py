@@ -3,7 +3,7 @@
     python -m benchmarks.host_overhead
 
 Engines of several batch sizes decode the same texts in turns, plainly, with a fixed tree and with
-the adaptive budget, one iteration a step and up to eight in a row, as `LLM.generate` does. Per
+the adaptive budget, one iteration a step and up to sixteen in a row, as `LLM.generate` does. Per
 iteration: the whole `Engine.step()`, how much of it the kernels took by the program's own clock,
 and what is left, which is to be at most 30 us plus 5% of the whole. Of that, `Python` is the part
 before and after the native call; the rest is waking the worker threads. Python's function calls are
@@ -97,10 +97,11 @@ class _TimedProgram:
     def __init__(self, timer: ReplayTimer, program: Program) -> None:
         self._timer, self._start = timer, program.start
 
-    def start(self, num_replays: int) -> None:
+    def start(self, num_replays: int) -> int:
         begin = perf_counter()
-        self._start(num_replays)
+        num_done = self._start(num_replays)
         self._timer.seconds = perf_counter() - begin
+        return num_done
 
 
 class CallCounter:

@@ -33,6 +33,10 @@ PYBIND11_MODULE(_cpu, module) {
              program.begin_if(reinterpret_cast<const int32_t*>(count));
            })
       .def("end_if", &Program::end_if)
+      .def("stop_at_zero",
+           [](Program& program, uintptr_t count) {
+             program.stop_at_zero(reinterpret_cast<const int32_t*>(count));
+           })
       .def("replay", &Program::replay, py::arg("pool"), py::call_guard<py::gil_scoped_release>())
       .def(
           "replay_in_a_row",
@@ -42,7 +46,8 @@ PYBIND11_MODULE(_cpu, module) {
             for (const auto& [source, size] : left) {
               bytes.push_back({reinterpret_cast<const char*>(source), size});
             }
-            program.replay_in_a_row(pool, num_replays, bytes, reinterpret_cast<char*>(copies));
+            return program.replay_in_a_row(pool, num_replays, bytes,
+                                           reinterpret_cast<char*>(copies));
           },
           py::arg("pool"), py::arg("num_replays"), py::arg("left"), py::arg("copies"),
           py::call_guard<py::gil_scoped_release>())

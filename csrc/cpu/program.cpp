@@ -44,22 +44,27 @@ void Program::replay(ThreadPool& pool) const {
   pool.run([this](Worker& worker) { run_steps(worker, [](size_t) {}); });
 }
 
-void Program::replay_in_a_row(ThreadPool& pool, int num_replays, const std::vector<LeftBytes>& left,
-                              char* copies) const {
+int Program::replay_in_a_row(ThreadPool& pool, int num_replays, const std::vector<LeftBytes>& left,
+                             char* copies) const {
   check_closed();
+  int num_done = 0;  // of worker 0
   pool.run([&](Worker& worker) {
     char* copy = copies;
-    for (int i = 0; i < num_replays; ++i) {
+    bool goes_on = true;
+    for (int i = 0; i < num_replays && goes_on; ++i) {
       run_steps(worker, [](size_t) {});
       if (worker.index == 0) {
         for (const LeftBytes& bytes : left) {
           std::memcpy(copy, bytes.source, bytes.size);
           copy += bytes.size;
         }
+        num_done = i + 1;
       }
       worker.barrier();  // nobody writes before it is copied
+      goes_on = stop_count_ == nullptr || *stop_count_ > 0;
     }
   });
+  return num_done;
 }
 
 std::vector<int64_t> Program::replay_timed(ThreadPool& pool) const {

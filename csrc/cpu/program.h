@@ -55,10 +55,14 @@ class Program {
 
   void replay(ThreadPool& pool) const;
 
-  // Replays `num_replays` times in one run of the pool, and copies what each one leaves behind, one
-  // after the other, to `copies`.
-  void replay_in_a_row(ThreadPool& pool, int num_replays, const std::vector<LeftBytes>& left,
-                       char* copies) const;
+  // Replays in a row end with the first that leaves *count at 0. The first launch must not write
+  // it: workers read it without a barrier of its own.
+  void stop_at_zero(const int32_t* count) { stop_count_ = count; }
+
+  // Replays up to `num_replays` times in one run of the pool, and copies what each one leaves
+  // behind, one after the other, to `copies`. Returns how many there were.
+  int replay_in_a_row(ThreadPool& pool, int num_replays, const std::vector<LeftBytes>& left,
+                      char* copies) const;
 
   // As replay, but returns nanoseconds per launch as worker 0 saw them, barrier included; 0 for a
   // launch that was skipped.
@@ -84,6 +88,7 @@ class Program {
 
   std::vector<Step> steps_;
   std::vector<PackedWeight> weights_;  // in the order in which they are streamed
+  const int32_t* stop_count_ = nullptr;
   size_t num_launches_ = 0;
   std::vector<size_t> open_ifs_;
 };

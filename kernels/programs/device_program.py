@@ -82,9 +82,16 @@ class DeviceProgram:
             for _, run in self._launches:
                 run()
 
-    def start(self, num_replays: int = 1) -> None:
-        for _ in range(num_replays):
+    def stop_at_zero(self, count: torch.Tensor) -> None:
+        expect_tensor("stop_at_zero", "count", count, torch.int32, (1,))
+        self._stop_count = count
+
+    def start(self, num_replays: int = 1) -> int:
+        for num_done in range(1, num_replays + 1):
             self.replay()
+            if num_done < num_replays and int(self._stop_count) <= 0:
+                return num_done
+        return num_replays
 
     def replay_timed(self) -> list[tuple[str, int]]:
         """Host time of each launch, the device drained after it."""
@@ -147,7 +154,7 @@ class StagedProgram(DeviceProgram):
             with _device_of(self._memory):
                 self._enqueue = self._captured()
 
-    def start(self, num_replays: int = 1) -> None:
+    def start(self, num_replays: int = 1) -> int:
         assert num_replays == 1, "what they left behind would be one replay's"
         self.prepare()
         assert self._enqueue is not None
@@ -155,6 +162,7 @@ class StagedProgram(DeviceProgram):
             self._memory.push()
             self._enqueue()
             self._memory.pull()
+        return 1
 
     def replay(self) -> None:
         assert self._memory.num_under_way == 0, "what lands would be another replay's"

@@ -53,12 +53,21 @@ class Program(Protocol):
             ValueError: from the `launch` that would write it, on a CPU.
         """
 
+    def stop_at_zero(self, count: torch.Tensor) -> None:
+        """Replays in a row end with the first that leaves `count` at 0: it found nothing to do, nor
+        would the next.
+
+        Args:
+            count: [1] int32, which the program's first launch does not write.
+        """
+
     def replay(self) -> None:
         """Runs all launches in order."""
 
-    def start(self, num_replays: int = 1) -> None:
-        """Starts replays, one after the other, whose results as many calls of `Memory.land` bring;
-        only a device does not wait here, and it takes one at a time."""
+    def start(self, num_replays: int = 1) -> int:
+        """Starts up to so many replays, one after the other; only a device does not wait here, and
+        it takes one at a time. Returns how many, whose results as many calls of `Memory.land`
+        bring."""
 
     def replay_timed(self) -> list[tuple[str, int]]:
         """Runs all launches; returns (op name, nanoseconds) per launch, 0 for one not run."""
@@ -72,6 +81,7 @@ class ReferenceProgram:
     def __init__(self, copies: ReplayCopies | None = None) -> None:
         self._copies = copies or ReplayCopies()
         self._steps: list[_Launch | _Block] = []
+        self._stop_count = torch.ones(1, dtype=torch.int32)
 
     def launch(self, op: str, **args: Any) -> None:
         get_op(op).check(**args)
@@ -87,19 +97,29 @@ class ReferenceProgram:
         finally:
             block.end = len(self._steps)
 
+    def stop_at_zero(self, count: torch.Tensor) -> None:
+        expect_tensor("stop_at_zero", "count", count, torch.int32, (1,))
+        self._stop_count = count
+
     def replay(self) -> None:
         self.replay_timed()
 
-    def start(self, num_replays: int = 1) -> None:
+    def start(self, num_replays: int = 1) -> int:
         copies = self._copies
         if num_replays == 1:
             copies.num_left = 0
             self.replay()
-            return
+            return 1
         copies.begin(num_replays)
-        for replay in range(num_replays):
+        num_done = 0
+        for _ in range(num_replays):
             self.replay()
-            copies.keep(replay)
+            copies.keep(num_done)
+            num_done += 1
+            if int(self._stop_count) <= 0:
+                break
+        copies.end(num_done)
+        return num_done
 
     def replay_timed(self) -> list[tuple[str, int]]:
         timings = [(step.op, 0) for step in self._steps if isinstance(step, _Launch)]
@@ -171,17 +191,26 @@ class CpuProgram:
             self._native.end_if()
             self._counts_read.append(count)
 
+    def stop_at_zero(self, count: torch.Tensor) -> None:
+        expect_tensor("stop_at_zero", "count", count, torch.int32, (1,))
+        self._native.stop_at_zero(count.data_ptr())
+        self._kept.append(count)
+
     def replay(self) -> None:
         self._native.replay(self._pool)
 
-    def start(self, num_replays: int = 1) -> None:
+    def start(self, num_replays: int = 1) -> int:
         copies = self._copies
         if num_replays == 1:
             copies.num_left = 0
             self._native.replay(self._pool)
-            return
+            return 1
         address = copies.begin(num_replays)
-        self._native.replay_in_a_row(self._pool, num_replays, copies.sources, address)
+        num_done: int = self._native.replay_in_a_row(
+            self._pool, num_replays, copies.sources, address
+        )
+        copies.end(num_done)
+        return num_done
 
     def replay_timed(self) -> list[tuple[str, int]]:
         return list(zip(self._names, self._native.replay_timed(self._pool)))

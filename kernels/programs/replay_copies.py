@@ -31,7 +31,7 @@ class ReplayCopies:
         self._used: list[int] = []
         self._copies = np.empty((0, 0), dtype=np.uint8)
         self._parts: list[tuple[np.ndarray, np.ndarray]] = []  # of each chunk, and its copies
-        self._num_begun = self.num_left = 0
+        self._num_done = self.num_left = 0
 
     def allocate(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """A tensor of zeros that is copied."""
@@ -52,7 +52,8 @@ class ReplayCopies:
         return list(zip(self._addresses, self._used))
 
     def begin(self, num_replays: int) -> int:
-        """Makes room for the copies of so many replays, which come next; returns its address."""
+        """Makes room for the copies of up to so many replays, which come next; returns its
+        address."""
         size = sum(self._used)
         if len(self._copies) < num_replays or self._copies.shape[1] != size:
             self._copies = np.empty((num_replays, size), dtype=np.uint8)
@@ -61,8 +62,11 @@ class ReplayCopies:
                 (chunk[:used], self._copies[:, start : start + used])
                 for chunk, used, start in zip(self._chunks, self._used, ends)
             ]
-        self._num_begun = self.num_left = num_replays
         return int(self._copies.ctypes.data)
+
+    def end(self, num_replays: int) -> None:
+        """So many there were; the next call of `restore` brings the first one back."""
+        self._num_done = self.num_left = num_replays
 
     def keep(self, replay: int) -> None:
         """Copies what lies there now, for a replay that does not copy by itself."""
@@ -73,7 +77,7 @@ class ReplayCopies:
         """Brings the oldest copy back; nothing to do when none is left, after a single replay."""
         if not self.num_left:
             return
-        oldest = self._num_begun - self.num_left
+        oldest = self._num_done - self.num_left
         for source, copies in self._parts:
             source[:] = copies[oldest]
         self.num_left -= 1

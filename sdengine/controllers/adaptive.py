@@ -51,8 +51,9 @@ TOLERANCE = 1.03  # a verdict against speculation needs more than the noise of t
 CLEAR = 0.75  # of a plain token, below which speculation pays beyond doubt
 LEARN_EVERY = 8  # steps of speculation that won its trial, which are looked at together: after a
 # pass over weights none of this code is in the caches, and one report takes 75 us, four 120
+SETTLED_RUN = 2 * LEARN_EVERY  # iterations of it in a row
 TRIAL_RUN = 4  # iterations in a row while speculation is on trial; one until the first could be
-# timed, two as long as the trial may soon be lost. Plain steps come eight in a row, and the host's
+# timed, two as long as the trial may soon be lost. Plain steps come many in a row, and the host's
 # work that one of them is spared (up to 0.2 ms of the bundled pair's 1.2) must not be held against
 # trees of 2.4 ms; a second tree in vain costs 0.14 ms, a call of its own 0.2
 
@@ -114,7 +115,7 @@ class AdaptiveController:
             trial = self._trial
             is_open = trial.steps < HOPELESS_STEPS or trial.accepted == 0
             return min(1 if trial.steps == 0 else 2 if is_open else TRIAL_RUN, trial_left)
-        return max(LEARN_EVERY - len(self._reports), 1)
+        return SETTLED_RUN - len(self._reports)
 
     def observe(self, plan: StepPlan, report: StepReport) -> None:
         """Updates the running means and the verdict.

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from sdengine.core.cost_model import CostModel
 
-MAX_ITERATIONS = 8
+MAX_ITERATIONS = 16
 """In a row, that the engine's faces ask for. A small model's host work between two iterations is a
-tenth of one, shared by eight of them a fiftieth."""
+tenth of one, shared by sixteen of them a hundredth."""
 STREAM_SECONDS = 0.008
 """That iterations in a row may take where somebody reads along, who cannot tell."""
 UNSEEN_SECONDS = 0.03

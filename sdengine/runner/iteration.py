@@ -163,6 +163,7 @@ class Iteration:
 
     def _record(self, variant: Variant) -> Program:
         program = self.empty_program(variant.limits)
+        program.stop_at_zero(self.workspace.num_logits)  # nobody goes on
         self._describe(program, variant)
         self._programs[variant] = program
         return program

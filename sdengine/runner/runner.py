@@ -218,7 +218,7 @@ class Runner:
         is_sized = self.iteration.is_on_device
         limits = self.iteration.limits(self._demand(flight)) if is_sized else NO_LIMITS
         variant = Variant(is_drafting, self._penalties.is_needed, catches_up, limits)
-        self.iteration.program(variant).start(num_iterations)
+        flight.num_iterations = self.iteration.program(variant).start(num_iterations)
         return flight
 
     def land(self, flight: Flight) -> list[Commit]:

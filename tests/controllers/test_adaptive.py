@@ -11,7 +11,7 @@ from sdengine.controllers.fixed import FixedController
 from sdengine.controllers.tree_size import GrowingSize
 from sdengine.controllers.turns import FIRST_PLAIN_STEPS, LONGEST_PAUSE, PROMPT_STEPS
 from sdengine.core.cost_model import CostModel
-from sdengine.core.plan import StepPlan, StepReport
+from sdengine.core.plan import MAX_ITERATIONS, StepPlan, StepReport
 
 COSTS = CostModel((1, 8, 16), (1.0, 1.0, 2.0), 0.1, 0.1)
 
@@ -114,7 +114,7 @@ def test_a_batch_of_another_size_is_taken_to_gain_as_much(accepted: int, share: 
     assert controller._pace.token_s(2) == pytest.approx(plain * share, rel=1e-6)
 
 
-@pytest.mark.parametrize("in_a_row", [1, 8])
+@pytest.mark.parametrize("in_a_row", [1, MAX_ITERATIONS])
 @pytest.mark.parametrize("slowdown", [1.0, 2.5])
 def test_keeps_speculating_while_it_pays(slowdown: float, in_a_row: int) -> None:
     controller = AdaptiveController(COSTS, GrowingSize(8, 16))
@@ -124,7 +124,7 @@ def test_keeps_speculating_while_it_pays(slowdown: float, in_a_row: int) -> None
     )
 
 
-@pytest.mark.parametrize("in_a_row", [1, 8])
+@pytest.mark.parametrize("in_a_row", [1, MAX_ITERATIONS])
 def test_a_useless_draft_costs_under_three_percent(in_a_row: int) -> None:
     controller = AdaptiveController(COSTS, GrowingSize(8, 16))
     seconds, tokens, speculated = simulate(controller, 0, 0.5, 3000, in_a_row=in_a_row)
@@ -134,18 +134,18 @@ def test_a_useless_draft_costs_under_three_percent(in_a_row: int) -> None:
 
 
 def test_iterations_follow_one_another_where_nothing_is_decided() -> None:
-    """All of a pause, some of a trial once it has begun, and no more than are looked at."""
+    """All of a pause, some of a trial once it has begun, and then twice what is looked at."""
     controller, num_iterations = AdaptiveController(COSTS, GrowingSize(8, 16)), []
     for _ in range(28):
         plan = controller.plan(1)
         report = StepReport([3 * (plan.depth > 0)], 3, 4, 0.1, 1.0, 1.1, True)
         num_iterations.append((plan.depth > 0, plan.num_iterations))
-        for _ in range(min(plan.num_iterations, 8)):
+        for _ in range(min(plan.num_iterations, MAX_ITERATIONS)):
             controller.observe(plan, report)
     trial = [(True, number) for number in (1, 2, 4, 4, 4, 1)]
-    assert num_iterations[:8] == [(False, 12), (False, 4), *trial]
-    assert num_iterations[8:12] == [(True, 8)] * 4
-    assert num_iterations[12] == (False, 2), "plain steps in between"
+    assert num_iterations[:7] == [(False, 12), *trial]
+    assert num_iterations[7:9] == [(True, 16)] * 2
+    assert num_iterations[9] == (False, 2), "plain steps in between"
     assert controller.plan(0).num_iterations == 1
 
 

@@ -29,7 +29,7 @@ def settled(by: StepReport = GAINS) -> AdaptiveController:
         plan = controller.plan(1)
         controller.observe(plan, by if plan.depth else PLAIN)
         trees += plan.depth > 0
-    assert controller.plan(1).num_iterations == LEARN_EVERY
+    assert controller.plan(1).num_iterations == 2 * LEARN_EVERY
     return controller
 
 

@@ -12,7 +12,7 @@ from sdengine.controllers.adaptive import AdaptiveController
 from sdengine.controllers.tree_size import GrowingSize
 from sdengine.controllers.turns import LONGEST_PAUSE
 from sdengine.core.cost_model import CostModel
-from sdengine.core.plan import Outlook, StepPlan, StepReport
+from sdengine.core.plan import MAX_ITERATIONS, Outlook, StepPlan, StepReport
 
 SMALL = CostModel((1, 2, 4, 64), (1.0, 1.3, 1.8, 22.0), 0.2, 0.15)  # of 6M on a CPU: in its caches
 LARGE = CostModel(  # of 1.1B on the same, whose DRAM sets the pace; both in plain steps
@@ -122,7 +122,7 @@ def pair(acceptance: float, tokens: int, **settings: object) -> World:
     return world.run(AdaptiveController(world.costs, GrowingSize(8, 16)), tokens)
 
 
-@pytest.mark.parametrize("in_a_row", [1, 8])
+@pytest.mark.parametrize("in_a_row", [1, MAX_ITERATIONS])
 @pytest.mark.parametrize("token_s", [0.01, 0.1])
 def test_a_pair_that_does_not_pay_comes_to_cost_next_to_nothing(
     token_s: float, in_a_row: int

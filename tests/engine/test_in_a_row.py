@@ -19,6 +19,8 @@ from sdengine.core.plan import STREAM_SECONDS, UNSEEN_SECONDS, StepPlan, StepRep
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.engine import Engine
 from sdengine.errors import ConfigError
+from sdengine.runner.flight import Commit, Flight
+from sdengine.scheduler.scheduler import Schedule
 from tests.engine.conftest import (
     ANY_TIME_S,
     MakeEngine,
@@ -98,6 +100,33 @@ def test_outputs_and_counts_are_those_of_single_iterations(
     assert list(map(counts, outputs)) == list(map(counts, expected))
     assert most == 7 or sampling == "stop tokens"
     assert engine.last_report.num_accepted, "an iteration in which nobody was left is reported"
+
+
+@pytest.mark.parametrize("sampling", ["sampled", "stop tokens"])
+@pytest.mark.parametrize("name", ["plain", "trees"])
+def test_a_row_ends_when_nobody_goes_on(
+    make_engine: MakeEngine, name: str, sampling: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make(make_engine, name)
+    rows: list[tuple[int, int, int]] = []
+    start, land = engine._runner.start, engine._runner.land
+
+    def started(schedule: Schedule, plan: StepPlan, num_iterations: int = 1) -> Flight:
+        flight = start(schedule, plan, num_iterations)
+        rows.append((num_iterations, flight.num_iterations, 0))
+        return flight
+
+    def landed(flight: Flight) -> list[Commit]:
+        commits = land(flight)
+        rows[-1] = (*rows[-1][:2], len(engine._runner.reports))
+        return commits
+
+    monkeypatch.setattr(engine._runner, "start", started)
+    monkeypatch.setattr(engine._runner, "land", landed)
+    run(engine, replace(PARAMS, **SAMPLING[sampling]), 30)
+    assert all(reported <= done <= reported + 1 for _, done, reported in rows)
+    ends_early = name == "trees" or sampling == "stop tokens"  # else its length is foreseen
+    assert any(done < most for most, done, _ in rows) == ends_early
 
 
 def test_the_reference_backend_keeps_what_each_iteration_left(make_engine: MakeEngine) -> None:

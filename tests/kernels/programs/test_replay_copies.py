@@ -66,6 +66,29 @@ def test_each_of_several_replays_is_read_as_it_was(backend: str, num_threads: in
     assert ints["history"][0, :12].tolist() == [0, *[7] * 10, 0]
 
 
+@pytest.mark.parametrize("backend,num_threads", [("cpu", 1), ("cpu", 3), ("reference", 1)])
+def test_a_row_ends_with_the_replay_that_leaves_its_count_at_zero(
+    backend: str, num_threads: int
+) -> None:
+    memory = HostMemory()
+    program, ints = counting_program(memory, backend, num_threads)
+    num_pending = ints["cu_pending"][1:2]
+    program.stop_at_zero(num_pending)
+    lens = memory.host(ints["history_lens"])
+    assert program.start(3) == 3
+    for expected in (2, 3, 4):
+        memory.land()
+        assert lens[0] == expected
+    ints["pending_lens"].zero_()
+    assert program.start(6) == 1 and int(num_pending) == 0
+    ints["pending_lens"].fill_(1)
+    assert program.start(2) == 2
+    before = int(lens[0])
+    for expected in (before - 1, before, before):
+        memory.land()
+        assert lens[0] == expected, "the last row's alone are brought back"
+
+
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_what_was_not_read_is_forgotten_with_the_next_start(backend: str) -> None:
     """As after an interrupt: a stale copy would undo what came later."""
@@ -95,6 +118,7 @@ def test_tensors_of_every_size_are_copied_side_by_side() -> None:
         for number, tensor in enumerate(tensors):
             tensor.fill_(100 * replay + number)
         copies.keep(replay)
+    copies.end(2)
     for replay in range(2):
         copies.restore()
         assert all(bool((t == 100 * replay + n).all()) for n, t in enumerate(tensors))
@@ -108,5 +132,6 @@ def test_totals_are_never_taken_back() -> None:
         state += 1
         totals += 1
         memory.copies.keep(replay)
+    memory.copies.end(2)
     memory.land()
     assert (int(memory.host(state)[0]), int(memory.host(totals)[0])) == (1, 2)
