@@ -312,7 +312,10 @@ def test_an_interrupted_call_leaves_the_engine_usable(
     assert [o.outputs[0] for o in llm.generate(["import os", "the fox"], sampling())] == expected
 
 
-def test_a_stream_that_is_left_aborts_its_request(make_llm: MakeLLM) -> None:
+def test_a_stream_that_is_left_aborts_its_request(
+    make_llm: MakeLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sdengine.llm.MAX_ITERATIONS", 2)  # of `other`, which is to see all of it
     llm = make_llm()
     expected = llm.generate("import os", sampling())[0].outputs
     other = llm.stream("import os", sampling())
