@@ -51,10 +51,12 @@ def check(
     """Contract.
 
     Args:
-        x: [N, K] float32, or 16 bits on a GPU ([any, K] with `rows`).
+        x: [N, K] float32, or rounded as the kernel would round it: 16 bits on a GPU, on a CPU
+            bfloat16 where `weight.rounds_inputs`, without `norm` ([any, K] with `rows`).
         weight: W [M, K]: a PackedWeight for the CPU's kernel, a DenseWeight (row-major, as in a
             checkpoint) for a GPU's; the reference takes both.
-        out: [N, M] float32, or 16 bits on a GPU, written; [N, M / 2] with activation "silu_gate".
+        out: [N, M] float32, or 16 bits on a GPU, written; [N, M / 2] with activation "silu_gate",
+            also bfloat16 on a CPU.
         num_rows: [1] int32, rows to compute; at most N.
         bias: [M] float32, gate first, then up, with "silu_gate".
         accumulate: Add to `out` (the residual) instead of overwriting it.
@@ -164,13 +166,15 @@ def cpu(
         f"weight: expected a PackedWeight for backend 'cpu', got {type(weight).__name__}",
     )
     assert isinstance(weight, PackedWeight)
-    expect_float32(NAME, x=x, out=out)
+    _expect_cpu_formats(x, weight, out, norm, activation)
     load_cpu().linear(
         native,
         address(x),
+        format_code(x.dtype),
         address(weight.storage),
         format_code(weight.dtype),
         address(out),
+        format_code(out.dtype),
         address(num_rows),
         address(bias),
         address(rows),
@@ -181,6 +185,19 @@ def cpu(
         accumulate,
         activation == "silu_gate",
     )
+
+
+def _expect_cpu_formats(
+    x: torch.Tensor,
+    weight: PackedWeight,
+    out: torch.Tensor,
+    norm: torch.Tensor | None,
+    activation: str | None,
+) -> None:
+    if not (x.dtype == torch.bfloat16 and weight.rounds_inputs and norm is None):
+        expect_float32(NAME, x=x)
+    if not (out.dtype == torch.bfloat16 and activation == "silu_gate"):
+        expect_float32(NAME, out=out)
 
 
 def bench_case(weight: PackedWeight, num_rows: int, label: str) -> Case:

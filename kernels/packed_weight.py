@@ -52,6 +52,12 @@ class PackedWeight:
         return (self.num_outputs, self.num_inputs)
 
     @property
+    def rounds_inputs(self) -> bool:
+        """Whether `linear` multiplies dot products of bfloat16 and rounds its inputs to it, so that
+        they may be stored so."""
+        return self.storage.shape[2] > 1
+
+    @property
     def nbytes(self) -> int:
         """Bytes that one pass over the weight reads, padding included."""
         return self.storage.numel() * self.storage.element_size()

@@ -119,7 +119,8 @@ def check(
         block_tables: [B, P_max] int32.
         batch: The rows. The prefix of a row is logical indices [0, visible_lens); the set bits of
             its ancestor_mask, W <= 16, are its path below the root in order, itself included.
-        out: [N, H D] float32, or 16 bits on a GPU, written; a row that sees no key gets zeros.
+        out: [N, H D] float32 or bfloat16, on a GPU float16, too, written; a row that sees no key
+            gets zeros.
         scratch: [any] float32, see `attention_scratch`; with less, fewer threads share the work and
             the result is the same. On a GPU see `split_scratch_floats` of the Triton kernel: with
             less, rows are done in more passes; less than one row's part is refused.
@@ -224,7 +225,8 @@ def cpu(
     max_seqs: int | None = None,
 ) -> None:
     """Appends the native launch."""
-    expect_float32(NAME, out=out)
+    if out.dtype != torch.bfloat16:
+        expect_float32(NAME, out=out)
     load_cpu().tree_attention(
         native,
         address(qkv),
@@ -240,6 +242,7 @@ def cpu(
         address(batch.cu_rows),
         address(batch.num_rows),
         address(out),
+        format_code(out.dtype),
         address(scratch),
         scratch.numel(),
         num_heads,

@@ -51,6 +51,17 @@ inline RowView view_row(const TreeAttentionArgs& args, int64_t row) {
   return view;
 }
 
+// The result of a head of a row.
+inline void write_head(const TreeAttentionArgs& args, int64_t row, int64_t head, Softmax state,
+                       const float* acc) {
+  const int64_t at = (row * args.num_heads + head) * args.head_dim;
+  if (args.out_format == Format::kFloat32) {
+    write_result(state, acc, args.head_dim, static_cast<float*>(args.out) + at);
+  } else {
+    write_result(state, acc, args.head_dim, static_cast<uint16_t*>(args.out) + at);
+  }
+}
+
 // Rows [first, first + count) of a sequence and the splits any of them needs.
 struct TileSpan {
   int64_t sequence;
@@ -104,16 +115,12 @@ class Tile {
 
   void write_results() const {
     for (int64_t q = 0; q < num_queries(); ++q) {
-      write_result(state_[q], state_acc_ + q * stride_, args_.head_dim, result_row(q));
+      const int64_t head = kv_head_ * group_ + q % group_;
+      write_head(args_, span_.first_row + q / group_, head, state_[q], state_acc_ + q * stride_);
     }
   }
 
  private:
-  float* result_row(int64_t query) const {
-    const int64_t row = span_.first_row + query / group_;
-    return args_.out +
-           (row * args_.num_heads + kv_head_ * group_ + query % group_) * args_.head_dim;
-  }
   const T* key_at(int64_t index) const {
     const int64_t block = table_[index / args_.block_size];
     return keys_ + block * 2 * plane_ + index % args_.block_size * args_.head_dim;

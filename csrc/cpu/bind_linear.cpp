@@ -23,14 +23,16 @@ void pack(ThreadPool& pool, const PartList& parts, int source_format, uintptr_t 
   pool.run([&](Worker& worker) { pack_weight(args, worker); });
 }
 
-void append_linear(Program& program, uintptr_t x, uintptr_t weight, int weight_format,
-                   uintptr_t out, uintptr_t num_rows, uintptr_t bias, uintptr_t rows,
+void append_linear(Program& program, uintptr_t x, int x_format, uintptr_t weight, int weight_format,
+                   uintptr_t out, int out_format, uintptr_t num_rows, uintptr_t bias, uintptr_t rows,
                    uintptr_t norm, float eps, int64_t num_inputs, int64_t num_outputs,
                    bool accumulate, bool silu_gate) {
-  const LinearArgs args{pointer<const float>(x),
+  const LinearArgs args{pointer<const void>(x),
+                        static_cast<Format>(x_format),
                         packed_weight(pointer<const void>(weight),
                                       static_cast<Format>(weight_format), num_inputs, num_outputs),
-                        pointer<float>(out),
+                        pointer<void>(out),
+                        static_cast<Format>(out_format),
                         pointer<const int32_t>(num_rows),
                         pointer<const float>(bias),
                         pointer<const int32_t>(rows),

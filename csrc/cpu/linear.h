@@ -12,10 +12,13 @@
 
 namespace sdengine {
 
+// Sixteen bits are bfloat16: of x where the kernel multiplies it so, of out with silu_gate.
 struct LinearArgs {
-  const float* x;           // [N_x, K]
-  PackedWeight weight;      // [M, K]
-  float* out;               // [N, M]; [N, M / 2] with silu_gate
+  const void* x;  // [N_x, K]
+  Format x_format;
+  PackedWeight weight;  // [M, K]
+  void* out;            // [N, M]; [N, M / 2] with silu_gate
+  Format out_format;
   const int32_t* num_rows;  // [1]
   const float* bias;        // [M] or nullptr
   const int32_t* rows;      // [N] rows of x to take, or nullptr

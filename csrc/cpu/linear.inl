@@ -40,7 +40,8 @@ SDE_INLINE void finish_block(const LinearArgs& args, int64_t block, int64_t firs
   const int64_t column = block * kBlockOutputs;
   const int left = static_cast<int>(args.weight.num_outputs - column);
   for (int64_t r = 0; r < rows; ++r) {
-    float* out = args.out + (first_row + r) * args.weight.num_outputs + column;
+    float* out =
+        static_cast<float*>(args.out) + (first_row + r) * args.weight.num_outputs + column;
     for (int c = 0; c < kBlockOutputs && c < left; c += kLanes) {
       const float* bias = args.bias == nullptr ? nullptr : args.bias + column + c;
       finish(load(partial_at(partial, r, c / kLanes)), bias, out + c, left - c, args.accumulate);
@@ -54,7 +55,6 @@ SDE_INLINE void finish_gated_block(const LinearArgs& args, int64_t block, int64_
   const int64_t features = args.weight.num_outputs / 2;
   const int64_t feature = block * kStripOutputs;
   for (int64_t r = 0; r < rows; ++r) {
-    float* out = args.out + (first_row + r) * features + feature;
     for (int c = 0; c < kStripOutputs && feature + c < features; c += kLanes) {
       const int n = static_cast<int>(features - feature - c);
       Vec gate = load(partial_at(partial, r, c / kLanes));
@@ -64,7 +64,13 @@ SDE_INLINE void finish_gated_block(const LinearArgs& args, int64_t block, int64_
         gate = gate + load_up_to(bias, n);
         up = up + load_up_to(bias + features, n);
       }
-      finish(gate / (broadcast(1.0f) + exp(-gate)) * up, nullptr, out + c, n, false);
+      const Vec value = gate / (broadcast(1.0f) + exp(-gate)) * up;
+      const int64_t at = (first_row + r) * features + feature + c;
+      if (args.out_format == Format::kFloat32) {
+        finish(value, nullptr, static_cast<float*>(args.out) + at, n, false);
+      } else {
+        store_rounded_up_to(static_cast<uint16_t*>(args.out) + at, value, n);
+      }
     }
   }
 }

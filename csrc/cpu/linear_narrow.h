@@ -138,7 +138,7 @@ SDE_INLINE Rows prepare_rows(const LinearArgs& args, int64_t first, int64_t coun
   auto* to = static_cast<float*>(scratch);
   Rows x;
   for (int64_t r = 0; r < count; ++r) {
-    x.row[r] = input_row(args, first + r);
+    x.row[r] = input_row<float>(args, first + r);
     if (args.norm == nullptr) continue;
     norm_row(x.row[r], args.norm, to, num_inputs, args.eps);
     x.row[r] = to;

@@ -25,8 +25,10 @@ constexpr int64_t kSmallWeight =
     2 << 20;  // bytes. Layers of larger ones come from DRAM: there are many of them
 
 // The activations that make output row `row`.
-SDE_INLINE const float* input_row(const LinearArgs& args, int64_t row) {
-  return args.x + (args.rows == nullptr ? row : args.rows[row]) * args.weight.num_inputs;
+template <class T>
+SDE_INLINE const T* input_row(const LinearArgs& args, int64_t row) {
+  const int64_t index = args.rows == nullptr ? row : args.rows[row];
+  return static_cast<const T*>(args.x) + index * args.weight.num_inputs;
 }
 
 // Vector v of a sweep, in partial sums [strip][row][16].

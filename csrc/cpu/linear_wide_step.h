@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstring>
+#include <type_traits>
 
 #include "cpu/linear_instructions.h"
 #include "cpu/linear_wide_tiling.h"
@@ -134,6 +135,12 @@ struct Rows {
 template <class Kernel>
 using RowsOf = Rows<typename Kernel::Input>;
 
+// A row that is rounded already; zeros up to a whole vector.
+SDE_INLINE void copy_row(const uint16_t* row, int64_t num_inputs, uint16_t* to) {
+  std::memcpy(to, row, num_inputs * sizeof(*row));
+  for (int64_t k = num_inputs; k % kLanes != 0; ++k) to[k] = 0;
+}
+
 // Copies rows into `scratch`, normalised if they are to be: every worker for itself (128 rows of
 // 2048 cost 10 us; a barrier and a shared buffer would save less than they cost).
 template <class Kernel>
@@ -143,7 +150,13 @@ SDE_INLINE RowsOf<Kernel> prepare_rows(const LinearArgs& args, int64_t first, in
   auto* to = static_cast<typename Kernel::Input*>(scratch);
   const RowsOf<Kernel> rows{to, RowsOf<Kernel>::stride_of(num_inputs)};
   for (int64_t r = 0; r < count; ++r, to += rows.stride) {
-    const float* row = input_row(args, first + r);
+    if constexpr (std::is_same_v<typename Kernel::Input, uint16_t>) {
+      if (args.x_format != Format::kFloat32) {
+        copy_row(input_row<uint16_t>(args, first + r), num_inputs, to);
+        continue;
+      }
+    }
+    const float* row = input_row<float>(args, first + r);
     const bool is_normed = args.norm != nullptr;
     const Vec scale = is_normed ? norm_scale(row, num_inputs, args.eps) : zeros();
     for (int64_t k = 0; k < num_inputs; k += kLanes) {  // zero up to a whole vector

@@ -19,7 +19,8 @@ struct TreeAttentionArgs {
   const int32_t* tree_starts;    // [B]
   const int32_t* cu_rows;        // [B + 1]
   const int32_t* num_rows;       // [1]
-  float* out;                    // [N, H D]
+  void* out;                     // [N, H D]
+  Format out_format;             // float32 or bfloat16
   float* scratch;                // partial results of work that is divided among workers
   int64_t scratch_floats;
   int64_t num_heads;

@@ -144,10 +144,7 @@ void merge_units(const TreeAttentionArgs& args, const Division& division, int64_
             const float* saved = args.scratch + offset + (s * queries + q) * partial_floats(args);
             merge(&state, acc, {saved[0], saved[1]}, saved + kPartialHeader, width);
           }
-          const int64_t head = kv_head * group + q % group;
-          const int64_t row = span.first_row + q / group;
-          write_result(state, acc, args.head_dim,
-                       args.out + (row * args.num_heads + head) * args.head_dim);
+          write_head(args, span.first_row + q / group, kv_head * group + q % group, state, acc);
         }
       });
 }

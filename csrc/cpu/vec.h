@@ -84,6 +84,12 @@ SDE_INLINE void store_rounded_partial(T* p, Vec a, int n) {
   for (int i = 0; i < n; ++i) p[i] = lanes[i];
 }
 
+template <class T>
+SDE_INLINE void store_rounded_up_to(T* p, Vec a, int64_t left) {
+  if (left >= kLanes) return store_rounded(p, a);
+  store_rounded_partial(p, a, static_cast<int>(left));
+}
+
 // e^a. Overflow gives inf, underflow goes through the subnormals to 0, NaN stays NaN.
 // Source: range reduction by Cody and Waite, polynomial of the Cephes library's expf.
 SDE_INLINE Vec exp(Vec a) {

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from sdengine.cache.kv_cache import KVCache
+from sdengine.kernels.dense_weight import DenseWeight
+from sdengine.kernels.packed_weight import PackedWeight
 from sdengine.kernels.programs.memory import Memory, StagedMemory
 from sdengine.kernels.programs.program import Program
 from sdengine.kernels.row_batch import RowBatch
@@ -34,7 +36,7 @@ class Activations:
     hidden: torch.Tensor  # [N, E] float32
     normed: torch.Tensor | None  # [N, E] of the weights' dtype
     qkv: torch.Tensor  # [N, (H + 2 H_kv) D] float32
-    attended: torch.Tensor  # [N, H D] float32; on a device, of the weights' dtype
+    attended: torch.Tensor  # [N, H D]
     ffn: torch.Tensor  # [N, F] as `attended`
     scratch: torch.Tensor  # float32, of attention, and of the products between two of them
     counters: torch.Tensor  # int32, zeros: of those products
@@ -54,8 +56,7 @@ class Activations:
         is_staged = isinstance(memory, StagedMemory)
 
         def operand(width: int) -> torch.Tensor:
-            dtype = weights.lm_head.dtype if is_staged else torch.float32
-            return memory.empty(num_rows, width, dtype=dtype)
+            return memory.empty(num_rows, width, dtype=rounded_inputs(weights.layers[0].o))
 
         return cls(
             hidden=memory.empty(num_rows, config.hidden_size),
@@ -80,6 +81,13 @@ class Activations:
             self.scratch,
             self.counters,
         )
+
+
+def rounded_inputs(weight: PackedWeight | DenseWeight) -> torch.dtype:
+    """To what a product with this weight rounds its inputs. On a CPU half the bytes are half of what
+    one core's cache has to fetch from another's."""
+    rounds = isinstance(weight, DenseWeight) or weight.rounds_inputs
+    return weight.dtype if rounds else torch.float32
 
 
 @dataclass(frozen=True, slots=True)

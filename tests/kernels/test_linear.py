@@ -129,6 +129,36 @@ def test_silu_gate_is_silu_of_the_gate_times_up(
         assert_error_is_honest(run(weight, x, bias=with_bias, activation="silu_gate"), plain, exact)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("features", [1, 15, 17, 48, 704])
+def test_a_gated_result_can_be_stored_rounded(features: int, dtype: torch.dtype) -> None:
+    gate, up = matrix(66, features, dtype, 1) * 3, matrix(66, features, dtype, 2)
+    weight = pack_weight([gate, up], interleave_gate_up=True)
+    x = normal((9, 66), 3) * 10
+    wide = run(weight, x, activation="silu_gate")
+    rounded = torch.full((9, features), UNTOUCHED, dtype=torch.bfloat16)
+    run(weight, x, make_pool(2), activation="silu_gate", out=rounded)
+    assert torch.equal(rounded, wide.bfloat16())
+
+
+@pytest.mark.parametrize("num_inputs,num_outputs", SHAPES)
+def test_rounded_inputs_give_the_bits_of_those_it_would_round(
+    num_inputs: int, num_outputs: int
+) -> None:
+    weight = pack_weight(matrix(num_inputs, num_outputs, torch.bfloat16))
+    x = normal((11, num_inputs), 1) * 10
+    if not weight.rounds_inputs:
+        with pytest.raises(ValueError, match="x: expected torch.float32 for backend 'cpu'"):
+            run(weight, x.bfloat16())
+        return
+    rows = torch.tensor([3, 0, 10, 3], dtype=torch.int32)
+    for chosen in (None, rows):
+        expected = run(weight, x, rows=chosen)
+        assert torch.equal(run(weight, x.bfloat16(), make_pool(2), rows=chosen), expected)
+    with pytest.raises(ValueError, match="x: expected torch.float32 for backend 'cpu'"):
+        run(weight, x.bfloat16(), norm=torch.ones(num_inputs))
+
+
 def test_silu_gate_at_the_ends_of_the_range() -> None:
     """x holds the gate's value in its first place; up is 1."""
     values = torch.tensor(

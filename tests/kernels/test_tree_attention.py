@@ -334,6 +334,16 @@ def test_a_row_that_sees_nothing_is_zero_and_rows_past_num_rows_stay() -> None:
     assert (out[0] == 0).all() and (out[1] != -7.0).all() and (out[2:] == -7.0).all()
 
 
+@pytest.mark.parametrize("dtype", [F32, BF16, F16])
+@pytest.mark.parametrize("dim", [40, 64])
+def test_results_can_be_stored_rounded(dim: int, dtype: torch.dtype) -> None:
+    args = make_args([Span(3, 300), Span(2, 20, (0, 0, 1))], dim=dim, dtype=dtype)
+    args["batch"].visible_lens[0] = 0
+    wide = run(args, 2)
+    rounded = run({**args, "out": args["out"].bfloat16()}, 2)
+    assert rounded.dtype == BF16 and torch.equal(rounded, wide.bfloat16())
+
+
 def test_a_sequence_without_rows() -> None:
     args = make_args([Span(2, 9), Span(0, 20), Span(1, 20)])
     assert torch.equal(run(rows_alone(args, 2, [2]))[0], run(args)[2])
