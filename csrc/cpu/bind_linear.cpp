@@ -24,9 +24,9 @@ void pack(ThreadPool& pool, const PartList& parts, int source_format, uintptr_t 
 }
 
 void append_linear(Program& program, uintptr_t x, int x_format, uintptr_t weight, int weight_format,
-                   uintptr_t out, int out_format, uintptr_t num_rows, uintptr_t bias, uintptr_t rows,
-                   uintptr_t norm, float eps, int64_t num_inputs, int64_t num_outputs,
-                   bool accumulate, bool silu_gate) {
+                   uintptr_t out, int out_format, uintptr_t num_rows, uintptr_t bias,
+                   uintptr_t rows, uintptr_t norm, float eps, int64_t num_inputs,
+                   int64_t num_outputs, bool accumulate, bool silu_gate) {
   const LinearArgs args{pointer<const void>(x),
                         static_cast<Format>(x_format),
                         packed_weight(pointer<const void>(weight),

@@ -40,8 +40,7 @@ SDE_INLINE void finish_block(const LinearArgs& args, int64_t block, int64_t firs
   const int64_t column = block * kBlockOutputs;
   const int left = static_cast<int>(args.weight.num_outputs - column);
   for (int64_t r = 0; r < rows; ++r) {
-    float* out =
-        static_cast<float*>(args.out) + (first_row + r) * args.weight.num_outputs + column;
+    float* out = static_cast<float*>(args.out) + (first_row + r) * args.weight.num_outputs + column;
     for (int c = 0; c < kBlockOutputs && c < left; c += kLanes) {
       const float* bias = args.bias == nullptr ? nullptr : args.bias + column + c;
       finish(load(partial_at(partial, r, c / kLanes)), bias, out + c, left - c, args.accumulate);

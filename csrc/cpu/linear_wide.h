@@ -167,19 +167,18 @@ template <class Kernel>
 void run_sweep(const LinearArgs& args, const RowsOf<Kernel>& x, int64_t rows, int64_t strip,
                int64_t strips, const WeightShare* next, float* partial) {
   constexpr auto kSizes = std::make_integer_sequence<int, Kernel::kMaxGroup>();
-  constexpr int64_t kInputs = Kernel::kInputs;
   const PackedWeight& weight = args.weight;
   const Strips all = strips_from(weight, strip);
   const int64_t input_bytes = weight.input_bytes() * Kernel::kTogether;
-  for (int64_t k = 0; k < weight.num_inputs; k += kInputs) {
+  for (int64_t k = 0; k < weight.num_inputs; k += kChunk) {
     const int64_t left = weight.num_inputs - k;
-    const bool is_last = left <= kInputs;
+    const bool is_last = left <= kChunk;
     PassArgs pass{
-        nullptr, x.stride * int64_t{sizeof(*x.first)}, all, {}, is_last ? left : kInputs, k == 0,
+        nullptr, x.stride * int64_t{sizeof(*x.first)}, all, {}, is_last ? left : kChunk, k == 0,
         nullptr};
     const Strips chunk{all.first + k * input_bytes, all.stride};
     const Strips after = is_last ? after_sweep(weight, strip + strips, next)
-                                 : Strips{chunk.first + kInputs * input_bytes, all.stride};
+                                 : Strips{chunk.first + kChunk * input_bytes, all.stride};
     const bool fetches = Kernel::fetches(weight, rows) || (is_last && next != nullptr);
     for (int64_t r = 0, size; r < rows; r += size) {
       size = next_group<Kernel>(rows - r);

@@ -13,8 +13,7 @@ namespace linear_op {
 // loaded once for all strips.
 struct ApartTiling {
   static constexpr int64_t kTogether = 1;
-  static constexpr int kMaxGroup = 24;     // rows
-  static constexpr int64_t kInputs = 512;  // of a chunk. Longer gains nothing, 256 costs 1-2%
+  static constexpr int kMaxGroup = 24;  // rows
 
   static constexpr int strips_of_group(int64_t rows) { return rows <= 6 ? 4 : rows <= 12 ? 2 : 1; }
   static SDE_INLINE int64_t panel_end(Range blocks, int64_t rows) {

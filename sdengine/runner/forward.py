@@ -84,8 +84,8 @@ class Activations:
 
 
 def rounded_inputs(weight: PackedWeight | DenseWeight) -> torch.dtype:
-    """To what a product with this weight rounds its inputs. On a CPU half the bytes are half of what
-    one core's cache has to fetch from another's."""
+    """To what a product with this weight rounds its inputs: what is stored so is half of the bytes
+    that a core's cache has to fetch from another's."""
     rounds = isinstance(weight, DenseWeight) or weight.rounds_inputs
     return weight.dtype if rounds else torch.float32
 

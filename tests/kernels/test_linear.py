@@ -148,14 +148,14 @@ def test_rounded_inputs_give_the_bits_of_those_it_would_round(
     weight = pack_weight(matrix(num_inputs, num_outputs, torch.bfloat16))
     x = normal((11, num_inputs), 1) * 10
     if not weight.rounds_inputs:
-        with pytest.raises(ValueError, match="x: expected torch.float32 for backend 'cpu'"):
+        with pytest.raises(ValueError, match=r"x: expected torch\.float32 for backend 'cpu'"):
             run(weight, x.bfloat16())
         return
     rows = torch.tensor([3, 0, 10, 3], dtype=torch.int32)
     for chosen in (None, rows):
         expected = run(weight, x, rows=chosen)
         assert torch.equal(run(weight, x.bfloat16(), make_pool(2), rows=chosen), expected)
-    with pytest.raises(ValueError, match="x: expected torch.float32 for backend 'cpu'"):
+    with pytest.raises(ValueError, match=r"x: expected torch\.float32 for backend 'cpu'"):
         run(weight, x.bfloat16(), norm=torch.ones(num_inputs))
 
 
