@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.host_overhead import CallCounter, Tally, main
+from sdengine.core.plan import MAX_ITERATIONS
 
 
 def test_calls_of_both_kinds_are_counted() -> None:
@@ -36,6 +37,6 @@ def test_a_run_prints_a_line_for_every_case(capsys: pytest.CaptureFixture[str]) 
     assert main([*options, "--turns", "2", "--num-threads", "1"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[-8:]]
     assert [row[0] for row in rows] == list("11112222")
-    assert [row[-9] for row in rows] == list("18181818")
+    assert [row[-9] for row in rows] == ["1", str(MAX_ITERATIONS)] * 4
     calls = [int(row[-2]) for row in rows]
     assert 0 < calls[0] < calls[4] and 0 < calls[2] < calls[6]
