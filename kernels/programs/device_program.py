@@ -55,6 +55,7 @@ class DeviceProgram:
         self.limits = limits
         self._branches = branches
         self._launches: list[tuple[str | None, Run]] = []  # no op: a branch begins or ends
+        self._stop_count: torch.Tensor | None = None
 
     def launch(self, op: str, **args: Any) -> None:
         spec = get_op(op)
@@ -89,7 +90,7 @@ class DeviceProgram:
     def start(self, num_replays: int = 1) -> int:
         for num_done in range(1, num_replays + 1):
             self.replay()
-            if num_done < num_replays and int(self._stop_count) <= 0:
+            if self._stop_count is not None and int(self._stop_count) <= 0:
                 return num_done
         return num_replays
 

@@ -10,7 +10,7 @@ import pytest
 from sdengine.controllers import accounts, adaptive, turns
 from sdengine.controllers.adaptive import AdaptiveController
 from sdengine.controllers.tree_size import GrowingSize
-from sdengine.controllers.turns import LONGEST_PAUSE
+from sdengine.controllers.turns import LONGEST_PAUSE, TRIAL_STEPS, Turns
 from sdengine.core.cost_model import CostModel
 from sdengine.core.plan import MAX_ITERATIONS, Outlook, StepPlan, StepReport
 
@@ -359,3 +359,20 @@ def test_the_last_sequence_of_a_batch_does_not_end_speculation_for_all() -> None
     for _ in range(adaptive.LEARN_EVERY):
         controller.observe(plan, StepReport([0], 3, 4, draft, verify, draft + verify, True))
     assert not controller._turns.is_paused
+
+
+def test_plain_steps_are_rarely_looked_at_while_a_trial_is_put_off() -> None:
+    counted = Turns()
+    while counted.plain_left:
+        counted.count_plain()
+    assert counted.put_off() == MAX_ITERATIONS
+    num_looked_at = 0
+    while counted.plain_left:
+        if not counted.rests():
+            counted.count_plain()
+            num_looked_at += 1
+    assert 0 < num_looked_at <= MAX_ITERATIONS // 2
+    assert counted.trial_left == TRIAL_STEPS and not counted.is_paused
+    counted.count_trees()
+    counted.plain_left = MAX_ITERATIONS
+    assert not counted.rests(), "trees came in between"
