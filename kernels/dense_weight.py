@@ -41,6 +41,11 @@ class DenseWeight:
         return self.matrix.dtype
 
     @property
+    def input_dtype(self) -> torch.dtype:
+        """To what `linear` rounds its inputs."""
+        return self.dtype
+
+    @property
     def num_outputs(self) -> int:
         """M."""
         return self.matrix.shape[0]

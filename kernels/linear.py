@@ -52,7 +52,7 @@ def check(
 
     Args:
         x: [N, K] float32, or rounded as the kernel would round it: 16 bits on a GPU, on a CPU
-            bfloat16 where `weight.rounds_inputs`, without `norm` ([any, K] with `rows`).
+            `weight.input_dtype`, without `norm` ([any, K] with `rows`).
         weight: W [M, K]: a PackedWeight for the CPU's kernel, a DenseWeight (row-major, as in a
             checkpoint) for a GPU's; the reference takes both.
         out: [N, M] float32, or 16 bits on a GPU, written; [N, M / 2] with activation "silu_gate",
@@ -194,7 +194,7 @@ def _expect_cpu_formats(
     norm: torch.Tensor | None,
     activation: str | None,
 ) -> None:
-    if not (x.dtype == torch.bfloat16 and weight.rounds_inputs and norm is None):
+    if x.dtype != weight.input_dtype or norm is not None:
         expect_float32(NAME, x=x)
     if not (out.dtype == torch.bfloat16 and activation == "silu_gate"):
         expect_float32(NAME, out=out)

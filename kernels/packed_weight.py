@@ -52,10 +52,10 @@ class PackedWeight:
         return (self.num_outputs, self.num_inputs)
 
     @property
-    def rounds_inputs(self) -> bool:
-        """Whether `linear` multiplies dot products of bfloat16 and rounds its inputs to it, so that
-        they may be stored so."""
-        return self.storage.shape[2] > 1
+    def input_dtype(self) -> torch.dtype:
+        """To what `linear` rounds its inputs, so that they may be stored so: bfloat16 where it has
+        dot products of that."""
+        return self.dtype if self.storage.shape[2] > 1 else torch.float32
 
     @property
     def nbytes(self) -> int:

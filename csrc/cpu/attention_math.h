@@ -270,12 +270,13 @@ SDE_INLINE void merge(Softmax* state, float* acc, Softmax next, const float* nex
   *state = {top, state->sum * keep + next.sum * add};
 }
 
-// out = acc / sum; zero for a row that sees nothing. acc has whole vectors.
-template <class T>
-SDE_INLINE void write_result(Softmax state, const float* acc, int64_t head_dim, T* out) {
+// acc / sum, to element `at` of out and on; zero for a row that sees nothing. acc has whole
+// vectors.
+SDE_INLINE void write_result(Softmax state, const float* acc, int64_t head_dim, void* out,
+                             Format format, int64_t at) {
   for (int64_t d = 0; d < head_dim; d += kLanes) {
     const Vec value = state.sum == 0.0f ? zeros() : load(acc + d) / broadcast(state.sum);
-    store_rounded_up_to(out + d, value, head_dim - d);
+    store_activation(out, format, at + d, value, head_dim - d);
   }
 }
 

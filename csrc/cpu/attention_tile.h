@@ -55,11 +55,7 @@ inline RowView view_row(const TreeAttentionArgs& args, int64_t row) {
 inline void write_head(const TreeAttentionArgs& args, int64_t row, int64_t head, Softmax state,
                        const float* acc) {
   const int64_t at = (row * args.num_heads + head) * args.head_dim;
-  if (args.out_format == Format::kFloat32) {
-    write_result(state, acc, args.head_dim, static_cast<float*>(args.out) + at);
-  } else {
-    write_result(state, acc, args.head_dim, static_cast<uint16_t*>(args.out) + at);
-  }
+  write_result(state, acc, args.head_dim, args.out, args.out_format, at);
 }
 
 // Rows [first, first + count) of a sequence and the splits any of them needs.

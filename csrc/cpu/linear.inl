@@ -65,11 +65,7 @@ SDE_INLINE void finish_gated_block(const LinearArgs& args, int64_t block, int64_
       }
       const Vec value = gate / (broadcast(1.0f) + exp(-gate)) * up;
       const int64_t at = (first_row + r) * features + feature + c;
-      if (args.out_format == Format::kFloat32) {
-        finish(value, nullptr, static_cast<float*>(args.out) + at, n, false);
-      } else {
-        store_rounded_up_to(static_cast<uint16_t*>(args.out) + at, value, n);
-      }
+      store_activation(args.out, args.out_format, at, value, n);
     }
   }
 }

@@ -19,8 +19,8 @@ constexpr int64_t kFold =
 constexpr int kStripVectors = kStripOutputs / kLanes;
 constexpr int kMaxPanel = 2;  // blocks
 constexpr int64_t kPartialStride =
-    kLinearMaxRows * kStripOutputs;  // partial sums: [strip of the panel][row][16]
-constexpr int64_t kLine = 64;        // bytes
+    kLinearMaxRows * kStripOutputs;    // partial sums: [strip of the panel][row][16]
+constexpr int64_t kLine = kStripLine;  // bytes
 constexpr int64_t kSmallWeight =
     2 << 20;  // bytes. Layers of larger ones come from DRAM: there are many of them
 

@@ -89,6 +89,12 @@ SDE_INLINE void store_rounded_up_to(T* p, Vec a, int64_t left) {
   if (left >= kLanes) return store_rounded(p, a);
   store_rounded_partial(p, a, static_cast<int>(left));
 }
+// At element `at` of an activation, which is float32 or bfloat16.
+SDE_INLINE void store_activation(void* out, Format format, int64_t at, Vec a, int64_t left) {
+  if (format == Format::kFloat32)
+    return store_rounded_up_to(static_cast<float*>(out) + at, a, left);
+  store_rounded_up_to(static_cast<uint16_t*>(out) + at, a, left);
+}
 
 // e^a. Overflow gives inf, underflow goes through the subnormals to 0, NaN stays NaN.
 // Source: range reduction by Cody and Waite, polynomial of the Cephes library's expf.

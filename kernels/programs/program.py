@@ -81,7 +81,7 @@ class ReferenceProgram:
     def __init__(self, copies: ReplayCopies | None = None) -> None:
         self._copies = copies or ReplayCopies()
         self._steps: list[_Launch | _Block] = []
-        self._stop_count = torch.ones(1, dtype=torch.int32)
+        self._stop_count: torch.Tensor | None = None
 
     def launch(self, op: str, **args: Any) -> None:
         get_op(op).check(**args)
@@ -111,15 +111,13 @@ class ReferenceProgram:
             self.replay()
             return 1
         copies.begin(num_replays)
-        num_done = 0
-        for _ in range(num_replays):
+        for replay in range(num_replays):
             self.replay()
-            copies.keep(num_done)
-            num_done += 1
-            if int(self._stop_count) <= 0:
+            copies.keep(replay)
+            if self._stop_count is not None and int(self._stop_count) <= 0:
                 break
-        copies.end(num_done)
-        return num_done
+        copies.end(replay + 1)
+        return replay + 1
 
     def replay_timed(self) -> list[tuple[str, int]]:
         timings = [(step.op, 0) for step in self._steps if isinstance(step, _Launch)]

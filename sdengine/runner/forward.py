@@ -8,8 +8,6 @@ from typing import Any
 import torch
 
 from sdengine.cache.kv_cache import KVCache
-from sdengine.kernels.dense_weight import DenseWeight
-from sdengine.kernels.packed_weight import PackedWeight
 from sdengine.kernels.programs.memory import Memory, StagedMemory
 from sdengine.kernels.programs.program import Program
 from sdengine.kernels.row_batch import RowBatch
@@ -26,7 +24,8 @@ class Activations:
     """Scratch of one model's forward pass over at most N rows.
 
     Shared by all layers and by all passes of the model, because they run one after another. What
-    only a product reads is stored as the product would round it.
+    only a product reads is stored as the product would round it: half of the bytes that a core's
+    cache has to fetch from another's.
 
     Args:
         normed: where a launch of its own leaves normalised rows for the products of a device; None
@@ -56,7 +55,7 @@ class Activations:
         is_staged = isinstance(memory, StagedMemory)
 
         def operand(width: int) -> torch.Tensor:
-            return memory.empty(num_rows, width, dtype=rounded_inputs(weights.layers[0].o))
+            return memory.empty(num_rows, width, dtype=weights.layers[0].o.input_dtype)
 
         return cls(
             hidden=memory.empty(num_rows, config.hidden_size),
@@ -81,13 +80,6 @@ class Activations:
             self.scratch,
             self.counters,
         )
-
-
-def rounded_inputs(weight: PackedWeight | DenseWeight) -> torch.dtype:
-    """To what a product with this weight rounds its inputs: what is stored so is half of the bytes
-    that a core's cache has to fetch from another's."""
-    rounds = isinstance(weight, DenseWeight) or weight.rounds_inputs
-    return weight.dtype if rounds else torch.float32
 
 
 @dataclass(frozen=True, slots=True)
