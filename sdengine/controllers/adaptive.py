@@ -48,10 +48,10 @@ MOST_CREDIT = 30.0  # plain steps that it gained earlier and may lose again with
 MOST_DEBT = 12.0  # plain steps that speculation may lose since it last stood even, before it ends:
 # judged by the mean of the last 30 steps a pair that gained 1.27x was stopped a third of the time
 TOLERANCE = 1.03  # a verdict against speculation needs more than the noise of the comparison
-CLEAR = 0.75  # of a plain token, below which speculation pays beyond doubt
-LEARN_EVERY = 8  # steps of speculation that won its trial, which are looked at together: after a
-# pass over weights none of this code is in the caches, and one report takes 75 us, four 120
-SETTLED_RUN = 2 * LEARN_EVERY  # iterations of it in a row
+CLEAR = 0.85  # of a plain token, below which speculation pays beyond doubt
+SETTLED_RUN = 16  # iterations in a row of speculation that won its trial
+LEARN_EVERY = SETTLED_RUN  # steps of it that are looked at together: after a pass over weights none
+# of this code is in the caches, and one report takes 75 us, four 120, eight 50 by the shorter way
 TRIAL_RUN = 4  # iterations in a row while speculation is on trial; one until the first could be
 # timed, two as long as the trial may soon be lost. Plain steps come many in a row, and the host's
 # work that one of them is spared (up to 0.2 ms of the bundled pair's 1.2) must not be held against
@@ -115,7 +115,7 @@ class AdaptiveController:
             trial = self._trial
             is_open = trial.steps < HOPELESS_STEPS or trial.accepted == 0
             return min(1 if trial.steps == 0 else 2 if is_open else TRIAL_RUN, trial_left)
-        return SETTLED_RUN - len(self._reports)
+        return SETTLED_RUN
 
     def observe(self, plan: StepPlan, report: StepReport) -> None:
         """Updates the running means and the verdict.
@@ -123,19 +123,29 @@ class AdaptiveController:
         A report may come after the next plan was made. So one more step may speculate after the
         verdict against it, or be plain at the end of a pause: neither says anything new.
         """
-        turns = self._turns
-        self._reports.append((plan, report))
-        is_settled = plan.depth > 0 and turns.trial_left <= 0 and turns.plain_left == 0
-        if is_settled and len(self._reports) < LEARN_EVERY:
+        if self._reports and not self._is_like_others(plan, report):
+            self._take_in_settled()
+        if not self._is_settled(plan, report):
+            self._take_in(plan, report)
+            self._learn_draft(report)
             return
-        reports, self._reports = self._reports, []
-        num_decoding = len(report.num_accepted)
-        if is_settled and _are_alike(reports, num_decoding):
-            self._take_in_settled(num_decoding, reports)
-        else:
-            for observed in reports:
-                self._take_in(*observed)
-        # The last one stands for the others: each took 3 us of a step of 300.
+        self._reports.append((plan, report))
+        if len(self._reports) >= LEARN_EVERY:
+            self._take_in_settled()
+
+    def _is_settled(self, plan: StepPlan, report: StepReport) -> bool:
+        """Whether a step is one of many of speculation that won its trial."""
+        turns = self._turns
+        is_won = turns.trial_left <= 0 and turns.plain_left == 0
+        return is_won and plan.depth > 0 and report.is_steady and len(report.num_accepted) > 0
+
+    def _is_like_others(self, plan: StepPlan, report: StepReport) -> bool:
+        """Whether a step may be looked at together with those that were not looked at yet."""
+        _, last = self._reports[-1]
+        num_decoding = len(last.num_accepted)
+        return self._is_settled(plan, report) and len(report.num_accepted) == num_decoding
+
+    def _learn_draft(self, report: StepReport) -> None:
         if report.is_steady and report.num_layers:
             self._pace.add_draft(report)
 
@@ -161,13 +171,13 @@ class AdaptiveController:
         if turns.is_probe_due:
             turns.probe(self._pace.pays(num_decoding, CLEAR))
 
-    def _take_in_settled(
-        self, num_decoding: int, reports: list[tuple[StepPlan, StepReport]]
-    ) -> None:
-        """What `_take_in` does, for steady steps of speculation that won its trial, with a third of
-        the calls. Tokens and seconds count in all of them: in every other one, a drafter that is
-        right once in twelve steps was taken for useless."""
+    def _take_in_settled(self) -> None:
+        """What `_take_in` does, for the steady steps of speculation that won its trial which were
+        not looked at yet, with a third of the calls. Tokens and seconds count in all of them: in
+        every other one, a drafter that is right once in twelve steps was taken for useless."""
+        reports, self._reports = self._reports, []
         turns, pace = self._turns, self._pace
+        num_decoding = len(reports[-1][1].num_accepted)
         turns.plain_run = 0
         for _, report in reports[1::2]:
             pace.add_pass(report, is_plain=False)
@@ -185,6 +195,8 @@ class AdaptiveController:
         self._trial.debt = debt
         self._earn(all_tokens / num_decoding - all_seconds / plain_s)
         pace.add_trees(num_decoding, all_seconds, all_tokens, len(reports))
+        # The last one stands for the others: each took 3 us of a step of 300.
+        self._learn_draft(reports[-1][1])
         turns.count_trees(len(reports))
         if self._is_in_debt(num_decoding):
             self._stop(num_decoding)
@@ -255,13 +267,3 @@ class AdaptiveController:
         self._turns.pause(-int(max(self._credit / TRIAL_SHARE, -MOST_PAUSES * LONGEST_PAUSE)))
         self._credit = max(self._credit, 0.0)
         self._pace.forget_trees(num_decoding)
-
-
-def _are_alike(reports: list[tuple[StepPlan, StepReport]], num_decoding: int) -> bool:
-    """Whether all are of steady steps with trees, of so many sequences, at least one."""
-    if num_decoding == 0:
-        return False
-    for plan, report in reports:
-        if plan.depth == 0 or not report.is_steady or len(report.num_accepted) != num_decoding:
-            return False
-    return True

@@ -274,16 +274,16 @@ def test_what_was_gained_pays_for_little_of_what_is_lost() -> None:
     """Twenty catch-ups of some ten plain steps each, after thousands were gained."""
     controller = AdaptiveController(COSTS, GrowingSize(8, 16))
     simulate(controller, 4, 0.1, 2000)
-    num_lost = 0
-    while num_lost < 20:
+    num_lost = num_plain = 0
+    while num_lost < 20 or controller.plan(1).depth == 0:
         plan = controller.plan(1)
         if plan.depth == 0:
             simulate(controller, 0, 0.0, 1)
+            num_plain += 1
             continue
         controller.observe(plan, StepReport([0], 7, 8, 99.0, 1.0, 100.0, False))
         num_lost += 1
-    simulate(controller, 0, 0.5, 100)
-    assert simulate(controller, 0, 0.5, 2000)[2] == 0
+    assert num_plain > 5000, "128 where all that was gained may be lost again"
 
 
 def test_depth_follows_what_is_accepted() -> None:

@@ -1,4 +1,4 @@
-"""Speculation that won its trial: eight reports are looked at together."""
+"""Speculation that won its trial: a row's reports are looked at together."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from sdengine.controllers.adaptive import LEARN_EVERY, AdaptiveController
+from sdengine.controllers.adaptive import LEARN_EVERY, SETTLED_RUN, AdaptiveController
 from sdengine.controllers.tree_size import GrowingSize
-from sdengine.controllers.turns import FIRST_PAUSE
+from sdengine.controllers.turns import FIRST_PAUSE, PROBE_STEPS
 from sdengine.core.cost_model import CostModel
 from sdengine.core.plan import StepPlan, StepReport
 
@@ -29,13 +29,17 @@ def settled(by: StepReport = GAINS) -> AdaptiveController:
         plan = controller.plan(1)
         controller.observe(plan, by if plan.depth else PLAIN)
         trees += plan.depth > 0
-    assert controller.plan(1).num_iterations == 2 * LEARN_EVERY
+    assert controller.plan(1).num_iterations == SETTLED_RUN
     return controller
 
 
 def observe(controller: AdaptiveController, *reports: StepReport) -> None:
+    """These, and plain steps for comparison if they are due after them."""
     for report in reports:
         controller.observe(PLAN, report)
+    if pause(controller) == PROBE_STEPS:
+        for _ in range(PROBE_STEPS):
+            controller.observe(StepPlan(0, 0), PLAIN)
 
 
 def token_s(controller: AdaptiveController) -> float:
@@ -77,9 +81,9 @@ def test_a_step_that_the_machine_interrupted_does_not_stop_them() -> None:
 def test_what_they_gained_makes_the_pause_after_them_shorter() -> None:
     """A fiftieth of a pause is what speculation may have lost before it, all in all."""
     pauses = []
-    for first in (BARELY, GAINS):
+    for num_gains in (0, 10):
         controller = settled(BARELY)
-        observe(controller, *[first] * LEARN_EVERY)
+        observe(controller, *[GAINS] * num_gains, *[BARELY] * (LEARN_EVERY - num_gains))
         while pause(controller) == 0:
             observe(controller, *[LOSES] * LEARN_EVERY)
         pauses.append(pause(controller))
@@ -94,6 +98,19 @@ def test_one_that_is_not_steady_is_looked_at_by_itself() -> None:
     with_prompt = replace(GAINS, num_rows=40, verify_time_s=3.0, step_s=3.4, is_steady=False)
     observe(controller, with_prompt, *[GAINS] * (LEARN_EVERY - 1))
     assert token_s(controller) == pytest.approx(before, rel=1e-6)
+
+
+def test_those_of_another_number_of_sequences_are_looked_at_apart() -> None:
+    """Three that gain with one sequence, then one with two, which says nothing of the three."""
+    controller = settled(BARELY)
+    before = token_s(controller)
+    observe(controller, GAINS, GAINS, GAINS)
+    assert token_s(controller) == before, "not looked at yet"
+    observe(controller, replace(GAINS, num_accepted=(2, 2), num_nodes=6, num_rows=8))
+    alone = token_s(controller)
+    assert alone < before
+    observe(controller, replace(LOSES, num_accepted=(0, 0)), replace(GAINS, is_steady=False))
+    assert token_s(controller) == alone
 
 
 @pytest.mark.parametrize(("read_s", "is_kept"), [(0.5, True), (4.0, False)])
