@@ -89,7 +89,7 @@ class AdaptiveController:
         """Plain decoding during a pause, otherwise a tree priced at the current speed."""
         turns, pace = self._turns, self._pace
         if num_decoding == 0 or turns.plain_left > 0:
-            return StepPlan(0, 0, num_iterations=max(turns.plain_left, 1))
+            return StepPlan(0, 0, num_iterations=turns.num_plain_in_a_row)
         begins = turns.trial_left == TRIAL_STEPS and outlook is not None
         if begins and not is_worth_trying(pace.costs, num_decoding, outlook()):
             return StepPlan(0, 0, num_iterations=turns.put_off())
@@ -123,8 +123,11 @@ class AdaptiveController:
         A report may come after the next plan was made. So one more step may speculate after the
         verdict against it, or be plain at the end of a pause: neither says anything new.
         """
-        if self._reports and not self._is_like_others(plan, report):
-            self._take_in_settled()
+        if self._reports:
+            if not self._is_like_others(plan, report):
+                self._take_in_settled()
+        elif plan.depth == 0 and report.num_accepted and self._turns.rests():
+            return
         if not self._is_settled(plan, report):
             self._take_in(plan, report)
             self._learn_draft(report)
@@ -152,7 +155,7 @@ class AdaptiveController:
     def _take_in(self, plan: StepPlan, report: StepReport) -> None:
         num_decoding, turns = len(report.num_accepted), self._turns
         is_plain = plan.depth == 0
-        if num_decoding == 0 or (is_plain and turns.rests()):
+        if num_decoding == 0:
             return
         if report.is_steady:
             self._pace.add_pass(report, is_plain)

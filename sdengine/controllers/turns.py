@@ -28,7 +28,9 @@ FIRST_PAUSE = 64  # plain steps between the first two trials, at least
 LONGEST_PAUSE = 4096
 PROMPT_STEPS = 8  # plain steps after a prompt that are slow: its weights have left the caches
 SETTLED_STEPS = 16  # plain steps after which decoding is as fast as if it had always been plain
-LOOK_EVERY = 4  # of plain steps once they are settled: looking at each took 2% of a step
+LOOK_EVERY = 8  # of plain steps once they are settled: looking at each took 2% of a step, at one
+# of four 1%; the last ones before trees are all looked at
+LAST_LOOKS = 4
 
 PROBE_STEPS, PROBE_EVERY = 2, 48  # plain steps among trees, to keep the comparison fresh
 RARE_PROBES = 4  # times rarer while trees clearly pay: two steps of fifty took 2% from a pair that
@@ -64,11 +66,18 @@ class Turns:
         self.plain_left = PUT_OFF_STEPS
         return PUT_OFF_STEPS
 
+    @property
+    def num_plain_in_a_row(self) -> int:
+        """Plain steps before anything else can be decided, at least one. Nothing has to be decided
+        just then while a trial is put off: requests do not begin with a row, and a rest of one cost
+        four sequences that never tried 1% of their time."""
+        return PUT_OFF_STEPS if self.is_put_off else max(self.plain_left, 1)
+
     def rests(self) -> bool:
         """Counts a plain step in the midst of many, of which nothing need be learned."""
         if (
             not (self.is_paused or self.is_put_off)
-            or self.plain_left <= LOOK_EVERY
+            or self.plain_left <= LAST_LOOKS
             or self.plain_run < SETTLED_STEPS
             or self.plain_run % LOOK_EVERY == 0
         ):

@@ -346,7 +346,7 @@ def test_most_plain_steps_of_a_long_pause_are_only_counted(monkeypatch: pytest.M
         lambda rows, s, is_plain: seen.append(rows) or add(rows, s, is_plain=is_plain),
     )
     world.run(controller, 100)
-    assert 20 <= len(seen) <= 30
+    assert 10 <= len(seen) <= 15
 
 
 def test_the_last_sequence_of_a_batch_does_not_end_speculation_for_all() -> None:
