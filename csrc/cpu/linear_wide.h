@@ -123,8 +123,45 @@ void run_pass(const PassArgs& args) {
   }
 }
 
+// All inputs of R rows against C strips, the same sums in the same order: they stay in registers,
+// and a strip has no more calls than this one (Zen 4, weights in the last-level cache: a row takes
+// 0.92 of the time, two and three 0.97). Where `next` is known the last chain fetches its lines.
+template <class Kernel, int R, int C>
+void run_whole(const PassArgs& args) {
+  Vec total[R][C];
+  Strided<R> x(args.x, args.x_stride);
+  Strided<C> w(args.w.first, args.w.stride);
+  const Strided<C> next(args.next.first, args.next.stride);
+  asm volatile("" ::: "memory");  // a step's own instructions do not say what they read
+  for (int64_t left = args.num_inputs; left > 0; left -= kFold) {
+    const bool is_first = left == args.num_inputs, is_last = left <= kFold;
+    const int64_t steps = ((is_last ? left : kFold) + Kernel::kDepth - 1) / Kernel::kDepth;
+    Vec sums[R][C];
+    SDE_UNROLL for (int r = 0; r < R; ++r) {
+      SDE_UNROLL for (int c = 0; c < C; ++c) sums[r][c] = zeros();
+    }
+    if (is_last && args.next.first != nullptr) {
+      run_steps<Kernel, R, C, true>(sums, x, w, next, steps);
+    } else {
+      run_steps<Kernel, R, C, false>(sums, x, w, next, steps);
+    }
+    SDE_UNROLL for (int r = 0; r < R; ++r) {
+      SDE_UNROLL for (int c = 0; c < C; ++c) total[r][c] =
+          is_first ? sums[r][c] : total[r][c] + sums[r][c];
+    }
+  }
+  fold(total, 0, true, args.partial);
+}
+
 template <class Kernel>
 using RunPass = void (*)(const PassArgs&);
+
+// run_whole of so many rows.
+template <class Kernel, int... Less>
+RunPass<Kernel> choose_whole(int64_t rows, std::integer_sequence<int, Less...>) {
+  static constexpr RunPass<Kernel> kTable[] = {run_whole<Kernel, Less + 1, Kernel::kTogether>...};
+  return kTable[rows - 1];
+}
 
 // run_pass for R rows: [fetches][all strips of a group, or two].
 template <class Kernel, int R>
@@ -170,12 +207,20 @@ void run_sweep(const LinearArgs& args, const RowsOf<Kernel>& x, int64_t rows, in
   const PackedWeight& weight = args.weight;
   const Strips all = strips_from(weight, strip);
   const int64_t input_bytes = weight.input_bytes() * Kernel::kTogether;
+  const int64_t x_stride = x.stride * int64_t{sizeof(*x.first)};
+  if constexpr (Kernel::kWholeRows > 0) {
+    if (rows <= Kernel::kWholeRows && strips == Kernel::kTogether) {
+      constexpr auto kRows = std::make_integer_sequence<int, Kernel::kWholeRows>();
+      const Strips after = next == nullptr ? Strips{} : after_sweep(weight, strip + strips, next);
+      choose_whole<Kernel>(rows, kRows)({reinterpret_cast<const char*>(x.first), x_stride, all,
+                                         after, weight.num_inputs, true, partial});
+      return;
+    }
+  }
   for (int64_t k = 0; k < weight.num_inputs; k += kChunk) {
     const int64_t left = weight.num_inputs - k;
     const bool is_last = left <= kChunk;
-    PassArgs pass{
-        nullptr, x.stride * int64_t{sizeof(*x.first)}, all, {}, is_last ? left : kChunk, k == 0,
-        nullptr};
+    PassArgs pass{nullptr, x_stride, all, {}, is_last ? left : kChunk, k == 0, nullptr};
     const Strips chunk{all.first + k * input_bytes, all.stride};
     const Strips after = is_last ? after_sweep(weight, strip + strips, next)
                                  : Strips{chunk.first + kChunk * input_bytes, all.stride};

@@ -14,6 +14,7 @@ namespace linear_op {
 struct ApartTiling {
   static constexpr int64_t kTogether = 1;
   static constexpr int kMaxGroup = 24;  // rows
+  static constexpr int kWholeRows = 0;  // of which all sums stay in registers (run_whole)
 
   static constexpr int strips_of_group(int64_t rows) { return rows <= 6 ? 4 : rows <= 12 ? 2 : 1; }
   static SDE_INLINE int64_t panel_end(Range blocks, int64_t rows) {
@@ -32,6 +33,7 @@ struct ApartTiling {
 // or one of them at a time, from L2.
 struct TogetherTiling : ApartTiling {
   static constexpr int64_t kTogether = kMostStripsTogether;
+  static constexpr int kWholeRows = 3;
 
   static SDE_INLINE int64_t panel_end(Range blocks, int64_t) {
     constexpr int64_t kBlocks = kTogether / kBlockStrips;
@@ -42,9 +44,9 @@ struct TogetherTiling : ApartTiling {
     return panel_blocks * kBlockStrips;
   }
   // A single stream is what the hardware's own prefetcher does best (Zen 4: one row 0.74 of the
-  // time with it alone), but from the caches four rows and more outrun it.
+  // time with it alone), but from the caches more than kWholeRows outrun it.
   static SDE_INLINE bool fetches(const PackedWeight& weight, int64_t rows) {
-    return rows > 6 || (rows > 3 && weight.num_bytes() <= kSmallWeight);
+    return rows > 6 || weight.num_bytes() <= kSmallWeight;
   }
 };
 
