@@ -79,7 +79,7 @@ SDE_INLINE void run_steps(Vec (&sums)[R][C], Strided<R>& x, Strided<C>& w, Strid
 }
 
 template <class Kernel, int R, int C, bool kFetches>
-__attribute__((noinline)) void run_chain(const ChainArgs& args) {
+SDE_INLINE void run_chain(const ChainArgs& args) {
   Vec sums[R][C];
   SDE_UNROLL for (int r = 0; r < R; ++r) {
     SDE_UNROLL for (int c = 0; c < C; ++c) sums[r][c] = zeros();
