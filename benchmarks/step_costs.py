@@ -189,7 +189,7 @@ TABLES: dict[str, dict[str, Any]] = {
     # cores in one core complex, where a fifth row costs little and a sixth a seventh of a pass,
     "13m-avx512-bf16": {
         "rows": [1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 64],
-        "verify_ms": [0.34, 0.40, 0.41, 0.42, 0.45, 0.52, 0.65, 0.93, 1.24, 1.80, 2.43, 4.8],
+        "verify_ms": [0.32, 0.37, 0.40, 0.40, 0.44, 0.51, 0.66, 0.93, 1.22, 1.79, 2.40, 4.7],
         "draft_first_ms": 0.058,
         "draft_layer_ms": 0.016,
         "overhead_ms": 0.04,
@@ -198,7 +198,7 @@ TABLES: dict[str, dict[str, Any]] = {
     # and in two.
     "13m-avx512-bf16-apart": {
         "rows": [1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 64],
-        "verify_ms": [0.32, 0.35, 0.40, 0.47, 0.55, 0.63, 0.80, 1.13, 1.46, 2.13, 2.85, 5.5],
+        "verify_ms": [0.30, 0.34, 0.39, 0.46, 0.53, 0.61, 0.78, 1.10, 1.43, 2.10, 2.80, 5.4],
         "draft_first_ms": 0.060,
         "draft_layer_ms": 0.030,
         "overhead_ms": 0.04,

@@ -38,7 +38,7 @@ from sdengine.controllers.turns import (
     Turns,
 )
 from sdengine.core.cost_model import CostModel
-from sdengine.core.plan import StepPlan, StepReport
+from sdengine.core.plan import MAX_ITERATIONS, StepPlan, StepReport
 
 TRIAL_SHARE = 0.02  # of the steps of a pause, that speculation may have lost before it,
 MOST_PAUSES = 4  # unless the pause came to so many of the longest
@@ -49,7 +49,7 @@ MOST_DEBT = 12.0  # plain steps that speculation may lose since it last stood ev
 # judged by the mean of the last 30 steps a pair that gained 1.27x was stopped a third of the time
 TOLERANCE = 1.03  # a verdict against speculation needs more than the noise of the comparison
 CLEAR = 0.85  # of a plain token, below which speculation pays beyond doubt
-SETTLED_RUN = 16  # iterations in a row of speculation that won its trial
+SETTLED_RUN = MAX_ITERATIONS  # iterations in a row of speculation that won its trial
 LEARN_EVERY = SETTLED_RUN  # steps of it that are looked at together: after a pass over weights none
 # of this code is in the caches, and one report takes 75 us, four 120, eight 50 by the shorter way
 TRIAL_RUN = 4  # iterations in a row while speculation is on trial; one until the first could be
