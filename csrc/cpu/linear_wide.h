@@ -150,7 +150,7 @@ void run_whole(const PassArgs& args) {
           is_first ? sums[r][c] : total[r][c] + sums[r][c];
     }
   }
-  fold(total, 0, true, args.partial);
+  fold(total, 0, args.is_first, args.partial);
 }
 
 template <class Kernel>

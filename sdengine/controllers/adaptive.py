@@ -123,14 +123,10 @@ class AdaptiveController:
         A report may come after the next plan was made. So one more step may speculate after the
         verdict against it, or be plain at the end of a pause: neither says anything new.
         """
-        if self._reports:
-            if not self._is_like_others(plan, report):
-                self._take_in_settled()
-        elif plan.depth == 0 and report.num_accepted and self._turns.rests():
-            return
+        if self._reports and not self._is_like_others(plan, report):
+            self._take_in_settled()
         if not self._is_settled(plan, report):
             self._take_in(plan, report)
-            self._learn_draft(report)
             return
         self._reports.append((plan, report))
         if len(self._reports) >= LEARN_EVERY:
@@ -138,9 +134,9 @@ class AdaptiveController:
 
     def _is_settled(self, plan: StepPlan, report: StepReport) -> bool:
         """Whether a step is one of many of speculation that won its trial."""
-        turns = self._turns
-        is_won = turns.trial_left <= 0 and turns.plain_left == 0
-        return is_won and plan.depth > 0 and report.is_steady and len(report.num_accepted) > 0
+        if plan.depth == 0 or not report.is_steady or not report.num_accepted:
+            return False
+        return self._turns.trial_left <= 0 and self._turns.plain_left == 0
 
     def _is_like_others(self, plan: StepPlan, report: StepReport) -> bool:
         """Whether a step may be looked at together with those that were not looked at yet."""
@@ -155,13 +151,14 @@ class AdaptiveController:
     def _take_in(self, plan: StepPlan, report: StepReport) -> None:
         num_decoding, turns = len(report.num_accepted), self._turns
         is_plain = plan.depth == 0
-        if num_decoding == 0:
+        if num_decoding == 0 or (is_plain and turns.rests()):
             return
         if report.is_steady:
             self._pace.add_pass(report, is_plain)
         if is_plain:
             self._learn_plain(num_decoding, report)
             return
+        self._learn_draft(report)
         turns.plain_run = 0
         if turns.plain_left > 0:
             return

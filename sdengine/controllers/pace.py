@@ -7,7 +7,7 @@ from sdengine.controllers.seen_costs import HICCUP, SeenCosts
 from sdengine.core.cost_model import CostModel
 from sdengine.core.plan import StepReport
 
-KNOWN_STEPS = 8.0  # of as many sequences, before they say anything: the last sequence of a batch is
+KNOWN_STEPS = 8.0  # of as many sequences say nothing yet: the last sequence of a batch is
 # on its own for a few, and one step that accepted nothing ended speculation for all
 PLAIN_RATE = 0.15  # of what a plain step took, in the running mean; more of the first ones, which
 # have what was measured for a prior: after four it is a fifth of the mean
@@ -115,7 +115,7 @@ class Pace:
     def _known(self, num_decoding: int) -> Spent | None:
         """What so many sequences have spent, if that was steps enough to judge by."""
         spent = self._spent.get(num_decoding)
-        return None if spent is None or spent.steps < KNOWN_STEPS else spent
+        return None if spent is None or spent.steps <= KNOWN_STEPS else spent
 
     def _has_gained(self, spent: Spent, num_decoding: int) -> bool:
         return spent.tokens >= self._least_tokens * num_decoding * spent.steps

@@ -356,7 +356,7 @@ def test_the_last_sequence_of_a_batch_does_not_end_speculation_for_all() -> None
     plan = controller.plan(1)
     assert plan.depth > 0 and controller.plan(2).depth > 0
     verify, draft = SMALL.verify_time(4), SMALL.draft_time(2)
-    for accepted in (*[[0]] * 7, [1, 1]):
+    for accepted in (*[[0]] * 8, [1, 1]):
         controller.observe(plan, StepReport(accepted, 3, 4, draft, verify, draft + verify, True))
     assert not controller._turns.is_paused
 
