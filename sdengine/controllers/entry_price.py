@@ -30,7 +30,7 @@ def is_worth_trying(costs: CostModel, num_decoding: int, outlook: Outlook) -> bo
         outlook: what the draft has to read for them and how much they may still decode.
     """
     plain_s = costs.verify_time(num_decoding)
-    price = outlook.draft_backlog * draft_token_seconds(costs) / plain_s
+    price = outlook.draft_backlog * costs.draft_read_s / plain_s
     least = WORTH * price / outlook.tokens_left if outlook.tokens_left else inf
     return most_gain(costs, num_decoding) > least
 
@@ -39,15 +39,6 @@ def is_worth_trying(costs: CostModel, num_decoding: int, outlook: Outlook) -> bo
 def most_gain(costs: CostModel, num_decoding: int) -> float:
     """The largest of `gains`."""
     return max(gains(costs, num_decoding))
-
-
-def draft_token_seconds(costs: CostModel) -> float:
-    """What a draft takes for a token among many: a row of the target among many, smaller by as much
-    as a layer of the draft takes less time than a plain step."""
-    if len(costs.rows) == 1:
-        return costs.draft_layer_s
-    row_s = (costs.verify_s[-1] - costs.verify_s[-2]) / (costs.rows[-1] - costs.rows[-2])
-    return row_s * costs.draft_layer_s / costs.verify_s[0]
 
 
 def gains(costs: CostModel, num_decoding: int) -> Iterator[float]:

@@ -90,6 +90,7 @@ class SeenCosts:
             times,
             self._first_layer.mean(self.pace),
             self._later_layers.mean(self.pace),
+            measured.draft_read_s * self.pace,
         )
 
     def _blend(self, index: int, share: float, ratio: float) -> None:

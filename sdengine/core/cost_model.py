@@ -21,12 +21,15 @@ class CostModel:
         verify_s: time of forward, verification and commit at those row counts; made non-decreasing.
         draft_first_s: the draft's first layer (catching up with the last committed tokens).
         draft_layer_s: every further draft layer.
+        draft_read_s: every token that the draft reads beside those of its first layer; 0 for a
+            drafter that reads nothing.
     """
 
     rows: tuple[int, ...]
     verify_s: tuple[float, ...]
     draft_first_s: float
     draft_layer_s: float
+    draft_read_s: float = 0.0
 
     @classmethod
     def from_samples(
@@ -35,10 +38,12 @@ class CostModel:
         verify_s: Sequence[float],
         draft_first_s: float,
         draft_layer_s: float,
+        draft_read_s: float,
     ) -> CostModel:
         """From noisy medians: a larger forward is never cheaper, so a dip is noise."""
         monotone = list(accumulate(map(float, reversed(verify_s)), min))
-        return cls(tuple(rows), tuple(reversed(monotone)), draft_first_s, draft_layer_s)
+        times = tuple(reversed(monotone))
+        return cls(tuple(rows), times, draft_first_s, draft_layer_s, draft_read_s)
 
     def verify_time(self, num_rows: int) -> float:
         """Seconds of a target step over so many rows (linear between and beyond measurements)."""

@@ -30,6 +30,8 @@ CONTEXT = 64
 model length has no position for what comes after them."""
 BUDGET_S = 0.4
 """Turns stop after so long; fast models get more of them."""
+READ_TOKENS = 32
+"""That the draft is timed reading at once; fewer where a model or a step has no room for them."""
 MIN_TURNS, MAX_TURNS = 2, 16
 
 
@@ -64,7 +66,10 @@ def measure_costs(iteration: Iteration) -> CostModel:
     drafter, positions = iteration.drafter, _num_positions(iteration)
     depth = min(drafter.max_depth, 4, positions) if drafter is not None else 0
     passes = [_verify_trial(iteration, host, m) for m in counts]
-    trees = [_draft_trial(iteration, host, layers) for layers in (1, depth) if depth]
+    room = min(positions, iteration.workspace.sizes.max_batched_tokens)
+    num_read = min(2 if is_slow else READ_TOKENS, room)
+    kinds = ((1, 1), (1, num_read), (depth, 1)) if depth else ()
+    trees = [_draft_trial(iteration, host, layers, pending) for layers, pending in kinds]
     # As in decoding: a pass follows a pass like it, a tree follows a pass.
     turns = [(trial, trial) for trial in passes] + [(passes[0], trial) for trial in trees]
     table = iteration.workspace.memory.host(iteration.workspace.calibration)[0]
@@ -74,9 +79,10 @@ def measure_costs(iteration: Iteration) -> CostModel:
     finally:
         host.release(0)
         table[:] = first_table
-    first, deep = seconds[len(counts) :] or (0.0, 0.0)
+    first, read, deep = seconds[len(counts) :] or (0.0, 0.0, 0.0)
     layer = max(deep - first, 0.0) / (depth - 1) if depth > 1 else first
-    return CostModel.from_samples(counts, seconds[: len(counts)], first, layer)
+    token = max(read - first, 0.0) / (num_read - 1) if num_read > 1 else 0.0
+    return CostModel.from_samples(counts, seconds[: len(counts)], first, layer, token)
 
 
 def verify_trials(iteration: Iteration, row_counts: Sequence[int]) -> list[Trial]:
@@ -115,7 +121,7 @@ def _uncounted(iteration: Iteration) -> Iteration:
     return trial
 
 
-def _draft_trial(iteration: Iteration, host: HostView, layers: int) -> Trial:
+def _draft_trial(iteration: Iteration, host: HostView, layers: int, num_pending: int) -> Trial:
     """Growing a tree of so many layers: of a node each, as the adaptive trees of a machine on which
     layers are dear, or as wide as a static one is. A wide layer costs more, but then it also
     promises more.
@@ -123,6 +129,12 @@ def _draft_trial(iteration: Iteration, host: HostView, layers: int) -> Trial:
     First children are believed in whatever the draft says of a dummy text: by its own estimates
     trees of a few nodes had no use for a later layer, which then seemed to cost nothing (a 68M
     draft: 0.13 ms instead of 1.1).
+
+    Args:
+        iteration: programs and buffers.
+        host: slot 0's dummy sequence.
+        layers: of the tree.
+        num_pending: tokens that the draft has to read before, its root included.
     """
     drafter = iteration.drafter
     assert drafter is not None
@@ -130,6 +142,7 @@ def _draft_trial(iteration: Iteration, host: HostView, layers: int) -> Trial:
 
     def reset() -> None:
         _reset(iteration, host, ROOT_AND_NODES, layers - 1)
+        _miss(host, num_pending)
         host.depth_limits[0] = layers
         view(workspace.min_layer_gain)[0] = 0.0
         view(workspace.calibration)[0] = 1.0
@@ -138,7 +151,7 @@ def _draft_trial(iteration: Iteration, host: HostView, layers: int) -> Trial:
         num_keys=CONTEXT + 1,
         num_trees=1,
         num_nodes=workspace.sizes.max_nodes,
-        num_missing=1,
+        num_missing=num_pending,
         depth=layers,
     )
     return _trial(iteration, drafter.propose, reset, demand)
@@ -212,6 +225,12 @@ def _reset(iteration: Iteration, host: HostView, wants_logits: int, depth: int) 
     host.node_budgets[0] = host.depth_limits[0] = 1 << 20
     # Every logical block is physical block 0: there may be fewer blocks than a full context needs.
     host.set_blocks(0, [0] * host.block_tables.shape[1])
+
+
+def _miss(host: HostView, num_pending: int) -> None:
+    """Lets slot 0's draft have so many tokens to read, the last of its sequence."""
+    host.draft_computed_lens[0] = host.history_lens[0] - num_pending
+    host.draft_pending_lens[0] = num_pending
 
 
 def _set_tree(iteration: Iteration, num_nodes: int, branching: int) -> None:

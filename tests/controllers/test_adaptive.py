@@ -331,7 +331,7 @@ def test_fixed_plan_is_what_was_asked_for() -> None:
 
 
 def test_cost_model_interpolates_and_is_monotone() -> None:
-    model = CostModel.from_samples((1, 2, 4, 8), (1.0, 1.4, 1.2, 2.0), 0.1, 0.05)
+    model = CostModel.from_samples((1, 2, 4, 8), (1.0, 1.4, 1.2, 2.0), 0.1, 0.05, 0.01)
     times = [model.verify_time(m) for m in range(1, 20)]
     assert times == sorted(times)
     assert model.verify_time(2) == pytest.approx(1.2)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from sdengine.controllers.adaptive import AdaptiveController
-from sdengine.controllers.entry_price import draft_token_seconds, gains, is_worth_trying
+from sdengine.controllers.entry_price import gains, is_worth_trying
 from sdengine.controllers.tree_size import GrowingSize
 from sdengine.core.cost_model import CostModel
 from sdengine.core.plan import Outlook
@@ -18,18 +18,13 @@ MEASURED = CostModel(  # ms of a 1.1B target and a 68M draft on two cores (AVX2)
     (68.4, 72.5, 72.5, 72.5, 90.4, 114.3, 151.3, 209.1, 285.0, 414.0, 779.0),
     4.26,
     3.51,
+    0.59,
 )
 PROMPT = 70
 
 
 def asked(batch: int, tokens_left: float, prompt: int = PROMPT) -> bool:
     return is_worth_trying(MEASURED, batch, Outlook(batch * prompt, tokens_left))
-
-
-def test_what_a_draft_reads_is_priced_about_as_it_was_seen() -> None:
-    """A draft of these costs took 61 ms for two prompts of 143 tokens together."""
-    assert 0.3 < draft_token_seconds(MEASURED) < 0.7
-    assert draft_token_seconds(CostModel((1,), (1.0,), 0.1, 0.05)) == 0.05
 
 
 def most_gain(costs: CostModel, batch: int) -> float:

@@ -11,7 +11,7 @@ from sdengine.controllers.tree_size import GrowingSize
 from sdengine.core.cost_model import CostModel
 from sdengine.core.plan import StepReport
 
-MEASURED = CostModel((1, 2, 4, 8, 16), (1.0, 1.1, 1.2, 1.4, 2.4), 0.1, 0.05)
+MEASURED = CostModel((1, 2, 4, 8, 16), (1.0, 1.1, 1.2, 1.4, 2.4), 0.1, 0.05, 0.01)
 
 
 def test_it_begins_with_the_measurement_and_follows_the_machine() -> None:
@@ -99,6 +99,7 @@ def test_layers_that_were_not_seen_are_as_slow_as_the_machine() -> None:
     model = seen.model()
     assert model.draft_first_s == pytest.approx(0.15, rel=0.02)
     assert model.draft_layer_s == pytest.approx(2.0 * 0.05, rel=0.01)
+    assert model.draft_read_s == pytest.approx(2.0 * 0.01, rel=0.01)
 
 
 def test_a_model_is_due_now_and_then() -> None:

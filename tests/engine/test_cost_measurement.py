@@ -7,7 +7,8 @@ import torch
 
 from sdengine.core.config import SpeculationConfig
 from sdengine.kernels.calibration import identity_table
-from sdengine.runner.costs import ROW_COUNTS, verify_trials
+from sdengine.runner import costs
+from sdengine.runner.costs import READ_TOKENS, ROW_COUNTS, measure_costs, verify_trials
 from tests.engine.conftest import MakeEngine, related_draft
 
 
@@ -53,3 +54,26 @@ def test_the_draft_s_layers_are_timed_at_work(make_engine: MakeEngine, method: s
         assert workspace.draft_tree.depths[0, :5].tolist() == [0, 1, 2, 3, 4]
         assert workspace.draft_tree.num_nodes.tolist()[0] == 4
     assert torch.equal(workspace.calibration[0], identity_table()), "believed in by nobody else"
+
+
+@pytest.mark.parametrize("room, num_read", [(None, READ_TOKENS), (8, 8), (1, 1)])
+def test_the_draft_is_timed_reading_what_a_step_has_room_for(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, room: int | None, num_read: int
+) -> None:
+    """A token among many costs a fraction of a layer, so no other figure stands for it."""
+    sizes = {} if room is None else {"max_num_batched_tokens": room}
+    spec = SpeculationConfig()
+    engine = make_engine(draft=related_draft(), speculation=spec, max_num_seqs=1, **sizes)
+    read = []
+
+    def seconds_of(turns: list[tuple[costs.Trial, costs.Trial]], is_slow: bool) -> list[float]:
+        for _, trial in turns[-3:]:
+            trial.run()
+            read.append(int(engine.iteration.drafter._cu_pending[-1]))
+        return [1.0] * (len(turns) - 3) + [0.1, 0.1 + 0.02 * (num_read - 1), 0.4]
+
+    monkeypatch.setattr(costs, "_fastest", seconds_of)
+    measured = measure_costs(engine.iteration)
+    assert read == [1, num_read, 1]
+    assert measured.draft_first_s == 0.1 and measured.draft_layer_s == pytest.approx(0.1)
+    assert measured.draft_read_s == pytest.approx(0.02 if num_read > 1 else 0.0)
