@@ -175,8 +175,8 @@ _KEYS = (
     "lookup_ms",
 )
 
-# What the draft's reading costs was measured in the two tables of dot products of 13M; elsewhere it
-# is a row of the target among many, smaller by as much as a layer of the draft is than a plain step.
+# The price of reading was measured for the two tables of 13M with dot products; elsewhere it is a
+# row of the target among many, smaller by as much as a layer of the draft is than a plain step.
 TABLES: dict[str, dict[str, Any]] = {
     # A TinyLlama's shape and a 68M draft, bfloat16, two cores of a Zen 3 server (AVX2) in a quiet
     # hour, as the adaptive budget measures them.
