@@ -174,15 +174,17 @@ def reference(
 
 
 def bench_cases() -> Iterator[Case]:
-    """One and eight sequences that accepted five nodes of a 64-node tree."""
+    """One and eight sequences that accepted five nodes of a 64-node tree of a draft model."""
     for batch in (1, 8):
         counts = {
             "wants_logits": 1,
             "pending_lens": 1,
-            "max_emit": 0,
+            "max_emit": 6,
             "num_emitted": 0,
             "history_lens": 101,
             "computed_lens": 100,
+            "draft_pending_lens": 1,
+            "draft_computed_lens": 100,
         }
         args: dict[str, Any] = {
             name: torch.full((batch,), value, dtype=torch.int32) for name, value in counts.items()
@@ -193,7 +195,8 @@ def bench_cases() -> Iterator[Case]:
         verdict.path[:] = torch.arange(2, 18, 2)
         args["verdict"] = verdict
         args["history"] = torch.zeros(batch, 4096, dtype=torch.int32)
-        args["moves"] = MovePlan.allocate(batch, 8)
+        args["draft_slots"] = torch.arange(65, dtype=torch.int32).repeat(batch, 1)
+        args["moves"], args["draft_moves"] = (MovePlan.allocate(batch, 8) for _ in range(2))
         yield Case(f"B={batch} D=8", args)
 
 

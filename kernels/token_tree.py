@@ -182,8 +182,8 @@ def allocate_tree_scratch(
     num_candidates: int = 1,
     device: str | torch.device = "cpu",
 ) -> torch.Tensor:
-    """Working memory of `tree_expand`, `tree_select` and `ngram_match`; its content means nothing
-    between two ops.
+    """Working memory of `tree_expand` and `tree_select`; its content means nothing between two
+    ops.
 
     Args:
         batch_size: B.

@@ -122,8 +122,8 @@ def check(
         out: [N, H D] float32 or bfloat16, on a GPU float16, too, written; a row that sees no key
             gets zeros.
         scratch: [any] float32, see `attention_scratch`; with less, fewer threads share the work and
-            the result is the same. On a GPU see `split_scratch_floats` of the Triton kernel: with
-            less, rows are done in more passes; less than one row's part is refused.
+            the result is the same. On a GPU see `split_scratch_floats`: with less, rows are done in
+            more passes; less than one row's part is refused.
         num_heads, num_kv_heads, head_dim: H, H_kv, D; H / H_kv is an integer of at most 128.
         scale: Factor on q k^T.
         window: Sliding window in tokens, the row itself included; 0 is none. Prefix keys at logical

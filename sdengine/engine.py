@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
-from threading import Lock, get_ident
+from threading import Lock
 from time import monotonic
 from typing import NoReturn
 
@@ -17,6 +17,7 @@ from sdengine.controllers.base import BudgetController
 from sdengine.core.argument import check_float, check_int
 from sdengine.core.config import EngineConfig
 from sdengine.core.outputs import FinishReason, RequestOutput, StepTree
+from sdengine.core.ownership import Ownership
 from sdengine.core.plan import STREAM_SECONDS, StepReport
 from sdengine.core.request import Request, RequestBook
 from sdengine.core.sampling_params import SamplingParams
@@ -76,8 +77,7 @@ class Engine:
         )
         self._commits: list[Commit] = []
         self._flight: Flight | None = None  # started ahead, to be read by the next step
-        self.ownership = Lock()  # held by the AsyncEngine that steps this engine in its thread
-        self.owner: int | None = None  # that thread, which alone may call the engine then
+        self.ownership = Ownership()  # of the AsyncEngine that steps this engine in its thread
         self._is_called = Lock()
         self._is_torn = False  # a call was cut short: what belongs together may not agree
         self._is_closed = False
@@ -357,7 +357,7 @@ class Engine:
         turns: what follows waits for the lock, which an interrupt cannot leave locked."""
         if os.getpid() != self._process:
             raise forked()
-        is_owned = self.owner is not None and self.owner != get_ident()
+        is_owned = self.ownership.is_another_thread_s
         if is_owned or self._is_called.locked():
             raise EngineBusy.from_parts(
                 "one call of an engine at a time, from the thread that owns it if one does",

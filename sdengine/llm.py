@@ -18,7 +18,7 @@ from sdengine.core.outputs import RequestOutput
 from sdengine.core.plan import MAX_ITERATIONS, STREAM_SECONDS, UNSEEN_SECONDS
 from sdengine.core.request_checks import is_integer, prompt_items
 from sdengine.core.sampling_params import SamplingParams
-from sdengine.core.stop import HeldBack
+from sdengine.core.stop import StreamCursor
 from sdengine.engine import Engine, require_finite
 from sdengine.errors import EngineBusy, EngineFailed, RequestError, SdengineError
 from sdengine.model.chat_template import load_chat_template
@@ -193,17 +193,13 @@ class LLM:
         """An empty delta once the request is queued, then those of `stream`."""
         with self._opened([(prompt, params)]) as inbox, self._streaming():
             yield StreamDelta("", (), ())
-            sent_text, sent_tokens, done = 0, 0, False
-            held_back = HeldBack(params)
+            done, cursor = False, StreamCursor(params)
             while not done:
                 for output in self._received(inbox, inbox.request_ids):
                     require_finite(output)
                     completion, done = output.outputs[0], output.finished
-                    num_held = 0 if done else held_back.num(completion.text)
-                    tokens = completion.token_ids[sent_tokens:]
-                    from_draft = completion.from_draft[sent_tokens:]
-                    text = completion.text[sent_text : len(completion.text) - num_held]
-                    sent_text, sent_tokens = sent_text + len(text), len(completion.token_ids)
+                    text, new = cursor.advance(completion)
+                    tokens, from_draft = completion.token_ids[new], completion.from_draft[new]
                     yield StreamDelta(text, tokens, from_draft, output if done else None)
 
     @contextmanager

@@ -15,6 +15,7 @@ from sdengine.kernels.torch_library import flatten
 from sdengine.kernels.tree_attention import device_scratch_floats
 from sdengine.kernels.tree_verify import walk_scratch_size
 from sdengine.kernels.triton.cases import moved
+from sdengine.kernels.triton.linear_tiles import MAX_PART_ROWS, SPLITS
 from sdengine.runner.forward import NUM_COUNTERS
 
 # Ops whose reference in Python takes minutes on the cases of a served model; their kernels on the
@@ -23,7 +24,9 @@ CHECKED_BY_CPU = ("tree_verify",)
 RMS_TOLERANCE = 1e-2  # relative; bfloat16 operands make 2e-3 to 5e-3, a wrong index makes 1
 # Ops that work on what an earlier launch left; each sample gets its first state back.
 STATEFUL = ("tree_expand", "tree_select", "commit_plan", "kv_compact", "penalize", "rope_kv_append")
-SCRATCH_ROWS = 4 * 64  # of `linear`: rows of the most parts that K is cut into
+# Of `linear`: rows of the most parts that K is cut into.
+MOST_PARTS = max(split.parts for splits in SPLITS.values() for split in splits)
+SCRATCH_ROWS = MOST_PARTS * MAX_PART_ROWS
 
 
 def device_args(op: str, args: Args, device: str | torch.device = "cuda") -> Args:

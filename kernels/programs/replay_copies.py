@@ -9,13 +9,11 @@ anyway: once all are back, memory is as if the host had read after every replay.
 from __future__ import annotations
 
 from itertools import accumulate
-from math import prod
 
 import numpy as np
 import torch
 
-ALIGNMENT = 64
-CHUNK_BYTES = 1 << 20  # of which what is never touched costs address space only
+from sdengine.kernels.programs.places import Places
 
 
 class ReplayCopies:
@@ -28,39 +26,37 @@ class ReplayCopies:
     def __init__(self) -> None:
         self._chunks: list[np.ndarray] = []
         self._addresses: list[int] = []
-        self._used: list[int] = []
+        self._places = Places(self._add_chunk)
         self._copies = np.empty((0, 0), dtype=np.uint8)
         self._parts: list[tuple[np.ndarray, np.ndarray]] = []  # of each chunk, and its copies
         self._num_done = self.num_left = 0
 
     def allocate(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """A tensor of zeros that is copied."""
-        size = -(-prod(shape) * dtype.itemsize // ALIGNMENT) * ALIGNMENT
-        if not self._chunks or self._used[-1] + size > len(self._chunks[-1]):
-            chunk = torch.zeros(max(size, CHUNK_BYTES), dtype=torch.uint8)
-            self._chunks.append(chunk.numpy())
-            self._addresses.append(chunk.data_ptr())
-            self._used.append(0)
-        start = self._used[-1]
-        self._used[-1] += size
-        end = start + prod(shape) * dtype.itemsize
-        return torch.from_numpy(self._chunks[-1][start:end]).view(dtype).view(shape)
+        place = self._places.take(shape, dtype)
+        return torch.from_numpy(self._chunks[-1][place]).view(dtype).view(shape)
+
+    def _add_chunk(self, size: int) -> None:
+        chunk = torch.zeros(size, dtype=torch.uint8)
+        self._chunks.append(chunk.numpy())
+        self._addresses.append(chunk.data_ptr())
 
     @property
     def sources(self) -> list[tuple[int, int]]:
         """Address and size of everything that is copied."""
-        return list(zip(self._addresses, self._used))
+        return list(zip(self._addresses, self._places.used))
 
     def begin(self, num_replays: int) -> int:
         """Makes room for the copies of up to so many replays, which come next; returns its
         address."""
-        size = sum(self._used)
+        used = self._places.used
+        size = sum(used)
         if len(self._copies) < num_replays or self._copies.shape[1] != size:
             self._copies = np.empty((num_replays, size), dtype=np.uint8)
-            ends = list(accumulate(self._used, initial=0))
+            starts = accumulate(used, initial=0)
             self._parts = [
-                (chunk[:used], self._copies[:, start : start + used])
-                for chunk, used, start in zip(self._chunks, self._used, ends)
+                (chunk[:length], self._copies[:, start : start + length])
+                for chunk, length, start in zip(self._chunks, used, starts)
             ]
         return int(self._copies.ctypes.data)
 

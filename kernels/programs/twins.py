@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 
 import torch
 
+from sdengine.kernels.programs.places import Places
 from sdengine.kernels.programs.results_ring import NUM_ENTRIES
-
-ALIGNMENT = 64
-CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,37 +29,32 @@ class Twins:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._chunks: list[Chunk] = []
-        self._used: list[int] = []
+        self._places = Places(self._add_chunk)
 
     def allocate(
         self, shape: tuple[int, ...], dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """A tensor and its twin; not initialised."""
-        size = -(-prod(shape) * dtype.itemsize // ALIGNMENT) * ALIGNMENT
-        if not self._chunks or self._used[-1] + size > len(self._chunks[-1].device):
-            self._add_chunk(max(size, CHUNK_BYTES))
-        start = self._used[-1]
-        self._used[-1] += size
-        end = start + prod(shape) * dtype.itemsize
+        place = self._places.take(shape, dtype)
         both = (self._chunks[-1].device, self._chunks[-1].host)
-        tensor, host = (chunk[start:end].view(dtype).view(shape) for chunk in both)
+        tensor, host = (chunk[place].view(dtype).view(shape) for chunk in both)
         return tensor, host
 
     def push(self, entry: int) -> None:
         """Copies what the host wrote into an entry, and enqueues that one's copy to the device."""
-        for chunk, used in zip(self._chunks, self._used):
+        for chunk, used in zip(self._chunks, self._places.used):
             staged = chunk.entries[entry][:used]
             staged.copy_(chunk.host[:used])
             enqueue_copy(chunk.device[:used], staged)
 
     def pull(self, entry: int) -> None:
         """Enqueues the copy to an entry."""
-        for chunk, used in zip(self._chunks, self._used):
+        for chunk, used in zip(self._chunks, self._places.used):
             enqueue_copy(chunk.entries[entry][:used], chunk.device[:used])
 
     def land(self, entry: int) -> None:
         """Copies an entry that has arrived to where the host reads it."""
-        for chunk, used in zip(self._chunks, self._used):
+        for chunk, used in zip(self._chunks, self._places.used):
             chunk.host[:used].copy_(chunk.entries[entry][:used])
 
     def clear(self) -> None:
@@ -78,7 +70,6 @@ class Twins:
             for i in range(1 + NUM_ENTRIES)
         )
         self._chunks.append(Chunk(tensor, host, entries))
-        self._used.append(0)
 
 
 def enqueue_copy(target: torch.Tensor, source: torch.Tensor) -> None:

@@ -96,7 +96,7 @@ class EngineThread:
         try:
             self._thread.start()
         except BaseException:  # no more threads are to be had
-            self.engine.ownership.release()
+            self.engine.ownership.give_up()
             raise
 
     def require_open(self) -> None:
@@ -142,7 +142,7 @@ class EngineThread:
         command()
 
     def _run(self) -> None:
-        self.engine.owner = threading.get_ident()
+        self.engine.ownership.enter()
         try:
             while not self._is_stopping and not (self.is_draining and self._is_empty()):
                 self._obey()
@@ -154,8 +154,7 @@ class EngineThread:
             self._tell(stream, stream.end, self.reason())
             self._release(stream)
         self.line.clear()
-        self.engine.owner = None
-        self.engine.ownership.release()  # nothing below touches it: no stream is inside
+        self.engine.ownership.give_up()  # nothing below touches it: no stream is inside
         with self._lock:
             self.is_draining = True
             self.ended.set_result(None)
@@ -281,16 +280,16 @@ class EngineThread:
 
 
 def claim(engine: Engine) -> None:
-    """Takes an engine for one thread, until `engine.ownership` is released.
+    """Takes an engine for one thread, until its ownership is given up.
 
     Raises:
         ConfigError: it has requests, or is another thread's.
         EngineFailed: it is closed.
     """
     engine.require_open()
-    is_free = engine.ownership.acquire(blocking=False)
+    is_free = engine.ownership.claim()
     if is_free and engine.has_unfinished_requests():
-        engine.ownership.release()
+        engine.ownership.give_up()
         is_free = False
     if not is_free:
         raise ConfigError.from_parts(

@@ -40,7 +40,7 @@ class CostModel:
         draft_layer_s: float,
         draft_read_s: float,
     ) -> CostModel:
-        """From noisy medians: a larger forward is never cheaper, so a dip is noise."""
+        """From noisy times: a larger forward is never cheaper, so a dip is noise."""
         monotone = list(accumulate(map(float, reversed(verify_s)), min))
         times = tuple(reversed(monotone))
         return cls(tuple(rows), times, draft_first_s, draft_layer_s, draft_read_s)

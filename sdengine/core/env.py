@@ -1,8 +1,8 @@
 """The one table of environment variables, and the one place where they are read.
 
-No other code reads a variable of the package's own: `read_environment` is called once, and what it
-returns is passed on. An argument given in code always wins over a variable. (Variables of others,
-NO_COLOR or Triton's TRITON_INTERPRET, are read where they matter.)
+At run time no other code reads a variable of the package's own, nor NO_COLOR. An argument given in
+code always wins over a variable. (setup.py reads its own, which are listed here too; variables of
+others, such as Triton's TRITON_INTERPRET, are read where they matter.)
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ VARIABLES: dict[str, str] = {
     "SDENGINE_BUNDLED_DIR": "where bundled model pairs are looked for; default inside the package",
     "SDENGINE_API_KEY": "a key that clients of `sdengine serve` must send",
     "SDENGINE_BUILD_CUDA": "1 builds the CUDA library without a GPU too, 0 never; read by setup.py",
+    "SDENGINE_REQUIRE_CPU_EXTENSION": "1 lets an installation fail without it; read by setup.py",
     "NO_COLOR": "when set to anything, the command line prints no colours",
 }
 

@@ -9,7 +9,7 @@ import copy
 from dataclasses import dataclass
 from typing import Protocol
 
-from sdengine.core.outputs import FinishReason
+from sdengine.core.outputs import CompletionOutput, FinishReason
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.core.sequence import Sequence
 
@@ -68,6 +68,37 @@ class HeldBack:
         new = text[self._num_seen :]
         self._num_seen = len(text)
         return max((begun.num_after(new) for begun in self._begun), default=0)
+
+
+class StreamCursor:
+    """How far a growing completion has been told to whoever streams it.
+
+    Args:
+        params: of the request.
+    """
+
+    __slots__ = ("_held_back", "_num_characters", "_num_tokens")
+
+    def __init__(self, params: SamplingParams) -> None:
+        self._held_back = HeldBack(params)
+        self._num_characters = self._num_tokens = 0
+
+    def advance(self, completion: CompletionOutput) -> tuple[str, slice]:
+        """What is new since the call before.
+
+        Args:
+            completion: so far; begins with that of the call before.
+
+        Returns:
+            Text that no stop string can take back, and which of the tokens.
+        """
+        text, num_tokens = completion.text, len(completion.token_ids)
+        num_held = 0 if completion.is_finished else self._held_back.num(text)
+        new_text = text[self._num_characters : len(text) - num_held]
+        new_tokens = slice(self._num_tokens, num_tokens)
+        self._num_characters += len(new_text)
+        self._num_tokens = num_tokens
+        return new_text, new_tokens
 
 
 class BegunString:

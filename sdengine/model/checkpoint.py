@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import mmap
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -67,15 +66,6 @@ class Checkpoint:
         """Of the files that hold the weights, each once."""
         return tuple(sorted({file.identity for file in self._files.values()}))
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of all weights as they are stored."""
-        return sum(
-            stored.end - stored.start
-            for sources in self._sources.values()
-            for stored in (self._files[source].tensors[source] for source in sources)
-        )
-
     def weight(
         self, name: str, dtype: torch.dtype | None = None, *, check_finite: bool = False
     ) -> torch.Tensor:
@@ -124,19 +114,6 @@ class Checkpoint:
             CheckpointError: as `weight`.
         """
         return [_converted(part, dtype) for part in self._stored_parts(name, check_finite)]
-
-    def weights(
-        self, dtype: torch.dtype | None = None, *, check_finite: bool = False
-    ) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield (name, weight) one after the other, the largest first.
-
-        While a weight is packed, its packed copy and its mapped pages are both in memory; doing it
-        first for the largest keeps that within the room that the later ones need anyway. (With a
-        68M Llama, whose output projection is 36% of it, this order peaks at 1.08 of the weights,
-        the order of the forward pass at 1.36.)
-        """
-        for name in sorted(self.names(), key=lambda name: -math.prod(self.shape(name))):
-            yield name, self.weight(name, dtype, check_finite=check_finite)
 
     def _stored_parts(self, name: str, check_finite: bool) -> list[torch.Tensor]:
         """Map the stored tensors of a weight, after giving back the pages of the last ones."""

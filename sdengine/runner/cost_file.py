@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import platform
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
@@ -102,6 +102,8 @@ def _entry(known: dict[str, dict[str, object]], key: str) -> CostModel | None:
     """A kept cost model; None for none, and for one that is written otherwise than today's."""
     try:
         parts = {k: tuple(v) if isinstance(v, list) else v for k, v in known[key].items()}
+        if parts.keys() != {field.name for field in fields(CostModel)}:
+            return None
         return CostModel(**parts)  # type: ignore[arg-type]
     except (KeyError, AttributeError, TypeError):
         return None

@@ -1,9 +1,9 @@
 """One iteration as one program: propose, forward, verify, commit. Described once per variant.
 
-    begin     begin_step
+    begin     begin_step  gather_pending
     propose   gather_pending  build_rows  draft pass  draft_topk  tree_expand   (again per layer)
     forward   tree_select  build_rows  target pass
-    verify    penalize  sample  tree_verify
+    verify    penalize  tree_verify
     commit    commit_plan  kv_compact  kv_compact
 
 Every size that changes between steps lies in a small tensor, so the same few programs serve all

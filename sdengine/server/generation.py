@@ -11,7 +11,7 @@ from typing import NamedTuple
 from sdengine.async_engine import AsyncEngine, RequestStream
 from sdengine.core.outputs import CompletionOutput, Logprob, RequestOutput
 from sdengine.core.sampling_params import SamplingParams
-from sdengine.core.stop import HeldBack
+from sdengine.core.stop import StreamCursor
 from sdengine.errors import RequestError
 from sdengine.server.errors import ApiError
 from sdengine.server.metrics import Metrics
@@ -168,7 +168,7 @@ class Generation:
             self._metrics.prompt_tokens += self.usage.prompt_tokens
         progress = self._progress.get(choice)
         if progress is None:
-            progress = self._progress[choice] = Progress(HeldBack(self._params))
+            progress = self._progress[choice] = Progress(StreamCursor(self._params))
         delta = progress.take(choice, completion)
         num_tokens = len(delta.token_ids)
         self.usage.completion_tokens += num_tokens
@@ -258,19 +258,12 @@ def longest_sequence(engine: AsyncEngine) -> int:
 class Progress:
     """How far a choice has been told to the client."""
 
-    held_back: HeldBack
-    num_characters: int = 0
-    num_tokens: int = 0
+    cursor: StreamCursor
     moved_at: float | None = None
 
     def take(self, choice: int, completion: CompletionOutput) -> Delta:
         """What is new in a cumulative output."""
-        text = completion.text
-        num_held = 0 if completion.is_finished else self.held_back.num(text)
-        new_text = text[self.num_characters : len(text) - num_held]
-        tokens = completion.token_ids[self.num_tokens :]
-        logprobs = completion.logprobs
-        new_logprobs = None if logprobs is None else logprobs[self.num_tokens :]
-        self.num_characters += len(new_text)
-        self.num_tokens += len(tokens)
-        return Delta(choice, new_text, tokens, new_logprobs, completion.finish_reason)
+        text, new = self.cursor.advance(completion)
+        tokens, logprobs = completion.token_ids[new], completion.logprobs
+        new_logprobs = None if logprobs is None else logprobs[new]
+        return Delta(choice, text, tokens, new_logprobs, completion.finish_reason)

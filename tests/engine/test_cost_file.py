@@ -103,7 +103,10 @@ def test_a_file_that_cannot_be_read_is_measured_anew(
     assert len(measured) == 1
 
 
-@pytest.mark.parametrize("entry", [{}, {"rows": [1]}, [], 5])
+WITHOUT_READING = {"rows": [1], "verify_s": [1.0], "draft_first_s": 0.1, "draft_layer_s": 0.1}
+
+
+@pytest.mark.parametrize("entry", [{}, {"rows": [1]}, WITHOUT_READING, [], 5])
 def test_an_entry_of_another_shape_is_measured_anew(
     iteration: Iteration, measured: list[CostModel], tmp_path: Path, entry: object
 ) -> None:

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from sdengine.kernels.programs.memory import HostMemory, Memory, StagedMemory
+from sdengine.kernels.programs.places import CHUNK_BYTES
 from sdengine.kernels.programs.results_ring import ResultsRing
-from sdengine.kernels.programs.twins import CHUNK_BYTES
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -7,8 +7,9 @@ import torch
 
 from sdengine.kernels.move_plan import MovePlan
 from sdengine.kernels.programs.memory import HostMemory
+from sdengine.kernels.programs.places import CHUNK_BYTES
 from sdengine.kernels.programs.program import Program, make_pool, make_program
-from sdengine.kernels.programs.replay_copies import CHUNK_BYTES, ReplayCopies
+from sdengine.kernels.programs.replay_copies import ReplayCopies
 from sdengine.kernels.verdict import Verdict
 
 
