@@ -42,6 +42,11 @@ class Shape:
         return asdict(self)
 
     @property
+    def qkv_size(self) -> int:
+        """Features of a layer's queries, keys and values together."""
+        return (self.num_attention_heads + 2 * self.num_key_value_heads) * self.head_dim
+
+    @property
     def num_parameters(self) -> int:
         """Weights of a model of this shape, input and output embedding apart."""
         heads = 2 * self.num_attention_heads + 2 * self.num_key_value_heads
@@ -50,10 +55,13 @@ class Shape:
 
 
 SHAPES = {
+    "pair-target": Shape(256, 1408, 10, 4, 2, 64, 2048),  # the bundled pair
+    "pair-draft": Shape(128, 352, 2, 2, 1, 64, 2048),
     "68m": Shape(768, 3072, 2, 12, 12, 64, 32000),  # JackFram/llama-68m
     "160m": Shape(768, 3072, 12, 12, 12, 64, 32000),  # JackFram/llama-160m
     "1.1b": Shape(2048, 5632, 22, 32, 4, 64, 32000),  # TinyLlama
     "llama-3.2-1b": Shape(2048, 8192, 16, 32, 8, 64, 128256),
+    "7b": Shape(4096, 11008, 32, 32, 32, 128, 32000),  # Llama 2
     "8b": Shape(4096, 14336, 32, 32, 8, 128, 128256),  # Llama 3, 3.1
     "13b": Shape(5120, 13824, 40, 40, 40, 128, 32000),  # Llama 2
     "70b": Shape(8192, 28672, 80, 64, 8, 128, 128256),  # Llama 3, 3.1

@@ -36,7 +36,7 @@ from sdengine.kernels.spec import (
 )
 
 NAME = "tree_attention"
-MAX_MASK_WORDS = 16
+MAX_MASK_WORDS = 16  # 1024 nodes of a tree; `tree_expand` forwards no more in a draft's layers
 MAX_HEAD_DIM = 256
 MAX_PLACES = 1 << 30
 SPLIT = 128  # positions of one partial result (kSplit)

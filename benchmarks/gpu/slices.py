@@ -26,7 +26,7 @@ from benchmarks.gpu.records import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMIT_S = 520.0  # of one slice; machines lend themselves for ten minutes at a time
+LIMIT_S = 520.0  # of one slice, which has to fit into a job of ten minutes
 STOP_BEFORE_S = 40.0  # a slice begins no case so shortly before it is ended
 DONE, FAILED, UNFINISHED = "done", "failed", "unfinished"
 RECORDS, ENDINGS, LOG = "records.jsonl", "slices.json", "suite.log"

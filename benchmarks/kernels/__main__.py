@@ -31,8 +31,8 @@ from benchmarks.kernels.baselines import BASELINES
 from benchmarks.kernels.harness import Measurement, WrongResult
 from benchmarks.kernels.places import OnCpu, OnDevice, Place
 from benchmarks.kernels.report import HEADER, compare, read, row, write
-from benchmarks.kernels.shapes import NAMED, cases_of, read_shape
-from benchmarks.shapes import Shape
+from benchmarks.kernels.shapes import cases_of
+from benchmarks.shapes import SHAPES, Shape, resolve_shape
 from sdengine.cli.main import run_alone
 from sdengine.cli.options import LineParser, add_debug, add_device_option, integer, number
 from sdengine.core.argument import check_float, check_int
@@ -59,7 +59,7 @@ def build_parser() -> LineParser:
     parser.add_argument(
         "--shape",
         metavar="MODEL",
-        help=f"sizes of a model: {', '.join(NAMED)}, or a config.json (each op's own cases)",
+        help=f"sizes of a model: {', '.join(SHAPES)}, or a config.json (each op's own cases)",
     )
     parser.add_argument("--case", default="", metavar="TEXT", help="only cases with TEXT in them")
     parser.add_argument("--cache", choices=sorted(CACHES), default="warm", help="(%(default)s)")
@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     """
     check_arguments(args)
     old = None if args.compare is None else read(args.compare)
-    shape = None if args.shape is None else read_shape(args.shape)
+    shape = None if args.shape is None else resolve_shape(args.shape)
     ops = [get_op(name) for name in args.ops or OP_NAMES]
     check_case_names(ops, shape, args.case)
     torch.set_num_threads(args.threads)

@@ -13,12 +13,13 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
 
 import torch
 
+from benchmarks.shapes import SHAPES, Shape
 from sdengine.kernels.cpu_library import load_cpu
 from sdengine.kernels.huge_pages import HugePageArena
 from sdengine.kernels.machine_limits import LimitProbe
@@ -29,21 +30,11 @@ ROW_COUNTS = (1, 2, 4, 8, 16, 32, 64)
 IN_CACHE_BYTES = 24 << 20  # weights up to here are held against the cache's bandwidth
 
 
-@dataclass(frozen=True, slots=True)
-class ModelShape:
-    """Sizes of the linear layers of a Llama-family model."""
-
-    hidden_size: int
-    ffn_size: int
-    qkv_size: int
-    vocab_size: int
-    num_layers: int
-
-
-SHAPES = {
-    "1.1b": ModelShape(2048, 5632, 2560, 32000, 6),  # 6 of 22 layers: 0.66 GB, far beyond any cache
-    "pair-target": ModelShape(256, 1408, 512, 2048, 10),
-    "pair-draft": ModelShape(128, 352, 256, 2048, 2),
+CURVE_SHAPES = {
+    # 6 of 22 layers: 0.66 GB, far beyond any cache
+    "1.1b": replace(SHAPES["1.1b"], num_hidden_layers=6),
+    "pair-target": SHAPES["pair-target"],
+    "pair-draft": SHAPES["pair-draft"],
 }
 
 
@@ -72,7 +63,7 @@ class LinearLayers:
     """The packed weights of a model and one program that runs all its linear layers on the rows of
     one buffer."""
 
-    def __init__(self, shape: ModelShape, dtype: torch.dtype, pool: Any) -> None:
+    def __init__(self, shape: Shape, dtype: torch.dtype, pool: Any) -> None:
         self._pool = pool
         generator = torch.Generator().manual_seed(0)
         arena = HugePageArena()
@@ -81,7 +72,7 @@ class LinearLayers:
             dense = torch.randn(num_outputs, num_inputs, generator=generator) / num_inputs**0.5
             return pack_weight(dense, dtype, gated, pool, arena)
 
-        size, ffn = shape.hidden_size, shape.ffn_size
+        size, ffn = shape.hidden_size, shape.intermediate_size
         self.layers = [
             (
                 pack(shape.qkv_size, size),
@@ -89,7 +80,7 @@ class LinearLayers:
                 pack(2 * ffn, size, True),
                 pack(size, ffn),
             )
-            for _ in range(shape.num_layers)
+            for _ in range(shape.num_hidden_layers)
         ]
         self.head = pack(shape.vocab_size, size)
         self.weights = [w for layer in self.layers for w in layer] + [self.head]
@@ -216,7 +207,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--shape", choices=sorted(SHAPES), default="1.1b")
+    parser.add_argument("--shape", choices=sorted(CURVE_SHAPES), default="1.1b")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--rounds", type=int, default=15)
@@ -226,7 +217,7 @@ def main() -> None:
     options = parser.parse_args()
     dtype = getattr(torch, options.dtype)
     pool = make_pool(options.threads)
-    layers = LinearLayers(SHAPES[options.shape], dtype, pool)
+    layers = LinearLayers(CURVE_SHAPES[options.shape], dtype, pool)
     print(
         f"linear layers of shape {options.shape}, {options.dtype}, {layers.nbytes / 1e6:.1f} MB of"
         f" weights, {options.threads} threads, {load_cpu().selected_isa()}, {options.rounds} rounds"

@@ -1,4 +1,4 @@
-"""Microbenchmark cases of a model's shape: named, or read from a config.json.
+"""Microbenchmark cases of a model's shape.
 
 Ops whose work depends on the model (matrices, heads, vocabulary) get cases of its sizes at the row
 counts of decoding, a tree and more; ops on trees and lengths have the same cases for every model.
@@ -7,11 +7,10 @@ counts of decoding, a tree and more; ops on trees and lengths have the same case
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import torch
 
-from benchmarks.shapes import SHAPES, Shape
+from benchmarks.shapes import Shape
 from sdengine.kernels import (
     draft_topk,
     embed,
@@ -26,40 +25,10 @@ from sdengine.kernels import (
 from sdengine.kernels.packed_weight import pack_weight
 from sdengine.kernels.spec import Case
 
-__all__ = ["NAMED", "cases_of", "read_shape"]
+__all__ = ["cases_of"]
 
 ROW_COUNTS = (1, 8, 64)
 CONTEXTS = (512, 2048)
-
-
-NAMED = {
-    "pair-target": Shape(256, 1408, 10, 4, 2, 64, 2048),
-    "pair-draft": Shape(128, 352, 2, 2, 1, 64, 2048),
-    "68m": SHAPES["68m"],
-    "1.1b": SHAPES["1.1b"],
-    "7b": Shape(4096, 11008, 32, 32, 32, 128, 32000),
-    "8b": SHAPES["8b"],
-}
-
-
-def read_shape(text: str) -> Shape:
-    """A named shape, or that of a checkpoint's config.json (the file or its directory).
-
-    Raises:
-        CheckpointError: no such name, and no usable config there.
-    """
-    if text in NAMED:
-        return NAMED[text]
-    from sdengine.errors import CheckpointError
-    from sdengine.model.config_file import load_model_config
-
-    path = Path(text)
-    directory = path.parent if path.name == "config.json" else path
-    if not (directory / "config.json").is_file():
-        raise CheckpointError.from_parts(
-            f"--shape to be one of {', '.join(NAMED)}, or a config.json", repr(text)
-        )
-    return Shape.from_config(load_model_config(directory))
 
 
 def cases_of(op: str, shape: Shape) -> Callable[[], Iterator[Case]] | None:
@@ -69,9 +38,8 @@ def cases_of(op: str, shape: Shape) -> Callable[[], Iterator[Case]] | None:
 
 
 def _linear(s: Shape) -> Iterator[Case]:
-    heads = (s.num_attention_heads + 2 * s.num_key_value_heads) * s.head_dim
     matrices = (
-        ("qkv", heads, s.hidden_size, False),
+        ("qkv", s.qkv_size, s.hidden_size, False),
         ("o", s.hidden_size, s.num_attention_heads * s.head_dim, False),
         ("gate_up", 2 * s.intermediate_size, s.hidden_size, True),
         ("down", s.hidden_size, s.intermediate_size, False),

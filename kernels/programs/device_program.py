@@ -254,7 +254,7 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def _device_of(memory: StagedMemory) -> Any:
+def _device_of(memory: StagedMemory) -> AbstractContextManager[Any]:
     is_cuda = memory.device.type == "cuda"
     return torch.cuda.device(memory.device) if is_cuda else nullcontext()
 

@@ -9,7 +9,7 @@ import sys
 from dataclasses import asdict
 from functools import partial
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sdengine.cli.measure import Comparison, Run, alternate, run_request, short
 from sdengine.cli.options import (
@@ -27,6 +27,9 @@ from sdengine.cli.prompts import PROMPTS
 from sdengine.cli.stream_view import StreamView
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.errors import ConfigError, RequestError
+
+if TYPE_CHECKING:
+    from sdengine.llm import LLM
 
 __all__ = ["HELP", "add_arguments", "run", "statistics_line"]
 
@@ -110,7 +113,7 @@ def read_prompt(args: argparse.Namespace) -> str:
     return prompt
 
 
-def compare(args: argparse.Namespace, llm: Any, prompt: str, params: SamplingParams) -> None:
+def compare(args: argparse.Namespace, llm: LLM, prompt: str, params: SamplingParams) -> None:
     """Decodes the prompt both ways in turn and prints what came out."""
     plain = open_llm(args, speculation="off")
     for model in (plain, llm):

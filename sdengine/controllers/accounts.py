@@ -53,10 +53,15 @@ class Trial:
         self.loss += loss
         self.owe(loss)
 
-    def owe(self, cost: float) -> None:
-        """Counts what is to be won back, though not by the trial: by itself, what the draft had to
-        read before its trees."""
-        self.debt = max(self.debt + cost, 0.0)
+    def owe(self, *costs: float) -> None:
+        """Counts what is to be won back, in order, though not by the trial: by itself, what the
+        draft had to read before its trees."""
+        debt = self.debt
+        for cost in costs:
+            debt += cost
+            if debt < 0.0:
+                debt = 0.0
+        self.debt = debt
 
     def walk(self, trees: int, accepted: int) -> None:
         """Counts walks through so many trees and what they accepted together."""

@@ -90,8 +90,7 @@ class AdaptiveController:
         turns, pace = self._turns, self._pace
         if num_decoding == 0 or turns.plain_left > 0:
             return StepPlan(0, 0, num_iterations=turns.num_plain_in_a_row)
-        begins = turns.trial_left == TRIAL_STEPS and outlook is not None
-        if begins and not is_worth_trying(pace.costs, num_decoding, outlook()):
+        if self._is_put_off(num_decoding, outlook):
             return StepPlan(0, 0, num_iterations=turns.put_off())
         depth, nodes = self._size.choose(num_decoding, pace.costs)
         if turns.trial_left > 0 and self._prices_nodes:
@@ -107,6 +106,12 @@ class AdaptiveController:
         costs = pace.costs if pace.are_costs_new else None
         pace.are_costs_new = False
         return StepPlan(depth, limit, 1.0 / pace.token_s(num_decoding), costs, num_iterations)
+
+    def _is_put_off(self, num_decoding: int, outlook: AskOutlook | None) -> bool:
+        """Whether a trial would begin that cannot win its beginning back."""
+        if outlook is None or self._turns.trial_left != TRIAL_STEPS:
+            return False
+        return not is_worth_trying(self._pace.costs, num_decoding, outlook())
 
     def _num_in_a_row(self) -> int:
         """Iterations with trees that follow one another before this is asked again."""
@@ -168,8 +173,7 @@ class AdaptiveController:
             self._stop(num_decoding)
         elif turns.trial_left == 0:
             self._judge(num_decoding)
-        if turns.is_probe_due:
-            turns.probe(self._pace.pays(num_decoding, CLEAR))
+        self._probe_if_due(num_decoding)
 
     def _take_in_settled(self) -> None:
         """What `_take_in` does, for the steady steps of speculation that won its trial which were
@@ -182,17 +186,15 @@ class AdaptiveController:
         for _, report in reports[1::2]:
             pace.add_pass(report, is_plain=False)
         plain_s, longest_s = pace.plain_step_s(num_decoding), pace.longest_step_s(num_decoding)
-        all_tokens, all_seconds, debt = 0, 0.0, self._trial.debt
+        all_tokens, all_seconds, losses = 0, 0.0, []
         for plan, report in reports:
             self._size.learn(plan.depth, report)
             tokens = num_decoding + sum(report.num_accepted)
             seconds = report.step_s if report.step_s < longest_s else longest_s
-            debt += seconds / plain_s - tokens / num_decoding
-            if debt < 0.0:
-                debt = 0.0
+            losses.append(seconds / plain_s - tokens / num_decoding)
             all_tokens += tokens
             all_seconds += seconds
-        self._trial.debt = debt
+        self._trial.owe(*losses)
         self._earn(all_tokens / num_decoding - all_seconds / plain_s)
         pace.add_trees(num_decoding, all_seconds, all_tokens, len(reports))
         # The last one stands for the others: each took 3 us of a step of 300.
@@ -200,8 +202,7 @@ class AdaptiveController:
         turns.count_trees(len(reports))
         if self._is_in_debt(num_decoding):
             self._stop(num_decoding)
-        if turns.is_probe_due:
-            turns.probe(pace.pays(num_decoding, CLEAR))
+        self._probe_if_due(num_decoding)
 
     def _learn_plain(self, num_decoding: int, report: StepReport) -> None:
         turns, pace = self._turns, self._pace
@@ -254,6 +255,10 @@ class AdaptiveController:
         pace = self._pace
         plain_s = pace.plain_step_s(num_decoding) / num_decoding
         return self._trial.is_lost(pace.spent(num_decoding), num_decoding, plain_s)
+
+    def _probe_if_due(self, num_decoding: int) -> None:
+        if self._turns.is_probe_due:
+            self._turns.probe(self._pace.pays(num_decoding, CLEAR))
 
     def _judge(self, num_decoding: int) -> None:
         if self._pace.pays(num_decoding, TOLERANCE):

@@ -155,8 +155,8 @@ class StopChecker:
         self._sequence = sequence
         self._stream = stream
         self._eos = eos_token_ids
-        self._strings = tuple(sequence.params.stop or ())
         params = sequence.params
+        self._strings = params.stop_strings
         self._hides_stop_token = (
             params.skip_special_tokens and not params.include_stop_str_in_output
         )

@@ -19,13 +19,11 @@ from sdengine.kernels.programs.memory import StagedMemory
 from sdengine.kernels.programs.program import Program
 from sdengine.kernels.row_batch import RowBatch
 from sdengine.kernels.token_tree import MASK_BITS, mask_words
+from sdengine.kernels.tree_attention import MAX_MASK_WORDS
 from sdengine.runner.drafter import Proposals
 from sdengine.runner.forward import Activations, Logits, Spans, describe_forward
 from sdengine.runner.weights import ModelWeights
 from sdengine.runner.workspace import Workspace
-
-MAX_MASK_WORDS = 16
-"""The attention's limit: 1024 forwarded nodes per tree; `tree_expand` forwards no more."""
 
 
 class DraftModelDrafter:

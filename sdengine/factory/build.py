@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from sdengine.cache.block_pool import BlockPool
 from sdengine.cache.kv_cache import KVCache
@@ -178,7 +177,7 @@ def _build_iteration(
     )
 
 
-def _load_tokenizers(target: Any, draft: Any) -> Tokenizer | None:
+def _load_tokenizers(target: Path, draft: Path | None) -> Tokenizer | None:
     if not (target / "tokenizer.json").is_file() and not list(target.glob("tokenizer*")):
         return None
     tokenizer = load_tokenizer(target)

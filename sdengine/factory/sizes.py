@@ -6,10 +6,11 @@ import torch
 
 from sdengine.core.config import EngineConfig, SpeculationConfig
 from sdengine.core.growth import TreePolicy
-from sdengine.drafters.draft_model import MAX_MASK_WORDS, tree_room
+from sdengine.drafters.draft_model import tree_room
 from sdengine.errors import ConfigError
 from sdengine.kernels.programs.memory import Memory, StagedMemory
 from sdengine.kernels.token_tree import MASK_BITS
+from sdengine.kernels.tree_attention import MAX_MASK_WORDS
 from sdengine.kernels.tree_select import most_sequences
 from sdengine.model.checkpoint import Checkpoint
 from sdengine.model.config import ModelConfig

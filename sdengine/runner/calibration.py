@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from math import exp
 
-from sdengine.core.sampling_params import GREEDY_TEMPERATURE, SamplingParams
+from sdengine.core.sampling_params import SamplingParams
 from sdengine.kernels.acceptance_fit import GREEDY, SAMPLED, AcceptanceTables
 
 REMEMBERED_STEPS = 800
@@ -31,8 +31,7 @@ class Calibrator:
 
     def assign(self, slot: int, params: SamplingParams) -> None:
         """Gives a joining sequence the table of its kind."""
-        is_greedy = params.temperature < GREEDY_TEMPERATURE
-        self._tables.assign(slot, GREEDY if is_greedy else SAMPLED)
+        self._tables.assign(slot, GREEDY if params.is_greedy else SAMPLED)
 
     @property
     def steps_to_refresh(self) -> int:

@@ -24,7 +24,7 @@ from sdengine.runner.calibration import Calibrator
 from sdengine.runner.demand import Demand
 from sdengine.runner.flight import Commit, Flight
 from sdengine.runner.iteration import Iteration, Variant
-from sdengine.runner.logprobs import append_logprobs
+from sdengine.runner.logprobs import TokenText, append_logprobs
 from sdengine.runner.penalties import PenaltyTables
 from sdengine.runner.prices import Prices
 from sdengine.runner.step_clock import StepClock
@@ -265,7 +265,7 @@ class Runner:
         """Waits for whatever is under way; nobody needs its results."""
         self._memory.drain()
 
-    def record_logprobs(self, commit: Commit, num_tokens: int, codec: Any) -> None:
+    def record_logprobs(self, commit: Commit, num_tokens: int, codec: TokenText | None) -> None:
         """Adds the target's log-probabilities of the first `num_tokens` committed tokens, of a
         sequence of the last step that asks for them."""
         root = int(self._cu_logits[commit.slot])

@@ -21,8 +21,9 @@ from benchmarks.kernels.baselines import baseline
 from benchmarks.kernels.harness import Measurement, Timing, WrongResult, check_case, tensors_in
 from benchmarks.kernels.places import OnDevice
 from benchmarks.kernels.report import compare
-from benchmarks.kernels.shapes import NAMED, cases_of, read_shape
-from sdengine.errors import CheckpointError
+from benchmarks.kernels.shapes import cases_of
+from benchmarks.shapes import SHAPES, resolve_shape
+from sdengine.errors import ConfigError
 from sdengine.kernels import tree_attention
 from sdengine.kernels.machine_limits import LimitProbe
 from sdengine.kernels.packed_weight import pack_weight
@@ -31,7 +32,7 @@ from sdengine.kernels.registry import OP_NAMES, get_op
 from sdengine.kernels.spec import Case
 from sdengine.model.registry import resolve_model
 
-TINY = NAMED["pair-draft"]
+TINY = SHAPES["pair-draft"]
 
 
 @pytest.fixture(autouse=True)
@@ -43,10 +44,10 @@ def small_probe(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_shape_is_a_name_or_a_config() -> None:
     target = resolve_model("python-completion").target
-    assert read_shape("pair-target") == read_shape(str(target)) == NAMED["pair-target"]
-    assert read_shape(str(target / "config.json")) == NAMED["pair-target"]
-    with pytest.raises(CheckpointError, match=r"pair-draft.*'70t'"):
-        read_shape("70t")
+    assert resolve_shape("pair-target") == resolve_shape(str(target)) == SHAPES["pair-target"]
+    assert resolve_shape(str(target / "config.json")) == SHAPES["pair-target"]
+    with pytest.raises(ConfigError, match=r"pair-draft.*'70t'"):
+        resolve_shape("70t")
 
 
 @pytest.mark.parametrize("op", [name for name in OP_NAMES if cases_of(name, TINY)])

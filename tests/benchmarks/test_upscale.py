@@ -198,7 +198,7 @@ def test_shapes_have_names_or_a_config(tmp_path: Path) -> None:
     enlarge(make_checkpoint(), tmp_path / "large", LLAMA)
     assert resolve_shape(str(tmp_path / "large")) == LLAMA
     assert resolve_shape(str(tmp_path / "large/config.json")) == LLAMA
-    with pytest.raises(ConfigError, match="a shape among 68m"):
+    with pytest.raises(ConfigError, match="a shape among pair-target, pair-draft, 68m"):
         resolve_shape("7x")
 
 

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from sdengine.core.config import EngineConfig, SpeculationConfig
-from sdengine.drafters.draft_model import MAX_MASK_WORDS, tree_room
+from sdengine.drafters.draft_model import tree_room
 from sdengine.errors import ConfigError
 from sdengine.factory import kinds
 from sdengine.factory.sizes import choose_sizes
 from sdengine.kernels.token_tree import MASK_BITS
+from sdengine.kernels.tree_attention import MAX_MASK_WORDS
 from sdengine.runner.workspace import Sizes
 
 MASKED_NODES = MASK_BITS * MAX_MASK_WORDS
