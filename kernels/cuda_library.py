@@ -86,6 +86,26 @@ class CudaLibrary:
         """
         self._call("end_branch", ctypes.c_void_p(body))
 
+    def abandon_branch(self, body: int) -> None:
+        """Ends the capture of a branch in which something failed, if it is still under way.
+
+        Args:
+            body: as for `begin_branch`.
+        """
+        self._call("abandon_branch", ctypes.c_void_p(body))
+
+    def make_stream(self) -> int:
+        """Address of a new stream of the current device. torch's own come out of a pool of 32, so
+        that two of them may be one; a capture and each branch in it need a stream to themselves."""
+        address = ctypes.c_void_p()
+        self._call("make_stream", ctypes.byref(address))
+        assert address.value is not None
+        return address.value
+
+    def free_stream(self, stream: int) -> None:
+        """Frees a stream that `make_stream` made, once what was enqueued on it is done."""
+        self._call("free_stream", ctypes.c_void_p(stream))
+
     def _call(self, name: str, *arguments: Any) -> None:
         error = getattr(self._library, f"sdengine_cuda_{name}")(*arguments)
         if error != 0:

@@ -58,7 +58,7 @@ def run(recorder: Recorder, _: argparse.Namespace) -> None:
     """Every kernel of every op that has no slice of its own."""
     torch.manual_seed(0)
     limits, watch = measure_limits(), Stopwatch()
-    for op in ("tree_verify", "tree_expand", "kv_compact", *OP_NAMES):
+    for op in dict.fromkeys(("tree_verify", "tree_expand", "kv_compact", *OP_NAMES)):
         if op in OWN_SLICES or not get_op(op).backends:
             continue
         for case in cases_of(op):

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from benchmarks.gpu.records import (
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 520.0  # of one slice, which has to fit into a job of ten minutes
+GRACE_S = 5.0  # for an interrupted slice to end what it has started
 STOP_BEFORE_S = 40.0  # a slice begins no case so shortly before it is ended
 DONE, FAILED, UNFINISHED = "done", "failed", "unfinished"
 RECORDS, ENDINGS, LOG = "records.jsonl", "slices.json", "suite.log"
@@ -129,12 +131,22 @@ def run_process(command: Sequence[str], limit_s: float, log: Path) -> int | None
         try:
             return process.wait(timeout=limit_s)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            end_group(process)
             return None
         except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
+            end_group(process)
             raise
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """Interrupts a process and kills its group: interrupted, it ends what it has started in groups
+    of their own, which would go on using the GPU."""
+    process.send_signal(signal.SIGINT)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=GRACE_S)
+    with suppress(ProcessLookupError):  # all of it is gone
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def run_slice(

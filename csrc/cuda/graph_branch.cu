@@ -83,3 +83,25 @@ SDENGINE_CUDA_API int sdengine_cuda_end_branch(void* body) {
   cudaGraph_t graph = nullptr;
   return cudaStreamEndCapture(static_cast<cudaStream_t>(body), &graph);
 }
+
+// After a failure: `body` is under capture no more, whatever was captured.
+SDENGINE_CUDA_API int sdengine_cuda_abandon_branch(void* body) {
+  const auto stream = static_cast<cudaStream_t>(body);
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  const cudaError_t error = cudaStreamIsCapturing(stream, &status);
+  cudaGraph_t graph = nullptr;
+  if (error == cudaSuccess && status != cudaStreamCaptureStatusNone) {
+    cudaStreamEndCapture(stream, &graph);  // fails where the capture had failed
+    cudaGetLastError();
+  }
+  return error;
+}
+
+// A stream that nobody else has, of the current device; it does not wait for the default one.
+SDENGINE_CUDA_API int sdengine_cuda_make_stream(void** stream) {
+  return cudaStreamCreateWithFlags(reinterpret_cast<cudaStream_t*>(stream), cudaStreamNonBlocking);
+}
+
+SDENGINE_CUDA_API int sdengine_cuda_free_stream(void* stream) {
+  return cudaStreamDestroy(static_cast<cudaStream_t>(stream));
+}

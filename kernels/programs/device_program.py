@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from functools import cache, partial
 from threading import Lock
 from time import perf_counter_ns
 from typing import Any
@@ -225,8 +225,9 @@ def capture_graph(run: Run) -> Run:
     """Captures what `run` enqueues, every kernel of which is loaded; returns the graph's replay.
 
     Engines of other threads go on meanwhile, but capture after one another: a capture waits for the
-    whole device first, which no other capture survives, and torch's own stream for captures is one
-    for all threads. The garbage collector rests: to free another engine's graph or page-locked
+    whole device first, which no other capture survives. They capture on one stream, which is used
+    for nothing else: what another thread launches on a stream under capture is recorded instead of
+    run. The garbage collector rests: to free another engine's graph or page-locked
     memory halfway through would end the capture.
 
     torch lends its default generator of the device to a capture: what draws random numbers from it
@@ -235,11 +236,20 @@ def capture_graph(run: Run) -> Run:
     with _CAPTURING, _uncollected():
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        stream = torch.cuda.Stream()
+        stream = _capture_stream(torch.cuda.current_device())
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             run()
     replay: Run = graph.replay
     return replay
+
+
+@cache
+def _capture_stream(device: int) -> torch.cuda.Stream:
+    """The stream of all captures on a device: ours alone, or one of torch's where the library is
+    missing, without which there are no engines on a device."""
+    if cuda_library.why_unavailable() is not None:
+        return torch.cuda.Stream(device)
+    return torch.cuda.ExternalStream(cuda_library.load_cuda().make_stream(), device)
 
 
 @contextmanager

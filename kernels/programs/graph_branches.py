@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,8 +19,9 @@ class GraphBranches:
     use, so that kernels and what libraries keep per stream are there by then.
 
     Branches may be nested; each has a stream of its own, because its launches are captured into a
-    graph of their own. They must not allocate: torch keeps the memory of a capture for its graph,
-    but does not know that a branch belongs to one.
+    graph of their own. (Of torch's streams, 32 dealt in turns, one would come to be the stream that
+    captures the graph around it.) They must not allocate: torch keeps the memory of a capture for
+    its graph, but does not know that a branch belongs to one.
 
     Args:
         library: the CUDA library.
@@ -33,13 +35,16 @@ class GraphBranches:
     @contextmanager
     def session(self) -> Iterator[None]:
         """Around launches with branches: whatever happens to them, the current stream is the same
-        afterwards and no branch is open."""
+        afterwards, no branch is open and no stream of one under capture."""
         stream = torch.cuda.current_stream()
         try:
             yield
         finally:
+            num_open = len(self._outer)
             self._outer.clear()
             torch.cuda.set_stream(stream)
+            for body in reversed(self._bodies[:num_open]):
+                self._library.abandon_branch(body.cuda_stream)
 
     def begin(self, count: torch.Tensor) -> None:
         """Opens a branch: what follows depends on `count` > 0.
@@ -52,7 +57,7 @@ class GraphBranches:
         """
         outer = torch.cuda.current_stream()
         if len(self._outer) == len(self._bodies):
-            self._bodies.append(torch.cuda.Stream())
+            self._bodies.append(self._make_stream())
         body = self._bodies[len(self._outer)]
         if torch.cuda.is_current_stream_capturing():
             self._library.begin_branch(count.data_ptr(), outer.cuda_stream, body.cuda_stream)
@@ -60,6 +65,12 @@ class GraphBranches:
             body.wait_stream(outer)
         self._outer.append(outer)
         torch.cuda.set_stream(body)
+
+    def _make_stream(self) -> torch.cuda.Stream:
+        """One of the current device, which is freed with this object."""
+        address = self._library.make_stream()
+        weakref.finalize(self, self._library.free_stream, address).atexit = False
+        return torch.cuda.ExternalStream(address)
 
     def end(self) -> None:
         """Closes the branch that was opened last.

@@ -16,25 +16,28 @@ CHUNK_BYTES = 1 << 20  # of which what is never touched costs address space only
 class Places:
     """Where in which chunk the next tensor lies.
 
-    Args:
-        add_chunk: makes the next chunk, of so many bytes.
-
     Attributes:
         used: bytes that are taken, of each chunk.
     """
 
-    def __init__(self, add_chunk: Callable[[int], None]) -> None:
+    def __init__(self) -> None:
         self.used: list[int] = []
-        self._add_chunk = add_chunk
         self._left = 0
 
-    def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> slice:
-        """Bytes of the last chunk, which is a new one where there is no room in that before."""
+    def take(
+        self, shape: tuple[int, ...], dtype: torch.dtype, add_chunk: Callable[[int], None]
+    ) -> slice:
+        """Bytes of the last chunk, which is a new one where there is no room in that before.
+
+        Args:
+            shape, dtype: of the tensor.
+            add_chunk: makes the next chunk, of so many bytes.
+        """
         num_bytes = prod(shape) * dtype.itemsize
         size = -(-num_bytes // ALIGNMENT) * ALIGNMENT
         if not self.used or size > self._left:
             self._left = max(size, CHUNK_BYTES)
-            self._add_chunk(self._left)
+            add_chunk(self._left)
             self.used.append(0)
         start = self.used[-1]
         self.used[-1] += size

@@ -26,14 +26,14 @@ class ReplayCopies:
     def __init__(self) -> None:
         self._chunks: list[np.ndarray] = []
         self._addresses: list[int] = []
-        self._places = Places(self._add_chunk)
+        self._places = Places()
         self._copies = np.empty((0, 0), dtype=np.uint8)
         self._parts: list[tuple[np.ndarray, np.ndarray]] = []  # of each chunk, and its copies
         self._num_done = self.num_left = 0
 
     def allocate(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """A tensor of zeros that is copied."""
-        place = self._places.take(shape, dtype)
+        place = self._places.take(shape, dtype, self._add_chunk)
         return torch.from_numpy(self._chunks[-1][place]).view(dtype).view(shape)
 
     def _add_chunk(self, size: int) -> None:

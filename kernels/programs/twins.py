@@ -29,13 +29,13 @@ class Twins:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._chunks: list[Chunk] = []
-        self._places = Places(self._add_chunk)
+        self._places = Places()
 
     def allocate(
         self, shape: tuple[int, ...], dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """A tensor and its twin; not initialised."""
-        place = self._places.take(shape, dtype)
+        place = self._places.take(shape, dtype, self._add_chunk)
         both = (self._chunks[-1].device, self._chunks[-1].host)
         tensor, host = (chunk[place].view(dtype).view(shape) for chunk in both)
         return tensor, host

@@ -58,6 +58,7 @@ def _key(iteration: Iteration) -> str:
         iteration.workspace.sizes,
         num_threads(iteration.pool),
         iteration.backend,
+        iteration.skips_layers,
         _instruction_set(iteration.backend),
         platform.node(),
         _processor(iteration.workspace.memory.device),

@@ -118,11 +118,13 @@ class Iteration:
             return
         variants = [Variant(False, limits=self.limits(Demand()))]
         if self.drafter is not None:
-            following = self.limits(Demand(num_missing=1))
-            variants.append(Variant(False, catches_up=True, limits=following))
-            sizes = self.workspace.sizes
+            sizes, missing = self.workspace.sizes, None
+            if self.drafter.cache is not None:
+                missing = 1
+                following = self.limits(Demand(num_missing=missing))
+                variants.append(Variant(False, catches_up=True, limits=following))
             for num_nodes, depth in ((1, 1), (sizes.max_nodes, sizes.max_depth)):
-                demand = Demand(num_trees=1, num_nodes=num_nodes, num_missing=1, depth=depth)
+                demand = Demand(num_trees=1, num_nodes=num_nodes, num_missing=missing, depth=depth)
                 variants.append(Variant(True, limits=self.limits(demand)))
         for variant in dict.fromkeys(variants):
             program = self._record(variant)
@@ -133,8 +135,12 @@ class Iteration:
         """Of the smallest program that serves so much; none where one serves all."""
         if not self.is_on_device:
             return NO_LIMITS
-        skips_layers = self._branches is not None
-        return limits_of(demand, self.workspace.sizes, skips_layers=skips_layers)
+        return limits_of(demand, self.workspace.sizes, skips_layers=self.skips_layers)
+
+    @property
+    def skips_layers(self) -> bool:
+        """Whether the device skips draft layers without rows by itself."""
+        return self._branches is not None
 
     def empty_program(self, limits: Limits) -> Program:
         """A program of the engine's kind, without launches."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -241,6 +242,28 @@ def test_a_process_that_takes_too_long_is_ended_with_its_children(tmp_path: Path
     log = tmp_path / "log"
     assert slices.run_process(command, 1.5, log) is None
     assert slices.run_process([sys.executable, "-c", "raise SystemExit(3)"], 20.0, log) == 3
+
+
+def test_what_a_slice_has_started_in_a_group_of_its_own_ends_with_it(tmp_path: Path) -> None:
+    """The tests and sanitizers of a suite: they would go on using the GPU."""
+    asleep = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    starts = (
+        "import os, sys; from benchmarks.gpu.tests import run_group; "
+        f"command = [sys.executable, '-c', {asleep!r} + ' # ' + sys.argv[1]]; "
+        "run_group(command, os.environ, 50)"
+    )
+    mark = f"marked-{os.getpid()}"
+    assert slices.run_process([sys.executable, "-c", starts, mark], 4.0, tmp_path / "log") is None
+    running = [file.read_bytes() for file in Path("/proc").glob("[0-9]*/cmdline") if readable(file)]
+    assert not [line for line in running if mark.encode() in line]
+
+
+def readable(file: Path) -> bool:
+    """Whether its process is still there."""
+    try:
+        return bool(file.read_bytes())
+    except OSError:
+        return False
 
 
 def test_a_slice_is_run_as_a_module_of_its_own(tmp_path: Path) -> None:

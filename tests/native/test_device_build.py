@@ -84,3 +84,5 @@ def test_the_library_loads_without_a_gpu_and_says_so_when_called(tmp_path: Path)
         CudaLibrary(target).begin_branch(0, 0, 0)
     with pytest.raises(BackendUnavailable, match=r"end_branch: .*CUDA error \d+"):
         CudaLibrary(target).end_branch(0)
+    with pytest.raises(BackendUnavailable, match=r"make_stream: .*CUDA error \d+"):
+        CudaLibrary(target).make_stream()

@@ -78,14 +78,15 @@ def test_a_graph_is_captured_once_after_a_run_without_sequences(
 
 
 def test_captures_of_two_threads_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each on a stream of its own, while nothing is collected; other threads may use the device."""
+    """All on the stream that is for captures, while nothing is collected; other threads may use the
+    device."""
     threads: list[Thread] = []
     log: list[str] = []
 
     @contextmanager
     def capturing(graph: Any, stream: object, capture_error_mode: str) -> Iterator[None]:
         assert capture_error_mode == "thread_local" and not gc.isenabled()
-        streams.add(id(stream))
+        streams.append(stream)
         log.append("begin")
         if not threads:
             threads.append(Thread(target=device_program.capture_graph, args=(lambda: None,)))
@@ -94,15 +95,15 @@ def test_captures_of_two_threads_do_not_meet(monkeypatch: pytest.MonkeyPatch) ->
         yield
         log.append("end")
 
-    kept: list[object] = []
-    streams: set[int] = set()
+    streams: list[object] = []
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: log.append("synchronize"))
-    monkeypatch.setattr(torch.cuda, "Stream", lambda: kept.append(object()) or kept[-1])
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(device_program, "_capture_stream", lambda device: ("of", device))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
     monkeypatch.setattr(torch.cuda, "graph", capturing)
     device_program.capture_graph(lambda: None)
     threads[0].join(10.0)
-    assert log == ["synchronize", "begin", "end"] * 2 and len(streams) == 2
+    assert log == ["synchronize", "begin", "end"] * 2 and streams == [("of", 3)] * 2
     assert gc.isenabled()
 
 

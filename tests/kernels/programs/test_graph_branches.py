@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -30,6 +31,7 @@ class Library:
 
     def __init__(self, log: list[Any]) -> None:
         self._log = log
+        self._num_streams = 0
 
     def begin_branch(self, count: int, stream: int, body: int) -> None:
         assert count == COUNT.data_ptr()
@@ -37,6 +39,16 @@ class Library:
 
     def end_branch(self, body: int) -> None:
         self._log.append(("end", body))
+
+    def abandon_branch(self, body: int) -> None:
+        self._log.append(("abandon", body))
+
+    def make_stream(self) -> int:
+        self._num_streams += 1
+        return self._num_streams
+
+    def free_stream(self, stream: int) -> None:
+        self._log.append(("free", stream))
 
 
 class Machine:
@@ -46,15 +58,10 @@ class Machine:
         self.log: list[Any] = []
         self.current = Stream(self.log, 0)
         self.is_capturing = False
-        self._num_made = 0
-        monkeypatch.setattr(torch.cuda, "Stream", self._make)
+        monkeypatch.setattr(torch.cuda, "ExternalStream", partial(Stream, self.log))
         monkeypatch.setattr(torch.cuda, "current_stream", lambda: self.current)
         monkeypatch.setattr(torch.cuda, "set_stream", lambda s: setattr(self, "current", s))
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: self.is_capturing)
-
-    def _make(self) -> Stream:
-        self._num_made += 1
-        return Stream(self.log, self._num_made)
 
 
 @pytest.fixture
@@ -76,7 +83,8 @@ def run_nested(machine: Machine, branches: GraphBranches) -> None:
 
 def test_a_capture_makes_branches(machine: Machine) -> None:
     machine.is_capturing = True
-    run_nested(machine, GraphBranches(Library(machine.log)))  # type: ignore[arg-type]
+    branches = GraphBranches(Library(machine.log))  # type: ignore[arg-type]
+    run_nested(machine, branches)
     assert machine.log == [
         ("begin", 0, 1),
         ("launch", 1),
@@ -92,7 +100,8 @@ def test_a_capture_makes_branches(machine: Machine) -> None:
 def test_outside_of_a_capture_everything_runs_in_order_on_the_same_streams(
     machine: Machine,
 ) -> None:
-    run_nested(machine, GraphBranches(Library(machine.log)))  # type: ignore[arg-type]
+    branches = GraphBranches(Library(machine.log))  # type: ignore[arg-type]
+    run_nested(machine, branches)
     assert machine.log == [
         ("wait", 1, 0),
         ("launch", 1),
@@ -105,15 +114,31 @@ def test_outside_of_a_capture_everything_runs_in_order_on_the_same_streams(
     ]
 
 
-def test_a_failure_leaves_no_branch_open(machine: Machine) -> None:
+def test_a_failure_leaves_no_branch_open_and_no_stream_under_capture(machine: Machine) -> None:
     branches = GraphBranches(Library(machine.log))  # type: ignore[arg-type]
+    run_nested(machine, branches)
+    machine.log.clear()
+    machine.is_capturing = True
     with pytest.raises(BackendUnavailable), branches.session():
+        branches.begin(COUNT)
+        branches.begin(COUNT)
+        branches.end()
         branches.begin(COUNT)
         raise BackendUnavailable("a launch failed")
     assert machine.current.cuda_stream == 0
+    assert machine.log[-2:] == [("abandon", 2), ("abandon", 1)]
     machine.log.clear()
+    machine.is_capturing = False
     run_nested(machine, branches)
     assert machine.log[0] == ("wait", 1, 0)
+
+
+def test_streams_are_freed_with_their_branches(machine: Machine) -> None:
+    branches = GraphBranches(Library(machine.log))  # type: ignore[arg-type]
+    run_nested(machine, branches)
+    machine.log.clear()
+    del branches
+    assert sorted(machine.log) == [("free", 1), ("free", 2)]
 
 
 def test_a_program_s_blocks_are_branches(machine: Machine) -> None:
