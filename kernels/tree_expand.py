@@ -5,9 +5,9 @@ the roots), their candidates become nodes of depth l + 1. After the last layer t
 sequence is the one a best-first heap would have grown from the same candidates, one node at a time
 (DySpec, arXiv 2410.11744, algorithm 1), limited to the layers run and the rows the width cap kept.
 
-The proposal store: `draft_topk` writes the candidates of layer l to consecutive rows of one tensor
-[M, K], M = B * (1 + (num_layers - 1) * max_width), starting at `proposal_offset(layer, B,
-max_width)`; candidate row r of a layer is row `proposal_offset + r` of the store.
+The proposal store keeps the candidates of all layers, [num_layers * B * max_width, K], as
+`draft_topk` wrote them: layer l begins at row l * B * max_width, which its call passes as
+`proposal_offset`; candidate row r of the layer is row `proposal_offset + r` of the store.
 """
 
 from __future__ import annotations
@@ -33,13 +33,6 @@ from sdengine.kernels.tree_expand_reference import expand_reference
 
 RULES = ("node", "slot", "uniform", "uniform_slot")
 NAME = "tree_expand"
-
-
-def proposal_offset(layer: int, batch_size: int, max_width: int) -> int:
-    """First row of a layer's candidates in the proposal store; with `layer` = number of layers, the
-    rows of the whole store.
-    """
-    return 0 if layer == 0 else batch_size * (1 + (layer - 1) * max_width)
 
 
 def check(

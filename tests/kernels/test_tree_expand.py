@@ -17,7 +17,7 @@ from sdengine.kernels.calibration import CELLS
 from sdengine.kernels.programs.program import run_op
 from sdengine.kernels.row_batch import RowBatch
 from sdengine.kernels.token_tree import DraftTree
-from sdengine.kernels.tree_expand import RULES, proposal_offset
+from sdengine.kernels.tree_expand import RULES
 from tests.kernels import tree_worlds
 from tests.kernels.tree_oracles import Slot, best_total, heap_tree
 from tests.kernels.tree_worlds import (
@@ -409,10 +409,6 @@ def test_damaged_probabilities_end_a_row_and_harm_no_other(bad: float) -> None:
     nodes = kept_nodes(grow(world), world)
     assert nodes[1] == clean[1]
     assert bool(nodes[0]) == (bad == float("inf"))
-
-
-def test_proposal_offsets_are_consecutive() -> None:
-    assert [proposal_offset(layer, 3, 4) for layer in range(4)] == [0, 3, 15, 27]
 
 
 def test_the_door_names_the_wrong_argument() -> None:

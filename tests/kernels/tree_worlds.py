@@ -14,7 +14,6 @@ from sdengine.kernels.programs.program import run_op
 from sdengine.kernels.registry import get_op
 from sdengine.kernels.row_batch import RowBatch
 from sdengine.kernels.token_tree import DraftTree, TokenTree, allocate_tree_scratch, mask_words
-from sdengine.kernels.tree_expand import proposal_offset
 
 from .same_tensors import assert_same_tensors
 
@@ -161,7 +160,7 @@ def grow(world: World, backend: str = "cpu", run: Callable[..., None] = run_op) 
         count = int(cu[world.live])
         tokens = torch.full((max(1, world.batch * world.width), world.k), -1, dtype=I32)
         probs = torch.zeros(tokens.shape)
-        offset = proposal_offset(layer, world.batch, world.width)
+        offset = layer * world.batch * world.width
         for b in range(world.live):
             paths = paths_of(tree, b) if layer else [()]
             for row in range(int(cu[b]), int(cu[b + 1])):
