@@ -126,7 +126,7 @@ __device__ inline void rank_nodes(const TreeExpandArgs& args, const Block& block
     too_dear += expand::pays_at(args, pool.least, rank) ? 0 : 1;
   int32_t failure = pool.kept;
   if (block.sum(too_dear) == 0) {  // usual: every node would pay for every row
-    if (block.is_leader() && pool.kept > 0) scratch.values[pool.kept - 1] = pool.least;
+    if (b == 0 && block.is_leader() && pool.kept > 0) scratch.values[pool.kept - 1] = pool.least;
   } else {
     const uint64_t* own = scratch.keys + b * args.tree.capacity;
     const int32_t num_nodes = scratch.num_nodes[b];
