@@ -40,7 +40,6 @@ def check(
     logit_rows: torch.Tensor,
     cu_logits: torch.Tensor,
     num_logits: torch.Tensor,
-    window: int = 0,
 ) -> None:
     """Contract.
 
@@ -62,8 +61,6 @@ def check(
         cu_logits: [B + 1] int32, written: logit rows of sequence b are cu_logits[b] :
             cu_logits[b + 1]; the logits of tree node i are row cu_logits[b] + i.
         num_logits: [1] int32, written.
-        window: static; sliding window of the attention, 0 without: bits of ancestors that a node
-            cannot see are cleared.
     """
     expect_row_batch(NAME, "rows", rows)
     batch, n = rows.tree_starts.shape[0], rows.max_rows
@@ -81,7 +78,6 @@ def check(
         expect_tensor(NAME, name, tensor, torch.int32, (size,))
     expect_tensor(NAME, "block_tables", block_tables, torch.int32, (batch, None))
     expect(NAME, block_size >= 1, f"block_size: expected at least 1, got {block_size}")
-    expect(NAME, window >= 0, f"window: expected at least 0, got {window}")
     if tree is not None:
         expect_token_tree(NAME, "tree", tree)
         expect(
@@ -106,7 +102,6 @@ def reference(
     logit_rows: torch.Tensor,
     cu_logits: torch.Tensor,
     num_logits: torch.Tensor,
-    window: int = 0,
 ) -> None:
     """Writes one row after the other."""
     row = logits = 0
@@ -131,24 +126,13 @@ def reference(
             rows.visible_lens[row] = visible
             rows.ancestor_mask[row] = 0
             if node:
-                rows.ancestor_mask[row, : tree.mask_words] = _window_mask(tree, b, node, window)
+                rows.ancestor_mask[row, : tree.mask_words] = tree.ancestor_mask[b, node]
             if wanted and row - int(rows.cu_rows[b]) >= len(pending) - 1:
                 logit_rows[logits] = row
                 logits += 1
             row += 1
         rows.cu_rows[b + 1], cu_logits[b + 1] = row, logits
     rows.num_rows[0], num_logits[0] = row, logits
-
-
-def _window_mask(tree: TokenTree, b: int, node: int, window: int) -> torch.Tensor:
-    mask = tree.ancestor_mask[b, node].clone()
-    at, depth = node, int(tree.depths[b, node])
-    while at and window:
-        if depth - int(tree.depths[b, at]) >= window:
-            bit = torch.tensor(1, dtype=torch.int64) << ((at - 1) % 64)
-            mask[(at - 1) // 64] &= ~bit
-        at = int(tree.parents[b, at])
-    return mask
 
 
 def bench_cases() -> Iterator[Case]:

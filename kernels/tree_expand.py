@@ -63,7 +63,6 @@ def check(
     cu_pending: torch.Tensor | None = None,
     root_values: torch.Tensor | None = None,
     proposal_offset: int = 0,
-    window: int = 0,
 ) -> None:
     """Contract.
 
@@ -129,7 +128,6 @@ def check(
         root_values: [B] float32 above 0, value and reach of each root, so that all of its tree
             scale with it; None: 1. Static trees ignore it. Must not depend on what this step draws.
         proposal_offset: static; row of the proposal store that candidate row 0 is.
-        window: static; sliding window of the draft's attention, 0 without.
     """
     expect(NAME, rule in RULES, f"rule: expected one of {', '.join(RULES)}, got {rule!r}")
     for name, value, low in (
@@ -138,7 +136,6 @@ def check(
         ("max_width", max_width, 1),
         ("block_size", block_size, 1),
         ("proposal_offset", proposal_offset, 0),
-        ("window", window, 0),
     ):
         expect(NAME, value >= low, f"{name}: expected at least {low}, got {value}")
     expect_draft_tree(NAME, "tree", tree)

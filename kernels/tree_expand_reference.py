@@ -324,9 +324,8 @@ def _write_row(rows: RowBatch, row: int, b: int, node: Node, args: dict[str, Any
     rows.row_node[row] = node.index
     rows.visible_lens[row] = start
     words = [0] * rows.mask_words
-    window = args.get("window", 0)
     at = node
-    while at.parent is not None and not (window and node.depths - at.depths >= window):
+    while at.parent is not None:
         words[(at.draft_slots - 1) // MASK_BITS] |= 1 << (at.draft_slots - 1) % MASK_BITS
         at = at.parent
     rows.ancestor_mask[row] = torch.tensor([w - (1 << 64) if w >> 63 else w for w in words])

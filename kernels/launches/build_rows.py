@@ -22,7 +22,6 @@ def launch_of(**args: Any) -> Launch:
     arguments = BuildRowsArgs(
         *(address(args[name]) for name in INPUTS),
         BlockTablesView.of(args["block_tables"], args["block_size"]),
-        args.get("window", 0),
         args["tree"] is not None,
         TokenTreeView.of(args["tree"]),
         RowBatchView.of(args["rows"]),

@@ -124,7 +124,6 @@ class BuildRowsArgs(Structure):
     _fields_ = [
         *pointers("pending_tokens", "cu_pending", "computed_lens", "wants_logits", "num_seqs"),
         ("tables", BlockTablesView),
-        ("window", c_int32),
         ("has_tree", c_bool),
         ("tree", TokenTreeView),
         ("rows", RowBatchView),
@@ -163,7 +162,7 @@ class KvCompactArgs(Structure):
 
 class TreeExpandArgs(Structure):
     _fields_ = [
-        *ints("layer", "rule", "max_children", "max_width", "window", "proposal_offset"),
+        *ints("layer", "rule", "max_children", "max_width", "proposal_offset"),
         *ints("num_candidates", "num_stop_tokens", "batch_size"),
         *pointers("candidate_tokens", "candidate_probs", "cu_rows", "frontier_nodes"),
         ("tree", DraftTreeView),

@@ -27,7 +27,6 @@ def launch_of(**args: Any) -> Launch:
         RULES.index(args["rule"]),
         args["max_children"],
         args["max_width"],
-        args.get("window", 0),
         args.get("proposal_offset", 0),
         args["candidate_tokens"].shape[1],
         args["stop_tokens"].shape[1],

@@ -49,7 +49,6 @@ def test_growing_and_selecting(rule: str, seed: int) -> None:
         stops=(2,),
         calibration=(identity_table() ** 1.1).repeat(batch, 1, 1),
         prices=[0.01] * (40 * batch),
-        window=2,
         num_seqs=batch - 1,
     )
     expected = grow(world)

@@ -85,7 +85,6 @@ def test_equals_the_reference(seed: int) -> None:
     world, draft = random_draft(seed)
     tree = select(draft, torch.zeros(10**4)) if r.random() < 0.8 else None
     settings_ = {
-        "window": r.choice([0, 0, 1, 2, 3]),
         "spare_words": r.choice([0, 1]),
         "block_size": r.choice([1, 8, 64]),
         "live": r.randint(0, world.batch),
@@ -127,24 +126,15 @@ def test_a_long_prefill_crosses_blocks() -> None:
     assert args["logit_rows"][:1].tolist() == [512]
 
 
-def test_a_window_hides_distant_ancestors() -> None:
-    depth = 70
-    tree = TokenTree.allocate(1, depth)
-    tree.num_nodes[0] = depth
-    index = torch.arange(1, depth + 1, dtype=I32)
-    tree.parents[0, 1:], tree.depths[0, 1:] = index - 1, index
-    for i in range(1, depth + 1):
-        tree.ancestor_mask[0, i] = tree.ancestor_mask[0, i - 1]
-        word, bit = divmod(i - 1, 64)
-        tree.ancestor_mask[0, i, word] |= torch.tensor(1) << bit
-    args = batch_args([1], tree, [1], window=5)
+def test_a_mask_of_two_words() -> None:
+    tree = TokenTree.allocate(1, 70)
+    tree.num_nodes[0] = 70
+    tree.ancestor_mask[0, 1:] = torch.arange(140).view(70, 2)
+    args = batch_args([1], tree, [1], spare_words=1)
     run_op("build_rows", **args)
-    for i in range(1, depth + 1):
-        words = [w % 2**64 for w in args["rows"].ancestor_mask[i].tolist()]
-        seen = {
-            64 * w + bit + 1 for w, word in enumerate(words) for bit in range(64) if word >> bit & 1
-        }
-        assert seen == set(range(max(1, i - 4), i + 1))
+    mask = args["rows"].ancestor_mask
+    assert torch.equal(mask[1:71, :2], tree.ancestor_mask[0, 1:])
+    assert not mask[:71, 2].any()
 
 
 def test_the_door_names_the_wrong_argument() -> None:
@@ -160,7 +150,6 @@ def test_the_door_names_the_wrong_argument() -> None:
             {"logit_rows": torch.zeros(3, dtype=I32)},
             r"logit_rows: expected shape \[73\], got \[3\]",
         ),
-        ({"window": -1}, "window: expected at least 0, got -1"),
     ):
         with pytest.raises(ValueError, match="build_rows: " + message):
             run_op("build_rows", **(args | change))

@@ -48,7 +48,6 @@ class World:
     calibration: torch.Tensor | None = None
     prices: list[float] | None = None
     root_values: list[float] | None = None
-    window: int = 0
     block_size: int = 8
     starts: list[int] | None = None
     num_seqs: int | None = None
@@ -127,7 +126,6 @@ def expand_args(world: World) -> dict[str, Any]:
         "max_children": world.max_children,
         "max_width": world.width,
         "block_size": world.block_size,
-        "window": world.window,
         "tree": DraftTree.allocate(b, world.nodes),
         "tree_starts": torch.tensor(starts, dtype=I32),
         "node_budgets": torch.tensor(world.node_budgets, dtype=I32),

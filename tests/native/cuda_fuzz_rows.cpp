@@ -155,19 +155,10 @@ SDENGINE_FUZZ(cuda_build_rows, 15) {
   Exact<int32_t> logit_rows(capacity, -7), cu_logits(batch + 1, -7), num_logits(1, -7);
   const Exact<int32_t> device_logit_rows = copy_of(logit_rows), device_cu = copy_of(cu_logits),
                        device_num = copy_of(num_logits);
-  BuildRowsArgs args{tokens.get(),
-                     starts.get(),
-                     computed.get(),
-                     wants.get(),
-                     live.get(),
-                     {tables.get(), reach, block_size},
-                     random.chance(0.3f) ? 2 : 0,
-                     random.chance(0.8f),
-                     tree.view,
-                     rows.view,
-                     logit_rows.get(),
-                     cu_logits.get(),
-                     num_logits.get()};
+  BuildRowsArgs args{tokens.get(),        starts.get(),    computed.get(),
+                     wants.get(),         live.get(),      {tables.get(), reach, block_size},
+                     random.chance(0.8f), tree.view,       rows.view,
+                     logit_rows.get(),    cu_logits.get(), num_logits.get()};
   build_row_batch(args);
   args.rows = device_rows.view;
   args.logit_rows = device_logit_rows.get();

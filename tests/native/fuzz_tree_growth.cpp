@@ -36,7 +36,6 @@ SDENGINE_FUZZ(tree_growth, 20000) {
                      chosen.wants.get(),
                      growth.live.get(),
                      {tables.get(), reach, growth.block_size},
-                     random.chance(0.3f) ? 2 : 0,
                      true,
                      chosen.tree.view,
                      rows.view,

@@ -101,7 +101,6 @@ inline TreeExpandArgs expand_args(Growth& growth, Random& random) {
   args.rule = growth.is_clean ? ExpandRule::kSlot : static_cast<ExpandRule>(random.integer(0, 3));
   args.max_children = random.integer(1, 8);
   args.max_width = growth.width;
-  args.window = random.chance(0.3f) ? random.integer(1, 3) : 0;
   args.num_candidates = growth.candidates;
   args.num_stop_tokens = 2;
   args.batch_size = growth.batch;

@@ -178,7 +178,6 @@ def test_growing_and_selecting_with_every_option(
         stops=(2,),
         calibration=(identity_table() ** 1.1).repeat(3, 1, 1),
         prices=[0.01] * 40,
-        window=2,
         num_seqs=2,
     )
     cpu = grow(world)

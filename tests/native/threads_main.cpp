@@ -137,7 +137,6 @@ struct Draft {
                                  wants.get(),
                                  live.get(),
                                  {tables.get(), 4, 64},
-                                 0,
                                  true,
                                  tree.view,
                                  rows.view,

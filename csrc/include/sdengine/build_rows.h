@@ -15,7 +15,6 @@ struct BuildRowsArgs {
   const int32_t* wants_logits;    // [B], 0 nothing, 1 root and nodes, 2 root only
   const int32_t* num_seqs;        // [1]
   BlockTablesView tables;
-  int32_t window;  // sliding window of the attention, 0 without
   bool has_tree;
   TokenTreeView tree;
   RowBatchView rows;
@@ -89,15 +88,6 @@ SDE_HD inline void write_chain_row(const BuildRowsArgs& args, int64_t b, int32_t
   for (int32_t w = 0; w < rows.mask_words; ++w) mask[w] = 0;
 }
 
-// Clears the bits of ancestors that lie outside the sliding window of a node.
-SDE_HD inline void apply_window(const TokenTreeView& tree, int32_t node, int32_t window,
-                                uint64_t* mask) {
-  for (int32_t at = node; at != 0; at = tree.parents[at]) {
-    if (tree.depths[node] - tree.depths[at] >= window)
-      mask[(at - 1) >> 6] &= ~(uint64_t{1} << ((at - 1) & 63));
-  }
-}
-
 // A tree node: everything up to the root is visible, the tree through the mask. `start` is the
 // logical index of tree key 0.
 SDE_HD inline void write_node_row(const BuildRowsArgs& args, int64_t b, const TokenTreeView& tree,
@@ -107,8 +97,6 @@ SDE_HD inline void write_node_row(const BuildRowsArgs& args, int64_t b, const To
   const uint64_t* from = tree.ancestor_mask + int64_t{node} * tree.mask_words;
   uint64_t* mask = row_mask(rows, row);
   for (int32_t w = 0; w < rows.mask_words; ++w) mask[w] = w < tree.mask_words ? from[w] : 0;
-  if (args.window > 0 && tree.depths[node] > args.window)
-    apply_window(tree, node, args.window, mask);
 }
 
 // All rows of a sequence from `row` on: the chain, then the nodes.

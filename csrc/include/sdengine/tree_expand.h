@@ -161,9 +161,7 @@ SDE_HD inline void write_ancestor_bits(const TreeExpandArgs& args, DraftTreeView
                                        int32_t row) {
   uint64_t* mask = args.rows.ancestor_mask + static_cast<int64_t>(row) * args.rows.mask_words;
   for (int32_t w = 0; w < args.rows.mask_words; ++w) mask[w] = 0;
-  const int32_t depth = tree.depths[node];
   for (int32_t at = node; at != 0; at = tree.parents[at]) {
-    if (args.window > 0 && depth - tree.depths[at] >= args.window) break;
     const int32_t bit = tree.draft_slots[at] - 1;
     mask[bit >> 6] |= uint64_t{1} << (bit & 63);
   }

@@ -38,7 +38,6 @@ struct TreeExpandArgs {
   ExpandRule rule;
   int32_t max_children;
   int32_t max_width;
-  int32_t window;           // of the draft's attention; 0 without
   int32_t proposal_offset;  // row of the proposal store that candidate row 0 is
   int32_t num_candidates;   // K
   int32_t num_stop_tokens;
