@@ -287,7 +287,6 @@ def write_walk(b: int, walk: Walk, args: dict[str, Any]) -> None:
     """Writes a walk into the op's verdict."""
     verdict: Verdict = args["verdict"]
     verdict.num_accepted[b] = len(walk.nodes)
-    verdict.final_node[b] = walk.node
     verdict.path[b, : len(walk.nodes)] = torch.tensor(walk.nodes, dtype=torch.int32)
     verdict.out_tokens[b, : len(walk.tokens)] = torch.tensor(walk.tokens, dtype=torch.int32)
     for child, rank, is_accepted in walk.tried:

@@ -2,7 +2,7 @@
 
 `tree_verify` writes it, `commit_plan` reads it. After a walk that accepted the nodes 2 and 5:
 
-    path        2  5  .         num_accepted = 2, final_node = 5
+    path        2  5  .         num_accepted = 2
     out_tokens  a  b  c  .      a, b: their tokens; c: the target's own after node 5
 """
 
@@ -26,7 +26,6 @@ class Verdict:
             meaningless.
         out_tokens: [B, D + 1] int32, num_accepted + 1 tokens: those of the path and one more. The
             last is -1 when nothing could be drawn.
-        final_node: [B] int32, the last accepted node, or the root 0.
         tried: [B, 8, 32] int32, children that were tested, by class of their rank and bin of their
             raw estimate; only ever added to.
         accepted: [B, 8, 32] int32, those of them that were accepted; only ever added to.
@@ -35,7 +34,6 @@ class Verdict:
     num_accepted: torch.Tensor
     path: torch.Tensor
     out_tokens: torch.Tensor
-    final_node: torch.Tensor
     tried: torch.Tensor
     accepted: torch.Tensor
 
@@ -45,7 +43,7 @@ class Verdict:
     ) -> Verdict:
         """All zero: B walks with room for `max_depth` nodes each."""
         b, depth = batch_size, max_depth
-        shapes = ((b,), (b, depth), (b, depth + 1), (b,), (b, *CELLS), (b, *CELLS))
+        shapes = ((b,), (b, depth), (b, depth + 1), (b, *CELLS), (b, *CELLS))
         return cls(*(torch.zeros(shape, dtype=torch.int32, device=device) for shape in shapes))
 
     @property
@@ -72,7 +70,6 @@ def expect_verdict(op: str, name: str, verdict: object, batch_size: int | None =
     for field, shape in (
         ("num_accepted", (b,)),
         ("out_tokens", (b, depth + 1)),
-        ("final_node", (b,)),
         ("tried", (b, *CELLS)),
         ("accepted", (b, *CELLS)),
     ):

@@ -5,13 +5,13 @@
 namespace sdengine {
 namespace {
 
-WalkEnd walk_drawn_tokens(const TreeVerifyArgs& args, int64_t b, const WalkView& walk) {
+int32_t walk_drawn_tokens(const TreeVerifyArgs& args, int64_t b, const WalkView& walk) {
   const int32_t* tokens = args.target_tokens + args.logit_starts[b];
   auto draw = [&](int32_t node) { return tokens[node]; };
   return walk_coupled(args.tree.sequence(b), args.wants_logits[b] == 2, walk, draw);
 }
 
-WalkEnd walk_logits(const TreeVerifyArgs& args, int64_t b, const WalkView& walk) {
+int32_t walk_logits(const TreeVerifyArgs& args, int64_t b, const WalkView& walk) {
   const TokenTreeView tree = args.tree.sequence(b);
   const bool is_root_only = args.wants_logits[b] == 2;
   TargetRow target(args.logits + args.logit_starts[b] * args.vocab_size, args.vocab_size,
@@ -32,16 +32,15 @@ WalkEnd walk_logits(const TreeVerifyArgs& args, int64_t b, const WalkView& walk)
 
 void verify_sequence(const TreeVerifyArgs& args, int64_t b) {
   const WalkView walk = walk_of(args.walk, b);
-  WalkEnd end = {0, 0};
+  int32_t num_accepted = 0;
   if (args.wants_logits[b] == 0) {
     walk.out_tokens[0] = -1;
   } else if (args.target_tokens != nullptr) {
-    end = walk_drawn_tokens(args, b, walk);
+    num_accepted = walk_drawn_tokens(args, b, walk);
   } else {
-    end = walk_logits(args, b, walk);
+    num_accepted = walk_logits(args, b, walk);
   }
-  args.num_accepted[b] = end.num_accepted;
-  args.final_node[b] = end.final_node;
+  args.num_accepted[b] = num_accepted;
 }
 
 }  // namespace

@@ -15,23 +15,18 @@ namespace {
 constexpr int32_t kWalkThreads = 256;
 constexpr int32_t kMinTokensPerBlock = 2048;  // below it another block costs more than it reads
 
-__device__ void write_end(const TreeVerifyArgs& args, int64_t b, const WalkEnd& end) {
-  args.num_accepted[b] = end.num_accepted;
-  args.final_node[b] = end.final_node;
-}
-
 __global__ void walk_tokens_kernel(TreeVerifyArgs args) {
   const int64_t b = blockIdx.x;
   if (threadIdx.x != 0 || b >= *args.num_seqs) return;
   const WalkView walk = walk_of(args.walk, b);
   if (args.wants_logits[b] == 0) {
     walk.out_tokens[0] = -1;
-    write_end(args, b, {0, 0});
+    args.num_accepted[b] = 0;
     return;
   }
   const int32_t* tokens = args.target_tokens + args.logit_starts[b];
   auto draw = [=](int32_t node) { return tokens[node]; };
-  write_end(args, b, walk_coupled(args.tree.sequence(b), args.wants_logits[b] == 2, walk, draw));
+  args.num_accepted[b] = walk_coupled(args.tree.sequence(b), args.wants_logits[b] == 2, walk, draw);
 }
 
 struct WalkSpace {
@@ -46,7 +41,7 @@ struct WalkSpace {
   uint32_t* words;
 };
 
-__device__ WalkEnd walk_logits(const TreeVerifyArgs& args, int64_t b, const WalkView& walk,
+__device__ int32_t walk_logits(const TreeVerifyArgs& args, int64_t b, const WalkView& walk,
                                Team* team, double* shared_probs) {
   const TokenTreeView tree = args.tree.sequence(b);
   const bool is_root_only = args.wants_logits[b] == 2;
@@ -75,13 +70,13 @@ __global__ void walk_logits_kernel(TreeVerifyArgs args) {
   Team team(Block(space.words), space.team, reinterpret_cast<uint32_t*>(counters + b), slots);
   WalkView walk = walk_of(args.walk, b);
   walk.is_writer = team.rank() == 0;
-  WalkEnd end = {0, 0};
+  int32_t num_accepted = 0;
   if (args.wants_logits[b] != 0) {
-    end = walk_logits(args, b, walk, &team, space.probs);
+    num_accepted = walk_logits(args, b, walk, &team, space.probs);
   } else if (walk.is_writer) {
     walk.out_tokens[0] = -1;
   }
-  if (walk.is_writer) write_end(args, b, end);
+  if (walk.is_writer) args.num_accepted[b] = num_accepted;
 }
 
 // Blocks per sequence: all of them resident at once, and none with next to nothing to read.

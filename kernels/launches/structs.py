@@ -228,7 +228,7 @@ class TreeVerifyArgs(Structure):
         *pointers("seeds"),
         ("proposals", ProposalView),
         ("is_rejection", c_bool),
-        *pointers("num_accepted", "final_node"),
+        *pointers("num_accepted"),
         ("walk", WalkView),
         *pointers("scratch"),
     ]

@@ -35,7 +35,6 @@ def launch_of(**args: Any) -> Launch:
         ),
         args["mode"] == "rejection",
         address(verdict.num_accepted),
-        address(verdict.final_node),
         WalkView.of(verdict),
         address(args.get("scratch")),
     )

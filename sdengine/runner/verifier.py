@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-import torch
-
 from sdengine.kernels.calibration import CELLS
 from sdengine.kernels.programs.memory import Memory
 from sdengine.kernels.programs.program import Program
@@ -14,14 +12,12 @@ from sdengine.runner.workspace import Sizes, Workspace
 
 
 def allocate_verdict(memory: Memory, sizes: Sizes) -> Verdict:
-    """A verdict for all slots and the deepest tree, exchanged with the host but for final_node,
-    which it has no use for."""
+    """A verdict for all slots and the deepest tree, exchanged with the host."""
     b, depth = sizes.max_num_seqs, max(sizes.max_depth, 1)
     return Verdict(
         num_accepted=memory.results(b),
         path=memory.results(b, depth),
         out_tokens=memory.results(b, depth + 1),
-        final_node=memory.zeros(b, dtype=torch.int32),
         tried=memory.totals(b, *CELLS),
         accepted=memory.totals(b, *CELLS),
     )

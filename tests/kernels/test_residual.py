@@ -297,7 +297,8 @@ def test_of_equal_chosen_children_the_second_is_not_accepted() -> None:
     args["tree"].proposal_rows.fill_(-1)
     assert_equals_reference(args)
     assert args["verdict"].out_tokens[:, 0].tolist() == args["verdict"].num_accepted.tolist()
-    assert set(args["verdict"].final_node.tolist()) == {0, 1}
+    is_accepted = args["verdict"].num_accepted.bool()
+    assert set(args["verdict"].path[is_accepted, 0].tolist()) == {1} and not is_accepted.all()
 
 
 def test_children_that_are_no_prefix_of_the_proposal_are_refused() -> None:

@@ -43,7 +43,7 @@ def coupled_args(tree: TokenTree, target_tokens: torch.Tensor | None, depth: int
 def unwritten_verdict(batch: int, depth: int) -> Verdict:
     """One whose untouched entries are -7."""
     verdict = Verdict.allocate(batch, depth)
-    for tensor in (verdict.num_accepted, verdict.path, verdict.out_tokens, verdict.final_node):
+    for tensor in (verdict.num_accepted, verdict.path, verdict.out_tokens):
         tensor.fill_(-7)
     return verdict
 
@@ -63,7 +63,7 @@ def test_a_walk_follows_the_target_and_counts_the_children_it_saw() -> None:
     out = run_both(coupled_args(tree, int_tensor([10, 21, 0, 33, 0]), depth=3))
     assert out.path.tolist() == [[1, 3, -7]]
     assert out.out_tokens.tolist() == [[10, 21, 33, -7]]
-    assert (int(out.num_accepted), int(out.final_node)) == (2, 3)
+    assert int(out.num_accepted) == 2
     sure, low, half = calibration_bin(torch.tensor([0.9, 0.1, 0.5])).tolist()
     tried = out.tried[0].nonzero().tolist()
     assert tried == [[0, low], [0, sure], [1, half]], "none behind a match"

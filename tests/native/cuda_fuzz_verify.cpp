@@ -22,11 +22,10 @@ struct Verdict {
   Verdict(int32_t batch, int32_t depth)
       : b(batch),
         d(depth),
-        ints(static_cast<size_t>(batch) * (2 * depth + 3 + 2 * kCalibrationCells), 0) {}
+        ints(static_cast<size_t>(batch) * (2 * depth + 2 + 2 * kCalibrationCells), 0) {}
   int32_t* accepted() const { return ints.get(); }
-  int32_t* final_node() const { return accepted() + b; }
   WalkView walk() const {
-    int32_t* path = final_node() + b;
+    int32_t* path = accepted() + b;
     int32_t* out = path + int64_t{b} * d;
     int32_t* tried = out + int64_t{b} * (d + 1);
     return {path, out, d, tried, tried + int64_t{b} * kCalibrationCells};
@@ -39,7 +38,6 @@ void verify(TreeVerifyArgs args, const Verdict& verdict, int multiprocessors) {
   Exact<uint64_t> scratch(static_cast<size_t>(verdict.b) * kTeamWords, 0xdeadbeefdeadbeefull);
   args.scratch = scratch.get();
   args.num_accepted = verdict.accepted();
-  args.final_node = verdict.final_node();
   args.walk = verdict.walk();
   cuda_on_threads::num_multiprocessors() = multiprocessors;
   require(sdengine_cuda_tree_verify(&args, verdict.b, nullptr) == 0, "tree_verify starts");

@@ -24,8 +24,9 @@ struct GivenTargets {
   __device__ int32_t operator()(int32_t node) const { return tokens[node]; }
 };
 
-__global__ void run_walk(TokenTreeView tree, GivenTargets targets, WalkView walk, WalkEnd* end) {
-  *end = walk_coupled(tree, false, walk, targets);
+__global__ void run_walk(TokenTreeView tree, GivenTargets targets, WalkView walk,
+                         int32_t* num_accepted) {
+  *num_accepted = walk_coupled(tree, false, walk, targets);
 }
 
 // A law over a few tokens, enough to instantiate the rejection walk.
@@ -39,8 +40,8 @@ struct GivenLaw {
 };
 
 __global__ void run_rejection(TokenTreeView tree, ProposalView proposals, NoiseKey key,
-                              WalkView walk, GivenLaw law, WalkEnd* end) {
-  *end = walk_rejection(tree, proposals, key, false, walk, law);
+                              WalkView walk, GivenLaw law, int32_t* num_accepted) {
+  *num_accepted = walk_rejection(tree, proposals, key, false, walk, law);
 }
 
 }  // namespace sdengine

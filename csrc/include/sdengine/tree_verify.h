@@ -24,11 +24,6 @@ struct WalkView {
   bool is_writer = true;  // false: walks along with the thread that writes
 };
 
-struct WalkEnd {
-  int32_t num_accepted;
-  int32_t final_node;
-};
-
 // The store of draft proposals: candidates and their q in draw order, -1 past the support.
 struct ProposalView {
   const int32_t* tokens;  // [M, K]
@@ -50,7 +45,6 @@ struct TreeVerifyArgs {
   ProposalView proposals;  // rejection only
   bool is_rejection;
   int32_t* num_accepted;  // [B]
-  int32_t* final_node;    // [B]
   WalkView walk;          // rows of all sequences: [B, D], [B, D + 1], [B, 8, 32] twice
   uint64_t* scratch;      // on a GPU, with logits: B kTeamWords words
 };
@@ -93,9 +87,9 @@ SDE_HD inline int32_t matching_child(const TokenTreeView& tree, int32_t node, in
 // Coupled walk: follows the target's own tokens while they are in the tree. draw(node) is the token
 // the target draws after that node, the one plain decoding would draw there; so any tree whatsoever
 // leaves the output as it is, and only visited nodes are drawn for. -1 (nothing can be drawn) ends
-// the walk and is its last token.
+// the walk and is its last token. Returns the number of accepted nodes.
 template <class Draw>
-SDE_HD inline WalkEnd walk_coupled(const TokenTreeView& tree, bool is_root_only,
+SDE_HD inline int32_t walk_coupled(const TokenTreeView& tree, bool is_root_only,
                                    const WalkView& walk, Draw& draw) {
   int32_t node = 0;
   int32_t num_accepted = 0;
@@ -109,7 +103,7 @@ SDE_HD inline WalkEnd walk_coupled(const TokenTreeView& tree, bool is_root_only,
     ++num_accepted;
     node = child;
   }
-  return {num_accepted, node};
+  return num_accepted;
 }
 
 namespace rejection {
@@ -191,12 +185,12 @@ SDE_HD inline int32_t accepted_child(const TokenTreeView& tree, int32_t node, co
 //   drawn from it double probability(token)         p of the current row int32_t draw(law,
 //   residual, key)  a token from the residual of the current row
 // root_key: seed and root position of the sequence. Coins and the last token are keyed by the
-// node's creation id, so no number is used twice.
+// node's creation id, so no number is used twice. Returns the number of accepted nodes.
 //
 // Where many threads walk one tree together, all of them call this with the same arguments except
 // walk.is_writer, and the target's methods are collective.
 template <class Target>
-SDE_HD inline WalkEnd walk_rejection(const TokenTreeView& tree, const ProposalView& proposals,
+SDE_HD inline int32_t walk_rejection(const TokenTreeView& tree, const ProposalView& proposals,
                                      const NoiseKey& root_key, bool is_root_only,
                                      const WalkView& walk, Target& target) {
   int32_t node = 0;
@@ -229,7 +223,7 @@ SDE_HD inline WalkEnd walk_rejection(const TokenTreeView& tree, const ProposalVi
     ++num_accepted;
     node = child;
   }
-  return {num_accepted, node};
+  return num_accepted;
 }
 
 }  // namespace sdengine
