@@ -56,15 +56,14 @@ def check(
     max_depth: int,
     max_children: int,
     max_matches: int = 32,
-    history_rows: torch.Tensor | None = None,
     calibration: torch.Tensor | None = None,
     root_values: torch.Tensor | None = None,
 ) -> None:
     """Contract.
 
     Args:
-        history: [H, S] int32, prompt and output of each sequence, the root (last pending token)
-            included.
+        history: [H, S] int32, H >= B: prompt and output of each sequence, the root (last pending
+            token) included.
         history_lens: [B] int32, tokens of each sequence; 0 drafts nothing.
         node_budgets: [B] int32, most nodes of each sequence (beyond T counts as T).
         depth_limits: [B] int32, most tokens along a path; 0: no tree.
@@ -80,7 +79,6 @@ def check(
         max_children: static; most children of one node.
         max_matches: static; occurrences that vote. The scan ends when so many of the greatest
             length are found.
-        history_rows: [B] int32, row of `history` that sequence b reads; None: row b.
         calibration: [B, 8, 32] float32 as for tree_expand, or None.
         root_values: [B] float32 as for tree_expand, or None.
     """
@@ -100,17 +98,15 @@ def check(
     expect_tensor(NAME, "history", history, torch.int32, (None, None))
     expect(
         NAME,
-        history_rows is not None or history.shape[0] >= batch,
+        history.shape[0] >= batch,
         f"history: expected at least B={batch} rows, got {history.shape[0]}",
     )
     for name, tensor in (
         ("history_lens", history_lens),
         ("node_budgets", node_budgets),
         ("depth_limits", depth_limits),
-        ("history_rows", history_rows),
     ):
-        if tensor is not None:
-            expect_tensor(NAME, name, tensor, torch.int32, (batch,))
+        expect_tensor(NAME, name, tensor, torch.int32, (batch,))
     expect_tensor(NAME, "stop_tokens", stop_tokens, torch.int32, (batch, None))
     expect_tensor(NAME, "num_seqs", num_seqs, torch.int32, (1,))
     if calibration is not None:
@@ -128,13 +124,11 @@ def reference(
     history_lens: torch.Tensor,
     tree: DraftTree,
     num_seqs: torch.Tensor,
-    history_rows: torch.Tensor | None = None,
     **settings: Any,
 ) -> None:
     """Compares every position with the end of the text; collects votes by path."""
     for b in range(int(num_seqs)):
-        row = b if history_rows is None else int(history_rows[b])
-        text = history[row, : int(history_lens[b])].tolist()
+        text = history[b, : int(history_lens[b])].tolist()
         budget = min(int(settings["node_budgets"][b]), tree.max_nodes)
         depth = min(int(settings["depth_limits"][b]), settings["max_depth"])
         nodes = []

@@ -7,7 +7,7 @@ from typing import Any
 from sdengine.kernels.launches.structs import DraftTreeView, Launch, NgramMatchArgs
 from sdengine.kernels.spec import address
 
-SEQUENCES = ("history_rows", "history_lens", "root_values", "node_budgets", "depth_limits")
+SEQUENCES = ("history_lens", "root_values", "node_budgets", "depth_limits")
 REST = ("stop_tokens", "calibration", "num_seqs")
 
 

@@ -238,7 +238,7 @@ class NgramMatchArgs(Structure):
     _fields_ = [
         *pointers("history"),
         *longs("history_stride"),
-        *pointers("history_rows", "history_lens", "root_values", "node_budgets", "depth_limits"),
+        *pointers("history_lens", "root_values", "node_budgets", "depth_limits"),
         *pointers("stop_tokens", "calibration", "num_seqs"),
         *ints("num_stop_tokens", "min_ngram", "max_ngram", "max_matches", "max_depth"),
         *ints("max_children"),

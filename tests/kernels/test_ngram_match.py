@@ -107,12 +107,6 @@ def test_no_match_is_an_empty_tree() -> None:
     assert tree.num_nodes.tolist() == [0] * 5
 
 
-def test_rows_of_the_history_can_be_chosen() -> None:
-    history = torch.tensor([[0] * 6, [1, 2, 5, 1, 2, 0]], dtype=I32)
-    tree = match([[0] * 5], history=history, history_rows=torch.tensor([1], dtype=I32))
-    assert tree.tokens[0, 1].item() == 5
-
-
 def test_a_long_text_over_many_threads() -> None:
     rng = Random(1)
     texts = [[rng.randrange(3000) for _ in range(20000)] for _ in range(5)]

@@ -121,7 +121,7 @@ struct Draft {
 
   void record(Program& program) {
     program.append("ngram_match", ngram_match,
-                   NgramMatchArgs{history.get(), kText, nullptr, lens.get(), nullptr, budgets.get(),
+                   NgramMatchArgs{history.get(), kText, lens.get(), nullptr, budgets.get(),
                                   limits.get(), stops.get(), nullptr, live.get(), 1, 2, 4, 8, 6, 3,
                                   draft.view, scratch.get()});
     program.append(

@@ -41,9 +41,8 @@ struct NgramRanked {
 };
 
 struct NgramMatchArgs {
-  const int32_t* history;       // [H, S]
+  const int32_t* history;       // [B, S]
   int64_t history_stride;       // S
-  const int32_t* history_rows;  // [B] or null: sequence b reads row b
   const int32_t* history_lens;  // [B]
   const float* root_values;     // [B] or null: 1
   const int32_t* node_budgets;  // [B]
@@ -253,7 +252,7 @@ SDE_HD inline NgramTask ngram_task(const NgramMatchArgs& args, int64_t b) {
   task.tree = args.tree.sequence(b);
   task.budget = expand::min_of(args.node_budgets[b], task.tree.capacity);
   task.depth = expand::min_of(args.depth_limits[b], args.max_depth);
-  task.text = args.history + (args.history_rows ? args.history_rows[b] : b) * args.history_stride;
+  task.text = args.history + b * args.history_stride;
   task.length = task.budget > 0 && task.depth > 0 ? args.history_lens[b] : 0;
   task.space = ngram::workspace(args, b);
   return task;
