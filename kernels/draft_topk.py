@@ -48,7 +48,6 @@ def check(
     out_probs: torch.Tensor,
     num_rows: torch.Tensor,
     rows: torch.Tensor | None = None,
-    softness: torch.Tensor | None = None,
     creation_ids: torch.Tensor | None = None,
     tree_starts: torch.Tensor | None = None,
     scratch: torch.Tensor | None = None,
@@ -65,11 +64,10 @@ def check(
         out_tokens: [N, K] int32, written, K <= 64; -1 where a row has fewer than K tokens that can
             be drawn (everywhere for a row with NaN or +inf).
         out_probs: [N, K] float32, written; 0 where the token is -1. "target": softmax over the
-            whole row of the perturbed score times T / softness (T = 1 when greedy). "fresh": q
-            in draw order; sums to 1.
+            whole row of the perturbed score (the logit when greedy). "fresh": q in draw order; sums
+            to 1.
         num_rows: [1] int32.
         rows: [N] int32, packed row that row r of logits belongs to; None: row r itself.
-        softness: [B] float32 > 0, temperature of the estimate ("target"); None: the row's own.
         creation_ids: [N'] int32, node of the draft tree the row holds ("fresh").
         tree_starts: [B] int32, position of the tree's root + 1 ("fresh").
         scratch: [any] int64, working memory of a GPU's kernel, see `device_scratch_size`; less is
@@ -90,8 +88,6 @@ def check(
     expect_tensor(NAME, "num_rows", num_rows, torch.int32, (1,))
     if rows is not None:
         expect_tensor(NAME, "rows", rows, torch.int32, (n,))
-    if softness is not None:
-        expect_tensor(NAME, "softness", softness, torch.float32, (batch,))
     if scratch is not None:
         expect_tensor(NAME, "scratch", scratch, torch.int64, (None,))
     if noise == "fresh":
@@ -123,7 +119,6 @@ def reference(
     out_probs: torch.Tensor,
     num_rows: torch.Tensor,
     rows: torch.Tensor | None = None,
-    softness: torch.Tensor | None = None,
     creation_ids: torch.Tensor | None = None,
     tree_starts: torch.Tensor | None = None,
     scratch: torch.Tensor | None = None,
@@ -143,9 +138,7 @@ def reference(
                 key = (int(seeds[b]), int(positions[packed]) + 1, keyed.TARGET, 0)
                 scores = scores + keyed.gumbel(*key, vocab)
             tokens = _order(logits[r] if is_greedy else scores, limit)
-            unit = torch.ones(()) if is_greedy else temperature[b]
-            ratio = torch.ones(()) if softness is None else unit / softness[b]
-            probs = _softmax_of(tokens, (scores - scores.max()) * ratio)
+            probs = _softmax_of(tokens, scores - scores.max())
         else:
             assert creation_ids is not None and tree_starts is not None
             support = _order(logits[r], limit)
@@ -178,13 +171,12 @@ def cpu(
     out_probs: torch.Tensor,
     num_rows: torch.Tensor,
     rows: torch.Tensor | None = None,
-    softness: torch.Tensor | None = None,
     creation_ids: torch.Tensor | None = None,
     tree_starts: torch.Tensor | None = None,
     scratch: torch.Tensor | None = None,
 ) -> None:
     """Appends the native launch."""
-    tensors = (logits, rows, row_seq, positions, creation_ids, temperature, softness, seeds)
+    tensors = (logits, rows, row_seq, positions, creation_ids, temperature, seeds)
     outputs = (tree_starts, out_tokens, out_probs, num_rows)
     load_cpu().draft_topk(
         native,

@@ -94,8 +94,7 @@ void write_candidates(const Row& row, const ScoredToken* best, int count, int ca
   }
 }
 
-// Order by perturbed score (greedy: by logit); probability = softmax(score * T / softness) over the
-// row.
+// Order by perturbed score (greedy: by logit); probability = softmax(score) over the row.
 void coupled_candidates(const DraftTopkArgs& args, const Row& row, RowMemory& memory,
                         RowScan scan) {
   const float temperature = args.temperature[row.seq];
@@ -111,13 +110,10 @@ void coupled_candidates(const DraftTopkArgs& args, const Row& row, RowMemory& me
   const int count =
       best_tokens(scores, args.vocab_size, memory.block_max.data(), args.num_candidates, best);
   write_candidates(row, best, count, args.num_candidates);
-  const float unit = is_greedy ? 1.0f : temperature;
-  const float ratio = args.softness == nullptr ? 1.0f : unit / args.softness[row.seq];
-  const RowScale scale = {best[0].score, ratio};
+  const RowScale scale = {best[0].score, 1.0f};
   const uint64_t mass = vocab_passes().mass(scores, 0, args.vocab_size, scale, kMinusInfinity);
   const float total = static_cast<float>(static_cast<double>(mass) * kMassUnit);
-  for (int j = 0; j < count; ++j)
-    row.probs[j] = weight((best[j].score - scale.max) * ratio) / total;
+  for (int j = 0; j < count; ++j) row.probs[j] = weight(best[j].score - scale.max) / total;
 }
 
 // q = softmax over the K best logits; drawn without replacement by fresh Gumbel noise,

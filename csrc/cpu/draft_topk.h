@@ -18,7 +18,6 @@ struct DraftTopkArgs {
   const int32_t* positions;     // by packed row
   const int32_t* creation_ids;  // by packed row; fresh noise only
   const float* temperature;     // [B]
-  const float* softness;        // [B], temperature of the estimate, or nullptr: the row's own
   const int64_t* seeds;         // [B]
   const int32_t* tree_starts;   // [B], root position + 1; fresh noise only
   int32_t* out_tokens;          // [N, K]

@@ -63,7 +63,6 @@ def draft_topk_kernel(
     positions,
     creation_ids,
     temperature,
-    softness,
     seeds,
     tree_starts,
     out_tokens,
@@ -112,16 +111,13 @@ def draft_topk_kernel(
             token = token_of(tl.topk(drawn, CANDIDATES))
         shown = (tl.load(row + token, mask=token >= 0, other=float("-inf")) - best) * inverse
     else:
-        ratio = 1.0
-        if softness is not None:
-            ratio = tl.div_rn(unit, tl.load(softness + sequence))
         noise = gumbel(random_words_at(seed, position, TARGET, 0, token))
         score = tl.where(is_greedy, scaled, scaled + noise)
         top = tl.max(tl.where(token >= 0, score, float("-inf")), 0)
         split = tl.arange(0, SPLIT_LANES)
         masses = tl.load(mass_parts + line * num_splits + split, mask=split < num_splits, other=0)
         total = mass_sum(tl.sum(masses, 0))
-        shown = (score - top) * ratio
+        shown = score - top
     tl.store(out_tokens + at_out, token, mask=is_wanted)
     probs = tl.where(token >= 0, tl.div_rn(stable_exp(shown), total), 0.0)
     tl.store(out_probs + at_out, probs, mask=is_wanted)
@@ -140,7 +136,6 @@ def launches(
     out_probs: torch.Tensor,
     num_rows: torch.Tensor,
     rows: torch.Tensor | None = None,
-    softness: torch.Tensor | None = None,
     creation_ids: torch.Tensor | None = None,
     tree_starts: torch.Tensor | None = None,
     scratch: torch.Tensor | None = None,
@@ -175,7 +170,7 @@ def launches(
     }
     split = {**shared, "split_blocks": split_blocks}
     scored = {"positions": positions, "temperature": temperature, "seeds": seeds}
-    weighed = {"mass_parts": scratch[parts : 2 * parts], "softness": softness}
+    mass = {"mass_parts": scratch[parts : 2 * parts]}
     keys = {"keys": scratch[2 * parts :]}
     final = {
         "creation_ids": creation_ids,
@@ -202,9 +197,9 @@ def launches(
         ),
     ]
     if not is_fresh:
-        args = {**split, **scored, **weighed, **keys}
+        args = {**split, **scored, **mass, **keys}
         plan += [Launch(mass_of_split_kernel, grid, args, ranked, NUM_WARPS, fp_fusion=False)]
-    args = {**shared, **scored, **weighed, **keys, **final}
+    args = {**shared, **scored, **mass, **keys, **final}
     last = {**ranked, "FRESH": is_fresh, "LIMIT": limit}
     plan += [Launch(draft_topk_kernel, (num_lines,), args, last, NUM_WARPS, fp_fusion=False)]
     return plan

@@ -157,7 +157,6 @@ def mass_of_split_kernel(
     row_seq,
     positions,
     temperature,
-    softness,
     seeds,
     num_rows,
     best_parts,
@@ -175,23 +174,20 @@ def mass_of_split_kernel(
     num_parts = tl.load(num_rows) * num_splits
     for part in tl.range(tl.program_id(0), num_parts, tl.num_programs(0), num_stages=1):
         line = part // num_splits
-        _packed, sequence, row, best, is_usable, unit, is_greedy, seed, position = row_context(
+        _packed, _sequence, row, best, is_usable, unit, is_greedy, seed, position = row_context(
             line, logits, rows, row_seq, positions, temperature, seeds, best_parts, vocab,
             num_splits, SPLIT_LANES,
         )  # fmt: skip
         inverse = tl.div_rn(1.0, unit)
         top = _top_score(keys + line * num_splits * CANDIDATES, num_splits, CANDIDATES, SPLIT_LANES)
         top = tl.where(is_greedy, 0.0, top)  # keys of a greedy row hold logits
-        ratio = 1.0
-        if softness is not None:
-            ratio = tl.div_rn(unit, tl.load(softness + sequence))
         mass = tl.zeros([BLOCK], tl.int64)
         begin, end = _split_range(part % num_splits, vocab, split_blocks, BLOCK)
         for base in tl.range(begin, tl.where(is_usable, end, begin), BLOCK, num_stages=1):
             _logits, scores = _target_scores(
                 row, base, end, best, inverse, seed, position, is_greedy, BLOCK
             )
-            mass += integer_mass((scores - top) * ratio)
+            mass += integer_mass(scores - top)
         tl.store(mass_parts + part, tl.sum(mass, 0))
 
 

@@ -88,18 +88,6 @@ def test_probabilities_are_a_softmax_over_the_row_and_follow_the_noise() -> None
     assert torch.allclose(probs[0].double(), expected.values, rtol=1e-5)
 
 
-def test_softness_is_the_temperature_of_the_estimate() -> None:
-    logits = torch.randn(2, 300, generator=torch.Generator().manual_seed(2))
-    for temperature in (0.0, 0.8):
-        args = draft_args("target", logits, 5, temperature)
-        args["softness"] = torch.tensor([0.5, 2.0])
-        tokens, probs = run_both(args)
-        noise = keyed.gumbel(11, 41, keyed.TARGET, 0, 300).double()
-        expected = ((logits[0].double() + temperature * noise) / 0.5).softmax(0).topk(5)
-        assert tokens[0].tolist() == expected.indices.tolist()
-        assert torch.allclose(probs[0].double(), expected.values, rtol=1e-4)
-
-
 def test_the_coupled_draft_of_the_target_itself_proposes_the_sampled_token() -> None:
     logits = torch.randn(12, 1000, generator=torch.Generator().manual_seed(3)) * 2
     args = draft_args("target", logits, 1)

@@ -20,9 +20,7 @@ def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(draft_topk, "BLOCK", 64)
 
 
-def make_args(
-    noise: str, logits: torch.Tensor, limit: int, temperature: float, softness: float | None = None
-) -> dict[str, Any]:
+def make_args(noise: str, logits: torch.Tensor, limit: int, temperature: float) -> dict[str, Any]:
     rows = logits.shape[0]
     return {
         "noise": noise,
@@ -34,7 +32,6 @@ def make_args(
         "out_tokens": torch.full((rows, limit), -9, dtype=torch.int32),
         "out_probs": torch.full((rows, limit), -9.0),
         "num_rows": torch.tensor([rows], dtype=torch.int32),
-        "softness": None if softness is None else torch.tensor([softness, 0.7]),
         "creation_ids": torch.arange(rows, dtype=torch.int32) + 4,
         "tree_starts": torch.tensor([17, 31], dtype=torch.int32),
         "scratch": torch.full((device_scratch_size(rows, limit),), -9),
@@ -67,8 +64,7 @@ def test_equals_the_reference(noise: str, temperature: float, vocab: int, limit:
     logits = torch.randn(2, vocab) * 3
     logits[0] = logits[0].round()  # ties, and both zeros
     logits[1, 1::2] = -INF
-    softness = 1.3 if vocab == 140 else None
-    assert_equals_reference(make_args(noise, logits, limit, temperature, softness))
+    assert_equals_reference(make_args(noise, logits, limit, temperature))
 
 
 def test_large_logits_that_noise_collapses_are_ranked_by_themselves_when_greedy() -> None:
