@@ -25,7 +25,7 @@ void bind_draft_topk(pybind11::module_& module) {
                args.num_candidates = num_candidates;
                args.is_fresh = is_fresh;
                args.noise = std::make_shared<std::vector<float>>(is_fresh ? 0 : vocab_size);
-               program.append("draft_topk", draft_topk, args);
+               program.append(draft_topk, args);
              });
 }
 

@@ -40,7 +40,7 @@ void append_linear(Program& program, uintptr_t x, int x_format, uintptr_t weight
                         eps,
                         accumulate,
                         silu_gate};
-  program.append("linear", linear, args, args.weight);
+  program.append(linear, args, args.weight);
 }
 
 }  // namespace

@@ -36,7 +36,7 @@ void bind_penalize(pybind11::module_& module) {
         args.history_lens = pointer<const int32_t>(history_lens);
         args.num_rows = pointer<const int32_t>(num_rows);
         args.vocab_size = vocab_size;
-        program.append("penalize", penalize, args);
+        program.append(penalize, args);
       });
 }
 

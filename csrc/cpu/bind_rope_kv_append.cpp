@@ -11,7 +11,7 @@ void bind_rope_kv_append(pybind11::module_& module) {
          uintptr_t k_norm, float eps, int64_t num_heads, int64_t num_kv_heads, int64_t head_dim,
          int64_t half_rotary_dim, int64_t block_size) {
         program.append(
-            "rope_kv_append", rope_kv_append,
+            rope_kv_append,
             RopeKvAppendArgs{pointer<float>(qkv), pointer<const float>(cos_sin),
                              pointer<const int32_t>(positions), pointer<const int32_t>(slots),
                              pointer<void>(kv_cache), static_cast<Format>(cache_format),

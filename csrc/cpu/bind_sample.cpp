@@ -13,7 +13,7 @@ void bind_sample(pybind11::module_& module) {
     const SamplingTablesView tables = {pointer<const float>(temperature),
                                        pointer<const int32_t>(top_k), pointer<const float>(top_p),
                                        pointer<const float>(min_p)};
-    program.append("sample", sample,
+    program.append(sample,
                    SampleArgs{pointer<const float>(logits), pointer<const int32_t>(rows),
                               pointer<const int32_t>(row_seq), pointer<const int32_t>(positions),
                               tables, pointer<const int64_t>(seeds), pointer<int32_t>(out_tokens),

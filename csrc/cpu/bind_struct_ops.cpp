@@ -20,7 +20,7 @@ namespace {
 struct StructOp {
   const char* name;
   size_t size;  // of its arguments
-  void (*append)(Program& program, const char* name, const void* arguments);
+  void (*append)(Program& program, const void* arguments);
 };
 
 template <class Args>
@@ -29,11 +29,11 @@ void leave_as_is(Args&) {}
 // An op, and what is left to fill in of its arguments for the CPU.
 template <class Args, void (*kernel)(const Args&, Worker&), void (*complete)(Args&) = leave_as_is>
 constexpr StructOp struct_op(const char* name) {
-  return {name, sizeof(Args), [](Program& program, const char* launch_name, const void* bytes) {
+  return {name, sizeof(Args), [](Program& program, const void* bytes) {
             Args args;
             std::memcpy(&args, bytes, sizeof(Args));
             complete(args);
-            program.append(launch_name, kernel, args);
+            program.append(kernel, args);
           }};
 }
 
@@ -62,7 +62,7 @@ void append_struct(Program& program, const std::string& name, const std::string&
   if (op == nullptr || arguments.size() != op->size) {
     throw std::invalid_argument(name + ": not a struct that this extension knows");
   }
-  op->append(program, op->name, arguments.data());
+  op->append(program, arguments.data());
 }
 
 int64_t struct_size(const std::string& name) {

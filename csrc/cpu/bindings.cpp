@@ -21,13 +21,11 @@ PYBIND11_MODULE(_cpu, module) {
   py::class_<ThreadPool>(module, "ThreadPool")
       .def(py::init<int>(), py::arg("num_threads"))
       .def_property_readonly("num_threads", &ThreadPool::num_threads)
-      .def_property_readonly("num_active", &ThreadPool::num_active)
       .def("prepare", &ThreadPool::prepare, py::arg("max_wait_us"));
 
   py::class_<Program>(module, "Program")
       .def(py::init<>())
       .def("__len__", &Program::size)
-      .def("names", &Program::names)
       .def("begin_if",
            [](Program& program, uintptr_t count) {
              program.begin_if(reinterpret_cast<const int32_t*>(count));

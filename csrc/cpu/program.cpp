@@ -8,7 +8,7 @@ namespace sdengine {
 
 void Program::begin_if(const int32_t* count) {
   open_ifs_.push_back(steps_.size());
-  steps_.push_back({nullptr, nullptr, nullptr, count, 0, kNoWeight});
+  steps_.push_back({nullptr, nullptr, count, 0, kNoWeight});
 }
 
 void Program::end_if() {
@@ -85,14 +85,6 @@ std::vector<int64_t> Program::replay_timed(ThreadPool& pool) const {
     if (steps_[i].invoke != nullptr) of_launches.push_back(spent[i]);
   }
   return of_launches;
-}
-
-std::vector<std::string> Program::names() const {
-  std::vector<std::string> names;
-  for (const Step& step : steps_) {
-    if (step.invoke != nullptr) names.emplace_back(step.name);
-  }
-  return names;
 }
 
 }  // namespace sdengine

@@ -3,7 +3,6 @@
 
 #include <cstdint>
 #include <memory>
-#include <string>
 #include <vector>
 
 #include "cpu/packed_weight.h"
@@ -22,15 +21,14 @@ class Program {
   // Adds a launch of `kernel(args, worker)`; args are copied. Every worker runs it, then all meet
   // at a barrier.
   template <class Args>
-  void append(const char* name, void (*kernel)(const Args&, Worker&), const Args& args) {
+  void append(void (*kernel)(const Args&, Worker&), const Args& args) {
     struct Bound {
       void (*kernel)(const Args&, Worker&);
       Args args;
     };
     auto bound = std::make_shared<const Bound>(Bound{kernel, args});
     ++num_launches_;
-    steps_.push_back({name,
-                      [](const void* data, Worker& worker) {
+    steps_.push_back({[](const void* data, Worker& worker) {
                         const auto* launch = static_cast<const Bound*>(data);
                         launch->kernel(launch->args, worker);
                       },
@@ -40,9 +38,8 @@ class Program {
   // The same for a launch that streams a weight. While it runs, its workers know the weight that
   // the next such launch streams; after the last one comes the first, of the next replay.
   template <class Args>
-  void append(const char* name, void (*kernel)(const Args&, Worker&), const Args& args,
-              const PackedWeight& weight) {
-    append(name, kernel, args);
+  void append(void (*kernel)(const Args&, Worker&), const Args& args, const PackedWeight& weight) {
+    append(kernel, args);
     steps_.back().weight = static_cast<int>(weights_.size());
     weights_.push_back(weight);
   }
@@ -69,12 +66,10 @@ class Program {
   std::vector<int64_t> replay_timed(ThreadPool& pool) const;
 
   size_t size() const { return num_launches_; }
-  std::vector<std::string> names() const;
 
  private:
   // A launch, or, without `invoke`, the beginning of launches that depend on `count`.
   struct Step {
-    const char* name;
     void (*invoke)(const void*, Worker&);
     std::shared_ptr<const void> args;
     const int32_t* count;

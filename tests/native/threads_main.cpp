@@ -45,9 +45,9 @@ void check_barriers(int threads) {
   const int32_t never = 0, always = 1;
   for (int i = 0; i < 3; ++i) {
     program.begin_if(i < 2 ? &always : &never);
-    program.append("sum_twice", sum_twice, SumArgs{values.get(), 97, totals.get()});
+    program.append(sum_twice, SumArgs{values.get(), 97, totals.get()});
     if (i == 0) program.begin_if(&always);
-    if (i == 0) program.append("sum_twice", sum_twice, SumArgs{values.get(), 97, totals.get()});
+    if (i == 0) program.append(sum_twice, SumArgs{values.get(), 97, totals.get()});
     if (i == 0) program.end_if();
     program.end_if();
   }
@@ -69,7 +69,7 @@ void check_replays_in_a_row(int threads) {
   ThreadPool pool(threads);
   Exact<int64_t> values(97, 0), totals(threads, 0);
   Program program;
-  program.append("sum_twice", sum_twice, SumArgs{values.get(), 97, totals.get()});
+  program.append(sum_twice, SumArgs{values.get(), 97, totals.get()});
   const size_t row = 97 + threads;
   for (int round = 0; round < 20; ++round) {
     Exact<int64_t> copies(kReplays * row, -1);
@@ -120,29 +120,28 @@ struct Draft {
   }
 
   void record(Program& program) {
-    program.append("ngram_match", ngram_match,
+    program.append(ngram_match,
                    NgramMatchArgs{history.get(), kText, lens.get(), nullptr, budgets.get(),
                                   limits.get(), stops.get(), nullptr, live.get(), 1, 2, 4, 8, 6, 3,
                                   draft.view, scratch.get()});
     program.append(
-        "tree_select", tree_select,
+        tree_select,
         TreeSelectArgs{draft.view, thresholds.get(), static_cast<int32_t>(thresholds.size()),
                        pending.get(), live.get(), nullptr, kBatch, tree.view, keys.get(),
                        keys.get() + kBatch * kNodes, maps.get(), maps.get() + kNodes + 1,
                        maps.get() + 2 * (kNodes + 1)});
-    program.append("build_rows", build_rows,
-                   BuildRowsArgs{tokens.get(),
-                                 pending.get(),
-                                 computed.get(),
-                                 wants.get(),
-                                 live.get(),
-                                 {tables.get(), 4, 64},
-                                 true,
-                                 tree.view,
-                                 rows.view,
-                                 logit_rows.get(),
-                                 cu_logits.get(),
-                                 num_logits.get()});
+    program.append(build_rows, BuildRowsArgs{tokens.get(),
+                                             pending.get(),
+                                             computed.get(),
+                                             wants.get(),
+                                             live.get(),
+                                             {tables.get(), 4, 64},
+                                             true,
+                                             tree.view,
+                                             rows.view,
+                                             logit_rows.get(),
+                                             cu_logits.get(),
+                                             num_logits.get()});
   }
 
   Exact<int32_t> history, lens, budgets, limits, stops, live, pending, computed, wants, tables,
@@ -291,7 +290,7 @@ void check_crowded_pool() {
   bool is_crowded = true;
   Exact<int64_t> runs(4, 0);
   Program program;
-  program.append("stall", stall, StallArgs{&is_crowded, runs.get()});
+  program.append(stall, StallArgs{&is_crowded, runs.get()});
   int64_t num_replays = 0;
   const auto replay = [&] {
     program.replay(pool);
