@@ -25,7 +25,6 @@ class RowPlan:
     Args:
         scaled: [V] float32, (logit - max) / temperature.
         is_allowed: [V] bool.
-        threshold: Tokens with logit >= threshold are allowed.
         argmax: Lowest id among the largest logits; -1 when nothing can be drawn (NaN, +inf,
             all -inf).
         is_greedy: Temperature below 1e-5: the argmax is the only allowed token.
@@ -33,7 +32,6 @@ class RowPlan:
 
     scaled: torch.Tensor
     is_allowed: torch.Tensor
-    threshold: torch.Tensor
     argmax: int
     is_greedy: bool
 
@@ -67,12 +65,12 @@ def plan_row(
     is_greedy = temperature < GREEDY_TEMPERATURE
     if not bool(best.isfinite()):
         nothing = torch.zeros_like(logits, dtype=torch.bool)
-        return RowPlan(logits, nothing, torch.tensor(float("inf")), -1, True)
+        return RowPlan(logits, nothing, -1, True)
     argmax = int((logits == best).nonzero()[0])
     scaled = scaled_logits(logits, temperature)
-    threshold = torch.tensor(float("-inf"))
     if is_greedy:
-        return RowPlan(scaled, torch.arange(len(logits)) == argmax, best, argmax, True)
+        return RowPlan(scaled, torch.arange(len(logits)) == argmax, argmax, True)
+    threshold = torch.tensor(float("-inf"))
     if 1 <= top_k < len(logits):
         threshold = logits.topk(top_k).values[-1]
     if top_p < 1.0:
@@ -81,6 +79,5 @@ def plan_row(
     if min_p > 0.0:
         log_ratio = stable_log(torch.tensor(min(max(min_p, 1e-37), 1.0)))
         threshold = torch.maximum(threshold, best + log_ratio * torch.tensor(temperature))
-    return RowPlan(
-        scaled, (logits >= threshold) & (logits > float("-inf")), threshold, argmax, False
-    )
+    is_allowed = (logits >= threshold) & (logits > float("-inf"))
+    return RowPlan(scaled, is_allowed, argmax, False)

@@ -61,11 +61,6 @@ def forward_prefix(rng: random.Random, tree: TokenTree) -> None:
             tree.draft_slots[b, i] = max(slots[i], i) if is_open and rng.random() < 0.7 else -1
 
 
-def clone_tree(tree: TokenTree) -> TokenTree:
-    """A copy with its own tensors."""
-    return TokenTree(*(getattr(tree, name).clone() for name in TokenTree.__slots__))
-
-
 def int_tensor(values: list[int]) -> torch.Tensor:
     """[len(values)] int32."""
     return torch.tensor(values, dtype=torch.int32)

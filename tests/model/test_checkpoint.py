@@ -32,12 +32,6 @@ def copy(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def edit_config(directory: Path, **changes) -> None:
-    file = directory / "config.json"
-    config = {**json.loads(file.read_text()), **changes}
-    file.write_text(json.dumps({k: v for k, v in config.items() if v != "absent"}))
-
-
 def edit_weights(directory: Path, change) -> None:
     weights = safetensors.torch.load_file(directory / WEIGHTS)
     change(weights)

@@ -7,10 +7,11 @@ from itertools import islice
 import pytest
 import torch
 
+from benchmarks.gpu.cases import device_args
 from sdengine.kernels.dense_weight import DenseWeight
 from sdengine.kernels.packed_weight import pack_weight
 from sdengine.kernels.registry import OP_NAMES, get_op
-from sdengine.kernels.triton.cases import device_cases, moved
+from sdengine.kernels.triton.cases import moved
 from sdengine.kernels.triton.launch import plan_op
 from tests.kernels.triton.guarded import DEVICE
 
@@ -20,9 +21,12 @@ TRITON_OPS = [name for name in OP_NAMES if "triton" in get_op(name).backends]
 
 @pytest.mark.parametrize("op", TRITON_OPS)
 def test_the_contract_accepts_a_case_and_it_is_launched_in_one_pass(op: str) -> None:
-    for case in islice(device_cases(op, DEVICE), 1):
-        get_op(op).check(**case.args)
-        assert len(plan_op(op, 90, case.args)) == LAUNCHES.get(op, 1)
+    cases = get_op(op).bench_cases
+    assert cases is not None
+    for case in islice(cases(), 1):
+        args = device_args(op, case.args, DEVICE)
+        get_op(op).check(**args)
+        assert len(plan_op(op, 90, args)) == LAUNCHES.get(op, 1)
 
 
 @pytest.mark.parametrize("gated", [False, True])
