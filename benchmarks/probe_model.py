@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sdengine.core.cost_model import CostModel
+from sdengine.kernels.token_tree import ROOT_AND_NODES
 
 if TYPE_CHECKING:
     from sdengine.core.plan import StepReport
@@ -130,7 +131,7 @@ class TreeSampler:
         report = self._last_report()
         if report.num_nodes:
             self._note_times(report)
-            for slot in np.flatnonzero(self._wants == 1):
+            for slot in np.flatnonzero(self._wants == ROOT_AND_NODES):
                 if self._max_emit[slot] > self._max_depth:
                     self._observe(slot)
         elif report.is_steady:

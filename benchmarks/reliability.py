@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sdengine.kernels.token_tree import ROOT_AND_NODES
+
 if TYPE_CHECKING:
     from sdengine.engine import Engine
 
@@ -60,7 +62,7 @@ class TreeObserver:
         """Adds what the last step's walks say; nothing when it drafted nothing."""
         if self._engine.last_report.num_nodes == 0:
             return
-        for slot in np.flatnonzero(self._wants == 1):
+        for slot in np.flatnonzero(self._wants == ROOT_AND_NODES):
             self._observe(slot)
 
     def _observe(self, slot: int) -> None:

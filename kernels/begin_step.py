@@ -22,10 +22,9 @@ import torch
 from sdengine.kernels.cpu_library import cpu_op
 from sdengine.kernels.cuda_library import cuda_op
 from sdengine.kernels.spec import Case, Op, expect, expect_tensor
+from sdengine.kernels.token_tree import NO_LOGITS, ROOT_AND_NODES, ROOT_ONLY
 
 NAME = "begin_step"
-ROOT_AND_NODES, ROOT_ONLY = 1, 2
-"""Values of wants_logits where a sequence decodes: with trees, and without."""
 OUTPUTS = (
     "pending_lens",
     "wants_logits",
@@ -93,12 +92,13 @@ def check(
         draft_computed_lens: [B] int32, the same for the draft's cache; None: no such cache follows
             in this step.
         pending_lens: [B] int32, written: tokens that the target computes.
-        wants_logits: [B] int32, written, as for build_rows: 0 while a prompt is unfinished, then
-            ROOT_AND_NODES or, in a step without trees, ROOT_ONLY.
+        wants_logits: [B] int32, written, as for build_rows: NO_LOGITS while a prompt is unfinished,
+            then ROOT_AND_NODES or, in a step without trees, ROOT_ONLY.
         max_emit: [B] int32, written: most tokens to commit.
         draft_pending_lens: [B] int32, written: tokens that the draft computes first, to be where
             the target is; together at most `max_draft_rows`, the first sequences served first.
-        draft_wants_logits: [B] int32, written: 1 where a tree is grown.
+        draft_wants_logits: [B] int32, written: ROOT_AND_NODES where a tree is grown, else
+            NO_LOGITS.
         node_budgets: [B] int32, written: `max_nodes` where a tree is grown, else 0.
         depth_limits: [B] int32, written: most tree depth.
         root_values: [B] float32, written: what a token of the sequence's tree is worth, for
@@ -193,10 +193,11 @@ def reference(
         drafts = decodes and has_trees and bool(can_draft[b]) and followed == missing
         depth = min(left - 1, int(depth_limit)) if drafts else 0
         pending_lens[b] = pending
-        wants_logits[b] = decodes * (ROOT_AND_NODES if has_trees else ROOT_ONLY)
+        wanted = ROOT_AND_NODES if has_trees else ROOT_ONLY
+        wants_logits[b] = wanted if decodes else NO_LOGITS
         max_emit[b] = left
         draft_pending_lens[b] = followed
-        draft_wants_logits[b] = depth > 0
+        draft_wants_logits[b] = ROOT_AND_NODES if depth > 0 else NO_LOGITS
         node_budgets[b] = max_nodes if depth > 0 else 0
         depth_limits[b] = depth
         root_values[b] = 1.0

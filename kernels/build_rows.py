@@ -21,7 +21,7 @@ from sdengine.kernels.cpu_library import cpu_op
 from sdengine.kernels.cuda_library import cuda_op
 from sdengine.kernels.row_batch import RowBatch, expect_row_batch
 from sdengine.kernels.spec import Case, Op, expect, expect_tensor
-from sdengine.kernels.token_tree import TokenTree, expect_token_tree
+from sdengine.kernels.token_tree import NO_LOGITS, ROOT_AND_NODES, TokenTree, expect_token_tree
 
 NAME = "build_rows"
 
@@ -48,8 +48,9 @@ def check(
         cu_pending: [B + 1] int32; pending tokens of sequence b are cu_pending[b] :
             cu_pending[b + 1]; the last one is the root of its tree.
         computed_lens: [B] int32, tokens whose KV is in the cache = position of the first pending.
-        wants_logits: [B] int32; 0: the sequence gets no logit rows and no tree rows (unfinished
-            prefill); 1: the root and every node; 2: the root, and no tree rows.
+        wants_logits: [B] int32, of token_tree.py's values; NO_LOGITS: the sequence gets no logit
+            rows and no tree rows (unfinished prefill); ROOT_AND_NODES: the root and every node;
+            ROOT_ONLY: the root, and no tree rows.
         num_seqs: [1] int32.
         block_tables: [B, P_max] int32; must cover computed + pending + nodes logical slots.
         block_size: static; tokens per KV block.
@@ -112,8 +113,8 @@ def reference(
         start = first + len(pending)
         rows.tree_starts[b] = start
         entries = [(t, first + j, first + j, 0, first + j + 1) for j, t in enumerate(pending)]
-        wanted = bool(wants_logits[b]) and bool(pending)
-        has_nodes = tree is not None and wanted and int(wants_logits[b]) == 1
+        wanted = int(wants_logits[b]) != NO_LOGITS and bool(pending)
+        has_nodes = tree is not None and wanted and int(wants_logits[b]) == ROOT_AND_NODES
         num_nodes = int(tree.num_nodes[b]) if has_nodes else 0
         for i in range(1, num_nodes + 1):
             position = start - 1 + int(tree.depths[b, i])
@@ -145,7 +146,7 @@ def bench_cases() -> Iterator[Case]:
             "pending_tokens": torch.arange(batch * pending, dtype=torch.int32),
             "cu_pending": torch.arange(batch + 1, dtype=torch.int32) * pending,
             "computed_lens": torch.full((batch,), 100, dtype=torch.int32),
-            "wants_logits": torch.ones(batch, dtype=torch.int32),
+            "wants_logits": torch.full((batch,), ROOT_AND_NODES, dtype=torch.int32),
             "num_seqs": torch.tensor([batch], dtype=torch.int32),
             "block_tables": torch.arange(batch * 16, dtype=torch.int32).view(batch, 16),
             "block_size": 64,

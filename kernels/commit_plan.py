@@ -10,7 +10,7 @@ next root.
     moves                    2 -> n+1, 5 -> n+2
     after              ... r a b | c          computed = n + 3, c pending
 
-A sequence in unfinished prefill (wants_logits 0) only advances its lengths.
+A sequence in unfinished prefill (NO_LOGITS) only advances its lengths.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from sdengine.kernels.cpu_library import cpu_op
 from sdengine.kernels.cuda_library import cuda_op
 from sdengine.kernels.move_plan import MovePlan, expect_move_plan
 from sdengine.kernels.spec import Case, Op, expect, expect_tensor
+from sdengine.kernels.token_tree import NO_LOGITS, ROOT_AND_NODES
 from sdengine.kernels.verdict import Verdict, expect_verdict
 
 NAME = "commit_plan"
@@ -51,7 +52,7 @@ def check(
 
     Args:
         num_seqs: [1] int32.
-        wants_logits: [B] int32, as for build_rows; 0: nothing is emitted.
+        wants_logits: [B] int32, as for build_rows; NO_LOGITS: nothing is emitted.
         pending_lens: [B] int32, tokens of this step's target chain; 0: the sequence took no part.
         verdict: Verdict [B, D] of tree_verify, read; the first -1 of its out_tokens ends what is
             emitted.
@@ -139,7 +140,8 @@ def reference(
     """Sequence by sequence."""
     for b in range(int(num_seqs)):
         emitted: list[int] = []
-        if int(wants_logits[b]) and int(pending_lens[b]):
+        has_logits = int(wants_logits[b]) != NO_LOGITS
+        if has_logits and int(pending_lens[b]):
             room = history.shape[1] - int(history_lens[b])
             limit = max(0, min(int(verdict.num_accepted[b]) + 1, int(max_emit[b]), room))
             for token in verdict.out_tokens[b, :limit].tolist():
@@ -157,7 +159,7 @@ def reference(
         root = int(computed_lens[b]) + int(pending_lens[b]) - 1
         nodes = verdict.path[b, : max(0, len(emitted) - 1)].tolist()
         _write_moves([root + node for node in nodes], root + 1, b, moves)
-        last_known = int(history_lens[b]) - (1 if int(wants_logits[b]) else 0)
+        last_known = int(history_lens[b]) - (1 if has_logits else 0)
         computed_lens[b] = min(root + 1 + len(nodes), last_known)
         if draft_computed_lens is None:
             continue
@@ -177,7 +179,7 @@ def bench_cases() -> Iterator[Case]:
     """One and eight sequences that accepted five nodes of a 64-node tree of a draft model."""
     for batch in (1, 8):
         counts = {
-            "wants_logits": 1,
+            "wants_logits": ROOT_AND_NODES,
             "pending_lens": 1,
             "max_emit": 6,
             "num_emitted": 0,

@@ -20,6 +20,10 @@ import torch
 from sdengine.kernels.spec import expect, expect_tensor
 
 MASK_BITS = 64
+NO_LOGITS, ROOT_AND_NODES, ROOT_ONLY = 0, 1, 2
+"""Values of wants_logits, what a sequence needs logits of: nothing (its prompt is unfinished), the
+root and every node of its tree, the root alone.
+"""
 
 
 def mask_words(num_nodes: int) -> int:

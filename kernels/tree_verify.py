@@ -25,7 +25,7 @@ from sdengine.kernels.cpu_library import cpu_op
 from sdengine.kernels.cuda_library import cuda_op
 from sdengine.kernels.sampling_tables import SamplingTables, expect_sampling_tables
 from sdengine.kernels.spec import Case, Op, expect, expect_tensor
-from sdengine.kernels.token_tree import TokenTree, expect_token_tree
+from sdengine.kernels.token_tree import ROOT_AND_NODES, TokenTree, expect_token_tree
 from sdengine.kernels.tree_verify_reference import verify_sequence, write_walk
 from sdengine.kernels.verdict import Verdict, expect_verdict
 
@@ -61,8 +61,8 @@ def check(
         tree: TokenTree [B, T + 1], read.
         logit_starts: [B] or [B + 1] int32; the logits of node i of sequence b are row
             logit_starts[b] + i.
-        wants_logits: [B] int32; 0: no walk (num_accepted 0, out_tokens -1), 1: the tree, 2: the
-            root only.
+        wants_logits: [B] int32; NO_LOGITS: no walk (num_accepted 0, out_tokens -1), ROOT_AND_NODES:
+            the tree, ROOT_ONLY: the root alone.
         num_seqs: [1] int32.
         verdict: Verdict [B, D], written, tried and accepted added to. D is the deepest path
             committed. The last of out_tokens is -1 when nothing can be drawn (NaN logits), or when
@@ -146,7 +146,7 @@ def bench_case(batch: int, depth: int, vocab: int, draws: bool) -> Case:
     args: dict[str, Any] = {"mode": "coupled", "tree": _chain(batch, depth)}
     args["verdict"] = Verdict.allocate(batch, depth)
     args["logit_starts"] = torch.arange(batch, dtype=torch.int32) * (depth + 1)
-    args["wants_logits"] = torch.ones(batch, dtype=torch.int32)
+    args["wants_logits"] = torch.full((batch,), ROOT_AND_NODES, dtype=torch.int32)
     args["num_seqs"] = torch.tensor([batch], dtype=torch.int32)
     if draws:
         logits = torch.randn(batch * (depth + 1), vocab) * 3

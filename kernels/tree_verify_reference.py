@@ -10,7 +10,7 @@ import torch
 from sdengine.kernels import noise
 from sdengine.kernels.calibration import calibration_bin, calibration_class
 from sdengine.kernels.row_plan import GREEDY_TEMPERATURE, MASS_UNIT, RowPlan, integer_mass, plan_row
-from sdengine.kernels.token_tree import TokenTree
+from sdengine.kernels.token_tree import NO_LOGITS, ROOT_AND_NODES, TokenTree
 from sdengine.kernels.verdict import Verdict
 
 NEGLIGIBLE_MASS = 1e-6
@@ -100,7 +100,7 @@ class Verifier:
         self.args = args
         self.tree: TokenTree = args["tree"]
         self.walk = Walk()
-        self.is_tree_walked = int(args["wants_logits"][b]) == 1
+        self.is_tree_walked = int(args["wants_logits"][b]) == ROOT_AND_NODES
 
     def may_descend(self) -> bool:
         """Whether children of the current node may be accepted."""
@@ -275,7 +275,7 @@ class Verifier:
 
 def verify_sequence(b: int, args: dict[str, Any]) -> Walk:
     """The walk of sequence b."""
-    if int(args["wants_logits"][b]) == 0:
+    if int(args["wants_logits"][b]) == NO_LOGITS:
         return Walk(tokens=[-1])
     verifier = Verifier(b, args)
     if args["mode"] == "coupled" or float(args["sampling"].temperature[b]) < GREEDY_TEMPERATURE:

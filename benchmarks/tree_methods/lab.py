@@ -24,6 +24,7 @@ from sdengine.kernels.acceptance_fit import NativeAcceptanceTables
 from sdengine.kernels.calibration import identity_table
 from sdengine.kernels.programs.memory import HostMemory
 from sdengine.kernels.programs.program import Program, make_pool, make_program
+from sdengine.kernels.token_tree import NO_LOGITS, ROOT_AND_NODES, ROOT_ONLY
 from sdengine.runner.batch_state import HostView
 from sdengine.runner.calibration import Calibrator
 from sdengine.runner.iteration import Iteration
@@ -153,14 +154,15 @@ class TreeLab:
     def grow(self, slots: Sequence[int]) -> None:
         """Grows and selects the trees of some slots below their last tokens."""
         host = self._host
-        for array in (host.draft_pending_lens, host.draft_wants_logits, host.pending_lens):
-            array[:] = 0
+        host.draft_wants_logits[:] = NO_LOGITS
+        host.draft_pending_lens[:] = host.pending_lens[:] = 0
         host.node_budgets[:] = host.depth_limits[:] = 0
         for slot in slots:
             count = self._write_history(slot)
             host.draft_computed_lens[slot] = self._draft_computed[slot]
             host.draft_pending_lens[slot] = count - self._draft_computed[slot]
-            host.draft_wants_logits[slot] = host.pending_lens[slot] = 1
+            host.draft_wants_logits[slot] = ROOT_AND_NODES
+            host.pending_lens[slot] = 1
             host.computed_lens[slot] = count - 1
             host.node_budgets[slot] = self.growth.max_nodes
             host.depth_limits[slot] = self.growth.max_depth
@@ -175,12 +177,13 @@ class TreeLab:
             [len(slots), V] logits after the last token of each; a view, gone at the next call.
         """
         host = self._host
-        host.pending_lens[:] = host.draft_pending_lens[:] = host.wants_logits[:] = 0
+        host.wants_logits[:] = NO_LOGITS
+        host.pending_lens[:] = host.draft_pending_lens[:] = 0
         for slot in slots:
             count = self._write_history(slot)
             host.computed_lens[slot] = self._target_computed[slot]
             host.pending_lens[slot] = count - self._target_computed[slot]
-            host.wants_logits[slot] = 2  # the root alone
+            host.wants_logits[slot] = ROOT_ONLY
             host.max_emit[slot] = 1
             self._target_computed[slot] = count
         self._score.replay()

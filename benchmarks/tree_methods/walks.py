@@ -8,6 +8,7 @@ import torch
 
 from benchmarks.tree_methods.lab import TreeLab
 from sdengine.core.sampling_params import SamplingParams
+from sdengine.kernels.token_tree import ROOT_AND_NODES
 from sdengine.runner.verifier import walk_results
 
 __all__ = ["CoupledWalk", "RejectionWalk", "decode", "plain_texts"]
@@ -94,7 +95,7 @@ class CoupledWalk:
         lab, depths = self._lab, self._lab.workspace.token_tree.depths
         self._walks.zero_()
         for slot in slots:
-            self._walks[slot] = 1
+            self._walks[slot] = ROOT_AND_NODES
             end = int(lab.workspace.token_tree.num_nodes[slot]) + 1
             places = len(lab.tokens[slot]) + depths[slot, :end].long()
             self._target_tokens[slot, :end] = self._texts[slot][places]
@@ -136,7 +137,7 @@ class RejectionWalk:
         lab, verdict = self._lab, self._lab.iteration.verdict
         self._walks.zero_()
         for slot in slots:
-            self._walks[slot] = 1
+            self._walks[slot] = ROOT_AND_NODES
             self._tree_starts[slot] = len(lab.tokens[slot])
         tried, accepted = verdict.tried.clone(), verdict.accepted.clone()
         nodes = {slot: [0] for slot in slots}  # visited and scored, from the root

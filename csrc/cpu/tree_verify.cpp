@@ -8,12 +8,12 @@ namespace {
 int32_t walk_drawn_tokens(const TreeVerifyArgs& args, int64_t b, const WalkView& walk) {
   const int32_t* tokens = args.target_tokens + args.logit_starts[b];
   auto draw = [&](int32_t node) { return tokens[node]; };
-  return walk_coupled(args.tree.sequence(b), args.wants_logits[b] == 2, walk, draw);
+  return walk_coupled(args.tree.sequence(b), args.wants_logits[b] == kRootOnly, walk, draw);
 }
 
 int32_t walk_logits(const TreeVerifyArgs& args, int64_t b, const WalkView& walk) {
   const TokenTreeView tree = args.tree.sequence(b);
-  const bool is_root_only = args.wants_logits[b] == 2;
+  const bool is_root_only = args.wants_logits[b] == kRootOnly;
   TargetRow target(args.logits + args.logit_starts[b] * args.vocab_size, args.vocab_size,
                    args.tables, static_cast<int32_t>(b));
   const int32_t root_position = args.tree_starts[b] - 1;
@@ -33,7 +33,7 @@ int32_t walk_logits(const TreeVerifyArgs& args, int64_t b, const WalkView& walk)
 void verify_sequence(const TreeVerifyArgs& args, int64_t b) {
   const WalkView walk = walk_of(args.walk, b);
   int32_t num_accepted = 0;
-  if (args.wants_logits[b] == 0) {
+  if (args.wants_logits[b] == kNoLogits) {
     walk.out_tokens[0] = -1;
   } else if (args.target_tokens != nullptr) {
     num_accepted = walk_drawn_tokens(args, b, walk);

@@ -19,14 +19,15 @@ __global__ void walk_tokens_kernel(TreeVerifyArgs args) {
   const int64_t b = blockIdx.x;
   if (threadIdx.x != 0 || b >= *args.num_seqs) return;
   const WalkView walk = walk_of(args.walk, b);
-  if (args.wants_logits[b] == 0) {
+  if (args.wants_logits[b] == kNoLogits) {
     walk.out_tokens[0] = -1;
     args.num_accepted[b] = 0;
     return;
   }
   const int32_t* tokens = args.target_tokens + args.logit_starts[b];
   auto draw = [=](int32_t node) { return tokens[node]; };
-  args.num_accepted[b] = walk_coupled(args.tree.sequence(b), args.wants_logits[b] == 2, walk, draw);
+  args.num_accepted[b] =
+      walk_coupled(args.tree.sequence(b), args.wants_logits[b] == kRootOnly, walk, draw);
 }
 
 struct WalkSpace {
@@ -44,7 +45,7 @@ struct WalkSpace {
 __device__ int32_t walk_logits(const TreeVerifyArgs& args, int64_t b, const WalkView& walk,
                                Team* team, double* shared_probs) {
   const TokenTreeView tree = args.tree.sequence(b);
-  const bool is_root_only = args.wants_logits[b] == 2;
+  const bool is_root_only = args.wants_logits[b] == kRootOnly;
   DeviceRow row(team, args.logits + args.logit_starts[b] * args.vocab_size,
                 static_cast<int32_t>(args.vocab_size), args.tables, b, shared_probs);
   const int32_t root_position = args.tree_starts[b] - 1;
@@ -71,7 +72,7 @@ __global__ void walk_logits_kernel(TreeVerifyArgs args) {
   WalkView walk = walk_of(args.walk, b);
   walk.is_writer = team.rank() == 0;
   int32_t num_accepted = 0;
-  if (args.wants_logits[b] != 0) {
+  if (args.wants_logits[b] != kNoLogits) {
     num_accepted = walk_logits(args, b, walk, &team, space.probs);
   } else if (walk.is_writer) {
     walk.out_tokens[0] = -1;

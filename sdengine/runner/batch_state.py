@@ -40,8 +40,8 @@ class BatchState:
         first_stops: [B] position of the first token that may stop it.
         pending_lens: [B] tokens the target computes in this step; 0 for a slot that takes no part.
         draft_pending_lens: [B] the same for the draft.
-        wants_logits: [B] 0 none (unfinished prefill), 1 root and nodes, 2 root only.
-        draft_wants_logits: [B] 1 where a tree is grown, else 0.
+        wants_logits: [B] NO_LOGITS (unfinished prefill), ROOT_AND_NODES or ROOT_ONLY.
+        draft_wants_logits: [B] ROOT_AND_NODES where a tree is grown, else NO_LOGITS.
         max_emit: [B] most tokens the step may commit.
         block_tables: [B, P_max] logical block -> physical block, of both caches.
         node_budgets: [B] most tree nodes.

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from sdengine.core.cost_model import CostModel
-from sdengine.kernels.begin_step import ROOT_AND_NODES, ROOT_ONLY
 from sdengine.kernels.programs.memory import StagedMemory
 from sdengine.kernels.programs.program import Program
+from sdengine.kernels.token_tree import ROOT_AND_NODES, ROOT_ONLY
 from sdengine.runner.batch_state import HostView
 from sdengine.runner.demand import Demand
 from sdengine.runner.iteration import Iteration
@@ -220,7 +220,7 @@ def _reset(iteration: Iteration, host: HostView, wants_logits: int, depth: int) 
     host.draft_computed_lens[0] = context
     host.pending_lens[0] = host.draft_pending_lens[0] = 1
     host.wants_logits[0] = wants_logits
-    host.draft_wants_logits[0] = 1
+    host.draft_wants_logits[0] = ROOT_AND_NODES
     host.max_emit[0] = 1
     host.node_budgets[0] = host.depth_limits[0] = 1 << 20
     # Every logical block is physical block 0: there may be fewer blocks than a full context needs.

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "sdengine/hd.h"
+#include "sdengine/token_tree.h"
 
 namespace sdengine {
 
@@ -40,8 +41,6 @@ struct BeginStepArgs {
 };
 
 namespace begin {
-
-constexpr int32_t kRootAndNodes = 1, kRootOnly = 2;  // values of wants_logits
 
 SDE_HD inline int32_t least(int32_t a, int32_t b) { return a < b ? a : b; }
 
@@ -144,10 +143,10 @@ SDE_HD inline void begin_sequence(const BeginStepArgs& args, int64_t b, int32_t 
   // A tree below the last token that may still be emitted would be cut off.
   const int32_t depth = drafts ? begin::least(left - 1, *args.depth_limit) : 0;
   args.pending_lens[b] = pending;
-  args.wants_logits[b] = !decodes ? 0 : args.has_trees ? begin::kRootAndNodes : begin::kRootOnly;
+  args.wants_logits[b] = !decodes ? kNoLogits : args.has_trees ? kRootAndNodes : kRootOnly;
   args.max_emit[b] = left > 0 ? left : 0;
   args.draft_pending_lens[b] = followed;
-  args.draft_wants_logits[b] = depth > 0 ? 1 : 0;
+  args.draft_wants_logits[b] = depth > 0 ? kRootAndNodes : kNoLogits;
   args.node_budgets[b] = depth > 0 ? args.max_nodes : 0;
   args.depth_limits[b] = depth;
   args.root_values[b] = pending > 0 ? begin::root_value(left, group) : 1.0f;

@@ -12,7 +12,7 @@ struct BuildRowsArgs {
   const int32_t* pending_tokens;  // [N_p], packed
   const int32_t* cu_pending;      // [B + 1]
   const int32_t* computed_lens;   // [B], tokens whose KV is in the cache
-  const int32_t* wants_logits;    // [B], 0 nothing, 1 root and nodes, 2 root only
+  const int32_t* wants_logits;    // [B]
   const int32_t* num_seqs;        // [1]
   BlockTablesView tables;
   bool has_tree;
@@ -71,8 +71,8 @@ struct RowCounts {
 
 SDE_HD inline RowCounts row_counts(const BuildRowsArgs& args, int64_t b) {
   const int32_t pending = args.cu_pending[b + 1] - args.cu_pending[b];
-  const bool has_logits = args.wants_logits[b] != 0 && pending > 0;
-  const bool has_nodes = has_logits && args.has_tree && args.wants_logits[b] == 1;
+  const bool has_logits = args.wants_logits[b] != kNoLogits && pending > 0;
+  const bool has_nodes = has_logits && args.has_tree && args.wants_logits[b] == kRootAndNodes;
   const int32_t nodes = has_nodes ? args.tree.num_nodes[b] : 0;
   return {pending, nodes, has_logits ? 1 + nodes : 0};
 }

@@ -6,12 +6,13 @@
 
 #include "sdengine/hd.h"
 #include "sdengine/move_plan.h"
+#include "sdengine/token_tree.h"
 
 namespace sdengine {
 
 struct CommitPlanArgs {
   const int32_t* num_seqs;      // [1]
-  const int32_t* wants_logits;  // [B], 0: unfinished prefill
+  const int32_t* wants_logits;  // [B], as for build_rows
   const int32_t* pending_lens;  // [B], tokens of this step's chain; 0: took no part
   const int32_t* num_accepted;  // [B]
   const int32_t* path;          // [B, D]
@@ -42,7 +43,7 @@ SDE_HD inline int32_t least(int32_t a, int32_t b) { return a < b ? a : b; }
 // Tokens of out_tokens that enter the history: up to the limit, the room, and the first that could
 // not be drawn.
 SDE_HD inline int32_t tokens_to_emit(const CommitPlanArgs& args, int64_t b) {
-  if (args.wants_logits[b] == 0 || args.pending_lens[b] == 0) return 0;
+  if (args.wants_logits[b] == kNoLogits || args.pending_lens[b] == 0) return 0;
   const int64_t room = args.max_history - args.history_lens[b];
   int32_t limit = least(args.num_accepted[b] + 1, args.max_emit[b]);
   if (room < limit) limit = static_cast<int32_t>(room);
@@ -104,8 +105,8 @@ SDE_HD inline void commit_sequence(const CommitPlanArgs& args, int64_t b) {
   const int32_t kept = emitted > 0 ? emitted - 1 : 0;
   commit::append_history(args, b, emitted);
   commit::plan_moves(args.target_moves, b, args.path + b * args.max_depth, kept, root, nullptr);
-  args.computed_lens[b] =
-      commit::least(root + 1 + kept, args.history_lens[b] - (args.wants_logits[b] != 0 ? 1 : 0));
+  const int32_t unread = args.wants_logits[b] == kNoLogits ? 0 : 1;
+  args.computed_lens[b] = commit::least(root + 1 + kept, args.history_lens[b] - unread);
   // A step without the sequence leaves it as it is: what ended it is found however long ago.
   if (args.pending_lens[b] != 0) args.num_emitted[b] = emitted;
   if (args.draft_computed_lens != nullptr) commit::commit_draft(args, b, root, kept);

@@ -8,6 +8,10 @@
 
 namespace sdengine {
 
+// Values of wants_logits, what a sequence needs logits of: nothing (its prompt is unfinished), the
+// root and every node of its tree, the root alone.
+constexpr int32_t kNoLogits = 0, kRootAndNodes = 1, kRootOnly = 2;
+
 // A growing tree per sequence, nodes in creation order (depth, parent, draw); node 0 is the root.
 struct DraftTreeView {
   int32_t* tokens;       // [B, T + 1]
