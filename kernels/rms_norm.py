@@ -48,7 +48,7 @@ def reference(
 
 
 def normalised(rows: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """Rows [N, E] over their root mean square, times the weight [E], in torch."""
+    """Rows [..., E] over their root mean square, times the weight [E], in torch."""
     return rows * torch.rsqrt(rows.square().mean(-1, keepdim=True) + eps) * weight
 
 

@@ -10,6 +10,7 @@ import torch
 from sdengine.kernels.backends import triton_kernel
 from sdengine.kernels.cpu_library import load_cpu
 from sdengine.kernels.number_format import NUMBER_FORMATS, format_code
+from sdengine.kernels.rms_norm import normalised
 from sdengine.kernels.spec import Case, Op, address, expect, expect_tensor
 
 NAME = "rope_kv_append"
@@ -71,13 +72,6 @@ def rotate_pairs(heads: torch.Tensor, cos_sin: torch.Tensor) -> torch.Tensor:
     return torch.cat([first * cosine - second * sine, second * cosine + first * sine, rest], dim=-1)
 
 
-def norm_heads(heads: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
-    """RMS norm over the last axis; without a weight, `heads` itself."""
-    if weight is None:
-        return heads
-    return heads * torch.rsqrt(heads.square().mean(-1, keepdim=True) + eps) * weight
-
-
 def reference(
     *,
     qkv: torch.Tensor,
@@ -98,8 +92,8 @@ def reference(
     heads = qkv[:n].view(n, num_heads + 2 * num_kv_heads, head_dim)
     q, k, v = heads.split([num_heads, num_kv_heads, num_kv_heads], dim=1)
     angles = cos_sin[positions[:n].long()]
-    k = rotate_pairs(norm_heads(k, k_norm, eps), angles)
-    q.copy_(rotate_pairs(norm_heads(q, q_norm, eps), angles))
+    k = rotate_pairs(k if k_norm is None else normalised(k, k_norm, eps), angles)
+    q.copy_(rotate_pairs(q if q_norm is None else normalised(q, q_norm, eps), angles))
     block_size = kv_cache.shape[3]
     block, offset = slots[:n].long() // block_size, slots[:n].long() % block_size
     kv_cache[block, 0, :, offset] = k.to(kv_cache.dtype)
