@@ -79,7 +79,7 @@ __device__ inline float expect_draw(const LayerRows& rows, int32_t r, int32_t j,
       if (top - k >= j) expected += term;
     }
   }
-  return expand::min_of(expected, 1.0f);
+  return min_of(expected, 1.0f);
 }
 
 __device__ inline void note_expectations(const Block& block, const LayerRows& rows) {

@@ -101,7 +101,7 @@ __device__ inline Pool find_pool(const TreeExpandArgs& args, const Block& block,
   float least = kAboveAllValues;
   for (int32_t place = block.rank(); place < keys.num_places; place += block.size()) {
     const uint64_t key = keys.at(place);
-    if (key != 0) least = expand::min_of(least, key_value(key));
+    if (key != 0) least = min_of(least, key_value(key));
   }
   least = block.least_positive(least);
   return {0, keys.total, keys.total < budget ? 0.0f : least, least};
@@ -138,7 +138,7 @@ __device__ inline void rank_nodes(const TreeExpandArgs& args, const Block& block
       if (key == 0 || key < pool.cut || lanes.lane != 0) continue;
       const float value = key_value(key);
       scratch.values[rank] = value;
-      if (!expand::pays_at(args, value, rank)) failure = expand::min_of(failure, rank);
+      if (!expand::pays_at(args, value, rank)) failure = min_of(failure, rank);
     }
   }
   failure = static_cast<int32_t>(block.least(static_cast<uint32_t>(failure)));

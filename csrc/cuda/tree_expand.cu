@@ -104,9 +104,9 @@ __device__ int32_t merge_layer(const TreeExpandArgs& args, const Block& block, i
   const int32_t held = *tree.num_nodes;
   if (args.layer >= args.depth_limits[b]) return held;
   const int32_t budget = expand::node_budget(args, b);
-  const int32_t num_rows = expand::min_of(args.cu_rows[b + 1] - args.cu_rows[b], args.max_width);
+  const int32_t num_rows = min_of(args.cu_rows[b + 1] - args.cu_rows[b], args.max_width);
   const float floor = entry_floor(block, tree, held, budget);
-  const int32_t limit = expand::min_of(most_children(args), budget);
+  const int32_t limit = min_of(most_children(args), budget);
   const int32_t proposed =
       propose_rows(block, {args, space.arrays, b, tree, num_rows, limit, floor});
   if (proposed == 0) return held;
@@ -151,7 +151,7 @@ __device__ void open_nodes(const TreeExpandArgs& args, const Block& block, int64
   float floor = 0.0f;
   if (room > 0 && depth < args.depth_limits[b]) {
     const float own_floor = entry_floor(block, tree, num_nodes, expand::node_budget(args, b));
-    floor = expand::max_of(own_floor, pool_floor);
+    floor = max_of(own_floor, pool_floor);
     int32_t eligible = 0;
     for (int32_t i = 1 + block.rank(); i <= num_nodes; i += block.size()) {
       const bool is_eligible =
@@ -240,7 +240,7 @@ __device__ float selection_floor(const TreeExpandArgs& args, const Block& block,
 __device__ int32_t count_worthy(const TreeExpandArgs& args, const ExpandScratch& scratch, int32_t i,
                                 float cost, float* gain) {
   const float* promises = scratch.promises + int64_t{i} * args.max_width;
-  const float least = expand::max_of(cost, scratch.floors[i]);
+  const float least = max_of(cost, scratch.floors[i]);
   int32_t count = 0;
   *gain = 0.0f;
   for (int32_t j = 0; j < scratch.num_open[i]; ++j) {
@@ -286,8 +286,7 @@ __global__ void emit_kernel(TreeExpandArgs args) {
   if (b >= num_seqs) return;
 
   const ExpandScratch scratch(args);
-  const float cost =
-      expand::max_of(selection_floor(args, block, scratch), layer_share(args, block));
+  const float cost = max_of(selection_floor(args, block, scratch), layer_share(args, block));
   int32_t earlier = 0;
   for (int32_t i = block.rank(); i < num_seqs; i += block.size()) {
     const int32_t count = count_worthy(args, scratch, i, cost, &space.gains[i]);

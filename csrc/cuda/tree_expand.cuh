@@ -8,7 +8,7 @@ namespace sdengine {
 
 // Most children of a node: a proposal may hold more candidates than are taken of it.
 SDE_HD inline int32_t most_children(const TreeExpandArgs& args) {
-  return expand::min_of(args.max_children, args.num_candidates);
+  return min_of(args.max_children, args.num_candidates);
 }
 
 // What a block of `grow` works on, which is as large as tree, frontier and proposals are: 270 KiB
@@ -67,7 +67,7 @@ __device__ inline float entry_floor(const Block& block, const DraftTreeView& tre
   if (count < budget) return 0.0f;
   float floor = kAboveAllValues;
   for (int32_t i = 1 + block.rank(); i <= count; i += block.size())
-    floor = expand::min_of(floor, tree.values[i]);
+    floor = min_of(floor, tree.values[i]);
   return block.least_positive(floor);
 }
 

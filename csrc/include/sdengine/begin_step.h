@@ -3,7 +3,9 @@
 
 #include <cstdint>
 
+#include "sdengine/extremes.h"
 #include "sdengine/hd.h"
+#include "sdengine/token_search.h"
 #include "sdengine/token_tree.h"
 
 namespace sdengine {
@@ -42,16 +44,6 @@ struct BeginStepArgs {
 
 namespace begin {
 
-SDE_HD inline int32_t least(int32_t a, int32_t b) { return a < b ? a : b; }
-
-SDE_HD inline bool is_stop(const BeginStepArgs& args, int64_t b, int32_t token) {
-  const int32_t* stops = args.stop_tokens + b * args.num_stop_tokens;
-  for (int32_t i = 0; i < args.num_stop_tokens; ++i) {
-    if (stops[i] == token) return true;
-  }
-  return false;
-}
-
 // Whether its last step ended the sequence, which the host may not have read yet.
 SDE_HD inline bool has_ended(const BeginStepArgs& args, int64_t b) {
   const int32_t length = args.history_lens[b];
@@ -59,7 +51,7 @@ SDE_HD inline bool has_ended(const BeginStepArgs& args, int64_t b) {
   const int32_t* history = args.history + b * args.max_history;
   const int32_t known = length - args.num_emitted[b];
   for (int32_t i = known > args.first_stops[b] ? known : args.first_stops[b]; i < length; ++i) {
-    if (is_stop(args, b, history[i])) return true;
+    if (is_stop_token(args, b, history[i])) return true;
   }
   return false;
 }
@@ -67,7 +59,7 @@ SDE_HD inline bool has_ended(const BeginStepArgs& args, int64_t b) {
 // Tokens of sequence b that the target computes.
 SDE_HD inline int32_t num_pending(const BeginStepArgs& args, int64_t b) {
   if (args.scheduled_lens[b] <= 0 || has_ended(args, b)) return 0;
-  return least(args.scheduled_lens[b], args.history_lens[b] - args.computed_lens[b]);
+  return min_of(args.scheduled_lens[b], args.history_lens[b] - args.computed_lens[b]);
 }
 
 // Whether enough sequences have something to compute for any to take part.
@@ -136,12 +128,12 @@ SDE_HD inline void begin_sequence(const BeginStepArgs& args, int64_t b, int32_t 
   const int32_t length = args.history_lens[b];
   const int32_t missing = begin::num_missing(args, b, pending);
   const int32_t room = args.max_draft_rows > earlier ? args.max_draft_rows - earlier : 0;
-  const int32_t followed = begin::least(missing, room);
+  const int32_t followed = min_of(missing, room);
   const int32_t left = args.max_total_lens[b] - length;
   const bool decodes = pending > 0 && args.computed_lens[b] + pending == length;
   const bool drafts = decodes && args.has_trees && args.can_draft[b] != 0 && followed == missing;
   // A tree below the last token that may still be emitted would be cut off.
-  const int32_t depth = drafts ? begin::least(left - 1, *args.depth_limit) : 0;
+  const int32_t depth = drafts ? min_of(left - 1, *args.depth_limit) : 0;
   args.pending_lens[b] = pending;
   args.wants_logits[b] = !decodes ? kNoLogits : args.has_trees ? kRootAndNodes : kRootOnly;
   args.max_emit[b] = left > 0 ? left : 0;

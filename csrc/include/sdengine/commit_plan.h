@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "sdengine/extremes.h"
 #include "sdengine/hd.h"
 #include "sdengine/move_plan.h"
 #include "sdengine/token_tree.h"
@@ -38,14 +39,12 @@ struct CommitPlanArgs {
 
 namespace commit {
 
-SDE_HD inline int32_t least(int32_t a, int32_t b) { return a < b ? a : b; }
-
 // Tokens of out_tokens that enter the history: up to the limit, the room, and the first that could
 // not be drawn.
 SDE_HD inline int32_t tokens_to_emit(const CommitPlanArgs& args, int64_t b) {
   if (args.wants_logits[b] == kNoLogits || args.pending_lens[b] == 0) return 0;
   const int64_t room = args.max_history - args.history_lens[b];
-  int32_t limit = least(args.num_accepted[b] + 1, args.max_emit[b]);
+  int32_t limit = min_of(args.num_accepted[b] + 1, args.max_emit[b]);
   if (room < limit) limit = static_cast<int32_t>(room);
   const int32_t* tokens = args.out_tokens + b * (args.max_depth + 1);
   int32_t emitted = 0;
@@ -93,7 +92,7 @@ SDE_HD inline void commit_draft(const CommitPlanArgs& args, int64_t b, int32_t r
   plan_moves(args.draft_moves, b, path, forwarded, root, slots);
   reached += forwarded;
   // The last known token stays pending: its logits start the next tree.
-  args.draft_computed_lens[b] = least(reached, args.history_lens[b] - 1);
+  args.draft_computed_lens[b] = min_of(reached, args.history_lens[b] - 1);
 }
 
 }  // namespace commit
@@ -106,7 +105,7 @@ SDE_HD inline void commit_sequence(const CommitPlanArgs& args, int64_t b) {
   commit::append_history(args, b, emitted);
   commit::plan_moves(args.target_moves, b, args.path + b * args.max_depth, kept, root, nullptr);
   const int32_t unread = args.wants_logits[b] == kNoLogits ? 0 : 1;
-  args.computed_lens[b] = commit::least(root + 1 + kept, args.history_lens[b] - unread);
+  args.computed_lens[b] = min_of(root + 1 + kept, args.history_lens[b] - unread);
   // A step without the sequence leaves it as it is: what ended it is found however long ago.
   if (args.pending_lens[b] != 0) args.num_emitted[b] = emitted;
   if (args.draft_computed_lens != nullptr) commit::commit_draft(args, b, root, kept);

@@ -11,8 +11,10 @@
 
 #include <cstdint>
 
+#include "sdengine/extremes.h"
 #include "sdengine/hd.h"
 #include "sdengine/rank_keys.h"
+#include "sdengine/token_search.h"
 #include "sdengine/token_tree.h"
 #include "sdengine/tree_growth.h"
 
@@ -96,23 +98,16 @@ SDE_HD inline Workspace workspace(const NgramMatchArgs& args, int64_t b) {
 }
 
 SDE_HD inline float match_weight(const NgramMatchArgs& args, int32_t length) {
-  const int32_t steps = expand::min_of(length - args.min_ngram, kMaxWeightSteps);
+  const int32_t steps = min_of(length - args.min_ngram, kMaxWeightSteps);
   return static_cast<float>(1 << (2 * steps));
 }
 
 // How many tokens before `end` agree with the last tokens of the text, at most `limit`.
 SDE_HD inline int32_t match_length(const int32_t* text, int32_t count, int32_t end, int32_t limit) {
-  const int32_t longest = expand::min_of(limit, end);
+  const int32_t longest = min_of(limit, end);
   int32_t length = 0;
   while (length < longest && text[end - 1 - length] == text[count - 1 - length]) ++length;
   return length;
-}
-
-// Whether one of `count` tokens equals `token`; a plain reduction, which compilers vectorise.
-SDE_HD inline bool contains(const int32_t* tokens, int32_t count, int32_t token) {
-  uint32_t hits = 0;
-  for (int32_t i = 0; i < count; ++i) hits |= tokens[i] == token ? 1u : 0u;
-  return hits != 0;
 }
 
 // Inserts by length descending, earlier insertions first among equals; returns the new count.
@@ -146,10 +141,6 @@ SDE_HD inline int32_t find_matches(const NgramMatchArgs& args, const int32_t* te
   return found;
 }
 
-SDE_HD inline bool is_stop_token(const NgramMatchArgs& args, int64_t b, int32_t token) {
-  return contains(args.stop_tokens + b * args.num_stop_tokens, args.num_stop_tokens, token);
-}
-
 // The child of `node` with this token, made if there is none.
 SDE_HD inline int32_t child_of(NgramTrieNode* trie, int32_t node, int32_t token, int32_t* count) {
   int32_t* link = &trie[node].first_child;
@@ -177,7 +168,7 @@ SDE_HD inline int32_t build_trie(const NgramMatchArgs& args, int64_t b, const in
       const int32_t token = text[at];
       node = child_of(space.trie, node, token, &nodes);
       space.trie[node].weight += weight;
-      if (args.num_stop_tokens > 0 && is_stop_token(args, b, token)) break;
+      if (is_stop_token(args, b, token)) break;
       if (++at == count) at = match.end;
     }
   }
@@ -198,7 +189,7 @@ SDE_HD inline int32_t rank_children(const NgramMatchArgs& args, int64_t b, const
     }
     space.ranked[at].trie = child;
   }
-  count = expand::min_of(count, first + args.max_children);
+  count = min_of(count, first + args.max_children);
   float votes = space.trie[above.trie].weight + kEscapeWeight;  // that are left
   float chance = above.value;
   float bound = above.value;
@@ -207,7 +198,7 @@ SDE_HD inline int32_t rank_children(const NgramMatchArgs& args, int64_t b, const
     const float estimate = space.trie[child].weight / votes;
     const float* table = expand::rank_table(args.calibration, b, at - first);
     const float acceptance = expand::acceptance_of(estimate, table);
-    const float value = expand::min_of(chance * acceptance, bound);
+    const float value = min_of(chance * acceptance, bound);
     space.ranked[at] = {child, parent, above.depth + 1, at - first, value, estimate};
     votes -= space.trie[child].weight;
     chance = chance * (1.0f - acceptance);
@@ -250,8 +241,8 @@ struct NgramTask {
 SDE_HD inline NgramTask ngram_task(const NgramMatchArgs& args, int64_t b) {
   NgramTask task;
   task.tree = args.tree.sequence(b);
-  task.budget = expand::min_of(args.node_budgets[b], task.tree.capacity);
-  task.depth = expand::min_of(args.depth_limits[b], args.max_depth);
+  task.budget = min_of(args.node_budgets[b], task.tree.capacity);
+  task.depth = min_of(args.depth_limits[b], args.max_depth);
   task.text = args.history + b * args.history_stride;
   task.length = task.budget > 0 && task.depth > 0 ? args.history_lens[b] : 0;
   task.space = ngram::workspace(args, b);

@@ -18,22 +18,16 @@
 
 #include <cstdint>
 
+#include "sdengine/extremes.h"
 #include "sdengine/hd.h"
 #include "sdengine/rank_keys.h"
+#include "sdengine/token_search.h"
 #include "sdengine/token_tree.h"
 #include "sdengine/tree_growth.h"
 
 namespace sdengine {
 
 namespace expand {
-
-SDE_HD inline bool is_stop_token(const TreeExpandArgs& args, int64_t b, int32_t token) {
-  const int32_t* stops = args.stop_tokens + b * args.num_stop_tokens;
-  for (int32_t s = 0; s < args.num_stop_tokens; ++s) {
-    if (stops[s] == token) return true;
-  }
-  return false;
-}
 
 // How many nodes of the sequence the next layer can forward: width, KV slots, mask bits, rows.
 SDE_HD inline int32_t frontier_room(const TreeExpandArgs& args, int64_t b, int32_t rows_so_far) {

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "sdengine/calibration.h"
+#include "sdengine/extremes.h"
 #include "sdengine/hd.h"
 #include "sdengine/rank_keys.h"
 #include "sdengine/token_tree.h"
@@ -78,10 +79,6 @@ struct NodeOrder {
     return static_cast<uint32_t>(depth) * depth_stride + offset + static_cast<uint32_t>(index);
   }
 };
-
-SDE_HD inline int32_t min_of(int32_t a, int32_t b) { return a < b ? a : b; }
-SDE_HD inline float min_of(float a, float b) { return a < b ? a : b; }
-SDE_HD inline float max_of(float a, float b) { return a > b ? a : b; }
 
 SDE_HD inline bool is_slot_rule(ExpandRule rule) {
   return rule == ExpandRule::kSlot || rule == ExpandRule::kUniformSlot;
