@@ -14,6 +14,7 @@ void place_expand_scratch(TreeExpandArgs& args) {
   const int64_t nodes = args.tree.capacity;
   const int64_t candidates = int64_t{args.max_width} * args.num_candidates;
   const int64_t keys = std::max(args.batch_size * nodes, nodes + candidates);
+  args.keys = args.scratch;
   args.buffer = args.keys + keys;
   uint64_t* rest = args.buffer + keys;
   args.candidates = reinterpret_cast<Candidate*>(rest);

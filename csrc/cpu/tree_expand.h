@@ -8,7 +8,7 @@ namespace sdengine {
 
 void tree_expand(const TreeExpandArgs& args, Worker& worker);
 
-// Cuts the scratch tensor, which `keys` points to, into the arrays that a layer needs.
+// Cuts the scratch tensor into the arrays that a layer needs.
 void place_expand_scratch(TreeExpandArgs& args);
 
 }  // namespace sdengine

@@ -9,6 +9,7 @@ void tree_select(const TreeSelectArgs& args, Worker& worker) {
 
 void place_select_scratch(TreeSelectArgs& args) {
   const int64_t nodes = args.draft.capacity, keys = args.batch_size * nodes;
+  args.keys = args.scratch;
   args.buffer = args.keys + keys;
   args.sizes = reinterpret_cast<int32_t*>(args.buffer + keys);
   args.places = args.sizes + nodes + 1;

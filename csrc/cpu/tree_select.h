@@ -8,7 +8,7 @@ namespace sdengine {
 
 void tree_select(const TreeSelectArgs& args, Worker& worker);
 
-// Cuts the scratch tensor, which `keys` points to, into the arrays of a selection.
+// Cuts the scratch tensor into the arrays of a selection.
 void place_select_scratch(TreeSelectArgs& args);
 
 }  // namespace sdengine

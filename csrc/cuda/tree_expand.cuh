@@ -39,7 +39,7 @@ SDE_HD inline int64_t grow_words(const TreeExpandArgs& args) {
 struct ExpandScratch {
   SDE_HD explicit ExpandScratch(const TreeExpandArgs& args) {
     const int64_t batch = args.batch_size;
-    SharedLayout layout(reinterpret_cast<unsigned char*>(args.keys));
+    SharedLayout layout(reinterpret_cast<unsigned char*>(args.scratch));
     keys = layout.take<uint64_t>(batch * args.tree.capacity);
     num_nodes = layout.take<int32_t>(batch);
     first_failures = layout.take<int32_t>(batch);

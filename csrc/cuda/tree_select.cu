@@ -24,7 +24,7 @@ struct SelectScratch {
 };
 
 SDE_HD SelectScratch scratch_of(const TreeSelectArgs& args) {
-  int32_t* words = reinterpret_cast<int32_t*>(args.keys);
+  int32_t* words = reinterpret_cast<int32_t*>(args.scratch);
   return {words, words + int64_t{args.batch_size} * args.draft.capacity};
 }
 

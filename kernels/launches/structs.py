@@ -172,7 +172,7 @@ class TreeExpandArgs(Structure):
         *pointers("cu_pending", "num_seqs"),
         ("tables", BlockTablesView),
         ("rows", RowBatchView),
-        *pointers("creation_ids", "keys", "buffer", "candidates", "remap"),
+        *pointers("creation_ids", "scratch", "keys", "buffer", "candidates", "remap"),
     ]
 
 
@@ -184,7 +184,7 @@ class TreeSelectArgs(Structure):
         *pointers("cu_pending", "num_seqs", "total_budget"),
         *ints("batch_size"),
         ("tree", TokenTreeView),
-        *pointers("keys", "buffer", "sizes", "places", "next"),
+        *pointers("scratch", "keys", "buffer", "sizes", "places", "next"),
     ]
 
 

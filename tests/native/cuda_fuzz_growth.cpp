@@ -22,8 +22,8 @@ void expand_on_device(TreeExpandArgs args) {
   const int64_t told = args.tree.capacity + (args.tree.capacity + 1) / 2 + args.max_width + 2;
   const int64_t words = told + (is_shared ? 0 : grow_words(args));
   Exact<uint64_t> scratch(static_cast<size_t>(args.batch_size * words), 0xdeadbeefdeadbeefull);
-  args.keys = scratch.get();
-  args.buffer = nullptr;
+  args.scratch = scratch.get();
+  args.keys = args.buffer = nullptr;
   args.candidates = nullptr;
   args.remap = nullptr;
   require(sdengine_cuda_tree_expand(&args, args.batch_size, nullptr) == 0, "tree_expand starts");
@@ -32,8 +32,8 @@ void expand_on_device(TreeExpandArgs args) {
 void select_on_device(TreeSelectArgs args) {
   const int64_t words = int64_t{args.batch_size} * (args.draft.capacity + 1);
   Exact<uint64_t> scratch(static_cast<size_t>(words), 0xdeadbeefdeadbeefull);
-  args.keys = scratch.get();
-  args.buffer = nullptr;
+  args.scratch = scratch.get();
+  args.keys = args.buffer = nullptr;
   args.sizes = args.places = args.next = nullptr;
   require(sdengine_cuda_tree_select(&args, args.batch_size, nullptr) == 0, "tree_select starts");
 }

@@ -127,7 +127,7 @@ struct Draft {
     program.append(
         tree_select,
         TreeSelectArgs{draft.view, thresholds.get(), static_cast<int32_t>(thresholds.size()),
-                       pending.get(), live.get(), nullptr, kBatch, tree.view, keys.get(),
+                       pending.get(), live.get(), nullptr, kBatch, tree.view, nullptr, keys.get(),
                        keys.get() + kBatch * kNodes, maps.get(), maps.get() + kNodes + 1,
                        maps.get() + 2 * (kNodes + 1)});
     program.append(build_rows, BuildRowsArgs{tokens.get(),

@@ -63,6 +63,8 @@ struct TreeExpandArgs {
   BlockTablesView tables;
   RowBatchView rows;      // capacity 0: no next layer
   int32_t* creation_ids;  // [N] or null: the draft slot of each new row's node
+  uint64_t* scratch;      // the op's scratch tensor; what lies where is its backend's business
+  // Arrays of the serial code, which the CPU backend finds room for in `scratch`.
   uint64_t* keys;         // [max(B T, T + max_width K)]
   uint64_t* buffer;       // [B T], with row_prices
   Candidate* candidates;  // [max_width K]

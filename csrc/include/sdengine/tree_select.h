@@ -24,6 +24,8 @@ struct TreeSelectArgs {
   const int32_t* total_budget;  // [1], most nodes of the batch; null: as many as there are rows
   int32_t batch_size;           // B
   TokenTreeView tree;
+  uint64_t* scratch;  // the op's scratch tensor; what lies where is its backend's business
+  // Arrays of the serial code, which the CPU backend finds room for in `scratch`.
   uint64_t* keys;    // [B T]
   uint64_t* buffer;  // [B T]
   int32_t* sizes;    // [T + 1], nodes of the subtree; 0 when dropped
