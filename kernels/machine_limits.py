@@ -2,8 +2,7 @@
 soon threads meet, for a pool of threads.
 
 Limits drift on a shared machine (DRAM bandwidth by half within an hour), so a ratio quoted against
-one must come from the
-same run: keep a `LimitProbe` and let it measure beside the kernels.
+one must come from the same run: keep a `LimitProbe` and let it measure beside the kernels.
 """
 
 from __future__ import annotations

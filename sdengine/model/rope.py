@@ -6,10 +6,9 @@ early would have been rotated differently from one cached late, and the same tex
 how it was cut into steps. It matters for two types:
 
 - dynamic: within `max_position_embeddings` the frequencies are the plain ones. An engine with a
-longer model length uses, for
-  all positions, the frequencies of a sequence of exactly that length.
+  longer model length uses, for all positions, the frequencies of a sequence of exactly that length.
 - longrope: the short factors when the model length is within the original context, else the long
-factors.
+  factors.
 
 Both equal the reference implementation's forward over a sequence as long as the model length, and
 for every shorter one as long as the model length stays within `RopeConfig.default_context`.

@@ -3,8 +3,10 @@
 // Children are tested in order against the target law p. After the draws y_1 .. y_j (without
 // replacement from q) were rejected, what is left of p is the one-parameter family
 //
-//     r_j(x) = max(0, p(x) - t_j q(x)) / S_j,   t_0 = 0, S_0 = 1,   t_j = t_{j-1} + S_{j-1} /
-//     D_{j-1}, S_j = sum_x max(0, p(x) - t_j q(x)),      D_j = 1 - q(y_1) - .. - q(y_j),
+//     r_j(x) = max(0, p(x) - t_j q(x)) / S_j,
+//     S_j    = sum_x max(0, p(x) - t_j q(x)),    S_0 = 1,
+//     t_j    = t_{j-1} + S_{j-1} / D_{j-1},      t_0 = 0,
+//     D_j    = 1 - q(y_1) - .. - q(y_j),
 //
 // for all x at once: rejected tokens vanish by themselves. q lives on a support of at most 64
 // tokens, so a rejection costs one sum over the support. Children that were not drawn but chosen

@@ -24,9 +24,8 @@ struct DraftTreeView {
   float* probs;          // [B, T + 1], draft probability of the token
   int32_t* draft_slots;  // [B, T + 1], index of the node's draft KV, 0 for the root, -1 when not
                          // forwarded
-  int32_t*
-      proposal_rows;   // [B, T + 1], row of the proposal store its children were drawn from, or -1
-  int32_t* num_nodes;  // [B], root excluded
+  int32_t* proposal_rows;  // [B, T + 1], row of the proposal store its children are from, or -1
+  int32_t* num_nodes;      // [B], root excluded
   int32_t* num_forwarded;  // [B], draft slots handed out, root excluded
   int32_t capacity;        // T
 

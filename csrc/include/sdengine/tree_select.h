@@ -16,11 +16,10 @@ namespace sdengine {
 
 struct TreeSelectArgs {
   DraftTreeView draft;
-  const float*
-      thresholds;    // [N]: least value of the node that would become row i of the target batch
-  int32_t max_rows;  // N
-  const int32_t* cu_pending;    // [B + 1]
-  const int32_t* num_seqs;      // [1]
+  const float* thresholds;    // [N], least value of the node that becomes row i of the target pass
+  int32_t max_rows;           // N
+  const int32_t* cu_pending;  // [B + 1]
+  const int32_t* num_seqs;    // [1]
   const int32_t* total_budget;  // [1], most nodes of the batch; null: as many as there are rows
   int32_t batch_size;           // B
   TokenTreeView tree;

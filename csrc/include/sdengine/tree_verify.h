@@ -181,9 +181,11 @@ SDE_HD inline int32_t accepted_child(const TokenTreeView& tree, int32_t node, co
 
 // Rejection walk: recursive rejection sampling without replacement; the output's law is the
 // target's, its tokens depend on the tree. `target` offers
-//   bool load(node)                   makes that node's row current; false when nothing can be
-//   drawn from it double probability(token)         p of the current row int32_t draw(law,
-//   residual, key)  a token from the residual of the current row
+//
+//     bool load(node)                    makes that node's row current; false: nothing can be drawn
+//     double probability(token)          p of the current row
+//     int32_t draw(law, residual, key)   a token from the residual of the current row
+//
 // root_key: seed and root position of the sequence. Coins and the last token are keyed by the
 // node's creation id, so no number is used twice. Returns the number of accepted nodes.
 //
