@@ -284,9 +284,9 @@ def test_triton_is_imported_by_its_kernels_only() -> None:
 
 
 def sources() -> list[Path]:
-    """Everything a human wrote and reads: Python, C++, tests."""
+    """Everything a human wrote and reads: Python, C++, CUDA, tests."""
     folders = ("sdengine", "kernels", "benchmarks", "examples", "tests", "csrc")
-    suffixes = {".py", ".cpp", ".h", ".inl", ".cu"}
+    suffixes = {".py", ".cpp", ".h", ".inl", ".cu", ".cuh"}
     return [
         path
         for folder in folders
