@@ -11,7 +11,8 @@ import torch
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """Neighbours on the machine keep their cores, and sums keep one order; on busy cores torch's
-    workers wait for one another most of the time. Where a conftest imports it.
+    workers wait for one another most of the time. For the tests of the module
+    that imports it, or below the conftest that does.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)

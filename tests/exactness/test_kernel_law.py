@@ -5,28 +5,18 @@ Each right construction must pass with p > 1e-4; each wrong one must fail the ve
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from scipy import stats
 
 from sdengine.kernels.programs.program import run_op
 from sdengine.kernels.sampling_tables import SamplingTables
+from tests.torch_threads import one_thread as one_thread
 
 from .kernel_walks import RIGHT, Mistakes, TableWorld, random_table_world, rejection_tokens
 
 ALPHA = 1e-4
 COUNT = 3
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny tensors: torch's own threads only wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def joint_law(world: TableWorld, count: int) -> torch.Tensor:

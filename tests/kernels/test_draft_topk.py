@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,15 +10,7 @@ import torch
 from sdengine.kernels import noise as keyed
 from sdengine.kernels.programs.program import make_pool, run_op
 from sdengine.kernels.sampling_tables import SamplingTables
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny tensors: torch's own threads only wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+from tests.torch_threads import one_thread as one_thread
 
 
 def draft_args(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,18 +14,10 @@ from sdengine.kernels.sampling_tables import SamplingTables
 from sdengine.kernels.token_tree import TokenTree
 from sdengine.kernels.tree_verify_reference import Residual, TargetRow, Verifier
 from sdengine.kernels.verdict import Verdict
+from tests.torch_threads import one_thread as one_thread
 
 from .random_token_trees import fill_token_tree, int_tensor
 from .same_tensors import assert_same_tensors
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny tensors: torch's own threads only wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class FixedRow(TargetRow):

@@ -8,7 +8,6 @@ and nowhere else.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,18 +19,10 @@ from sdengine.kernels import noise
 from sdengine.kernels.programs.program import make_pool, run_op
 from sdengine.kernels.row_plan import plan_row
 from sdengine.kernels.sampling_tables import SamplingTables
+from tests.torch_threads import one_thread as one_thread
 
 POOLS = [make_pool(1), make_pool(2)]
 SLACK = 1e-6
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny tensors: torch's own threads only wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def kept_by_top_k(logits: torch.Tensor, top_k: int) -> torch.Tensor:
