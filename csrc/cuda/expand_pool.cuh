@@ -36,7 +36,7 @@ struct TrimSpace {
 };
 
 // Whether nodes have to be ranked, so that the next layer can be priced.
-SDE_HD bool is_ranking(const TreeExpandArgs& args) {
+SDE_HD inline bool is_ranking(const TreeExpandArgs& args) {
   return args.rows.capacity > 0 && expand::has_prices(args);
 }
 

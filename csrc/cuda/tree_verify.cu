@@ -13,7 +13,11 @@ namespace sdengine {
 namespace {
 
 constexpr int32_t kWalkThreads = 256;
-constexpr int32_t kMinTokensPerBlock = 2048;  // below it another block costs more than it reads
+// Below it another block costs more than it reads; tests set it so that teams form for few tokens.
+#if !defined(SDENGINE_MIN_TOKENS_PER_BLOCK)
+#define SDENGINE_MIN_TOKENS_PER_BLOCK 2048
+#endif
+constexpr int32_t kMinTokensPerBlock = SDENGINE_MIN_TOKENS_PER_BLOCK;
 
 __global__ void walk_tokens_kernel(TreeVerifyArgs args) {
   const int64_t b = blockIdx.x;

@@ -89,11 +89,11 @@ void require_same_tokens(const TokenTreeView& a, const TokenTreeView& b, int32_t
 }
 
 // Layers, then a choice of them: both sides draw the same random numbers as long as they agree.
-void grow_and_select(Random& random) {
+void grow_and_select(Random& random, int32_t num_seqs = 0) {
   Random twin = random;
   const bool is_clean = random.chance(0.3f);
   (void)twin.chance(0.3f);
-  Growth serial(random, is_clean), device(twin, is_clean);
+  Growth serial(random, is_clean, num_seqs), device(twin, is_clean, num_seqs);
   grow(serial, random);
   grow(device, twin, expand_on_device);
   require(random.bits() == twin.bits(), "the same layers");
@@ -115,6 +115,9 @@ void grow_and_select(Random& random) {
 }
 
 SDENGINE_FUZZ(cuda_tree_growth, 12) { grow_and_select(random); }
+
+// More sequences than a block has threads.
+SDENGINE_FUZZ(cuda_growth_of_many, 3) { grow_and_select(random, random.integer(33, 70)); }
 
 // What grows with the tree does not fit into shared memory, and lies in scratch.
 SDENGINE_FUZZ(cuda_growth_in_scratch, 12) {

@@ -109,7 +109,7 @@ SDENGINE_FUZZ(cuda_tree_verify, 6) {
   args.is_rejection = random.chance(0.6f);
   const Verdict team(batch, depth), alone(batch, depth);
   verify(args, alone, 1);
-  verify(args, team, 3 * batch);
+  verify(args, team, 5 * batch);
   require(std::memcmp(team.ints.get(), alone.ints.get(), team.ints.size() * sizeof(int32_t)) == 0,
           "a team gives the bits of one block");
   for (int32_t b = 0; b < growth.live[0]; ++b)

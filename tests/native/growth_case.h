@@ -15,10 +15,13 @@ using namespace sdengine;
 
 // Sizes and per-sequence settings of a random batch.
 struct Growth {
-  explicit Growth(Random& random, bool clean = false)
+  // `num_seqs`: of the batch, of small trees; 0: a few, at random.
+  explicit Growth(Random& random, bool clean = false, int32_t num_seqs = 0)
       : is_clean(clean),
-        batch(random.integer(1, 4)),
-        nodes(random.chance(0.05f) ? 512 : random.integer(0, 24)),
+        batch(num_seqs > 0 ? num_seqs : random.integer(1, 4)),
+        nodes(num_seqs > 0           ? random.integer(0, 6)
+              : random.chance(0.05f) ? 512
+                                     : random.integer(0, 24)),
         candidates(random.chance(0.3f) ? random.integer(8, 20) : random.integer(1, 7)),
         width(random.integer(1, 9)),
         layers(random.integer(1, 5)),

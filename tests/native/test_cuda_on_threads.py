@@ -39,12 +39,13 @@ from ..kernels.tree_worlds import (
     assert_same_trees,
     grow,
 )
-from .cuda_threads import FEW_POOLED_KEYS, FLAGS, KERNELS, threads_library
+from .cuda_threads import FEW_POOLED_KEYS, FLAGS, KERNELS, LARGE_TEAMS, threads_library
 from .test_sanitizers import HERE, at_fixed_addresses, compile_driver, run
 
 SOURCES = [KERNELS, *sorted(HERE.glob("cuda_fuzz_*.cpp")), HERE / "fuzz_main.cpp"]
 CASES = (
     "cuda_tree_growth",
+    "cuda_growth_of_many",
     "cuda_growth_in_scratch",
     "cuda_limits",
     "cuda_shared_memory_stays_granted",
@@ -65,24 +66,32 @@ MISSING_BARRIER = 100  # plant 100 + n leaves out the n-th barrier of every thre
 @pytest.fixture(scope="module")
 def memory_checked(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The driver that sees wrong addresses and undefined arithmetic."""
-    folder = tmp_path_factory.mktemp("cuda_memory")
-    return [str(compile_driver(SOURCES, "address,undefined", folder, ["-O0", *FLAGS]))]
+    folder, flags = tmp_path_factory.mktemp("cuda_memory"), ["-O0", *FLAGS, LARGE_TEAMS]
+    return [str(compile_driver(SOURCES, "address,undefined", folder, flags))]
 
 
 @pytest.fixture(scope="module")
 def race_checked(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The driver that sees races."""
     folder = tmp_path_factory.mktemp("cuda_races")
-    flags = ["-O0", *FLAGS, FEW_POOLED_KEYS]
+    flags = ["-O0", *FLAGS, FEW_POOLED_KEYS, LARGE_TEAMS]
     return at_fixed_addresses(compile_driver(SOURCES, "thread", folder, flags))
 
 
-@pytest.fixture(scope="module")
-def library() -> CudaLibrary:
+@pytest.fixture(params=[1, 3])
+def warps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Of every block: what goes from warp to warp is seen with several."""
+    monkeypatch.setenv("CUDA_BLOCK_THREADS", str(32 * request.param))
+    return int(request.param)
+
+
+@pytest.fixture
+def library(warps: int) -> CudaLibrary:
     """The library on CPU threads, loaded as the real one is."""
     return threads_library()
 
 
+@pytest.mark.usefixtures("warps")
 def test_random_batches_equal_the_serial_results(memory_checked: list[str]) -> None:
     result = run(memory_checked)
     assert result.returncode == 0, result.stderr[-4000:]
@@ -108,6 +117,15 @@ def test_nothing_races(race_checked: list[str], case: str, seeds: list[int]) -> 
     for seed in seeds:
         result = run([*race_checked, case, str(seed)])
         assert result.returncode == 0, result.stderr[-4000:]
+
+
+@pytest.mark.parametrize("case", ["cuda_tree_growth", "cuda_tree_verify", "cuda_ngram_match"])
+def test_nothing_races_between_warps(
+    race_checked: list[str], case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_BLOCK_THREADS", "64")
+    result = run([*race_checked, case, "4"])
+    assert result.returncode == 0, result.stderr[-4000:]
 
 
 @pytest.mark.parametrize(

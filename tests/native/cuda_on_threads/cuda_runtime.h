@@ -4,7 +4,7 @@
 // All blocks of a launch run at once and nothing orders them, so that the thread sanitizer sees
 // races within a block and between blocks; a block's shared memory is a heap buffer of exactly the
 // size asked for, so that the address sanitizer sees every step beyond. Blocks are made smaller
-// than asked for (a warp, or what max_block_threads says): kernels have to work for any whole
+// than asked for (a warp, or what CUDA_BLOCK_THREADS says): kernels have to work for any whole
 // number of warps. Not modelled: the order of memory between blocks beyond acquire and release, and
 // the lockstep of a warp, which no kernel may rely on. Shared memory beyond 48 KiB has to be asked
 // for, and there is an end to it, as on a device.
@@ -44,9 +44,10 @@ namespace cuda_on_threads {
 constexpr int kWarpSize = 32;
 constexpr int kMaxBlocksAtOnce = 8;
 
-inline int& max_block_threads() {
-  static int threads = kWarpSize;
-  return threads;
+// Read at every launch, so that one process can see blocks of one warp and of several.
+inline int max_block_threads() {
+  const char* said = std::getenv("CUDA_BLOCK_THREADS");
+  return said == nullptr ? kWarpSize : std::atoi(said);
 }
 
 // The ordinal of a barrier that every thread leaves out, counted within a launch; 0: none.
