@@ -17,6 +17,7 @@ _EXPORTS = {
     "CompletionOutput": "sdengine.core.outputs",
     "Engine": "sdengine.engine",
     "EngineConfig": "sdengine.core.config",
+    "Logprob": "sdengine.core.outputs",
     "RequestMetrics": "sdengine.core.outputs",
     "RequestOutput": "sdengine.core.outputs",
     "SamplingParams": "sdengine.core.sampling_params",

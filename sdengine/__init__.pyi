@@ -4,6 +4,7 @@ from sdengine.async_engine import AsyncEngine as AsyncEngine
 from sdengine.core.config import EngineConfig as EngineConfig
 from sdengine.core.config import SpeculationConfig as SpeculationConfig
 from sdengine.core.outputs import CompletionOutput as CompletionOutput
+from sdengine.core.outputs import Logprob as Logprob
 from sdengine.core.outputs import RequestMetrics as RequestMetrics
 from sdengine.core.outputs import RequestOutput as RequestOutput
 from sdengine.core.outputs import SpeculationStats as SpeculationStats

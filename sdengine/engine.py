@@ -22,7 +22,7 @@ from sdengine.core.plan import STREAM_SECONDS, StepReport
 from sdengine.core.request import Request, RequestBook
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.core.sequence import Sequence
-from sdengine.errors import ConfigError, EngineBusy, EngineFailed, SdengineError
+from sdengine.errors import CheckpointError, ConfigError, EngineBusy, EngineFailed, RequestError
 from sdengine.factory.build import EngineParts, MakeDrafter, build_engine_parts
 from sdengine.runner.flight import Commit, Flight
 from sdengine.runner.iteration import Iteration
@@ -188,7 +188,12 @@ class Engine:
             EngineBusy, EngineFailed: see above.
         """
         defaults = self.default_params
-        wanted = [(name, prompt, defaults if p is None else p) for name, prompt, p in requests]
+        try:
+            wanted = [(name, prompt, defaults if p is None else p) for name, prompt, p in requests]
+        except (TypeError, ValueError) as error:
+            raise RequestError.from_parts(
+                "requests of (request_id, prompt, params)", str(error)
+            ) from None
         self._check_call()
         with self._is_called:
             self._begin()
@@ -446,7 +451,7 @@ def forked() -> EngineFailed:
     return EngineFailed.from_parts(
         "an engine of this process",
         "one that was made before a fork, which takes no threads along",
-        'make it in the child, or start processes with the method "spawn"',
+        'make another in the child, or start processes with the method "spawn"',
     )
 
 
@@ -454,11 +459,11 @@ def require_finite(output: RequestOutput) -> None:
     """Raises when a completion ended because its logits were NaN or infinite.
 
     Raises:
-        SdengineError: it did.
+        CheckpointError: it did.
     """
     for completion in output.outputs:
         if completion.stop_reason == NOT_FINITE:
-            raise SdengineError.from_parts(
+            raise CheckpointError.from_parts(
                 "finite logits", NOT_FINITE, "check the checkpoint's weights for NaN and infinity"
             )
 

@@ -49,7 +49,8 @@ class ConfigError(SdengineError):
 
 
 class CheckpointError(SdengineError):
-    """A checkpoint is missing, damaged, or of a kind that is not supported."""
+    """A checkpoint is missing, damaged, of a kind that is not supported, or gives logits that are
+    not finite."""
 
 
 class RequestError(SdengineError):

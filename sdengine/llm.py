@@ -126,7 +126,7 @@ class LLM:
 
         Raises:
             RequestError: a prompt or a parameter is unusable; nothing was generated.
-            SdengineError: the model produced logits that are not finite.
+            CheckpointError: the model produced logits that are not finite.
         """
         with self._opened(self._pair_up(prompts, params)) as inbox:
             finished: dict[str, dict[int, RequestOutput]] = {name: {} for name in inbox.request_ids}

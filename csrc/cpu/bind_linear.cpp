@@ -3,6 +3,7 @@
 #include "cpu/bind.h"
 #include "cpu/linear.h"
 #include "cpu/packed_weight.h"
+#include "cpu/without_gil.h"
 
 namespace sdengine {
 namespace {
@@ -20,7 +21,7 @@ void pack(ThreadPool& pool, const PartList& parts, int source_format, uintptr_t 
                 interleave_gate_up};
   for (const auto& [data, rows, stride] : parts)
     args.parts.push_back({pointer<const void>(data), rows, stride});
-  pool.run([&](Worker& worker) { pack_weight(args, worker); });
+  without_gil([&] { pool.run([&](Worker& worker) { pack_weight(args, worker); }); });
 }
 
 void append_linear(Program& program, uintptr_t x, int x_format, uintptr_t weight, int weight_format,
@@ -49,7 +50,7 @@ void bind_linear(pybind11::module_& module) {
   module.def("linear", append_linear);
   module.def("strips_together",
              [](int format) { return strips_together(static_cast<Format>(format)); });
-  module.def("pack_weight", pack, pybind11::call_guard<pybind11::gil_scoped_release>());
+  module.def("pack_weight", pack);
 }
 
 }  // namespace sdengine

@@ -2,6 +2,7 @@
 // bind_<op>.cpp.
 #include "cpu/bind.h"
 #include "cpu/cpu_features.h"
+#include "cpu/without_gil.h"
 
 namespace py = pybind11;
 
@@ -35,7 +36,12 @@ PYBIND11_MODULE(_cpu, module) {
            [](Program& program, uintptr_t count) {
              program.stop_at_zero(reinterpret_cast<const int32_t*>(count));
            })
-      .def("replay", &Program::replay, py::arg("pool"), py::call_guard<py::gil_scoped_release>())
+      .def(
+          "replay",
+          [](const Program& program, ThreadPool& pool) {
+            without_gil([&] { program.replay(pool); });
+          },
+          py::arg("pool"))
       .def(
           "replay_in_a_row",
           [](const Program& program, ThreadPool& pool, int num_replays,
@@ -44,13 +50,18 @@ PYBIND11_MODULE(_cpu, module) {
             for (const auto& [source, size] : left) {
               bytes.push_back({reinterpret_cast<const char*>(source), size});
             }
-            return program.replay_in_a_row(pool, num_replays, bytes,
-                                           reinterpret_cast<char*>(copies));
+            return without_gil([&] {
+              return program.replay_in_a_row(pool, num_replays, bytes,
+                                             reinterpret_cast<char*>(copies));
+            });
           },
-          py::arg("pool"), py::arg("num_replays"), py::arg("left"), py::arg("copies"),
-          py::call_guard<py::gil_scoped_release>())
-      .def("replay_timed", &Program::replay_timed, py::arg("pool"),
-           py::call_guard<py::gil_scoped_release>());
+          py::arg("pool"), py::arg("num_replays"), py::arg("left"), py::arg("copies"))
+      .def(
+          "replay_timed",
+          [](const Program& program, ThreadPool& pool) {
+            return without_gil([&] { return program.replay_timed(pool); });
+          },
+          py::arg("pool"));
 
   module.def("selected_isa", [] { return std::string(isa_name(selected_isa())); });
   module.def("fastest_isa", [] { return std::string(isa_name(fastest_isa())); });

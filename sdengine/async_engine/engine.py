@@ -166,6 +166,10 @@ class AsyncEngine:
             RequestError: token_ids is no list of any kind, or request_id, may_wait, timeout_s or
                 group is of no use to any engine.
         """
+        if isinstance(token_ids, str):
+            raise RequestError.from_parts(
+                "token_ids to be a list of any kind", "text", "submit takes text, too"
+            )
         call = CallOptions(request_id, may_wait, timeout_s, group=group)
         stream = self._open(token_ids, params, call, asyncio.get_running_loop().time())
         self._thread.submit(stream, may_wait)
@@ -235,7 +239,8 @@ class AsyncEngine:
             raise RequestError.from_parts(
                 "token ids, because the checkpoint has no tokenizer.json", "text"
             )
-        if len(text) <= LONG_TEXT:  # sooner done than a thread is woken and heard
+        is_long = isinstance(text, str) and len(text) > LONG_TEXT
+        if not is_long:  # sooner done than a thread is woken and heard
             return tokenizer.encode(text, add_special_tokens=add_special_tokens)
         encode = partial(tokenizer.encode, text, add_special_tokens=add_special_tokens)
         try:

@@ -83,8 +83,8 @@ def read_environment(environ: Mapping[str, str] | None = None) -> Environment:
             "SDENGINE_BACKEND", env.get("SDENGINE_BACKEND", "").strip() or None
         ),
         num_threads=_num_threads(env.get("SDENGINE_NUM_THREADS", "")),
-        cache_dir=Path(cache_dir or "~/.cache/sdengine").expanduser(),
-        bundled_dir=Path(bundled_dir).expanduser() if bundled_dir else None,
+        cache_dir=_directory("SDENGINE_CACHE_DIR", cache_dir or "~/.cache/sdengine"),
+        bundled_dir=_directory("SDENGINE_BUNDLED_DIR", bundled_dir) if bundled_dir else None,
         no_color=bool(env.get("NO_COLOR")),
         api_key=env.get("SDENGINE_API_KEY") or None,
     )
@@ -101,6 +101,15 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _directory(name: str, text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # ~ of a user without a home
+        raise ConfigError.from_parts(
+            f"{name} to be a directory", f"{text!r}: {error}", "set it to an absolute path"
+        ) from None
 
 
 def _num_threads(text: str) -> int | None:

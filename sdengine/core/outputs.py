@@ -1,9 +1,10 @@
 """What the engine hands back: cumulative text and tokens per request, and how speculation did.
 
 Once a completion has finished it is plain data: `dataclasses.asdict` makes of it what `json.dumps`
-takes. While it is running its tokens and logprobs are read-only views of the engine's lists
-(`Snapshot`): equal to a list, and slices and copies of it are lists, so that a step costs the same
-however long the text is. `asdict` copies views as they are, so that it leaves the `Logprob`s of a
+takes. While it is running its tokens and logprobs, and the prompt's tokens, are read-only views of
+the engine's lists (`Snapshot`): equal to a list, and slices, sums and copies of it are lists
+(`json.dumps` takes `list(token_ids)`), so that a step costs the same however long the text is.
+`asdict` copies views as they are, so that it leaves the `Logprob`s of a
 running completion objects; all else becomes plain data there, too.
 
 All times are seconds; `*_time` of `RequestMetrics` are points on the clock `time.monotonic`,
@@ -34,7 +35,8 @@ class Logprob:
     """Log-probability of one token under the target model at one position.
 
     Args:
-        logprob: natural logarithm of its probability before temperature and filters.
+        logprob: natural logarithm of its probability before temperature and filters, with penalties
+            and logit_bias.
         rank: 1 for the most likely token of the vocabulary.
         decoded_token: text of the token alone.
     """
@@ -57,8 +59,9 @@ class CompletionOutput:
         cumulative_logprob: sum of the generated tokens' own logprobs; None when logprobs were not
             asked for.
         finish_reason: None while it is running.
-        stop_reason: the stop string or stop token id that ended it; None for end-of-sequence and
-            for other reasons.
+        stop_reason: the stop string or stop token id that ended it; with finish_reason "abort" what
+            made it end if that was not the caller, logits that are not finite; None for
+            end-of-sequence and for other reasons.
         from_draft: per generated token, whether a draft proposed it and the target accepted it;
             every other token is the target's own. Two outputs that differ in this alone are equal.
     """

@@ -66,6 +66,10 @@ class Request:
     stop_checkers: list[StopChecker] = field(default_factory=list)
     first_token_time: float | None = None
     num_generated: int = 0  # tokens, over all sequences
+    prompt_view: Snapshot[int] = field(init=False)  # for outputs while it lives
+
+    def __post_init__(self) -> None:
+        self.prompt_view = Snapshot(self.prompt_token_ids, 0, len(self.prompt_token_ids))
 
     @property
     def is_finished(self) -> bool:
@@ -137,7 +141,9 @@ class RequestBook:
             raise RequestError.from_parts("group to be a string or None", repr(group))
         requests: dict[str, Request] = {}
         for request_id, prompt, params in wanted:
-            if not isinstance(request_id, str) or request_id in self or request_id in requests:
+            if not isinstance(request_id, str):
+                raise RequestError.from_parts("request_id to be a string", repr(request_id))
+            if request_id in self or request_id in requests:
                 raise RequestError.from_parts(
                     "a request_id that no unfinished request has", repr(request_id)
                 )
@@ -193,7 +199,7 @@ class RequestBook:
         return make_output(
             request.request_id,
             request.prompt,
-            request.prompt_token_ids,
+            list(request.prompt_token_ids) if is_finished else request.prompt_view,
             outputs,
             is_finished,
             metrics,

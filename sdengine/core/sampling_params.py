@@ -37,13 +37,15 @@ MAX_REPETITION_PENALTY = 1000.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """Sampling parameters of one request.
+    """Sampling parameters of one request. What is left out has the values below, whatever the
+    checkpoint's generation_config.json says: `Engine.default_params` has those, and
+    `dataclasses.replace` changes them.
 
     Args:
         n: completions per prompt, 1 to 128.
         max_tokens: most tokens to generate per completion, >= 1.
-        min_tokens: end-of-sequence and stop tokens are masked until so many tokens are generated;
-            <= max_tokens.
+        min_tokens: end-of-sequence and stop tokens are masked until so many tokens are generated,
+            and stop strings that end before are not looked at; <= max_tokens.
         temperature: >= 0; below 1e-5 the most likely token is taken.
         top_p: nucleus mass in (0, 1]; 1 keeps all tokens.
         top_k: keep the k most likely tokens; 0 (or -1) keeps all.

@@ -15,7 +15,7 @@ Item = TypeVar("Item")
 
 class Snapshot(Sequence[Item]):
     """Items [start, stop) of a list that only grows. Equal to a list of the same items; slices,
-    copies and pickles of it are lists.
+    sums, copies and pickles of it are lists.
 
     Args:
         items: the list; may grow at its end from now on, and do nothing else.
@@ -51,6 +51,12 @@ class Snapshot(Sequence[Item]):
         if not isinstance(other, (list, Snapshot)):
             return NotImplemented
         return list(self) == list(other)
+
+    def __add__(self, other: list[Item] | Snapshot[Item]) -> list[Item]:
+        return self[:] + other[:] if isinstance(other, (list, Snapshot)) else NotImplemented
+
+    def __radd__(self, other: list[Item]) -> list[Item]:
+        return other + self[:] if isinstance(other, list) else NotImplemented
 
     __hash__ = None  # type: ignore[assignment]
 

@@ -154,8 +154,8 @@ class StopChecker:
     ) -> None:
         self._sequence = sequence
         self._stream = stream
-        self._eos = eos_token_ids
         params = sequence.params
+        self._eos = frozenset() if params.ignore_eos else eos_token_ids
         self._strings = params.stop_strings
         self._hides_stop_token = (
             params.skip_special_tokens and not params.include_stop_str_in_output

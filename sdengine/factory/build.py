@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import torch
 
 from sdengine.cache.block_pool import BlockPool
 from sdengine.cache.kv_cache import KVCache
@@ -37,6 +40,9 @@ from sdengine.runner.placement import Placement, choose_placement
 from sdengine.runner.runner import Runner
 from sdengine.runner.workspace import Sizes, Workspace
 from sdengine.scheduler.scheduler import Scheduler
+
+FIRST_PROCESS = os.getpid()
+"""That imported this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +93,7 @@ def build_engine_parts(
     Raises:
         ConfigError, CheckpointError, BackendUnavailable, CacheFull: as `Engine`.
     """
+    _leave_threads_of_a_parent()
     environment = read_environment()
     placement = choose_placement(config, environment.backend)
     models = _open_models(config, environment.bundled_dir)
@@ -122,6 +129,13 @@ def build_engine_parts(
     return EngineParts(
         runner, scheduler, controller, models.tokenizer, defaults, limits, models.target_path
     )
+
+
+def _leave_threads_of_a_parent() -> None:
+    """Lets torch work alone in a process that was forked from one with torch in it: the threads
+    that it would wait for were not forked along, and its first parallel loop would never end."""
+    if os.getpid() != FIRST_PROCESS:
+        torch.set_num_threads(1)
 
 
 def _open_models(config: EngineConfig, bundled_dir: Path | None) -> Models:

@@ -23,6 +23,8 @@ from sdengine.runner.costs import measure_costs
 from sdengine.runner.iteration import Iteration
 
 KERNEL_FILES = (".py", ".so", ".pyd")
+LONGEST_S = 3600.0
+"""No step takes so long: a file that says so is damaged."""
 LARGE_MODEL_BYTES = 256 << 20
 """Larger models are kept in the file; smaller ones are measured in a fraction of a second and
 measured anew at every start, which is the truth about the machine as it is today."""
@@ -95,7 +97,7 @@ def _read(path: Path) -> dict[str, dict[str, object]]:
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
         return known if isinstance(known, dict) else {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
 
 
@@ -105,9 +107,24 @@ def _entry(known: dict[str, dict[str, object]], key: str) -> CostModel | None:
         parts = {k: tuple(v) if isinstance(v, list) else v for k, v in known[key].items()}
         if parts.keys() != {field.name for field in fields(CostModel)}:
             return None
-        return CostModel(**parts)  # type: ignore[arg-type]
+        costs = CostModel(**parts)  # type: ignore[arg-type]
+        return costs if _is_possible(costs) else None
     except (KeyError, AttributeError, TypeError):
         return None
+
+
+def _is_possible(costs: CostModel) -> bool:
+    """Whether a measurement could have given these."""
+    rows, times = costs.rows, costs.verify_s
+    draft = (costs.draft_first_s, costs.draft_layer_s, costs.draft_read_s)
+    return (
+        len(rows) == len(times) > 0
+        and rows[0] == 1
+        and list(rows) == sorted(set(rows))
+        and list(times) == sorted(times)
+        and times[0] > 0.0
+        and all(0.0 <= seconds < LONGEST_S for seconds in (*times, *draft))
+    )
 
 
 def _write(path: Path, known: dict[str, dict[str, object]]) -> None:

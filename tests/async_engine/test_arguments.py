@@ -181,6 +181,8 @@ def test_a_list_that_changes_after_the_call_does_not_change_the_prompt(make_turn
             assert (await last_output(stream)).prompt_token_ids == [4, 5, 6]
             with pytest.raises(RequestError, match="a prompt of text or of token ids"):
                 engine.enqueue(7, params_for(0))
+            with pytest.raises(RequestError, match="token_ids to be a list of any kind, got text"):
+                engine.enqueue("text", params_for(0))
 
     asyncio.run(main())
 

@@ -63,6 +63,8 @@ def test_text_prompts_keep_their_text(make_engine: MakeEngine) -> None:
             by_ids = await last_output(await engine.submit(output.prompt_token_ids, params))
             assert by_ids.prompt is None
             assert by_ids.outputs[0].text == output.outputs[0].text
+            with pytest.raises(RequestError):
+                await engine.encode(5)  # type: ignore[arg-type]
 
     asyncio.run(main())
 

@@ -48,6 +48,8 @@ def test_threads_are_given_or_the_environments_or_one_a_core() -> None:
         ({"SDENGINE_BACKEND": "linear=cpu"}, "SDENGINE_BACKEND to be one of.*'linear=cpu'"),
         ({"SDENGINE_NUM_THREADS": "0"}, "SDENGINE_NUM_THREADS"),
         ({"SDENGINE_NUM_THREADS": "two"}, "SDENGINE_NUM_THREADS"),
+        ({"SDENGINE_CACHE_DIR": "~nobody-at-all/x"}, "SDENGINE_CACHE_DIR.*absolute path"),
+        ({"SDENGINE_BUNDLED_DIR": "~nobody-at-all/x"}, "SDENGINE_BUNDLED_DIR.*absolute path"),
         ({"SDENGINE_THREADS": "2"}, "among SDENGINE_BACKEND.*got SDENGINE_THREADS; unset it"),
     ],
 )

@@ -35,6 +35,18 @@ def test_slices_are_lists_of_the_same_items(
     assert type(part) is list and part == ITEMS[2:9][start:stop:step]
 
 
+def test_sums_are_lists() -> None:
+    """As one joins a prompt and its completion."""
+    shown, items = Snapshot(ITEMS, 2, 4), [1, 2]
+    assert shown + items == [12, 13, 1, 2] and items + shown == [1, 2, 12, 13]
+    assert shown + shown == [12, 13, 12, 13]
+    joined = shown
+    joined += items
+    assert joined == [12, 13, 1, 2] and shown == [12, 13]
+    with pytest.raises(TypeError):
+        shown + "ab"  # type: ignore[operator]
+
+
 def test_single_items() -> None:
     shown = Snapshot(ITEMS, 2, 9)
     assert [shown[i] for i in range(-7, 7)] == ITEMS[2:9] * 2

@@ -62,6 +62,14 @@ def test_stop_token_names_itself_and_ignore_eos_goes_on() -> None:
     assert sequence.text == "_ac"
 
 
+@pytest.mark.parametrize(("ignore_eos", "reason"), [(False, None), (True, EOS)])
+def test_a_stop_token_that_is_the_end_of_sequence_is_one_where_that_is_ignored(
+    ignore_eos: bool, reason: int | None
+) -> None:
+    _, stop = checker(stop_token_ids=[EOS], ignore_eos=ignore_eos)
+    assert stop.accept([1, EOS]).stop_reason == reason
+
+
 def test_max_tokens_cuts_the_path() -> None:
     sequence, stop = checker(max_tokens=3)
     assert stop.accept([1, 2]).finish_reason is None

@@ -353,23 +353,6 @@ def test_a_bad_stream_is_refused_at_the_call(make_llm: MakeLLM, prompt: Any, par
     assert not llm.engine.has_unfinished_requests()
 
 
-def test_ids_are_strings_and_unique_while_unfinished(make_engine: MakeEngine) -> None:
-    engine = make_engine()
-    engine.add_request("a", [5], GREEDY)
-    for bad in ("a", 5, None, ["a"]):
-        with pytest.raises(RequestError, match="a request_id that no unfinished request has, got"):
-            engine.add_request(bad, [6], GREEDY)  # type: ignore[arg-type]
-    for bad in ("b", 5, None, ["a"]):
-        with pytest.raises(RequestError, match="the id of an unfinished request, got"):
-            engine.abort_request(bad)  # type: ignore[arg-type]
-    while engine.has_unfinished_requests():
-        engine.step()
-    with pytest.raises(RequestError, match="it may have finished already"):
-        engine.abort_request("a")
-    engine.add_request("a", [5], GREEDY)
-    engine.abort_request("a")
-
-
 def test_a_request_larger_than_the_whole_cache_is_refused(make_engine: MakeEngine) -> None:
     engine = make_engine(num_kv_blocks=3)
     words = r"at most 24 tokens, the whole KV cache, got 20 prompt \+ 24 new.*raise num_kv_blocks"

@@ -106,7 +106,32 @@ def test_a_file_that_cannot_be_read_is_measured_anew(
 WITHOUT_READING = {"rows": [1], "verify_s": [1.0], "draft_first_s": 0.1, "draft_layer_s": 0.1}
 
 
-@pytest.mark.parametrize("entry", [{}, {"rows": [1]}, WITHOUT_READING, [], 5])
+POSSIBLE = {**WITHOUT_READING, "draft_read_s": 0.1}
+IMPOSSIBLE = [
+    {**POSSIBLE, **damage}
+    for damage in (
+        {"verify_s": [0.0]},
+        {"verify_s": [-1.0]},
+        {"verify_s": [float("nan")]},
+        {"verify_s": [None]},
+        {"verify_s": ["x"]},
+        {"verify_s": []},
+        {"verify_s": None},
+        {"rows": [2]},
+        {"rows": [1, 1], "verify_s": [1.0, 1.0]},
+        {"rows": [1, 2], "verify_s": [1.0, 0.5]},
+        {"draft_layer_s": 1e308},
+        {"draft_first_s": -0.1},
+        {"draft_read_s": float("nan")},
+    )
+]
+
+
+def test_an_entry_that_can_be_true_is_believed() -> None:
+    assert cost_file._entry({"key": POSSIBLE}, "key") is not None
+
+
+@pytest.mark.parametrize("entry", [{}, {"rows": [1]}, WITHOUT_READING, [], 5, *IMPOSSIBLE])
 def test_an_entry_of_another_shape_is_measured_anew(
     iteration: Iteration, measured: list[CostModel], tmp_path: Path, entry: object
 ) -> None:

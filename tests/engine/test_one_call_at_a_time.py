@@ -188,6 +188,62 @@ def test_a_forked_process_is_told_and_ends(make_llm: MakeLLM) -> None:
     assert llm.generate(PROMPTS[0], GREEDY)[0].outputs == expected
 
 
+FORKED_ALONE = """
+import os, sys
+from sdengine.core.sampling_params import SamplingParams
+from sdengine.llm import LLM
+
+params = SamplingParams(max_tokens=8, temperature=0.0)
+ask = lambda: LLM({model!r}, num_threads=2, speculation=None).generate([4, 5], params)
+mine = ask()[0].outputs[0].token_ids
+child = os.fork()
+if child:
+    sys.exit(os.waitpid(child, 0)[1])
+assert ask()[0].outputs[0].token_ids == mine
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork")
+def test_a_forked_process_makes_an_engine_of_its_own() -> None:
+    """torch's threads were not forked along, and its first parallel loop would wait for them."""
+    code = FORKED_ALONE.format(model=text_checkpoint(vocab_size=40_000))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+STEPS_FOR_EVER = """
+import threading, time
+from sdengine.core.sampling_params import SamplingParams
+from sdengine.engine import Engine
+
+engine = Engine({model!r}, num_threads=1)
+params = SamplingParams(max_tokens=100, ignore_eos=True)
+begun = threading.Event()
+
+
+def loop():
+    number = 0
+    while True:
+        engine.add_request(str(number), [4, 5], params)
+        while engine.has_unfinished_requests():
+            engine.step()
+            begun.set()
+        number += 1
+
+
+threading.Thread(target=loop, daemon=True).start()
+begun.wait()
+"""
+
+
+def test_a_process_ends_while_a_daemon_thread_steps_an_engine() -> None:
+    """Python ends such a thread where it takes the interpreter's lock back."""
+    code = STEPS_FOR_EVER.format(model=text_checkpoint())
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
+        assert (done.returncode, done.stderr) == (0, b"")
+
+
 FORKED = """
 import asyncio, os, sys
 from sdengine.async_engine import AsyncEngine

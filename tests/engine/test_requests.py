@@ -402,3 +402,39 @@ def test_a_longer_context_is_only_advised_where_there_is_one(make_llm: MakeLLM) 
         with pytest.raises(RequestError, match="shorter than max_model_len") as refusal:
             llm.generate([[5] * 4096])
         assert ("raise max_model_len" in str(refusal.value)) == has_more
+
+
+def test_a_running_request_s_prompt_is_not_its_reader_s_to_change(make_engine: MakeEngine) -> None:
+    """As one joins prompt and completion."""
+    engine = make_engine()
+    engine.add_request("a", [4, 5, 6], SamplingParams(max_tokens=4, ignore_eos=True))
+    seen = []
+    while engine.has_unfinished_requests():
+        for output in engine.step():
+            joined = output.prompt_token_ids
+            joined += output.outputs[0].token_ids
+            assert joined == [4, 5, 6, *output.outputs[0].token_ids]
+            seen.append((list(output.prompt_token_ids)[:3], output.metrics.num_prompt_tokens))
+    assert seen == [([4, 5, 6], 3)] * len(seen) and len(seen) >= 2
+
+
+def test_ids_are_strings_and_unique_while_unfinished(make_engine: MakeEngine) -> None:
+    engine, greedy = make_engine(), SamplingParams(temperature=0.0)
+    engine.add_request("a", [5], greedy)
+    with pytest.raises(RequestError, match="a request_id that no unfinished request has, got 'a'"):
+        engine.add_request("a", [6], greedy)
+    for bad in (5, None, ["a"]):
+        with pytest.raises(RequestError, match="request_id to be a string, got"):
+            engine.add_request(bad, [6], greedy)  # type: ignore[arg-type]
+    for several in (5, [("b", [6])], [6]):
+        with pytest.raises(RequestError, match=r"requests of \(request_id, prompt, params\), got"):
+            engine.add_requests(several)  # type: ignore[arg-type]
+    for bad in ("b", 5, None, ["a"]):
+        with pytest.raises(RequestError, match="the id of an unfinished request, got"):
+            engine.abort_request(bad)  # type: ignore[arg-type]
+    while engine.has_unfinished_requests():
+        engine.step()
+    with pytest.raises(RequestError, match="it may have finished already"):
+        engine.abort_request("a")
+    engine.add_request("a", [5], greedy)
+    engine.abort_request("a")
