@@ -75,7 +75,8 @@ class LLM:
 
     Args:
         model: directory in Hugging Face format, or the name of a bundled pair.
-        draft: directory of the draft model; None takes the bundled pair's, or none.
+        draft: directory of the draft model, or the name of a bundled pair, for its draft; None
+            takes the draft of the pair that `model` names, or none.
         **settings: every other field of `EngineConfig`.
 
     Raises:

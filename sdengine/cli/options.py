@@ -103,7 +103,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="model directory in Hugging Face format, or the name of a bundled pair (%(default)s)",
     )
     parser.add_argument(
-        "--draft", metavar="DIR", help="draft model directory (the bundled pair's own, or none)"
+        "--draft",
+        metavar="DIR",
+        help="draft model directory, or a bundled pair for its draft (that of --model, or none)",
     )
     add_device_option(parser)
     parser.add_argument(

@@ -12,7 +12,6 @@ import re
 from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass, replace
 from numbers import Integral
-from pathlib import Path
 
 from sdengine.core.argument import (
     INT64_MAX,
@@ -118,8 +117,10 @@ class SpeculationConfig:
             ("min_ngram", MAX_NGRAM),
             ("max_ngram", MAX_NGRAM),
         ):
-            way_out = "speculation=None decodes plainly" if name == "max_nodes" else ""
-            self._set(name, check_int(error, name, getattr(self, name), 1, high, way_out))
+            value = getattr(self, name)
+            means_none = name == "max_nodes" and repr(value) in ("0", "None")
+            way_out = "speculation=None decodes plainly" if means_none else ""
+            self._set(name, check_int(error, name, value, 1, high, way_out))
         for name in ("adaptive", "calibrate"):
             check_bool(error, name, getattr(self, name))
         if self.method == "kary" and self.draws_drafts:
@@ -238,8 +239,8 @@ class EngineConfig:
 
     Args:
         model: a directory in Hugging Face format, or the name of a bundled pair.
-        draft: directory of the draft model, which plain decoding does not open; None takes the
-            bundled pair's, or none.
+        draft: directory of the draft model, or the name of a bundled pair, for its draft; plain
+            decoding does not open it. None takes the draft of the pair that `model` names, or none.
         device: "cpu", "cuda" or "cuda:<index>"; "auto" is the CPU, unless the backend is a GPU's.
         dtype: of weights and KV cache: "float32", "bfloat16" or "float16"; "auto" is the
             checkpoint's own, but bfloat16 on CPUs that have instructions for it (avx512_bf16).
@@ -378,9 +379,7 @@ def _checked_path(name: str, value: object) -> str:
         raise ConfigError.from_parts(
             f"{name} to be a directory or the name of a pair", shown(value)
         )
-    path = os.fspath(value)
-    is_path = isinstance(value, os.PathLike) or path.startswith("~")
-    return str(Path(path).expanduser()) if is_path else path
+    return os.fspath(value)
 
 
 def _checked_speculation(value: object) -> SpeculationConfig | str | None:

@@ -37,39 +37,44 @@ def resolve_model(
     """Find the directories of a target and a draft model.
 
     Args:
-        model: a directory, or the name of a bundled pair; a directory of that name wins.
-        draft: a directory; None for the pair's own draft, or none.
-        bundled_dir: where pairs lie; None for the package's own.
+        model: a directory, or the name of a bundled pair; a directory of that name wins. A leading
+            ~ is the user's home.
+        draft: likewise, a pair's name for its draft; None for the draft of the pair that `model`
+            names, or none.
+        bundled_dir: where pairs lie, as SDENGINE_BUNDLED_DIR says; None for the package's own.
 
     Raises:
         CheckpointError: nothing of that name; the message lists the bundled pairs. Or a directory
             that holds a pair instead of a model.
     """
     root = BUNDLED_DIR if bundled_dir is None else bundled_dir
-    given_draft = None if draft is None else _directory(draft, root)
-    if Path(model).is_dir():
-        return ModelPaths(_directory(model, root), given_draft)
-    if str(model) in bundled_pairs(root):
-        pair = root / str(model)
-        own_draft = pair / "draft"
-        if given_draft is None and own_draft.is_dir():
-            given_draft = own_draft
-        return ModelPaths(pair / "target", given_draft)
-    return ModelPaths(_directory(model, root), given_draft)
+    target = _directory(model, root, "target")
+    if draft is not None:
+        return ModelPaths(target, _directory(draft, root, "draft"))
+    pair = root / os.fspath(model)
+    own_draft = pair / "draft"
+    has_own = target == pair / "target" and own_draft.is_dir()
+    return ModelPaths(target, own_draft if has_own else None)
 
 
-def _directory(name: str | os.PathLike[str], root: Path) -> Path:
-    path = Path(name)
+def _directory(name: str | os.PathLike[str], root: Path, role: str) -> Path:
+    """The directory that a name means for the `role` of target or draft."""
+    path = Path(os.path.expanduser(name))
     if path.is_dir():
         _refuse_pair(path)
         return path
-    pairs = bundled_pairs(root)
+    pairs = [pair for pair in bundled_pairs(root) if (root / pair / role).is_dir()]
+    if str(name) in pairs:
+        return root / str(name) / role
     close = difflib.get_close_matches(str(name), pairs, n=1)
+    kind = "a bundled pair" if role == "target" else "a bundled pair with a draft"
     hint = (
         f'did you mean "{close[0]}"?' if close else "download a model first and pass its directory"
     )
+    if not pairs and root != BUNDLED_DIR:
+        hint = f"unset SDENGINE_BUNDLED_DIR, which says {root}, or {hint}"
     raise CheckpointError.from_parts(
-        f"a model directory or a bundled pair ({', '.join(pairs) or 'none is installed'})",
+        f"a model directory or {kind} ({', '.join(pairs) or 'none is installed'})",
         f"{os.fspath(name)!r}, which is neither",
         hint,
     )

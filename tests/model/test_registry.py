@@ -29,6 +29,32 @@ def test_a_bundled_pair_brings_its_draft(bundled: Path) -> None:
     assert other.draft == pair / "target"
 
 
+def test_a_draft_may_be_a_bundled_pair_s(bundled: Path, tmp_path: Path) -> None:
+    draft = bundled / "python-completion" / "draft"
+    for model in ("python-completion", tmp_path):
+        assert resolve_model(model, "python-completion", bundled_dir=bundled).draft == draft
+    (bundled / "alone" / "target").mkdir(parents=True)
+    (bundled / "alone" / "target" / "config.json").write_text("{}")
+    expected = (
+        r"a bundled pair with a draft \(python-completion\), got 'alone', which is neither; dow"
+    )
+    with pytest.raises(CheckpointError, match=expected):
+        resolve_model("python-completion", "alone", bundled_dir=bundled)
+    assert resolve_model("alone", bundled_dir=bundled).draft is None
+
+
+def test_a_tilde_is_the_home_directory(
+    bundled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "m").mkdir()
+    for name in ("~/m", Path("~/m")):
+        found = resolve_model(name, name, bundled_dir=bundled)
+        assert found == ModelPaths(tmp_path / "m", tmp_path / "m")
+    with pytest.raises(CheckpointError, match="'~/nothing', which is neither"):
+        resolve_model("~/nothing", bundled_dir=bundled)
+
+
 def test_directories_are_taken_as_they_are(bundled: Path, tmp_path: Path, monkeypatch) -> None:
     assert resolve_model(tmp_path, bundled_dir=bundled) == ModelPaths(tmp_path, None)
     assert resolve_model(str(tmp_path), tmp_path, bundled_dir=bundled).draft == tmp_path
@@ -45,5 +71,8 @@ def test_unknown_names_are_refused_with_what_exists(bundled: Path, tmp_path: Pat
         resolve_model("meta/llama", bundled_dir=bundled)
     with pytest.raises(CheckpointError, match="'nothing', which is neither"):
         resolve_model("python-completion", "nothing", bundled_dir=bundled)
-    with pytest.raises(CheckpointError, match="none is installed"):
+    way_out = (
+        f"none is installed.*; unset SDENGINE_BUNDLED_DIR, which says {tmp_path}/empty, or down"
+    )
+    with pytest.raises(CheckpointError, match=way_out):
         resolve_model("x", bundled_dir=tmp_path / "empty")
