@@ -69,7 +69,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--api-key-file",
         type=Path,
         metavar="FILE",
-        help="keys that clients must send, one per line (SDENGINE_API_KEY holds one)",
+        help="keys that clients must send, one per line; blank lines and those that begin with # "
+        "are none (SDENGINE_API_KEY holds one)",
     )
     parser.add_argument(
         "--allow-public",
@@ -168,22 +169,33 @@ def api_keys(file: Path | None) -> tuple[str, ...]:
     """Keys of the environment and of a file.
 
     Raises:
-        ConfigError: the file cannot be read, or holds none.
+        ConfigError: the file cannot be read, or holds none; or a key could not stand in a header.
     """
+    from sdengine.server.settings import KEY, is_key
+
     key = read_environment().api_key
-    keys = [] if key is None else [key]
+    keys = {} if key is None else {"SDENGINE_API_KEY": key}
     if file is not None:
-        try:
-            lines = file.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError.from_parts(
-                f"a readable file of API keys {file}", str(error)
-            ) from None
-        found = [line.strip() for line in lines if line.strip()]
-        if not found:
-            raise ConfigError.from_parts(f"an API key in {file}", "an empty file")
-        keys += found
-    return tuple(keys)
+        keys |= keys_in(file)
+    for source, key in keys.items():
+        if not is_key(key):
+            raise ConfigError.from_parts(f"{source} to be {KEY}", "another text")
+    return tuple(keys.values())
+
+
+def keys_in(file: Path) -> dict[str, str]:
+    """Keys of a file, by the lines where they stand."""
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError.from_parts(f"a readable file of API keys {file}", str(error)) from None
+    texts = {f"line {number} of {file}": line.strip() for number, line in enumerate(lines, 1)}
+    found = {source: text for source, text in texts.items() if text and not text.startswith("#")}
+    if not found:
+        raise ConfigError.from_parts(
+            f"an API key in {file}", "only blank lines and comments" if lines else "an empty file"
+        )
+    return found
 
 
 def require_libraries() -> None:

@@ -9,8 +9,10 @@ from functools import lru_cache
 from sdengine.core.argument import check_bool, check_float, check_int
 from sdengine.errors import ConfigError
 
-__all__ = ["ServerSettings", "is_loopback"]
+__all__ = ["KEY", "ServerSettings", "is_key", "is_loopback"]
 
+KEY = "ASCII text without spaces around"
+"""What `is_key` accepts; errors never show a key."""
 MAX_SECONDS = 1e6
 
 
@@ -71,8 +73,8 @@ class ServerSettings:
                 check_int(error, name, getattr(self, name), 1)
         for name in ("request_timeout_s", "body_timeout_s", "drain_timeout_s"):
             check_float(error, name, getattr(self, name), 0.0, MAX_SECONDS, low_is_open=True)
-        if any(not key or not key.isascii() or key != key.strip() for key in self.api_keys):
-            raise error.from_parts("api_keys of ASCII text without spaces around", "another")
+        if not all(map(is_key, self.api_keys)):
+            raise error.from_parts(f"every one of api_keys to be {KEY}", "another text")
         if not (is_loopback(self.host) or self.api_keys or self.allow_public):
             raise error.from_parts(
                 "an API key to listen on an address that others can reach",
@@ -84,6 +86,11 @@ class ServerSettings:
     def is_local(self) -> bool:
         """Whether only this machine can reach the server."""
         return is_loopback(self.host)
+
+
+def is_key(text: str) -> bool:
+    """Whether a client could send this key in a header."""
+    return bool(text) and text.isascii() and text == text.strip()
 
 
 @lru_cache(maxsize=64)

@@ -9,6 +9,7 @@ import pytest
 from sdengine.cli import serve
 from sdengine.cli.main import build_parser, main
 from sdengine.core.config import EngineConfig
+from sdengine.errors import ConfigError
 
 
 @pytest.fixture
@@ -77,6 +78,29 @@ def test_options_that_contradict_each_other_are_refused(
     err = capfd.readouterr().err
     assert err.startswith("sdengine: ") and err.count("\n") == 1
     assert not served
+
+
+def test_a_file_of_keys_may_have_comments(tmp_path: Path) -> None:
+    file = tmp_path / "keys.txt"
+    file.write_text("# of the team\n\nfirst#1\n   # old\n  second\n")
+    assert serve.api_keys(file)[-2:] == ("first#1", "second")
+    file.write_text("# none\n")
+    with pytest.raises(ConfigError, match=f"an API key in {file}, got only blank lines and comm"):
+        serve.api_keys(file)
+
+
+def test_a_key_that_is_refused_is_told_by_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "keys.txt"
+    file.write_text("fine\n\nschlüssel\n")
+    with pytest.raises(ConfigError, match=f"expected line 3 of {file} to be ASCII") as caught:
+        serve.api_keys(file)
+    assert "schl" not in str(caught.value)
+    monkeypatch.setenv("SDENGINE_API_KEY", " spaced")
+    with pytest.raises(ConfigError, match="expected SDENGINE_API_KEY to be ASCII") as caught:
+        serve.api_keys(None)
+    assert "spaced" not in str(caught.value)
 
 
 def test_a_file_of_keys_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
