@@ -34,10 +34,17 @@ from benchmarks.kernels.report import HEADER, compare, read, row, write
 from benchmarks.kernels.shapes import cases_of
 from benchmarks.shapes import SHAPES, Shape, resolve_shape
 from sdengine.cli.main import run_alone
-from sdengine.cli.options import LineParser, add_debug, add_device_option, integer, number
+from sdengine.cli.options import (
+    DEFAULT_THREADS,
+    LineParser,
+    add_debug,
+    add_device_option,
+    integer,
+    number,
+)
 from sdengine.core.argument import check_float, check_int
 from sdengine.core.config import MAX_THREADS, EngineConfig
-from sdengine.core.env import usable_cores
+from sdengine.core.env import choose_num_threads, read_environment
 from sdengine.errors import ConfigError
 from sdengine.kernels.registry import OP_NAMES, get_op
 from sdengine.kernels.spec import Case, Op
@@ -70,9 +77,8 @@ def build_parser() -> LineParser:
         "--threads",  # as in the commands of published results
         dest="threads",
         type=integer,
-        default=usable_cores(),
         metavar="N",
-        help="(%(default)s)",
+        help=f"CPU threads ({DEFAULT_THREADS})",
     )
     parser.add_argument(
         "--seconds", type=number, default=1.0, help="measuring time of a case (%(default)s)"
@@ -99,6 +105,7 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: as `check_arguments`, or as `check_case_names`.
     """
     check_arguments(args)
+    args.threads = choose_num_threads(args.threads, read_environment())
     old = None if args.compare is None else read(args.compare)
     shape = None if args.shape is None else resolve_shape(args.shape)
     ops = [get_op(name) for name in args.ops or OP_NAMES]
@@ -133,7 +140,8 @@ def check_arguments(args: argparse.Namespace) -> None:
     unknown = [name for name in args.ops if name not in OP_NAMES]
     if unknown:
         raise ConfigError.from_parts(f"ops among {', '.join(OP_NAMES)}", ", ".join(unknown))
-    check_int(ConfigError, "--num-threads", args.threads, 1, MAX_THREADS)
+    if args.threads is not None:
+        check_int(ConfigError, "--num-threads", args.threads, 1, MAX_THREADS)
     check_float(ConfigError, "--seconds", args.seconds, 0.0, low_is_open=True)
     choose_placement(EngineConfig("kernels alone", device=args.device), None)
     if args.out is not None:

@@ -23,7 +23,7 @@ from benchmarks.kernels.places import OnDevice
 from benchmarks.kernels.report import compare
 from benchmarks.kernels.shapes import cases_of
 from benchmarks.shapes import SHAPES, resolve_shape
-from sdengine.errors import ConfigError
+from sdengine.errors import ConfigError, SdengineError
 from sdengine.kernels import tree_attention
 from sdengine.kernels.machine_limits import LimitProbe
 from sdengine.kernels.packed_weight import pack_weight
@@ -33,6 +33,10 @@ from sdengine.kernels.spec import Case
 from sdengine.model.registry import resolve_model
 
 TINY = SHAPES["pair-draft"]
+
+
+class Stopped(SdengineError):
+    """Ends a run before anything is measured."""
 
 
 @pytest.fixture(autouse=True)
@@ -285,3 +289,18 @@ def test_a_case_that_no_op_has_is_refused_with_the_names_that_there_are(capfd) -
 def test_threads_have_the_name_that_they_have_elsewhere_and_an_older_one() -> None:
     for name in ("--num-threads", "--threads"):
         assert kernels.build_parser().parse_args([name, "3"]).threads == 3
+
+
+@pytest.mark.parametrize("options,expected", [([], 3), (["--num-threads", "2"], 2)])
+def test_threads_are_those_of_an_engine(
+    options: list[str], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(args: object) -> None:
+        raise Stopped
+
+    seen: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", seen.append)
+    monkeypatch.setattr(kernels, "open_place", stop)
+    monkeypatch.setenv("SDENGINE_NUM_THREADS", "3")
+    assert kernels.main(["rms_norm", *options]) == 2
+    assert seen == [expected]
