@@ -307,11 +307,11 @@ class LLM:
         if params is None or isinstance(params, SamplingParams):
             params = self.engine.default_params if params is None else params
             return [(prompt, params) for prompt in listed]
-        given = items_of(params) or []
-        if len(given) != len(listed):
+        given = items_of(params)
+        if given is None or len(given) != len(listed):
             raise RequestError.from_parts(
                 f"one SamplingParams, or {len(listed)} for {len(listed)} prompts",
-                str(len(given)) if given else type(params).__name__,
+                type(params).__name__ if given is None else str(len(given)),
             )
         return list(zip(listed, given))
 

@@ -17,9 +17,11 @@ from sdengine.cli import exit_codes
 from sdengine.core.config import DTYPES, METHODS_WITHOUT_DRAFT_MODEL, SPECULATION_WORDS
 from sdengine.core.env import read_environment
 from sdengine.core.sampling_params import SamplingParams
-from sdengine.errors import ConfigError
+from sdengine.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sdengine.llm import LLM
     from sdengine.model.registry import ModelPaths
 
@@ -41,6 +43,7 @@ __all__ = [
     "model_paths",
     "number",
     "open_llm",
+    "require_tokenizer",
     "sampling_params",
 ]
 
@@ -230,9 +233,10 @@ def open_llm(args: argparse.Namespace, speculation: str | None = None) -> LLM:
         speculation: overrides --speculation.
 
     Raises:
+        CheckpointError: no tokenizer.
         ConfigError, CheckpointError, BackendUnavailable, CacheFull: as `LLM`.
     """
-    model_paths(args)  # a misspelt name is answered before torch is imported
+    require_tokenizer(model_paths(args).target)  # a misspelt name is answered before torch comes
     from sdengine.llm import LLM
 
     return LLM(
@@ -245,6 +249,20 @@ def open_llm(args: argparse.Namespace, speculation: str | None = None) -> LLM:
         max_model_len=args.max_model_len,
         num_threads=args.num_threads,
     )
+
+
+def require_tokenizer(model: Path) -> None:
+    """Refuses a model that an engine would run on token ids alone, before its weights are read.
+
+    Raises:
+        CheckpointError: there is no file of a tokenizer.
+    """
+    if (model / "config.json").is_file() and not list(model.glob("tokenizer*")):
+        raise CheckpointError.from_parts(
+            f"{model / 'tokenizer.json'}",
+            "no such file",
+            "download it with the model; only in Python prompts can be token ids",
+        )
 
 
 def _converted(text: str, convert: Callable[[str], Any], expected: str) -> Any:

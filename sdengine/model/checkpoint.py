@@ -18,7 +18,7 @@ from sdengine.core.argument import python_command
 from sdengine.errors import CheckpointError
 from sdengine.model.config import ModelConfig
 from sdengine.model.config_file import load_model_config, read_json
-from sdengine.model.safetensors_file import FLOAT_DTYPES, FileIdentity, SafetensorsFile
+from sdengine.model.safetensors_file import FileIdentity, SafetensorsFile
 from sdengine.model.weight_map import is_ignored, weight_sources
 
 __all__ = ["Checkpoint", "open_checkpoint"]
@@ -155,12 +155,7 @@ class Checkpoint:
                         f"{file.path}: tensor {source} of shape {list(shape)}, as config.json says",
                         str(list(stored.shape)),
                     )
-                if stored.dtype_name not in FLOAT_DTYPES:
-                    raise CheckpointError.from_parts(
-                        f"{file.path}: tensor {source} to be {', '.join(FLOAT_DTYPES)}",
-                        stored.dtype_name,
-                        "quantised checkpoints are not supported; save it in one of these",
-                    )
+                file.dtype(source)
 
     def _check_finite(self, source: str, tensor: torch.Tensor) -> None:
         flat = tensor.flatten()

@@ -78,20 +78,30 @@ class SafetensorsFile:
         self.identity = _identity(path, stat)
         self.tensors = self._read_header(size)
 
+    def dtype(self, name: str) -> torch.dtype:
+        """The dtype of a tensor.
+
+        Raises:
+            CheckpointError: it is none of the supported float types.
+        """
+        dtype_name = self.tensors[name].dtype_name
+        dtype = FLOAT_DTYPES.get(dtype_name)
+        if dtype is None:
+            unsupported = "" if dtype_name == "F64" else "quantised checkpoints are not supported; "
+            raise self._error(
+                f"tensor {name} to be one of {', '.join(FLOAT_DTYPES)}",
+                dtype_name,
+                f"{unsupported}save it in one of these",
+            )
+        return dtype
+
     def read(self, name: str) -> torch.Tensor:
         """Return a tensor as a view of the mapped file: nothing is copied, it must not be written.
 
         Raises:
             CheckpointError: its dtype is no supported float type.
         """
-        stored = self.tensors[name]
-        dtype = FLOAT_DTYPES.get(stored.dtype_name)
-        if dtype is None:
-            raise self._error(
-                f"tensor {name} to be one of {', '.join(FLOAT_DTYPES)}",
-                stored.dtype_name,
-                "quantised checkpoints are not supported; save it in one of these",
-            )
+        stored, dtype = self.tensors[name], self.dtype(name)
         count = math.prod(stored.shape)
         if count == 0:
             return torch.empty(stored.shape, dtype=dtype)

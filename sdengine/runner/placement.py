@@ -113,9 +113,11 @@ def _device(name: str, backend: str) -> torch.device:
             f"backend {backend!r} on device 'cpu': its kernels run there only with {INTERPRETER}"
         )
     if not torch.cuda.is_available():
-        raise BackendUnavailable(
-            f"device {name!r}: torch finds no CUDA device; backends 'cpu' and 'reference' need none"
-        )
+        if name == "auto":  # nobody wrote that
+            asked, others = f"backend {backend!r}", "backends 'cpu' and 'reference' need none"
+        else:
+            asked, others = f"device {name!r}", "device 'cpu' is always there"
+        raise BackendUnavailable(f"{asked}: torch finds no CUDA device; {others}")
     if is_interpreted:
         raise BackendUnavailable(f"device {name!r}: its kernels do not run with {INTERPRETER}")
     _require(backend)

@@ -53,3 +53,18 @@ def test_a_pair_says_which_directories_to_pass(tmp_path: Path, capfd) -> None:
     assert f"{pair / 'target'}" in err and f"{pair / 'draft'}" in err
     assert str(pair / "draft") in refusal(pair / "target", capfd, "--draft", str(pair))
     assert resolve_model(pair / "target", pair / "draft").draft == pair / "draft"
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_a_model_without_a_tokenizer_is_refused_before_it_is_read(
+    command: str, model: Path, capfd
+) -> None:
+    """Token ids, which the engine would take, no command has."""
+    for file in model.glob("*token*"):
+        file.unlink()
+    (model / "config.json").write_text((TARGET / "config.json").read_text())
+    (model / "chat_template.jinja").write_text("{{ messages }}")
+    assert main([command, *["x"] * (command == "generate"), "--model", str(model)]) == 2
+    err = capfd.readouterr().err
+    expected = f"expected {model / 'tokenizer.json'}, got no such file; download it with the model"
+    assert err.startswith(f"sdengine: {expected}") and err.count("\n") == 1

@@ -170,6 +170,8 @@ def test_params_that_are_no_list_are_refused(make_llm: MakeLLM) -> None:
         words = f"one SamplingParams, or 1 for 1 prompts, got {type(params).__name__}"
         with pytest.raises(RequestError, match=words):
             make_llm().generate("fine", params)  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="one SamplingParams, or 2 for 2 prompts, got 0$"):
+        make_llm().generate(["fine", "also"], [])
 
 
 def test_every_kind_of_list_is_a_list_of_prompts_or_of_token_ids(make_llm: MakeLLM) -> None:

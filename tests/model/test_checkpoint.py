@@ -138,6 +138,7 @@ def test_truncated_anywhere_is_refused(copy: Path) -> None:
         (lambda text: text.replace("[199,96]", "[true,96]", 1), "with dtype, shape"),
         (lambda text: text.replace("[199,96]", f"{[9] * 5000}", 1), "with dtype, shape"),
         (lambda text: text.replace('"F32"', '"I32"'), "quantised checkpoints are not supported"),
+        (lambda text: text.replace('"F32"', '"F64"'), "one of F32, BF16, F16, got F64; save it in"),
         (
             lambda text: text.replace("layers.1.mlp.down", "layers.0.mlp.down"),
             "stands twice",
@@ -234,7 +235,7 @@ def test_an_unaligned_tensor_is_read(tmp_path: Path) -> None:
         ),
         (
             lambda w: w.update({"model.norm.weight": torch.ones(96, dtype=torch.int8)}),
-            r"tensor model\.norm\.weight to be F32, BF16, F16, got I8",
+            r"tensor model\.norm\.weight to be one of F32, BF16, F16, got I8",
         ),
     ],
 )

@@ -75,6 +75,22 @@ def test_what_does_not_belong_together_is_refused(
         placed(device, backend)
 
 
+@pytest.mark.parametrize(
+    "device,backend,words",
+    [
+        ("auto", "cuda", "backend 'cuda': torch finds no CUDA device; backends 'cpu' and"),
+        ("cuda:0", None, "device 'cuda:0': torch finds no CUDA device; device 'cpu' is"),
+    ],
+)
+def test_without_a_gpu_the_error_speaks_of_what_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch, device: str, backend: str | None, words: str
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(BackendUnavailable, match=f"^{words}"):
+        placed(device, backend)
+
+
 def test_a_gpu_and_the_interpreter_exclude_each_other(
     gpus: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
