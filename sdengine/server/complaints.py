@@ -5,6 +5,7 @@ Every message says what was expected and what came, and repeats no more than a l
 
 from __future__ import annotations
 
+import json
 import reprlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -43,7 +44,8 @@ class Complaint(NamedTuple):
 
 
 class ShortRepr(reprlib.Repr):
-    """Representations for which no more is looked at than is shown."""
+    """Representations for which no more is looked at than is shown, in the client's words: null and
+    true, not None and True."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,6 +56,18 @@ class ShortRepr(reprlib.Repr):
         """As ever; Python writes no integers of more than some thousand digits."""
         bits = value.bit_length()
         return repr(value) if bits < MAX_SHOWN_BITS else f"an integer of {bits} bits"
+
+    def repr_float(self, value: float, level: int) -> str:
+        """As ever; what is not finite in the words in which it came."""
+        return json.dumps(value)
+
+    def repr_bool(self, value: bool, level: int) -> str:
+        """In JSON's words."""
+        return json.dumps(value)
+
+    def repr_NoneType(self, value: None, level: int) -> str:
+        """In JSON's word."""
+        return json.dumps(value)
 
 
 SHORT_REPR = ShortRepr()

@@ -162,7 +162,7 @@ class GenerationRequest(Strict):
             name: value for name in SAMPLING_FIELDS if (value := getattr(self, name)) is not None
         }
         if self.logit_bias is not None:
-            given["logit_bias"] = {_token_id(key): bias for key, bias in self.logit_bias.items()}
+            given["logit_bias"] = _biases(self.logit_bias)
         given.setdefault("min_tokens", min(defaults.min_tokens, max(max_tokens, 0)))
         try:
             return replace(defaults, max_tokens=max_tokens, logprobs=logprobs, **given)
@@ -298,6 +298,19 @@ def field_of(message: str) -> str | None:
 def _is_among(value: Any, values: tuple[Any, ...]) -> bool:
     """Whether a value is one of these and of its type: 1 is not True."""
     return any(type(value) is type(other) and value == other for other in values)
+
+
+def _biases(by_key: dict[str, float]) -> dict[int, float]:
+    """A logit_bias by token id; "3" and "003" are one."""
+    biases: dict[int, float] = {}
+    for key, bias in by_key.items():
+        token_id = _token_id(key)
+        if token_id in biases:
+            raise RequestError.from_parts(
+                "logit_bias with one key for a token", f"another for token {token_id}, {key!r:.40}"
+            )
+        biases[token_id] = bias
+    return biases
 
 
 def _token_id(key: str) -> int:

@@ -25,9 +25,11 @@ def first(model: Any, body: str) -> Complaint:
     "field,value,message",
     [
         ("n", "1.0", "expected an integer, got 1.0"),
-        ("n", "true", "expected an integer, got True"),
-        ("n", "NaN", "expected an integer, got nan"),
-        ("n", "-Infinity", "expected an integer, got -inf"),
+        ("n", "true", "expected an integer, got true"),
+        ("n", "NaN", "expected an integer, got NaN"),
+        ("n", "-Infinity", "expected an integer, got -Infinity"),
+        ("stop_token_ids.1", "[1, null]", "expected an integer, got null"),
+        ("user", '{"a": [true, null]}', "expected a string, got {'a': [true, null]}"),
         ("temperature", '"1"', "expected a number, got '1'"),
         ("stream", "1", "expected true or false, got 1"),
         ("user", "5", "expected a string, got 5"),
@@ -68,7 +70,7 @@ def test_a_wrong_conversation_is_told_with_what_came(
     "body,field,message",
     [
         ("[]", None, "expected an object, got []"),
-        ("null", None, "expected an object, got None"),
+        ("null", None, "expected an object, got null"),
         ("{}", "prompt", "prompt: expected this field, got none"),
         ('{"prompt": ""}', "prompt", "prompt: expected at least one character, got ''"),
     ],

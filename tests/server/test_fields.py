@@ -139,6 +139,7 @@ def test_content_of_another_type(post, content: object) -> None:
         ("logit_bias", {"-1": 1}),
         ("logit_bias", {"99999": 1}),
         ("logit_bias", {"1": 101}),
+        ("logit_bias", {"003": 1, "3": 2}),
         ("prompt", [[]]),
         ("prompt", [99_999]),
         ("prompt", [10**4000]),
