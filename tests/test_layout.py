@@ -33,6 +33,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("llm", "async_engine"),
     ("train",),
     ("cli", "server"),
+    ("__main__",),
 )
 STRANGERS = {"drafters", "policies", "verifiers", "controllers"}
 

@@ -61,6 +61,8 @@ class LineParser(argparse.ArgumentParser):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(allow_abbrev=False, **settings)
+        for kind, own in ((int, integer), (float, number)):  # of packages below the command line
+            self.register("type", kind, own)
 
     def error(self, message: str) -> NoReturn:
         line = " ".join(message.split())

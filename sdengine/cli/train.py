@@ -10,9 +10,14 @@ __all__ = ["HELP", "add_arguments", "run"]
 
 HELP = "train models from scratch"
 PAIR_HELP = "train the bundled pair python-completion from Python's own standard library"
-# 1800 steps of 4.7 s and 4700 of 1.6 s (two cores of an AMD Zen 3 server, docs/log.md).
+# 1800 steps of 4.7 s, and 10000 of 0.5 s, or 2.3 s while the target reads each text for the first
+# time (docs/log.md, sixth and seventh run of the bundled pair).
 DURATION = (
     "the defaults take four to five hours on two cores; after a stop the same command goes on"
+)
+PROGRESS = (
+    "progress is a bar on a terminal; everywhere it is in pair.jsonl and draft.jsonl of the work "
+    "directory, a line for ten steps"
 )
 
 
@@ -30,6 +35,8 @@ def run(args: argparse.Namespace) -> int:
     """
     from sdengine.train import options, pair
 
-    parser = LineParser(prog="sdengine train pair", description=f"{PAIR_HELP}; {DURATION}")
+    parser = LineParser(
+        prog="sdengine train pair", description=f"{PAIR_HELP}; {DURATION}; {PROGRESS}"
+    )
     options.add_arguments(parser)
     return pair.run(parser.parse_args(args.options))

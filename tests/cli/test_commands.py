@@ -30,6 +30,21 @@ def test_train_pair_refuses_wrong_options_on_one_line(capsys) -> None:
     assert err.startswith("sdengine: ") and err.count("\n") == 1 and "--out" in err
 
 
+@pytest.mark.parametrize(
+    "option,words",
+    [("--steps", "an integer, got 'a'"), ("--rate", "a number, got 'a'")],
+)
+def test_train_pair_says_what_a_number_should_be(option: str, words: str, capsys) -> None:
+    assert main(["train", "pair", "--out", "x", option, "a"]) == 2
+    assert f"argument {option}: expected {words}; see " in capsys.readouterr().err
+
+
+def test_train_pair_says_where_its_progress_is(capsys) -> None:
+    assert main(["train", "pair", "--help"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "pair.jsonl and draft.jsonl of the work directory" in out
+
+
 @pytest.mark.parametrize(("command", "missing"), [("train", "recipe"), ("bench", "what")])
 def test_only_what_is_required_is_asked_for(command: str, missing: str, capsys) -> None:
     assert main([command]) == 2

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from sdengine import __version__
 from sdengine.cli import main as cli
 from sdengine.errors import CacheFull, CheckpointError, RequestError, SdengineError
 
@@ -224,6 +225,13 @@ def test_help_and_errors_do_not_import_torch() -> None:
     )
     done = python(code)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("module", ["sdengine", "sdengine.cli"])
+def test_the_package_is_the_command(module: str) -> None:
+    words = [sys.executable, "-m", module, "--version"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"sdengine {__version__}\n"), done.stderr
 
 
 def test_help_names_every_command(capfd) -> None:
