@@ -66,11 +66,19 @@ def add_pair_options(parser: argparse.ArgumentParser) -> None:
     """Which pair is enlarged to what, and where it is kept."""
     names = ", ".join(SHAPES)
     parser.add_argument("--pair", default=BUNDLED_MODEL, help="the small pair (%(default)s)")
-    parser.add_argument("--target-shape", default="1.1b", help=f"{names} or a config.json")
+    parser.add_argument(
+        "--target-shape", default="1.1b", help=f"{names} or a config.json (%(default)s)"
+    )
     parser.add_argument("--draft-shape", default="68m", help="likewise (%(default)s)")
-    parser.add_argument("--stored-dtype", choices=STORED_DTYPES, default="bfloat16")
-    parser.add_argument("--enlarge-seed", type=integer, default=0, metavar="S")
-    parser.add_argument("--enlarge-device", default="cpu", help="that computes weights")
+    parser.add_argument(
+        "--stored-dtype", choices=STORED_DTYPES, default="bfloat16", help="(%(default)s)"
+    )
+    parser.add_argument(
+        "--enlarge-seed", type=integer, default=0, metavar="S", help="(%(default)s)"
+    )
+    parser.add_argument(
+        "--enlarge-device", default="cpu", help="that computes weights (%(default)s)"
+    )
     parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="(the user's cache)")
 
 

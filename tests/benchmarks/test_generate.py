@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import generate, generate_runs, plotting, probe
+from benchmarks import generate, generate_runs, plotting, probe, upscaled_pair
 from benchmarks.generate_report import acceptance_by_depth, adaptive_lines
 from benchmarks.kernels import __main__ as kernels
 from sdengine.cli.options import BUNDLED_MODEL
@@ -194,7 +194,7 @@ def test_a_budget_that_is_none_is_refused_with_its_option(size: str, opened, cap
     assert err.startswith(f"sdengine: argument {expected}")
 
 
-@pytest.mark.parametrize("harness", [generate, probe, kernels])
+@pytest.mark.parametrize("harness", [generate, probe, kernels, upscaled_pair])
 def test_help_shows_every_default(harness) -> None:
     for action in harness.build_parser()._actions:
         if action.default in (None, False, "", argparse.SUPPRESS) or not action.option_strings:
