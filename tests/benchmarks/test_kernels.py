@@ -35,10 +35,6 @@ from sdengine.model.registry import resolve_model
 TINY = SHAPES["pair-draft"]
 
 
-class Stopped(SdengineError):
-    """Ends a run before anything is measured."""
-
-
 @pytest.fixture(autouse=True)
 def small_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     """Limits from 32 MB: the tests ask for numbers, not for true ones."""
@@ -296,7 +292,7 @@ def test_threads_are_those_of_an_engine(
     options: list[str], expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(args: object) -> None:
-        raise Stopped
+        raise SdengineError("before anything is measured")
 
     seen: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", seen.append)

@@ -170,7 +170,7 @@ def test_params_that_are_no_list_are_refused(make_llm: MakeLLM) -> None:
         words = f"one SamplingParams, or 1 for 1 prompts, got {type(params).__name__}"
         with pytest.raises(RequestError, match=words):
             make_llm().generate("fine", params)  # type: ignore[arg-type]
-    with pytest.raises(RequestError, match="one SamplingParams, or 2 for 2 prompts, got 0$"):
+    with pytest.raises(RequestError, match=r"one SamplingParams, or 2 for 2 prompts, got 0$"):
         make_llm().generate(["fine", "also"], [])
 
 
