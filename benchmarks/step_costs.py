@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdengine.controllers.base import AskOutlook, BudgetController
-from sdengine.core.cost_model import CostModel
+from sdengine.core.cost_model import CostModel, can_be_measured
 from sdengine.core.plan import StepPlan, StepReport
 from sdengine.errors import ConfigError
 from sdengine.runner.runner import MAX_STEADY_PENDING
@@ -153,14 +153,14 @@ def _table(
     lookup_ms: float,
 ) -> StepCosts:
     """Raises: ValueError, TypeError: not a table."""
-    if len(rows) != len(verify_ms) or rows[:1] != [1] or sorted(set(rows)) != rows:
-        raise ValueError("rows must rise from 1, with one of verify_ms for each")
     others = (draft_first_ms, draft_layer_ms, draft_read_ms, overhead_ms, lookup_ms)
-    times = [float(ms) for ms in (*verify_ms, *others)]
-    if not all(0.0 <= ms < float("inf") for ms in times) or min(times[: len(rows)]) <= 0.0:
-        raise ValueError("times must be finite and not negative, those of rows positive")
-    first_s, layer_s, read_s, overhead_s, lookup_s = (ms * 1e-3 for ms in times[len(rows) :])
-    verify_s = [ms * 1e-3 for ms in times[: len(rows)]]
+    verify_s, other_s = ([1e-3 * float(ms) for ms in times] for times in (verify_ms, others))
+    if not can_be_measured(rows, verify_s, other_s):
+        raise ValueError(
+            "rows must rise from 1, with one of verify_ms for each; times must be finite and not "
+            "negative, those of rows positive"
+        )
+    first_s, layer_s, read_s, overhead_s, lookup_s = other_s
     costs = CostModel.from_samples(rows, verify_s, first_s, layer_s, read_s)
     return StepCosts(costs, overhead_s, lookup_s)
 

@@ -259,7 +259,9 @@ def require_tokenizer(model: Path) -> None:
     Raises:
         CheckpointError: there is no file of a tokenizer.
     """
-    if (model / "config.json").is_file() and not list(model.glob("tokenizer*")):
+    from sdengine.model.registry import has_tokenizer
+
+    if (model / "config.json").is_file() and not has_tokenizer(model):
         raise CheckpointError.from_parts(
             f"{model / 'tokenizer.json'}",
             "no such file",

@@ -11,6 +11,23 @@ import numpy as np
 
 from sdengine.kernels.row_prices import write_row_prices
 
+LONGEST_S = 3600.0
+"""No step takes so long: what says so is damaged."""
+
+
+def can_be_measured(
+    rows: Sequence[int], verify_s: Sequence[float], draft_s: Sequence[float]
+) -> bool:
+    """Whether row counts rise from 1 and have a time each, those of passes above 0, and none is
+    negative, not a number or LONGEST_S."""
+    return (
+        len(rows) == len(verify_s)
+        and list(rows[:1]) == [1]
+        and list(rows) == sorted(set(rows))
+        and all(0.0 < seconds < LONGEST_S for seconds in verify_s)
+        and all(0.0 <= seconds < LONGEST_S for seconds in draft_s)
+    )
+
 
 @dataclass(frozen=True, slots=True)
 class CostModel:

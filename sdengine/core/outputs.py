@@ -4,8 +4,8 @@ Once a completion has finished it is plain data: `dataclasses.asdict` makes of i
 takes. While it is running its tokens and logprobs, and the prompt's tokens, are read-only views of
 the engine's lists (`Snapshot`): equal to a list, and slices, sums and copies of it are lists
 (`json.dumps` takes `list(token_ids)`), so that a step costs the same however long the text is.
-`asdict` copies views as they are, so that it leaves the `Logprob`s of a
-running completion objects; all else becomes plain data there, too.
+`asdict` copies views as they are, so that it leaves the `Logprob`s of a running completion objects;
+all else becomes plain data there, too.
 
 All times are seconds; `*_time` of `RequestMetrics` are points on the clock `time.monotonic`,
 `*_time_s` of `SpeculationStats` are durations.

@@ -30,7 +30,7 @@ from sdengine.kernels.calibration import identity_table
 from sdengine.kernels.programs.program import make_pool, num_threads
 from sdengine.model.checkpoint import Checkpoint, open_checkpoint
 from sdengine.model.generation_config import default_sampling_params, load_eos_token_ids
-from sdengine.model.registry import resolve_model
+from sdengine.model.registry import has_tokenizer, resolve_model
 from sdengine.model.tokenizer import Tokenizer, load_tokenizer
 from sdengine.runner.cost_file import known_costs
 from sdengine.runner.drafter import Drafter
@@ -192,7 +192,7 @@ def _build_iteration(
 
 
 def _load_tokenizers(target: Path, draft: Path | None) -> Tokenizer | None:
-    if not (target / "tokenizer.json").is_file() and not list(target.glob("tokenizer*")):
+    if not has_tokenizer(target):
         return None
     tokenizer = load_tokenizer(target)
     if draft is not None and (draft / "tokenizer.json").is_file():

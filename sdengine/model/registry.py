@@ -28,6 +28,12 @@ def bundled_pairs(bundled_dir: Path | None = None) -> list[str]:
     return sorted(path.parent.parent.name for path in root.glob("*/target/config.json"))
 
 
+def has_tokenizer(model: Path) -> bool:
+    """Whether a model's directory holds any file of a tokenizer; without one an engine runs it on
+    token ids alone."""
+    return any(model.glob("tokenizer*"))
+
+
 def resolve_model(
     model: str | os.PathLike[str],
     draft: str | os.PathLike[str] | None = None,

@@ -16,15 +16,13 @@ from pathlib import Path
 import torch
 
 from sdengine import kernels
-from sdengine.core.cost_model import CostModel
+from sdengine.core.cost_model import CostModel, can_be_measured
 from sdengine.kernels.cpu_library import load_cpu
 from sdengine.kernels.programs.program import num_threads
 from sdengine.runner.costs import measure_costs
 from sdengine.runner.iteration import Iteration
 
 KERNEL_FILES = (".py", ".so", ".pyd")
-LONGEST_S = 3600.0
-"""No step takes so long: a file that says so is damaged."""
 LARGE_MODEL_BYTES = 256 << 20
 """Larger models are kept in the file; smaller ones are measured in a fraction of a second and
 measured anew at every start, which is the truth about the machine as it is today."""
@@ -115,16 +113,9 @@ def _entry(known: dict[str, dict[str, object]], key: str) -> CostModel | None:
 
 def _is_possible(costs: CostModel) -> bool:
     """Whether a measurement could have given these."""
-    rows, times = costs.rows, costs.verify_s
     draft = (costs.draft_first_s, costs.draft_layer_s, costs.draft_read_s)
-    return (
-        len(rows) == len(times) > 0
-        and rows[0] == 1
-        and list(rows) == sorted(set(rows))
-        and list(times) == sorted(times)
-        and times[0] > 0.0
-        and all(0.0 <= seconds < LONGEST_S for seconds in (*times, *draft))
-    )
+    is_rising = list(costs.verify_s) == sorted(costs.verify_s)
+    return is_rising and can_be_measured(costs.rows, costs.verify_s, draft)
 
 
 def _write(path: Path, known: dict[str, dict[str, object]]) -> None:

@@ -28,6 +28,8 @@ GREEDY = SamplingParams(max_tokens=20, temperature=0, ignore_eos=True)
 TREES = SpeculationConfig(max_nodes=8, max_depth=4, adaptive=False)
 PROMPTS = ["import os", "the quick brown", "the dog"]
 
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork")
+
 
 def in_the_middle_of_a_step(engine: Engine, action: Callable[[], Any]) -> list[Any]:
     """Lets an action run once, between the kernels of the next step and its commits; returns what
@@ -166,7 +168,7 @@ def test_an_engine_that_has_an_owner_is_called_by_it_alone(make_engine: MakeEngi
     engine.abort_request("mine")
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork")
+@needs_fork
 def test_a_forked_process_is_told_and_ends(make_llm: MakeLLM) -> None:
     llm = make_llm(num_threads=2)
     expected = llm.generate(PROMPTS[0], GREEDY)[0].outputs
@@ -203,7 +205,7 @@ assert ask()[0].outputs[0].token_ids == mine
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork")
+@needs_fork
 def test_a_forked_process_makes_an_engine_of_its_own() -> None:
     """torch's threads were not forked along, and its first parallel loop would wait for them."""
     code = FORKED_ALONE.format(model=text_checkpoint(vocab_size=40_000))
@@ -270,7 +272,7 @@ asyncio.run(ask())
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork")
+@needs_fork
 def test_a_forked_process_with_an_async_engine_is_told_and_exits_as_usual() -> None:
     code = FORKED.format(model=text_checkpoint())
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
