@@ -24,6 +24,15 @@ PYBIND11_MODULE(_cpu, module) {
       .def_property_readonly("num_threads", &ThreadPool::num_threads)
       .def("prepare", &ThreadPool::prepare, py::arg("max_wait_us"));
 
+  py::class_<ReplayCopies>(module, "ReplayCopies")
+      .def(py::init<>())
+      .def(
+          "add",
+          [](ReplayCopies& copies, uintptr_t source, size_t size, uintptr_t rows) {
+            copies.add(reinterpret_cast<const char*>(source), size, reinterpret_cast<char*>(rows));
+          },
+          py::arg("source"), py::arg("size"), py::arg("rows"));
+
   py::class_<Program>(module, "Program")
       .def(py::init<>())
       .def("__len__", &Program::size)
@@ -45,17 +54,10 @@ PYBIND11_MODULE(_cpu, module) {
       .def(
           "replay_in_a_row",
           [](const Program& program, ThreadPool& pool, int num_replays,
-             const std::vector<std::pair<uintptr_t, size_t>>& left, uintptr_t copies) {
-            std::vector<LeftBytes> bytes;
-            for (const auto& [source, size] : left) {
-              bytes.push_back({reinterpret_cast<const char*>(source), size});
-            }
-            return without_gil([&] {
-              return program.replay_in_a_row(pool, num_replays, bytes,
-                                             reinterpret_cast<char*>(copies));
-            });
+             const ReplayCopies& copies) {
+            return without_gil([&] { return program.replay_in_a_row(pool, num_replays, copies); });
           },
-          py::arg("pool"), py::arg("num_replays"), py::arg("left"), py::arg("copies"))
+          py::arg("pool"), py::arg("num_replays"), py::arg("copies"))
       .def(
           "replay_timed",
           [](const Program& program, ThreadPool& pool) {

@@ -1,7 +1,6 @@
 #include "cpu/program.h"
 
 #include <chrono>
-#include <cstring>
 #include <stdexcept>
 
 namespace sdengine {
@@ -44,22 +43,18 @@ void Program::replay(ThreadPool& pool) const {
   pool.run([this](Worker& worker) { run_steps(worker, [](size_t) {}); });
 }
 
-int Program::replay_in_a_row(ThreadPool& pool, int num_replays, const std::vector<LeftBytes>& left,
-                             char* copies) const {
+int Program::replay_in_a_row(ThreadPool& pool, int num_replays, const ReplayCopies& copies) const {
   check_closed();
   int num_done = 0;  // of worker 0
   pool.run([&](Worker& worker) {
-    char* copy = copies;
     bool goes_on = true;
     for (int i = 0; i < num_replays && goes_on; ++i) {
       run_steps(worker, [](size_t) {});
       if (worker.index == 0) {
-        for (const LeftBytes& bytes : left) {
-          std::memcpy(copy, bytes.source, bytes.size);
-          copy += bytes.size;
-        }
+        copies.copy(i);
         num_done = i + 1;
       }
+      if (i + 1 == num_replays) return;
       worker.barrier();  // nobody writes before it is copied
       goes_on = stop_count_ == nullptr || *stop_count_ > 0;
     }

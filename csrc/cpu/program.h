@@ -6,15 +6,10 @@
 #include <vector>
 
 #include "cpu/packed_weight.h"
+#include "cpu/replay_copies.h"
 #include "cpu/thread_pool.h"
 
 namespace sdengine {
-
-// Bytes that a replay leaves behind.
-struct LeftBytes {
-  const char* source;
-  size_t size;
-};
 
 class Program {
  public:
@@ -56,10 +51,9 @@ class Program {
   // it: workers read it without a barrier of its own.
   void stop_at_zero(const int32_t* count) { stop_count_ = count; }
 
-  // Replays up to `num_replays` times in one run of the pool, and copies what each one leaves
-  // behind, one after the other, to `copies`. Returns how many there were.
-  int replay_in_a_row(ThreadPool& pool, int num_replays, const std::vector<LeftBytes>& left,
-                      char* copies) const;
+  // Replays up to `num_replays` times in one run of the pool, and has what each one leaves behind
+  // copied. Returns how many there were.
+  int replay_in_a_row(ThreadPool& pool, int num_replays, const ReplayCopies& copies) const;
 
   // As replay, but returns nanoseconds per launch as worker 0 saw them, barrier included; 0 for a
   // launch that was skipped.

@@ -1,7 +1,7 @@
 """Where an engine's buffers lie, and how the host and the kernels exchange the few that both use.
 
-The kernels of a CPU work in the host's own memory (`HostMemory`): nothing is copied but what
-replays in a row leave behind, see `replay_copies.py`. A device has memory of its own
+The kernels of a CPU work in the host's own memory (`HostMemory`): nothing is copied but what each
+of several replays in a row leaves behind, see `replay_copies.py`. A device has memory of its own
 (`StagedMemory`): what both sides use has a twin on the host, and twins of a kind lie side by side,
 so that one copy moves all of them:
 
@@ -30,7 +30,7 @@ import numpy as np
 import torch
 
 from sdengine.kernels.huge_pages import HugePageArena
-from sdengine.kernels.programs.replay_copies import ReplayCopies
+from sdengine.kernels.programs.replay_copies import LeftBehind, ReplayCopies, flat_items
 from sdengine.kernels.programs.results_ring import ResultsRing
 from sdengine.kernels.programs.twins import Twins
 
@@ -81,6 +81,10 @@ class Memory(Protocol):
         """The host's view of an exchanged tensor: a scalar costs some 50 ns instead of a torch
         call."""
 
+    def left_behind(self, tensor: torch.Tensor) -> LeftBehind:
+        """The host's view of what each replay leaves in a state or result: of all that the last
+        start ran, once they have landed. To be asked for once, before the first of them."""
+
     def write_row(self, tensor: torch.Tensor, row: int, values: np.ndarray) -> None:
         """Overwrites the beginning of a row of a tensor of the kernels. Waits for a device."""
 
@@ -105,7 +109,6 @@ class HostMemory:
 
     def __init__(self) -> None:
         self.copies = ReplayCopies()
-        self.land = self.copies.restore  # itself: every step calls it
 
     def zeros(self, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.zeros(shape, dtype=dtype)
@@ -125,16 +128,13 @@ class HostMemory:
         # Zeros are not written: pages of a large table take memory when they are first used.
         return self.full(shape, fill, dtype) if fill else self.zeros(*shape, dtype=dtype)
 
-    tables = totals = inputs
-
-    def state(self, *shape: int, dtype: torch.dtype = torch.int32, fill: float = 0) -> torch.Tensor:
-        tensor = self.copies.allocate(shape, dtype)
-        return tensor.fill_(fill) if fill else tensor
-
-    results = state
+    tables = state = results = totals = inputs
 
     def host(self, tensor: torch.Tensor) -> np.ndarray:
         return tensor.numpy()
+
+    def left_behind(self, tensor: torch.Tensor) -> LeftBehind:
+        return self.copies.keep(tensor)
 
     def write_row(self, tensor: torch.Tensor, row: int, values: np.ndarray) -> None:
         tensor.numpy()[row, : len(values)] = values
@@ -144,6 +144,9 @@ class HostMemory:
 
     def mark_changed(self) -> None:
         """Nothing to do: there is no copy to be refreshed."""
+
+    def land(self) -> None:
+        """Nothing to do, see `drain`."""
 
     def drain(self) -> None:
         """Nothing to do: a replay is over when its start returns."""
@@ -198,6 +201,10 @@ class StagedMemory:
 
     def host(self, tensor: torch.Tensor) -> np.ndarray:
         return self._hosts[tensor.data_ptr()]
+
+    def left_behind(self, tensor: torch.Tensor) -> LeftBehind:
+        newest = flat_items(self.host(tensor))
+        return LeftBehind(newest, newest, tensor.numel())  # a start is one replay
 
     def write_row(self, tensor: torch.Tensor, row: int, values: np.ndarray) -> None:
         tensor[row, : len(values)].copy_(torch.from_numpy(values))

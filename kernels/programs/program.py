@@ -21,7 +21,7 @@ from sdengine.kernels.programs.device_program import DeviceProgram, StagedProgra
 from sdengine.kernels.programs.graph_branches import GraphBranches
 from sdengine.kernels.programs.limits import NO_LIMITS, Limits
 from sdengine.kernels.programs.memory import HostMemory, Memory, StagedMemory
-from sdengine.kernels.programs.replay_copies import ReplayCopies
+from sdengine.kernels.programs.replay_copies import MAX_REPLAYS, ReplayCopies
 from sdengine.kernels.registry import get_op
 from sdengine.kernels.spec import Op, expect, expect_one_device, expect_tensor, tensors_of
 
@@ -65,9 +65,9 @@ class Program(Protocol):
         """Runs all launches in order."""
 
     def start(self, num_replays: int = 1) -> int:
-        """Starts up to so many replays, one after the other; only a device does not wait here, and
-        it takes one at a time. Returns how many, whose results as many calls of `Memory.land`
-        bring."""
+        """Starts up to so many replays, MAX_REPLAYS at most, one after the other; only a device
+        does not wait here, and it takes one at a time. Returns how many, whose results
+        `Memory.left_behind` shows after a call of `Memory.land`."""
 
     def replay_timed(self) -> list[tuple[str, int]]:
         """Runs all launches; returns (op name, nanoseconds) per launch, 0 for one not run."""
@@ -105,18 +105,12 @@ class ReferenceProgram:
         self.replay_timed()
 
     def start(self, num_replays: int = 1) -> int:
-        copies = self._copies
-        if num_replays == 1:
-            copies.num_left = 0
+        for replay in range(min(num_replays, MAX_REPLAYS)):
             self.replay()
-            return 1
-        copies.begin(num_replays)
-        for replay in range(num_replays):
-            self.replay()
-            copies.keep(replay)
+            if num_replays > 1:
+                self._copies.copy(replay)
             if self._stop_count is not None and int(self._stop_count) <= 0:
                 break
-        copies.end(replay + 1)
         return replay + 1
 
     def replay_timed(self) -> list[tuple[str, int]]:
@@ -198,16 +192,12 @@ class CpuProgram:
         self._native.replay(self._pool)
 
     def start(self, num_replays: int = 1) -> int:
-        copies = self._copies
         if num_replays == 1:
-            copies.num_left = 0
             self._native.replay(self._pool)
             return 1
-        address = copies.begin(num_replays)
         num_done: int = self._native.replay_in_a_row(
-            self._pool, num_replays, copies.sources, address
+            self._pool, min(num_replays, MAX_REPLAYS), self._copies.native
         )
-        copies.end(num_done)
         return num_done
 
     def replay_timed(self) -> list[tuple[str, int]]:
@@ -260,7 +250,7 @@ def make_program(
         backend: "reference", "cpu", "triton" or "cuda".
         pool: native thread pool, required for "cpu" (see `make_pool`).
         memory: an engine's; with a device's, a replay exchanges with it what the host shares, and
-            ops that the backend lacks run as the device's other one. Replays in a row need one.
+            ops that the backend lacks run as the device's other one.
         limits: what replays keep within; only a device's programs depend on it.
         branches: lets a device skip what `only_if` encloses; the other programs always do.
 

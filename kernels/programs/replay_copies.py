@@ -1,79 +1,81 @@
-"""Replay copies: what each of several replays in a row left behind, when nobody read in between.
+"""Replay copies: what each of several replays in a row left behind in the tensors that the host
+reads.
 
-On a CPU kernels and host share their memory, so the second replay overwrites what the first one
-wrote. The tensors that the host reads lie side by side here; replays in a row copy them once each,
-and `restore` brings the copies back one at a time, oldest first. The last copy is what lies there
-anyway: once all are back, memory is as if the host had read after every replay.
+On a CPU kernels and host share their memory, so a replay overwrites what the one before it wrote.
+So each of several replays that `Program.start` runs copies these tensors once, every one to a row
+of its own, and the host reads all rows when the last replay is over.
 """
 
 from __future__ import annotations
 
-from itertools import accumulate
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
-from sdengine.kernels.programs.places import Places
+from sdengine.kernels.cpu_library import load_cpu
+
+MAX_REPLAYS = 64
+"""In a row."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeftBehind:
+    """What the replays of the last start left behind in a tensor.
+
+    `rows[index : index + n * stride : stride].tolist()` is what the first n of them left in one
+    element.
+
+    Args:
+        newest: its elements, as the last replay left them.
+        rows: row by row what each replay left; not written by a single one.
+        stride: from an element to the same one of the next replay.
+    """
+
+    newest: memoryview
+    rows: memoryview
+    stride: int
+
+    def after(self, num_replays: int) -> memoryview:
+        """The rows of so many replays, as many as there were."""
+        return self.newest if num_replays == 1 else self.rows
 
 
 class ReplayCopies:
-    """Tensors that replays write, and copies of them.
-
-    Attributes:
-        num_left: copies that were not brought back; 0 for whoever does not care about them.
-    """
+    """Tensors that replays copy, and room for the copies."""
 
     def __init__(self) -> None:
-        self._chunks: list[np.ndarray] = []
-        self._addresses: list[int] = []
-        self._places = Places()
-        self._copies = np.empty((0, 0), dtype=np.uint8)
-        self._parts: list[tuple[np.ndarray, np.ndarray]] = []  # of each chunk, and its copies
-        self._num_done = self.num_left = 0
+        self._pairs: list[tuple[np.ndarray, np.ndarray]] = []  # a tensor, and a row for each replay
+        self._native: Any = None  # the same for native replays
 
-    def allocate(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """A tensor of zeros that is copied."""
-        place = self._places.take(shape, dtype, self._add_chunk)
-        return torch.from_numpy(self._chunks[-1][place]).view(dtype).view(shape)
+    def keep(self, tensor: torch.Tensor) -> LeftBehind:
+        """Has a contiguous tensor copied from now on."""
+        rows = np.zeros((MAX_REPLAYS, *tensor.shape), dtype=tensor.numpy().dtype)
+        self._pairs.append((tensor.numpy(), rows))
+        self._native = None
+        return LeftBehind(flat_items(tensor.numpy()), flat_items(rows), tensor.numel())
 
-    def _add_chunk(self, size: int) -> None:
-        chunk = torch.zeros(size, dtype=torch.uint8)
-        self._chunks.append(chunk.numpy())
-        self._addresses.append(chunk.data_ptr())
+    def copy(self, replay: int) -> None:
+        """Copies what lies there now, for a replay that does not copy by itself."""
+        for source, rows in self._pairs:
+            rows[replay] = source
 
     @property
-    def sources(self) -> list[tuple[int, int]]:
-        """Address and size of everything that is copied."""
-        return list(zip(self._addresses, self._places.used))
+    def native(self) -> Any:
+        """Where native replays copy from and to."""
+        if self._native is None:
+            self._native = load_cpu().ReplayCopies()
+            for source, rows in self._pairs:
+                self._native.add(source.ctypes.data, source.nbytes, rows.ctypes.data)
+        return self._native
 
-    def begin(self, num_replays: int) -> int:
-        """Makes room for the copies of up to so many replays, which come next; returns its
-        address."""
-        used = self._places.used
-        size = sum(used)
-        if len(self._copies) < num_replays or self._copies.shape[1] != size:
-            self._copies = np.empty((num_replays, size), dtype=np.uint8)
-            starts = accumulate(used, initial=0)
-            self._parts = [
-                (chunk[:length], self._copies[:, start : start + length])
-                for chunk, length, start in zip(self._chunks, used, starts)
-            ]
-        return int(self._copies.ctypes.data)
 
-    def end(self, num_replays: int) -> None:
-        """So many there were; the next call of `restore` brings the first one back."""
-        self._num_done = self.num_left = num_replays
+def flat_items(array: np.ndarray) -> memoryview:
+    """An array's elements one after the other: reading or writing one takes half as long as through
+    the array, and touches less code, none of which is cached after the kernels ran.
 
-    def keep(self, replay: int) -> None:
-        """Copies what lies there now, for a replay that does not copy by itself."""
-        for source, copies in self._parts:
-            copies[replay] = source
-
-    def restore(self) -> None:
-        """Brings the oldest copy back; nothing to do when none is left, after a single replay."""
-        if not self.num_left:
-            return
-        oldest = self._num_done - self.num_left
-        for source, copies in self._parts:
-            source[:] = copies[oldest]
-        self.num_left -= 1
+    Raises:
+        TypeError: they do not lie one after the other.
+    """
+    return memoryview(array).cast("B").cast(array.dtype.char)

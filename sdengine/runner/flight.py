@@ -65,3 +65,12 @@ class Commit:
     num_accepted: list[int]
     num_nodes: list[int]
     slot: int
+
+    def end_with(self, index: int) -> None:
+        """Forgets what was committed after a token that is the last one of its iteration."""
+        del self.token_ids[index + 1 :]
+        num_iterations = num_tokens = 0
+        while num_tokens <= index:
+            num_tokens += self.num_accepted[num_iterations] + 1
+            num_iterations += 1
+        del self.num_accepted[num_iterations:], self.num_nodes[num_iterations:]

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from sdengine.core.outputs import StepTree
 from sdengine.core.plan import Outlook, StepPlan, StepReport
 from sdengine.core.sequence import Sequence
 from sdengine.kernels.acceptance_fit import AcceptanceTables, NativeAcceptanceTables
 from sdengine.kernels.programs.limits import NO_LIMITS
 from sdengine.kernels.programs.memory import StagedMemory
+from sdengine.kernels.programs.replay_copies import flat_items
 from sdengine.kernels.row_prices import native_row_prices, write_row_prices
 from sdengine.runner.batch_state import HostView
 from sdengine.runner.calibration import Calibrator
@@ -28,6 +27,7 @@ from sdengine.runner.logprobs import TokenText, append_logprobs
 from sdengine.runner.penalties import PenaltyTables
 from sdengine.runner.prices import Prices
 from sdengine.runner.step_clock import StepClock
+from sdengine.runner.step_reader import StepReader
 from sdengine.scheduler.scheduler import Schedule, ScheduledSequence
 
 WAKE_US = 200
@@ -63,22 +63,14 @@ class Runner:
         self._stop_tokens = host(workspace.stop_tokens)
         self._tree_tokens = host(workspace.token_tree.tokens)
         self._tree_parents = host(workspace.token_tree.parents)
-        self._num_nodes = items(host(workspace.token_tree.num_nodes))
         self._cu_logits = host(workspace.cu_logits)
-        self._scheduled_lens = items(self._host.scheduled_lens)
-        self._can_draft = items(self._host.can_draft)
-        self._computed_lens = items(self._host.computed_lens)
-        self._draft_computed_lens = items(self._host.draft_computed_lens)
-        self._pending_lens = items(self._host.pending_lens)
+        self._scheduled_lens = flat_items(self._host.scheduled_lens)
+        self._can_draft = flat_items(self._host.can_draft)
         self._written_blocks = [0] * self._sizes.max_num_seqs
         self._most_missing = [0] * self._sizes.max_num_seqs
         self._penalties = PenaltyTables(iteration.penalties, workspace.memory)
         verdict = iteration.verdict
-        self._num_accepted = items(host(verdict.num_accepted))
-        self._out_tokens = items(host(verdict.out_tokens))
-        self._out_stride = verdict.out_tokens.shape[1]
         self._path = host(verdict.path)
-        self._clock = StepClock(host(iteration.times_ns), host(workspace.layer_ends_ns))
         make_tables = NativeAcceptanceTables if is_native else AcceptanceTables
         self._calibrator = Calibrator(
             make_tables(
@@ -93,6 +85,11 @@ class Runner:
         self.runs_ahead = isinstance(workspace.memory, StagedMemory)
         self._has_drafter = iteration.drafter is not None
         self._has_draft_cache = self._has_drafter and iteration.drafter.cache is not None
+        self._reader = StepReader(iteration, self._has_draft_cache)
+        self._clock = StepClock(
+            self._memory.left_behind(iteration.times_ns),
+            self._memory.left_behind(workspace.layer_ends_ns),
+        )
         self._num_tokens = self._num_decoding = 0  # of the step that is prepared
         self._num_missing = self._longest_missing = 0  # draft tokens of it
         self._most_ahead = 0  # tokens that the step under way may add to each
@@ -224,42 +221,13 @@ class Runner:
     def land(self, flight: Flight) -> list[Commit]:
         """Waits for the first step that was started and not read, and applies its results to the
         computed lengths of those sequences that have not ended meanwhile."""
-        commits: dict[int, Commit] = {}
-        for _ in range(flight.num_iterations):
+        if self.runs_ahead:
             self._memory.land()
-            self._read(flight, commits)
+        commits = self._reader.read(flight)
         self.reports = self._clock.end(flight, commits)
         if flight.is_drafting and self._calibrates:
             self._calibrator.observe(len(self.reports))
-        return list(commits.values())
-
-    def _read(self, flight: Flight, commits: dict[int, Commit]) -> None:
-        """Adds what an iteration left behind to the commits, by slot."""
-        out_tokens, stride, computed = self._out_tokens, self._out_stride, self._computed_lens
-        draft_computed = self._draft_computed_lens if self._has_draft_cache else computed
-        all_accepted, all_nodes = [], 0
-        for entry in flight.schedule.scheduled:
-            sequence = entry.sequence
-            slot = sequence.slot
-            if slot < 0:
-                continue  # it ended while this step was under way
-            sequence.num_computed = computed[slot]
-            sequence.num_draft_computed = draft_computed[slot]
-            if not entry.decodes or not self._pending_lens[slot]:
-                continue  # an iteration before this one ended it
-            num_accepted, first = self._num_accepted[slot], slot * stride
-            tokens = out_tokens[first : first + num_accepted + 1].tolist()
-            num_nodes = self._num_nodes[slot] if flight.is_drafting else 0
-            all_accepted.append(num_accepted)
-            all_nodes += num_nodes
-            commit = commits.get(slot)
-            if commit is None:
-                commits[slot] = Commit(sequence, tokens, [num_accepted], [num_nodes], slot)
-            elif commit.token_ids[-1] >= 0:  # else it ends there
-                commit.token_ids += tokens
-                commit.num_accepted.append(num_accepted)
-                commit.num_nodes.append(num_nodes)
-        self._clock.note(all_accepted, all_nodes)
+        return commits
 
     def drain(self) -> None:
         """Waits for whatever is under way; nobody needs its results."""
@@ -347,13 +315,3 @@ class Runner:
             if missing > longest:
                 longest = missing
         self._num_missing, self._longest_missing = total, longest
-
-
-def items(array: np.ndarray) -> memoryview:
-    """An array's elements one after the other: reading or writing one takes half as long as through
-    the array, and touches less code, none of which is cached after the kernels ran.
-
-    Raises:
-        TypeError: they do not lie one after the other.
-    """
-    return memoryview(array).cast("B").cast(array.dtype.char)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from math import inf
 from time import perf_counter
 
-import numpy as np
-
 from sdengine.core.plan import StepReport
 from sdengine.core.sequence import Sequence
+from sdengine.kernels.programs.replay_copies import LeftBehind
 from sdengine.runner.flight import Commit, Flight
 from sdengine.scheduler.scheduler import Schedule
 
@@ -17,7 +16,7 @@ class StepClock:
     """Times steps and shares what they took out to their sequences.
 
     Args:
-        times_ns: [3] int64, of the iteration that was read last: start, after proposing, end.
+        times_ns: [3] int64, of each iteration: start, after proposing, end.
         layer_ends_ns: [D] int64, of the draft's layers; earlier than the start of those that did
             not run.
 
@@ -25,57 +24,59 @@ class StepClock:
         iteration_s: what the kernels took for the last one; infinite unless only decoding was done.
     """
 
-    def __init__(self, times_ns: np.ndarray, layer_ends_ns: np.ndarray) -> None:
-        self._times_ns = memoryview(times_ns)
-        self._layer_ends_ns = memoryview(layer_ends_ns)
+    def __init__(self, times_ns: LeftBehind, layer_ends_ns: LeftBehind) -> None:
+        self._times_ns, self._layer_ends_ns = times_ns, layer_ends_ns
         self._read_at = 0.0
-        # Of each iteration: start, proposed, end, ends of layers, then accepted tokens and nodes. A
-        # plain tuple: a class of its own would be another call in every step.
-        self._noted: list[tuple[int, int, int, list[int], list[int], int]] = []
         self.iteration_s = inf
 
     def begin(self, schedule: Schedule) -> float:
         """Now, when a step begins to be prepared."""
         if len(schedule.admitted) == len(schedule.scheduled):
             self._read_at = 0.0  # nobody was waiting: the time since the last step was idle
-        self._noted.clear()  # of a step that was cut short
         return perf_counter()
 
-    def note(self, num_accepted: list[int], num_nodes: int) -> None:
-        """Takes the times of an iteration that was read; `StepReport` has the arguments."""
-        ends = self._layer_ends_ns.tolist()
-        self._noted.append((*self._times_ns.tolist(), ends, num_accepted, num_nodes))
-
-    def end(self, flight: Flight, commits: dict[int, Commit]) -> list[StepReport]:
-        """What the iterations of a step did, once all have been read.
+    def end(self, flight: Flight, commits: list[Commit]) -> list[StepReport]:
+        """What the iterations of a step did.
 
         A step that was started before the last one was read took the time since then. Its time
         counts once for a request, however many completions that has.
         """
-        noted, self._noted = self._noted, []
+        num_iterations, is_drafting = flight.num_iterations, flight.is_drafting
+        times = self._times_ns.after(num_iterations)[: 3 * num_iterations].tolist()
+        starts, all_proposed, ends = times[::3], times[1::3], times[2::3]
         now, last = perf_counter(), self._read_at
         self._read_at = now if flight.schedule.scheduled else 0.0
-        draft_s = verify_s = 0.0
-        for start, proposed, end, _, _, _ in noted:
-            draft_s += (proposed - start) * 1e-9
-            verify_s += (end - proposed) * 1e-9
+        draft_s = (sum(all_proposed) - sum(starts)) * 1e-9
+        verify_s = (sum(ends) - sum(all_proposed)) * 1e-9
         other_s = max(now - (last or flight.prepared_at) - draft_s - verify_s, 0.0)
         of_request: dict[str, Sequence] = {}
-        for commit in commits.values():
+        for commit in commits:
             of_request[commit.sequence.request_id] = commit.sequence
         for sequence in of_request.values():
             sequence.draft_time_s += draft_s
             sequence.verify_time_s += verify_s
             sequence.other_time_s += other_s
-        host_s = (now - max(flight.prepared_at, last) - draft_s - verify_s) / len(noted)
+        host_s = (now - max(flight.prepared_at, last) - draft_s - verify_s) / num_iterations
+        all_layer_ends = self._layer_ends_ns.after(num_iterations)
+        stride = self._layer_ends_ns.stride
         reports: list[StepReport] = []
-        for start, proposed, end, layer_ends, num_accepted, num_nodes in noted:
-            is_first = not reports
+        for replay, (start, proposed, end) in enumerate(zip(starts, all_proposed, ends)):
+            num_accepted: list[int] = []
+            num_nodes = num_layers = 0
+            first_layer_s = 0.0
+            for commit in commits:
+                if replay < len(commit.num_accepted):
+                    num_accepted.append(commit.num_accepted[replay])
+                    num_nodes += commit.num_nodes[replay]
+            is_first = replay == 0
             if not (is_first or num_accepted):
                 break  # everybody had ended before
-            num_layers = 0
-            for layer_end in layer_ends:
-                num_layers += layer_end > start
+            if is_drafting:
+                layer_ends = all_layer_ends[replay * stride : (replay + 1) * stride].tolist()
+                for layer_end in layer_ends:
+                    num_layers += layer_end > start
+                if num_layers:
+                    first_layer_s = (layer_ends[0] - start) * 1e-9
             num_tokens = flight.num_tokens if is_first else len(num_accepted)
             reports.append(
                 StepReport(
@@ -88,7 +89,7 @@ class StepClock:
                     is_steady=num_tokens == len(num_accepted)
                     and not (is_first and flight.is_catching_up),
                     num_layers=num_layers,
-                    first_layer_s=(layer_ends[0] - start) * 1e-9 if num_layers else 0.0,
+                    first_layer_s=first_layer_s,
                 )
             )
         newest = reports[-1]

@@ -23,7 +23,7 @@ PARAMS = SamplingParams(max_tokens=24, temperature=0.7, seed=3, n=2, ignore_eos=
 ALONE = SamplingParams(max_tokens=24, temperature=0.7, seed=3, ignore_eos=True)
 FILES = (
     *("engine.py", "llm.py", "scheduler.py", "block_pool.py", "request.py", "runner.py"),
-    *("step_clock.py", "penalties.py", "adaptive.py", "tree_size.py"),
+    *("step_reader.py", "step_clock.py", "penalties.py", "adaptive.py", "tree_size.py"),
 )
 CHAIN = SpeculationConfig(method="chain", max_nodes=6, max_depth=6)
 # Not all that have a slot find blocks to the end: sequences are preempted.

@@ -1,29 +1,12 @@
-"""StepClock: whose time a step was, and that of a step that was cut short."""
+"""StepClock: whose time a step was."""
 
 from __future__ import annotations
 
 from time import perf_counter
 
-import numpy as np
-
 from sdengine.core.outputs import SpeculationStats
-from sdengine.core.plan import StepPlan
 from sdengine.core.sampling_params import SamplingParams
-from sdengine.runner.flight import Commit, Flight
-from sdengine.runner.step_clock import StepClock
-from sdengine.scheduler.scheduler import Schedule
 from tests.engine.conftest import MakeEngine, related_draft
-
-
-def test_a_step_that_was_cut_short_leaves_no_times_behind() -> None:
-    """An interrupt between `note` and `end`: the next step had reports of both under its plan."""
-    clock = StepClock(np.array([10, 20, 50]), np.zeros(0, dtype=np.int64))
-    clock.note([3], 4)
-    begun = clock.begin(Schedule())
-    clock.note([1], 2)
-    flight = Flight(Schedule(), StepPlan(2, 2), 1, True, False, 0, False, 1, begun)
-    commits: dict[int, Commit] = {}
-    assert [report.num_accepted for report in clock.end(flight, commits)] == [[1]]
 
 
 def test_a_step_counts_once_for_a_request_of_several_completions(make_engine: MakeEngine) -> None:

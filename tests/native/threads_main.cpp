@@ -70,20 +70,19 @@ void check_replays_in_a_row(int threads) {
   Exact<int64_t> values(97, 0), totals(threads, 0);
   Program program;
   program.append(sum_twice, SumArgs{values.get(), 97, totals.get()});
-  const size_t row = 97 + threads;
+  Exact<int64_t> values_left(kReplays * 97, -1), totals_left(kReplays * threads, -1);
+  const auto bytes = [](const auto& exact) { return reinterpret_cast<char*>(exact.get()); };
+  ReplayCopies copies;
+  copies.add(bytes(values), 97 * sizeof(int64_t), bytes(values_left));
+  copies.add(bytes(totals), threads * sizeof(int64_t), bytes(totals_left));
   for (int round = 0; round < 20; ++round) {
-    Exact<int64_t> copies(kReplays * row, -1);
-    program.replay_in_a_row(
-        pool, kReplays,
-        {{reinterpret_cast<const char*>(values.get()), 97 * sizeof(int64_t)},
-         {reinterpret_cast<const char*>(totals.get()), threads * sizeof(int64_t)}},
-        reinterpret_cast<char*>(copies.get()));
+    program.replay_in_a_row(pool, kReplays, copies);
     const bool is_ordered = fuzz::plant() != fuzz::Plant::kMissingBarrier;
     for (int i = 0; is_ordered && i < kReplays; ++i) {
       const int64_t replays = round * kReplays + i + 1;
-      require(copies[i * row + 96] == replays * 96, "what this replay wrote");
+      require(values_left[i * 97 + 96] == replays * 96, "what this replay wrote");
       for (int w = 0; w < pool.num_active(); ++w) {
-        require(copies[i * row + 97 + w] == replays * (97 * 96 / 2), "and what it summed up");
+        require(totals_left[i * threads + w] == replays * (97 * 96 / 2), "and what it summed up");
       }
     }
   }
