@@ -243,9 +243,9 @@ class Engine:
         scheduled once more in vain: what that computes of it is discarded.
 
         Args:
-            max_iterations: most iterations that follow one another, of which 64 are the most that
-                ever do; a device runs ahead instead.
-                One where a request asks for logprobs or has stop strings: the host has to look.
+            max_iterations: most iterations that follow one another, 64 however many are asked for;
+                a device runs ahead instead. One where a request asks for logprobs or has stop
+                strings: the host has to look.
             max_seconds: that more than one of them may take together, going by the last one. So
                 long new requests and aborts wait.
 

@@ -10,7 +10,8 @@ import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,21 +63,38 @@ def command_of(files: Sequence[Path], report: Path) -> list[str]:
     return [*command, *map(str, files)]
 
 
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Lets an interrupt wait for the end of the block: in the middle of starting a process it
+    would leave one behind that nobody knows. In the main thread only."""
+    held: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if held:
+        raise KeyboardInterrupt
+
+
 def run_group(command: list[str], env: dict[str, str], limit_s: float) -> tuple[int, str]:
     """Exit code and output of a command whose workers are ended with it.
 
     Raises:
         subprocess.TimeoutExpired: it took too long.
     """
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=env, text=True, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+    process: subprocess.Popen[str] | None = None
     try:
+        with interrupts_held():
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=env, text=True, start_new_session=True,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            )  # fmt: skip
         said, _ = process.communicate(timeout=limit_s)
     except BaseException:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        if process is not None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
         raise
     return process.returncode, said
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -253,9 +254,21 @@ def test_what_a_slice_has_started_in_a_group_of_its_own_ends_with_it(tmp_path: P
         "run_group(command, os.environ, 50)"
     )
     mark = f"marked-{os.getpid()}"
-    assert slices.run_process([sys.executable, "-c", starts, mark], 4.0, tmp_path / "log") is None
+    assert slices.run_process([sys.executable, "-c", starts, mark], 6.0, tmp_path / "log") is None
     running = [file.read_bytes() for file in Path("/proc").glob("[0-9]*/cmdline") if readable(file)]
     assert not [line for line in running if mark.encode() in line]
+
+
+def test_an_interrupt_waits_until_a_process_is_known() -> None:
+    """It came while one was being started, on a busy machine, and left it behind."""
+    started = []
+    with pytest.raises(KeyboardInterrupt), tests.interrupts_held():
+        os.kill(os.getpid(), signal.SIGINT)
+        started.append("a process")
+    assert started == ["a process"]
+    with tests.interrupts_held():
+        started.append("another")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def readable(file: Path) -> bool:
