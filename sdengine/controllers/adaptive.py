@@ -19,7 +19,8 @@ that is the larger part. What it reads beside new prompts has to be won back, to
 won. So that a pair that never pays costs little, best-first trees begin with two nodes and grow
 with what is accepted of them (`tree_size`, where static trees get their depth), no step of a trial
 stakes more than a part of what that may lose, and a trial ends as soon as it has lost that or can
-hardly be won any more. All this is the engine's knowledge, not a request's: it outlives them.
+hardly be won any more. Once it was won, a few steps now and then have smaller trees than usual, to
+see what those take. All this is the engine's knowledge, not a request's: it outlives them.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ CLEAR = 0.85  # of a plain token, below which speculation pays beyond doubt
 SETTLED_RUN = MAX_ITERATIONS  # iterations in a row of speculation that won its trial
 LEARN_EVERY = SETTLED_RUN  # steps of it that are looked at together: after a pass over weights none
 # of this code is in the caches, and one report takes 75 us, four 120, eight 50 by the shorter way
+LOOK_STEPS = 2  # with smaller trees
 TRIAL_RUN = 4  # iterations in a row while speculation is on trial; one until the first could be
 # timed, two as long as the trial may soon be lost. Plain steps come many in a row, and the host's
 # work that one of them is spared (up to 0.2 ms of the bundled pair's 1.2) must not be held against
@@ -83,6 +85,8 @@ class AdaptiveController:
         self._prices_nodes = prices_nodes
         self._trial = Trial.after(FIRST_PAUSE)
         self._credit = 0.0  # plain steps that speculation has gained, less what trials lost
+        self._look_left, self._look_rows = 0, 0  # steps with smaller trees, and their rows
+        self._has_looked = False  # and it was not taken in what those take
         self._reports: list[tuple[StepPlan, StepReport]] = []  # not looked at yet
 
     def plan(self, num_decoding: int, outlook: AskOutlook | None = None) -> StepPlan:
@@ -103,9 +107,23 @@ class AdaptiveController:
         num_iterations = self._num_in_a_row()
         if not self._prices_nodes:
             return StepPlan(depth, limit, num_iterations=num_iterations)
+        if self._looks_at_fewer():
+            limit = min(limit, max(self._look_rows - num_decoding, 1))
+            num_iterations = 1
         costs = pace.costs if pace.are_costs_new else None
         pace.are_costs_new = False
         return StepPlan(depth, limit, 1.0 / pace.token_s(num_decoding), costs, num_iterations)
+
+    def _looks_at_fewer(self) -> bool:
+        """Whether the next step is one of a few with smaller trees, to see what those take."""
+        if self._look_left == 0 and self._turns.trial_left <= 0:
+            num_rows = self._pace.fewer_rows()
+            if num_rows is not None:
+                self._look_left, self._look_rows = LOOK_STEPS, num_rows
+                self._has_looked = True
+        is_look = self._look_left > 0
+        self._look_left -= is_look
+        return is_look
 
     def _is_put_off(self, num_decoding: int, outlook: AskOutlook | None) -> bool:
         """Whether a trial would begin that cannot win its beginning back."""
@@ -183,8 +201,11 @@ class AdaptiveController:
         turns, pace = self._turns, self._pace
         num_decoding = len(reports[-1][1].num_accepted)
         turns.plain_run = 0
-        for _, report in reports[1::2]:
+        for _, report in reports if self._has_looked else reports[1::2]:
             pace.add_pass(report, is_plain=False)
+        if self._has_looked and self._look_left == 0:
+            self._has_looked = False
+            pace.renew_costs()
         plain_s, longest_s = pace.plain_step_s(num_decoding), pace.longest_step_s(num_decoding)
         all_tokens, all_seconds, losses = 0, 0.0, []
         for plan, report in reports:

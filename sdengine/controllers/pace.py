@@ -41,8 +41,16 @@ class Pace:
     def add_pass(self, report: StepReport, is_plain: bool) -> None:
         """Takes in what a steady step's target pass took."""
         if self._seen_costs.add(report.num_rows, report.verify_time_s, is_plain=is_plain):
-            self.costs = self._seen_costs.model()
-            self.are_costs_new = True
+            self.renew_costs()
+
+    def renew_costs(self) -> None:
+        """Takes in what was seen up to now."""
+        self.costs = self._seen_costs.model()
+        self.are_costs_new = True
+
+    def fewer_rows(self) -> int | None:
+        """Rows of a few steps with smaller trees than usual, if those are to be looked at."""
+        return self._seen_costs.fewer_rows()
 
     def add_draft(self, report: StepReport) -> None:
         """Takes in what a steady step's draft layers took."""

@@ -7,7 +7,10 @@ by the measurement, trees were twice as large as the best ones. Plain steps one 
 nothing of a row among trees: on the same server they took 1.1 ms over 27 MB of weights where a step
 of the draft without a tree took 1.5 and one of six rows 1.9, and by 1.1 hardly a tree was worth it.
 Rows that were not seen yet are taken to be as slow as the others among trees: believed as measured,
-larger trees looked cheap beside the first ones, and made a third of the engines give up.
+larger trees looked cheap beside the first ones, and made a third of the engines give up. The same
+of fewer rows can be wrong for good: where arithmetic takes twice what was measured, and a pass over
+one row does not, trees of four sequences stayed so large that they lost 8% to plain decoding. So
+now and then a few steps have smaller ones (`fewer_rows`).
 
 Layers of the draft are further from what was measured: more than one node goes on, and the context
 is longer (two cores, 1M of weights: 0.05 to 0.10 ms, measured 0.04).
@@ -27,6 +30,9 @@ SMOOTHING = 0.08  # of the machine's pace: some 12 steps
 HICCUP = 2.0  # a time so many times what is expected is the machine's, not the step's
 FIRST_MODELS = (1, 2, 4, 8, 16, 32)  # steps with trees after which there is a model
 REFRESH_EVERY = 64  # steps between two models; one costs some 100 us where a device prices rows
+LOOK_EVERY = 16  # steps before it is asked again whether fewer rows are to be looked at,
+LOOK_AGE = 300  # which is not needed for so many after a pass over them,
+LOOK_SHARE = 0.5  # and not done for less than this share of the usual ones
 
 
 class SeenCosts:
@@ -45,10 +51,13 @@ class SeenCosts:
         self._places = [self._place(rows) for rows in range(measured.rows[-1] + 1)]
         self._num_steps = 0
         self._num_trees = 0  # steps with trees
+        self._usual_rows = 0.0  # of them, the newest STEPS_KEPT
         self._tree_ratio = 0.0  # of them all, the newest STEPS_KEPT
         self._ratios = [0.0] * len(measured.rows)
         self._weights = [0.0] * len(measured.rows)
         self._seen_at = [0] * len(measured.rows)
+        self._passed_at = [-LOOK_AGE] * len(measured.rows)  # by this row count or one near it
+        self._look_at = 2 * LOOK_EVERY  # the step that may be next to look at fewer rows
         self._first_layer = _Seconds(measured.draft_first_s)
         self._later_layers = _Seconds(measured.draft_layer_s)
 
@@ -74,6 +83,8 @@ class SeenCosts:
         if not is_plain:
             self._num_trees += 1
             self._tree_ratio += (ratio - self._tree_ratio) / min(self._num_trees, STEPS_KEPT)
+            self._usual_rows += (num_rows - self._usual_rows) / min(self._num_trees, STEPS_KEPT)
+            self._passed_at[left + (share >= 0.5)] = self._num_steps
             self._blend(left, 1.0 - share, ratio)
             if share > 0.0:
                 self._blend(left + 1, share, ratio)
@@ -92,6 +103,20 @@ class SeenCosts:
             self._later_layers.mean(self.pace),
             measured.draft_read_s * self.pace,
         )
+
+    def fewer_rows(self) -> int | None:
+        """Fewer rows than steps with trees usually have, if it is time to see what a pass over them
+        takes at present; None most of the time."""
+        now, usual = self._num_steps, self._usual_rows
+        if now < self._look_at:
+            return None
+        self._look_at = now + LOOK_EVERY
+        for index in range(len(self._passed_at) - 1, -1, -1):
+            num_rows = self._measured.rows[index]
+            is_stale = now - self._passed_at[index] >= LOOK_AGE
+            if is_stale and LOOK_SHARE * usual <= num_rows < usual - 0.5:
+                return num_rows
+        return None
 
     def _blend(self, index: int, share: float, ratio: float) -> None:
         weight = self._kept(index) + share

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
 from sdengine.controllers.adaptive import AdaptiveController
-from sdengine.controllers.seen_costs import FIRST_MODELS, REFRESH_EVERY, SeenCosts
+from sdengine.controllers.seen_costs import (
+    FIRST_MODELS,
+    LOOK_AGE,
+    LOOK_EVERY,
+    REFRESH_EVERY,
+    SeenCosts,
+)
 from sdengine.controllers.tree_size import GrowingSize
 from sdengine.core.cost_model import CostModel
 from sdengine.core.plan import StepReport
@@ -110,6 +118,70 @@ def test_a_model_is_due_now_and_then() -> None:
     assert FIRST_MODELS[0] == 1 and FIRST_MODELS[-1] < REFRESH_EVERY
     plain = SeenCosts(MEASURED)
     assert sum(plain.add(1, 1.0, is_plain=True) for _ in range(REFRESH_EVERY)) == 1
+
+
+def test_fewer_rows_are_looked_at_now_and_then() -> None:
+    seen, looks = SeenCosts(MEASURED), []
+    for step in range(3 * LOOK_AGE):
+        rows = seen.fewer_rows()
+        if rows is not None:
+            looks.append(step)
+            assert rows == 4, "half as many as usual, at least"
+        seen.add(rows or 8, 1.0, is_plain=False)
+    assert len(looks) == 3 and looks[0] == 2 * LOOK_EVERY, "not before a trial is over"
+    assert all(LOOK_AGE < b - a <= LOOK_AGE + LOOK_EVERY for a, b in itertools.pairwise(looks))
+
+
+def test_fewer_rows_that_are_passed_anyway_need_no_look() -> None:
+    seen = SeenCosts(MEASURED)
+    for step in range(2 * LOOK_AGE):
+        seen.add(5 if step % 20 == 0 else 8, 1.0, is_plain=False)  # five are nearly four
+        assert seen.fewer_rows() is None
+
+
+def test_trees_too_large_for_what_arithmetic_takes_are_found_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Four sequences: measured, 12 rows take hardly longer than 4; true, twice as long. By what was
+    seen of 12 rows, 8 look as dear."""
+    rows = (1, 2, 3, 4, 5, 6, 8, 12, 16, 64)
+    told = CostModel(rows, (1.0, 1.02, 1.03, 1.03, 1.05, 1.05, 1.07, 1.1, 1.4, 5.6), 0.04, 0.034)
+    true = CostModel(
+        rows, (1.0, 1.02, 1.04, 1.07, 1.125, 1.21, 1.46, 2.18, 2.8, 11.3), 0.045, 0.0375
+    )
+
+    def speed(costs: CostModel) -> float:
+        return float(np.mean([batch_in_world(costs, true, seed) for seed in range(8)]))
+
+    assert speed(told) > 0.98 * speed(true)
+    monkeypatch.setattr(SeenCosts, "fewer_rows", lambda _: None)
+    assert speed(told) < 0.97 * speed(true)
+
+
+def batch_in_world(told: CostModel, world: CostModel, seed: int, steps: int = 600) -> float:
+    """Speed of four sequences over plain decoding. Nodes come in chains of falling worth."""
+    controller, rng = AdaptiveController(told, GrowingSize(8, 16)), np.random.default_rng(seed)
+    reach = 0.72 * 0.7 ** np.arange(8)
+    worths = np.sort(np.tile(reach, 4))[::-1]  # of all nodes, as the batch takes them
+    thresholds, seconds, tokens = np.zeros(33), 0.0, 0
+    for _ in range(steps):
+        plan = controller.plan(4)
+        if plan.costs is not None:
+            thresholds = plan.costs.row_costs(37)[4:]
+        nodes = 0
+        if plan.depth:
+            is_paid = worths >= thresholds[: len(worths)] * plan.tokens_per_s
+            paid = is_paid.argmin() if not is_paid.all() else len(worths)
+            nodes = int(min(paid, 4 * plan.depth, plan.max_batch_nodes))
+        of_each = [len(range(i, nodes, 4)) for i in range(4)]
+        accepted = [int((rng.random() < reach[:n]).sum()) for n in of_each]
+        draft = world.draft_time(min(-(-nodes // 4), plan.depth)) if nodes else 0.0
+        verify = world.verify_time(4 + nodes)
+        total = draft + verify
+        controller.observe(plan, StepReport(accepted, nodes, 4 + nodes, draft, verify, total, True))
+        seconds += total
+        tokens += 4 + sum(accepted)
+    return tokens / seconds / (4 / world.verify_time(4))
 
 
 def best_of_world(
