@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -214,6 +215,12 @@ def reason_of(error: Exception) -> str:
     return f"{type(error).__name__}: {error}{place}"
 
 
+def heed_interrupts() -> None:
+    """Takes interrupts, by which a slice is told to end what it has started, also where they are
+    ignored: in what a shell without job control starts in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def slice_main(
     run: Callable[[Recorder, argparse.Namespace], None], case_limit_s: float | None = None
 ) -> int:
@@ -224,6 +231,7 @@ def slice_main(
     parser.add_argument("--seconds", type=float, default=500.0)
     parser.add_argument("--variant", default="", help="which of the module's slices")
     options = parser.parse_args()
+    heed_interrupts()
     recorder = Recorder(options.records, options.part, options.seconds, case_limit_s=case_limit_s)
     run(recorder, options)
     recorder.retry_failed()

@@ -245,30 +245,42 @@ def test_a_process_that_takes_too_long_is_ended_with_its_children(tmp_path: Path
     assert slices.run_process([sys.executable, "-c", "raise SystemExit(3)"], 20.0, log) == 3
 
 
-def test_what_a_slice_has_started_in_a_group_of_its_own_ends_with_it(tmp_path: Path) -> None:
-    """The tests and sanitizers of a suite: they would go on using the GPU."""
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN])
+def test_what_a_slice_has_started_in_a_group_of_its_own_ends_with_it(
+    tmp_path: Path, handler: Any
+) -> None:
+    """The tests and sanitizers of a suite: they would go on using the GPU. A suite that a shell
+    starts in the background ignores interrupts."""
     asleep = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
     starts = (
         "import os, sys; from benchmarks.gpu.tests import run_group; "
+        "from benchmarks.gpu.records import heed_interrupts; heed_interrupts(); "
         f"command = [sys.executable, '-c', {asleep!r} + ' # ' + sys.argv[1]]; "
         "run_group(command, os.environ, 50)"
     )
     mark = f"marked-{os.getpid()}"
-    assert slices.run_process([sys.executable, "-c", starts, mark], 6.0, tmp_path / "log") is None
+    command, before = [sys.executable, "-c", starts, mark], signal.signal(signal.SIGINT, handler)
+    try:
+        assert slices.run_process(command, 6.0, tmp_path / "log") is None
+    finally:
+        signal.signal(signal.SIGINT, before)
     running = [file.read_bytes() for file in Path("/proc").glob("[0-9]*/cmdline") if readable(file)]
     assert not [line for line in running if mark.encode() in line]
 
 
 def test_an_interrupt_waits_until_a_process_is_known() -> None:
-    """It came while one was being started, on a busy machine, and left it behind."""
-    started = []
-    with pytest.raises(KeyboardInterrupt), tests.interrupts_held():
-        os.kill(os.getpid(), signal.SIGINT)
-        started.append("a process")
-    assert started == ["a process"]
-    with tests.interrupts_held():
-        started.append("another")
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    """In the middle of starting it, it would leave it behind."""
+    started, before = [], signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), tests.interrupts_held():
+            os.kill(os.getpid(), signal.SIGINT)
+            started.append("a process")
+        assert started == ["a process"]
+        with tests.interrupts_held():
+            started.append("another")
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def readable(file: Path) -> bool:
