@@ -20,7 +20,9 @@ won. So that a pair that never pays costs little, best-first trees begin with tw
 with what is accepted of them (`tree_size`, where static trees get their depth), no step of a trial
 stakes more than a part of what that may lose, and a trial ends as soon as it has lost that or can
 hardly be won any more. Once it was won, a few steps now and then have smaller trees than usual, to
-see what those take. All this is the engine's knowledge, not a request's: it outlives them.
+see what those take. A trial that costs speak against (`entry_price`) is put off; after 512, 1024,
+... such steps it is made all the same, because costs may be wrong. All this is the engine's
+knowledge, not a request's: it outlives them.
 """
 
 from __future__ import annotations
@@ -53,6 +55,7 @@ CLEAR = 0.85  # of a plain token, below which speculation pays beyond doubt
 SETTLED_RUN = MAX_ITERATIONS  # iterations in a row of speculation that won its trial
 LEARN_EVERY = SETTLED_RUN  # steps of it that are looked at together: after a pass over weights none
 # of this code is in the caches, and one report takes 75 us, four 120, eight 50 by the shorter way
+OVERDUE_TOKENS = 2 * TRIAL_STEPS  # left to a sequence, for a trial that was put off for long
 LOOK_STEPS = 2  # with smaller trees
 TRIAL_RUN = 4  # iterations in a row while speculation is on trial; one until the first could be
 # timed, two as long as the trial may soon be lost. Plain steps come many in a row, and the host's
@@ -86,6 +89,7 @@ class AdaptiveController:
         self._trial = Trial.after(FIRST_PAUSE)
         self._credit = 0.0  # plain steps that speculation has gained, less what trials lost
         self._look_left, self._look_rows = 0, 0  # steps with smaller trees, and their rows
+        self._doubts_costs = False  # on a trial against what they say
         self._has_looked = False  # and it was not taken in what those take
         self._reports: list[tuple[StepPlan, StepReport]] = []  # not looked at yet
 
@@ -112,7 +116,10 @@ class AdaptiveController:
             num_iterations = 1
         costs = pace.costs if pace.are_costs_new else None
         pace.are_costs_new = False
-        return StepPlan(depth, limit, 1.0 / pace.token_s(num_decoding), costs, num_iterations)
+        rate = 1.0 / pace.token_s(num_decoding)
+        if self._doubts_costs and self._trial.steps == 0:
+            rate = 0.0  # or no node may seem worth its row
+        return StepPlan(depth, limit, rate, costs, num_iterations)
 
     def _looks_at_fewer(self) -> bool:
         """Whether the next step is one of a few with smaller trees, to see what those take."""
@@ -129,7 +136,11 @@ class AdaptiveController:
         """Whether a trial would begin that cannot win its beginning back."""
         if outlook is None or self._turns.trial_left != TRIAL_STEPS:
             return False
-        return not is_worth_trying(self._pace.costs, num_decoding, outlook())
+        ahead = outlook()
+        if self._turns.is_overdue and ahead.tokens_left >= OVERDUE_TOKENS:
+            self._doubts_costs = True
+            return False
+        return not is_worth_trying(self._pace.costs, num_decoding, ahead)
 
     def _num_in_a_row(self) -> int:
         """Iterations with trees that follow one another before this is asked again."""
@@ -229,7 +240,7 @@ class AdaptiveController:
         turns, pace = self._turns, self._pace
         pause = turns.count_plain()
         if pause:
-            self._trial = Trial.after(pause)
+            self._trial, self._doubts_costs = Trial.after(pause), False
         if not report.is_steady:
             return
         expected, seen = pace.plain_step_s(num_decoding), report.step_s

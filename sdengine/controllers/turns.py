@@ -16,6 +16,8 @@ TRIAL_STEPS = 16  # speculative steps before a verdict: of 6, chance alone moved
 # Plain steps before it is asked again whether a trial can win its price back: a row of them. When
 # that was half of one, four sequences that never tried took 5% more time than a plain engine.
 PUT_OFF_STEPS = MAX_ITERATIONS
+# And after so many all the same, at first, because what was measured may be wrong by now.
+FIRST_PATIENCE, MOST_PATIENCE = 512, 16384
 
 # After 4, trees at the machine's present pace met the measurement's fastest plain step: pairs that
 # gained 1.3x failed their first trial. Those after PROMPT_STEPS are believed, here four.
@@ -59,12 +61,20 @@ class Turns:
         self._until_probe = PROBE_EVERY
         self._least_pause = FIRST_PAUSE  # of the next
         self._pause = FIRST_PAUSE  # the last
+        self._patience, self._waited = FIRST_PATIENCE, 0  # plain steps of a trial that is put off
 
     def put_off(self) -> int:
         """Lets a trial wait; returns for how many plain steps."""
         self.is_put_off = True
         self.plain_left = PUT_OFF_STEPS
+        self._waited += PUT_OFF_STEPS
         return PUT_OFF_STEPS
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether the trial was put off for so long that it should be made however dear it looks;
+        twice as long after each that was lost."""
+        return self._waited >= self._patience
 
     @property
     def num_plain_in_a_row(self) -> int:
@@ -99,6 +109,7 @@ class Turns:
     def count_trees(self, steps: int = 1) -> bool:
         """Counts steps with trees whose turn it was; returns whether they belong to a trial."""
         self.is_put_off = False
+        self._waited = 0
         self.trial_left -= steps
         self._until_probe -= steps
         return self.trial_left >= 0
@@ -123,7 +134,7 @@ class Turns:
 
     def won(self) -> None:
         """A trial was: should trees come to fail, they are soon tried again."""
-        self._least_pause = FIRST_PAUSE
+        self._least_pause, self._patience = FIRST_PAUSE, FIRST_PATIENCE
 
     def pause(self, owed: int) -> None:
         """The next steps are plain: so many, or twice as many as the last time.
@@ -133,4 +144,5 @@ class Turns:
         """
         self.plain_left = self._pause = max(self._least_pause, owed)
         self._least_pause = min(2 * self._least_pause, LONGEST_PAUSE)
+        self._patience = min(2 * self._patience, MOST_PATIENCE)
         self.is_paused = True

@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from sdengine.controllers import turns
 from sdengine.controllers.adaptive import AdaptiveController
 from sdengine.controllers.entry_price import gains, is_worth_trying
 from sdengine.controllers.tree_size import GrowingSize
+from sdengine.controllers.turns import FIRST_PATIENCE
 from sdengine.core.cost_model import CostModel
 from sdengine.core.plan import Outlook
 from tests.controllers.test_trials import World
@@ -88,3 +90,43 @@ def test_trees_begin_as_soon_as_the_rest_of_a_text_is_long_enough() -> None:
     world = World(0.7, MEASURED, token_s=0.45, overhead_s=0.5, batch=2, request=64, left=64)
     asks, does_not = run(world, 2 * 512)
     assert asks.loss == does_not.loss < -0.2
+
+
+DEAR = CostModel((1, 4, 8, 16, 64), (1.0, 1.0, 2.0, 4.0, 16.0), 0.1, 0.05)  # a row for a quarter
+CHEAP = CostModel((1, 4, 8, 16, 64), (1.0, 1.0, 1.2, 1.6, 6.0), 0.1, 0.05)
+
+
+def batch_of_four(costs: CostModel, acceptance: float, request: int = 256) -> World:
+    costs_s = {"token_s": 0.01, "overhead_s": 0.05}
+    return World(acceptance, costs, batch=4, request=request, left=request, **costs_s)
+
+
+@pytest.mark.parametrize("patience", [FIRST_PATIENCE, 1 << 40])
+def test_a_measurement_that_says_no_is_put_to_the_test(
+    monkeypatch: pytest.MonkeyPatch, patience: int
+) -> None:
+    monkeypatch.setattr(turns, "FIRST_PATIENCE", patience)
+    world = batch_of_four(CHEAP, 0.7)
+    world.run(AdaptiveController(DEAR, GrowingSize(8, 16)), 4 * 16 * FIRST_PATIENCE)
+    if patience == FIRST_PATIENCE:
+        assert world.loss < -0.1
+    else:
+        assert world.num_trees == 0 and world.loss == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize(("costs", "acceptance"), [(DEAR, 0.5), (CHEAP, 0.0)])
+def test_one_that_is_right_is_asked_ever_more_rarely(costs: CostModel, acceptance: float) -> None:
+    world = batch_of_four(costs, acceptance)
+    controller, trees = AdaptiveController(DEAR, GrowingSize(8, 16)), []
+    for _ in range(2):
+        before = world.num_trees
+        world.run(controller, 4 * 8 * FIRST_PATIENCE)
+        trees.append(world.num_trees - before)
+    assert trees[0] > 2 * trees[1]
+    assert world.loss < 0.005
+
+
+def test_no_text_that_is_nearly_over_is_used_for_it() -> None:
+    world = batch_of_four(CHEAP, 0.7, request=30)
+    world.run(AdaptiveController(DEAR, GrowingSize(8, 16)), 4 * 4 * FIRST_PATIENCE)
+    assert world.num_trees == 0
