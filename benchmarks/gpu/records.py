@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import json
-import signal
 import subprocess
 import sys
 import time
@@ -16,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from benchmarks.gpu.interrupts import heed_interrupts
 
 DONE, FAILED, SKIPPED = "done", "failed", "skipped"
 BEGUN = "begun"  # a line before each case: it is the last of one in which the process ended
@@ -213,12 +214,6 @@ def reason_of(error: Exception) -> str:
     last = frames[-1] if frames else None
     place = f" ({Path(last.filename).name}:{last.lineno})" if last else ""
     return f"{type(error).__name__}: {error}{place}"
-
-
-def heed_interrupts() -> None:
-    """Takes interrupts, by which a slice is told to end what it has started, also where they are
-    ignored: in what a shell without job control starts in the background."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def slice_main(

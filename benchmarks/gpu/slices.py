@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from benchmarks.gpu.interrupts import interrupts_held
 from benchmarks.gpu.records import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -125,17 +126,22 @@ def command_of(part: Slice, records: Path, seconds: float) -> list[str]:
 def run_process(command: Sequence[str], limit_s: float, log: Path) -> int | None:
     """Runs a command in a session of its own; None when it had to be ended, children included."""
     with log.open("a", encoding="utf-8") as output:
-        process = subprocess.Popen(
-            command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
+        process: subprocess.Popen[bytes] | None = None
         try:
+            with interrupts_held():
+                process = subprocess.Popen(
+                    command,
+                    cwd=ROOT,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
             return process.wait(timeout=limit_s)
         except subprocess.TimeoutExpired:
-            end_group(process)
             return None
-        except BaseException:
-            end_group(process)
-            raise
+        finally:
+            if process is not None and process.returncode is None:
+                end_group(process)
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:

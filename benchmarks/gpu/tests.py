@@ -10,11 +10,11 @@ import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu.interrupts import interrupts_held
 from benchmarks.gpu.records import Recorder, slice_main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,20 +61,6 @@ def command_of(files: Sequence[Path], report: Path) -> list[str]:
     if importlib.util.find_spec("xdist") is not None:
         command += ["-n", str(num_processes())]
     return [*command, *map(str, files)]
-
-
-@contextmanager
-def interrupts_held() -> Iterator[None]:
-    """Lets an interrupt wait for the end of the block: in the middle of starting a process it
-    would leave one behind that nobody knows. In the main thread only."""
-    held: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: held.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if held:
-        raise KeyboardInterrupt
 
 
 def run_group(command: list[str], env: dict[str, str], limit_s: float) -> tuple[int, str]:

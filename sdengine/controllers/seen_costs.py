@@ -111,10 +111,9 @@ class SeenCosts:
         if now < self._look_at:
             return None
         self._look_at = now + LOOK_EVERY
-        for index in range(len(self._passed_at) - 1, -1, -1):
-            num_rows = self._measured.rows[index]
-            is_stale = now - self._passed_at[index] >= LOOK_AGE
-            if is_stale and LOOK_SHARE * usual <= num_rows < usual - 0.5:
+        for num_rows, passed_at in zip(reversed(self._measured.rows), reversed(self._passed_at)):
+            is_fewer = LOOK_SHARE * usual <= num_rows < usual - 0.5  # usual is a mean
+            if is_fewer and now - passed_at >= LOOK_AGE:
                 return num_rows
         return None
 

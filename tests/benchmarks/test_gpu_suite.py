@@ -17,6 +17,7 @@ import pytest
 
 from benchmarks import gpu_suite
 from benchmarks.gpu import build, machine, sanitizer, slices, tests
+from benchmarks.gpu.interrupts import interrupts_held
 from benchmarks.gpu.records import Record, Recorder, Skip, read_records
 from benchmarks.gpu.report import markdown, table, write_report
 from benchmarks.gpu.slices import (
@@ -254,7 +255,7 @@ def test_what_a_slice_has_started_in_a_group_of_its_own_ends_with_it(
     asleep = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
     starts = (
         "import os, sys; from benchmarks.gpu.tests import run_group; "
-        "from benchmarks.gpu.records import heed_interrupts; heed_interrupts(); "
+        "from benchmarks.gpu.interrupts import heed_interrupts; heed_interrupts(); "
         f"command = [sys.executable, '-c', {asleep!r} + ' # ' + sys.argv[1]]; "
         "run_group(command, os.environ, 50)"
     )
@@ -272,11 +273,11 @@ def test_an_interrupt_waits_until_a_process_is_known() -> None:
     """In the middle of starting it, it would leave it behind."""
     started, before = [], signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with pytest.raises(KeyboardInterrupt), tests.interrupts_held():
+        with pytest.raises(KeyboardInterrupt), interrupts_held():
             os.kill(os.getpid(), signal.SIGINT)
             started.append("a process")
         assert started == ["a process"]
-        with tests.interrupts_held():
+        with interrupts_held():
             started.append("another")
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:

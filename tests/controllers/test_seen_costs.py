@@ -158,60 +158,55 @@ def test_trees_too_large_for_what_arithmetic_takes_are_found_out(
     assert speed(told) < 0.97 * speed(true)
 
 
-def batch_in_world(told: CostModel, world: CostModel, seed: int, steps: int = 600) -> float:
-    """Speed of four sequences over plain decoding. Nodes come in chains of falling worth."""
-    controller, rng = AdaptiveController(told, GrowingSize(8, 16)), np.random.default_rng(seed)
+def batch_in_world(told: CostModel, world: CostModel, seed: int) -> float:
+    """Speed of four sequences over plain decoding."""
     reach = 0.72 * 0.7 ** np.arange(8)
-    worths = np.sort(np.tile(reach, 4))[::-1]  # of all nodes, as the batch takes them
-    thresholds, seconds, tokens = np.zeros(33), 0.0, 0
-    for _ in range(steps):
-        plan = controller.plan(4)
-        if plan.costs is not None:
-            thresholds = plan.costs.row_costs(37)[4:]
-        nodes = 0
-        if plan.depth:
-            is_paid = worths >= thresholds[: len(worths)] * plan.tokens_per_s
-            paid = is_paid.argmin() if not is_paid.all() else len(worths)
-            nodes = int(min(paid, 4 * plan.depth, plan.max_batch_nodes))
-        of_each = [len(range(i, nodes, 4)) for i in range(4)]
-        accepted = [int((rng.random() < reach[:n]).sum()) for n in of_each]
-        draft = world.draft_time(min(-(-nodes // 4), plan.depth)) if nodes else 0.0
-        verify = world.verify_time(4 + nodes)
-        total = draft + verify
-        controller.observe(plan, StepReport(accepted, nodes, 4 + nodes, draft, verify, total, True))
-        seconds += total
-        tokens += 4 + sum(accepted)
-    return tokens / seconds / (4 / world.verify_time(4))
+    seconds, tokens = decode_in_world(told, world, reach, batch=4, steps=600, seed=seed).sum(0)
+    return float(tokens / seconds / (4 / world.verify_time(4)))
 
 
 def best_of_world(
     costs: CostModel, world: CostModel, steps: int, seed: int = 0
 ) -> tuple[float, float]:
     """Tokens per second of the controller that was given `costs`, in a world that costs `world`,
-    over that of the best constant number of nodes. Nodes come in a chain of falling worth."""
+    over that of the best constant number of nodes; once it has settled."""
     reach = 0.85 * np.cumprod(np.full(16, 0.8)) / 0.8
     rates = [
         (1 + reach[:n].sum()) / (world.verify_time(1 + n) + world.draft_time(n)) for n in range(17)
     ]
-    controller, rng = AdaptiveController(costs, GrowingSize(16, 16)), np.random.default_rng(seed)
-    thresholds, seconds, tokens = np.zeros(16), 0.0, 0
-    for step in range(2 * steps):
-        plan = controller.plan(1)
+    decoded = decode_in_world(costs, world, reach, batch=1, steps=2 * steps, seed=seed)
+    seconds, tokens = decoded[steps:].sum(0)
+    return tokens / seconds / max(rates), float(np.argmax(rates))
+
+
+def decode_in_world(
+    told: CostModel, world: CostModel, reach: np.ndarray, *, batch: int, steps: int, seed: int
+) -> np.ndarray:
+    """[steps, 2]: seconds and tokens of each step of a batch whose controller was told other costs
+    than there are. Nodes come in a chain a sequence, reached with these falling probabilities."""
+    most = len(reach)
+    controller = AdaptiveController(told, GrowingSize(most, 16))
+    rng, decoded = np.random.default_rng(seed), []
+    worths = np.sort(np.tile(reach, batch))[::-1]  # of all nodes, as the batch takes them
+    thresholds = np.zeros(len(worths))
+    for _ in range(steps):
+        plan = controller.plan(batch)
         if plan.costs is not None:
-            thresholds = plan.costs.row_costs(17)[1:]
+            thresholds = plan.costs.row_costs(batch * (1 + most))[batch:]
         nodes = 0
         if plan.depth:
-            worth = reach >= thresholds * plan.tokens_per_s
-            paid = worth.argmin() if not worth.all() else 16
-            nodes = int(min(paid, plan.depth, plan.max_batch_nodes))
-        accepted = int((rng.random() < reach[:nodes]).sum())
-        draft, verify = world.draft_time(min(nodes, plan.depth)), world.verify_time(1 + nodes)
-        report = StepReport([accepted], nodes, 1 + nodes, draft, verify, draft + verify, True)
+            is_paid = worths >= thresholds * plan.tokens_per_s
+            paid = is_paid.argmin() if not is_paid.all() else len(worths)
+            nodes = int(min(paid, batch * plan.depth, plan.max_batch_nodes))
+        of_each = [len(range(i, nodes, batch)) for i in range(batch)]
+        accepted = [int((rng.random() < reach[:n]).sum()) for n in of_each]
+        draft = world.draft_time(min(of_each[0], plan.depth))
+        rows = batch + nodes
+        verify = world.verify_time(rows)
+        report = StepReport(accepted, nodes, rows, draft, verify, draft + verify, True)
         controller.observe(plan, report)
-        if step >= steps:  # settled
-            seconds += draft + verify
-            tokens += 1 + accepted
-    return tokens / seconds / max(rates), float(np.argmax(rates))
+        decoded.append((draft + verify, batch + sum(accepted)))
+    return np.array(decoded)
 
 
 def test_a_wrong_measurement_does_not_last() -> None:

@@ -88,6 +88,8 @@ def test_a_row_ends_with_the_replay_that_leaves_its_count_at_zero(
     assert program.start(6) == 1 and int(num_pending) == 0
     ints["pending_lens"].fill_(1)
     assert program.start(2) == 2
+    last = int(memory.host(ints["history_lens"])[0])
+    assert of(lens, 0, 2) == [last - 1, last], "no row of the first start is left"
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
