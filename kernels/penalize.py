@@ -1,8 +1,9 @@
 """penalize: repetition, presence, frequency penalties, logit bias, banned stop tokens, in place.
 
 Tokens are counted along each row's own path: what the tables hold (prompt, committed output), and
-the drafted tokens from the tree's first level down to the row's node. So a node's logits become
-exactly those of plain decoding at the same prefix. A sequence without any of this costs nothing.
+the drafted tokens from the tree's first level down to the row's node. So the target's logits of a
+node become exactly those of plain decoding at the same prefix, and a draft's follow them. A
+sequence without any of this costs nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import torch
 from sdengine.kernels.backends import triton_kernel
 from sdengine.kernels.cpu_library import load_cpu
 from sdengine.kernels.spec import Case, Op, address, expect, expect_tensor
-from sdengine.kernels.token_tree import TokenTree, expect_token_tree
 
 NAME = "penalize"
 
@@ -39,7 +39,8 @@ def check(
     num_rows: torch.Tensor,
     rows: torch.Tensor | None = None,
     row_node: torch.Tensor | None = None,
-    tree: TokenTree | None = None,
+    node_tokens: torch.Tensor | None = None,
+    node_parents: torch.Tensor | None = None,
 ) -> None:
     """Contract; applied in the order of the arguments below.
 
@@ -62,9 +63,10 @@ def check(
         history_lens: [B] int32, known tokens, the root included.
         num_rows: [1] int32.
         rows: [N] int32, packed row that row r of logits belongs to; None: row r itself.
-        row_node: [N'] int32, tree node of each packed row, 0 for the root and chain rows. With
-            tree: both or none.
-        tree: TokenTree [B, T + 1], read; None: no trees.
+        row_node: [N'] int32, tree node of each packed row, 0 for the root and chain rows. This and
+            the next two: all or none.
+        node_tokens: [B, T + 1] int32, of a DraftTree or TokenTree.
+        node_parents: [B, T + 1] int32, of the same.
     """
     n, vocab = expect_tensor(NAME, "logits", logits, torch.float32, (None, None)).shape
     packed = expect_tensor(NAME, "row_seq", row_seq, torch.int32, (n if rows is None else None,))
@@ -86,21 +88,23 @@ def check(
         expect_tensor(NAME, name, tensor, dtype, shape)
     if rows is not None:
         expect_tensor(NAME, "rows", rows, torch.int32, (n,))
-    given = (row_node is not None, tree is not None)
-    expect(NAME, given[0] == given[1], "row_node, tree: expected both or none")
-    if tree is not None:
-        expect_token_tree(NAME, "tree", tree)
-        expect(NAME, tree.batch_size == batch, f"tree: expected B={batch}, got {tree.batch_size}")
+    nodes = {"row_node": row_node, "node_tokens": node_tokens, "node_parents": node_parents}
+    given = [tensor is not None for tensor in nodes.values()]
+    expect(NAME, all(given) or not any(given), f"{', '.join(nodes)}: expected all or none")
+    if row_node is not None and node_tokens is not None:
         expect_tensor(NAME, "row_node", row_node, torch.int32, tuple(packed.shape))
+        expect_tensor(NAME, "node_tokens", node_tokens, torch.int32, (batch, None))
+        shape = tuple(node_tokens.shape)
+        expect_tensor(NAME, "node_parents", node_parents, torch.int32, shape)
 
 
-def _path(tree: TokenTree | None, b: int, node: int) -> list[int]:
+def _path(tokens: torch.Tensor, parents: torch.Tensor, node: int) -> list[int]:
     """Tokens from a node up to below the root."""
-    tokens = []
-    while tree is not None and node > 0:
-        tokens.append(int(tree.tokens[b, node]))
-        node = int(tree.parents[b, node])
-    return tokens
+    found = []
+    while node > 0:
+        found.append(int(tokens[node]))
+        node = int(parents[node])
+    return found
 
 
 def reference(
@@ -122,13 +126,16 @@ def reference(
     num_rows: torch.Tensor,
     rows: torch.Tensor | None = None,
     row_node: torch.Tensor | None = None,
-    tree: TokenTree | None = None,
+    node_tokens: torch.Tensor | None = None,
+    node_parents: torch.Tensor | None = None,
 ) -> None:
     """Row by row, the path's tokens added to a copy of the counts."""
     for r in range(int(num_rows)):
         packed = r if rows is None else int(rows[r])
         b = int(row_seq[packed])
-        path = _path(tree, b, 0 if row_node is None else int(row_node[packed]))
+        path: list[int] = []
+        if row_node is not None and node_tokens is not None and node_parents is not None:
+            path = _path(node_tokens[b], node_parents[b], int(row_node[packed]))
         output = output_counts[b].clone()
         for token in path:
             output[token] += 1
@@ -164,15 +171,15 @@ def cpu(
     num_rows: torch.Tensor,
     rows: torch.Tensor | None = None,
     row_node: torch.Tensor | None = None,
-    tree: TokenTree | None = None,
+    node_tokens: torch.Tensor | None = None,
+    node_parents: torch.Tensor | None = None,
 ) -> None:
     """Appends the native launch."""
     load_cpu().penalize(
         native,
         *map(address, (logits, rows, row_seq, row_node)),
-        address(None if tree is None else tree.parents),
-        address(None if tree is None else tree.tokens),
-        0 if tree is None else tree.max_nodes + 1,
+        *map(address, (node_parents, node_tokens)),
+        0 if node_tokens is None else node_tokens.shape[1],
         *map(address, (prompt_counts, output_counts)),
         *map(address, (repetition_penalty, presence_penalty, frequency_penalty)),
         *map(address, (bias_ids, bias_values, num_bias)),

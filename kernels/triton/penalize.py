@@ -11,7 +11,6 @@ import torch
 import triton
 import triton.language as tl
 
-from sdengine.kernels.token_tree import TokenTree
 from sdengine.kernels.triton.launch import Launch
 
 BLOCK = 1024
@@ -111,7 +110,8 @@ def launches(
     stop_ids: torch.Tensor,
     rows: torch.Tensor | None = None,
     row_node: torch.Tensor | None = None,
-    tree: TokenTree | None = None,
+    node_tokens: torch.Tensor | None = None,
+    node_parents: torch.Tensor | None = None,
     **tables: torch.Tensor,
 ) -> list[Launch]:
     """One launch; `tables` are the other arguments of the op, under their own names."""
@@ -121,9 +121,9 @@ def launches(
         "row_seq": row_seq,
         "rows": rows,
         "row_node": row_node,
-        "parents": None if tree is None else tree.parents,
-        "tokens": None if tree is None else tree.tokens,
-        "tree_stride": 0 if tree is None else tree.max_nodes + 1,
+        "parents": node_parents,
+        "tokens": node_tokens,
+        "tree_stride": 0 if node_tokens is None else node_tokens.shape[1],
         "bias_ids": bias_ids,
         "max_bias": bias_ids.shape[1],
         "stop_ids": stop_ids,

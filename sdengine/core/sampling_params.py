@@ -106,14 +106,14 @@ class SamplingParams:
         return cast("tuple[str, ...]", self.stop)
 
     @property
-    def has_penalties(self) -> bool:
-        """Whether logits depend on the tokens that came before (presence, frequency or repetition
-        penalty).
-        """
+    def changes_logits(self) -> bool:
+        """Whether penalties, a bias or a mask of end tokens change what the model says."""
         return (
             self.presence_penalty != 0.0
             or self.frequency_penalty != 0.0
             or self.repetition_penalty != 1.0
+            or bool(self.logit_bias)
+            or self.min_tokens > 0
         )
 
 

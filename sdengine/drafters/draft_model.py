@@ -22,6 +22,7 @@ from sdengine.kernels.token_tree import MASK_BITS, mask_words
 from sdengine.kernels.tree_attention import MAX_MASK_WORDS
 from sdengine.runner.drafter import Proposals
 from sdengine.runner.forward import Activations, Logits, Spans, describe_forward
+from sdengine.runner.penalties import PenaltyBuffers, describe_penalties
 from sdengine.runner.weights import ModelWeights
 from sdengine.runner.workspace import Workspace
 
@@ -102,22 +103,30 @@ class DraftModelDrafter:
             assert positional_acceptance.shape == (sizes.num_candidates,), positional_acceptance
             self._ranking = positional_acceptance.to(memory.device).repeat(frontier, 1)
 
-    def propose(self, program: Program) -> None:
+    def propose(self, program: Program, penalties: PenaltyBuffers | None = None) -> None:
         self._describe_chain(program)
-        root = Logits(self._logits, self._logit_rows[: len(self._logits)], self._num_logits)
-        self._describe_pass(program, root)
         num_layers = min(program.limits.layers or self.max_depth, self.max_depth)
-        self._describe_growth(program, 0, num_layers)
-        self._describe_layers(program, 1, num_layers)
+        self._describe_layer(program, 0, num_layers, penalties)
 
-    def _describe_layers(self, program: Program, layer: int, num_layers: int) -> None:
-        """The layers from `layer` on; when one has no rows, none after it has."""
-        if layer == num_layers:
-            return
-        with program.only_if(self._rows.num_rows):
-            self._describe_pass(program, Logits(self._logits, None, self._rows.num_rows))
-            self._describe_growth(program, layer, num_layers)
-            self._describe_layers(program, layer + 1, num_layers)
+    def _describe_layer(
+        self, program: Program, layer: int, num_layers: int, penalties: PenaltyBuffers | None
+    ) -> None:
+        """A layer and all that follow it; when one has no rows, none after it has."""
+        frontier = len(self._logits)
+        if layer == 0:
+            rows = self._rows
+            logits = Logits(self._logits, self._logit_rows[:frontier], self._num_logits)
+        else:
+            rows = self._rows.first(frontier)
+            logits = Logits(self._logits, None, self._rows.num_rows)
+        self._describe_pass(program, logits)
+        if penalties is not None:
+            known, tree = self._workspace.state.history_lens, self._workspace.draft_tree
+            describe_penalties(program, penalties, known, logits, rows, tree)
+        self._describe_growth(program, layer, num_layers, logits, rows)
+        if layer + 1 < num_layers:
+            with program.only_if(self._rows.num_rows):
+                self._describe_layer(program, layer + 1, num_layers, penalties)
 
     def catch_up(self, program: Program) -> None:
         self._describe_chain(program)
@@ -155,7 +164,9 @@ class DraftModelDrafter:
         spans, buffers = self._spans, self._buffers
         describe_forward(program, self._weights, self.cache, spans, buffers, logits, limit)
 
-    def _describe_growth(self, program: Program, layer: int, num_layers: int) -> None:
+    def _describe_growth(
+        self, program: Program, layer: int, num_layers: int, logits: Logits, packed: RowBatch
+    ) -> None:
         workspace, state, rows = self._workspace, self._workspace.state, self._rows
         growth = self._policy.grow(layer)
         is_last = layer + 1 == num_layers
@@ -163,20 +174,19 @@ class DraftModelDrafter:
         offset = layer * frontier
         tokens = self.proposals.tokens[offset : offset + frontier]
         probs = self.proposals.probs[offset : offset + frontier]
-        packed = len(rows.tokens) if layer == 0 else frontier
         program.launch(
             "draft_topk",
-            logits=self._logits,
-            row_seq=rows.row_seq[:packed],
-            positions=rows.positions[:packed],
+            logits=logits.values,
+            row_seq=packed.row_seq,
+            positions=packed.positions,
             temperature=self._temperature,
             seeds=state.seeds,
             out_tokens=tokens,
             out_probs=probs,
-            num_rows=self._num_logits if layer == 0 else rows.num_rows,
-            rows=self._logit_rows[:frontier] if layer == 0 else None,
+            num_rows=logits.num_rows,
+            rows=logits.rows,
             scratch=self._topk_scratch,
-            **self._noise_arguments(layer, packed),
+            **self._noise_arguments(layer, len(packed.tokens)),
         )
         program.launch(
             "tree_expand",

@@ -106,9 +106,12 @@ def build_engine_parts(
         iteration.drafter,
         lambda: known_costs(iteration, environment.cache_dir),
     )
+    defaults = default_sampling_params(models.target_path)
+    iteration.describe_usual()
+    if defaults.changes_logits:
+        iteration.describe_usual(has_penalties=True)
     calibrates = speculation is not None and speculation.calibrate
     runner = Runner(iteration, iteration.pool, calibrates=calibrates)
-    iteration.describe_usual()
     sizes, drafter = iteration.workspace.sizes, iteration.drafter
     scheduler = Scheduler(
         BlockPool(sizes.num_blocks, sizes.block_size, config.enable_prefix_caching),
@@ -125,7 +128,6 @@ def build_engine_parts(
         max_masked=MAX_MASKED,
         can_be_longer=models.max_model_len < models.target.config.longest_context,
     )
-    defaults = default_sampling_params(models.target_path)
     return EngineParts(
         runner, scheduler, controller, models.tokenizer, defaults, limits, models.target_path
     )

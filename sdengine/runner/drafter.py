@@ -9,6 +9,7 @@ import torch
 
 from sdengine.cache.kv_cache import KVCache
 from sdengine.kernels.programs.program import Program
+from sdengine.runner.penalties import PenaltyBuffers
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,11 +52,16 @@ class Drafter(Protocol):
     def tree_room(self) -> int:
         """Logical KV slots per sequence that it needs beyond the committed tokens."""
 
-    def propose(self, program: Program) -> None:
+    def propose(self, program: Program, penalties: PenaltyBuffers | None = None) -> None:
         """Appends the launches that grow trees, as deep as the slots' `depth_limits` say.
 
         None of these says more than `program.limits.layers`; launches for layers beyond that may be
         left out, and a device would launch them in vain. What else is promised there holds, too.
+
+        Args:
+            program: appended to.
+            penalties: what changes the target's logits; None: nothing does. Who draws from logits
+                changes them alike (`describe_penalties`).
         """
 
     def catch_up(self, program: Program) -> None:

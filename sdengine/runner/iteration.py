@@ -13,6 +13,7 @@ steps; and nothing between the first and the last launch looks at host state.
 from __future__ import annotations
 
 from collections import Counter
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
@@ -34,8 +35,7 @@ from sdengine.runner.workspace import Workspace
 RECORDED_AFTER = 32
 """Steps with trees that the program of larger ones serves before theirs is recorded. To describe
 and capture one takes an estimated fifty times what a step saves by it, and holds up the step: trees
-that grow from 2 to 64 nodes in a few steps would ask for five, and speculation on trial would pay
-for them."""
+that grow from 2 to 64 nodes in a few steps would ask for five."""
 
 
 class Variant(NamedTuple):
@@ -70,6 +70,9 @@ class Iteration:
         drafter: grows trees, None for plain decoding.
         verifier: walks them.
         branches: lets a GPU skip draft layers without rows.
+
+    Attributes:
+        recording_s: what recording programs has taken, all in all.
     """
 
     def __init__(
@@ -108,12 +111,17 @@ class Iteration:
         self._num_asked: Counter[Variant] = Counter()  # while there was no program
         # Start, after proposing, end: nanoseconds, written by the program itself.
         self.times_ns = memory.results(3, dtype=torch.int64)
+        self.recording_s = 0.0
 
-    def describe_usual(self) -> None:
-        """Describes the variants that requests without penalties need: some 5 ms for plain
-        decoding, 25 for trees of eight layers, which the first requests would wait for. On a GPU
-        the smallest of each is captured, too, which compiles the kernels that all sizes share, and
-        that of one sequence's largest tree."""
+    def describe_usual(self, has_penalties: bool = False) -> None:
+        """Describes the variants that most requests need: some 5 ms for plain decoding, 25 for
+        trees of eight layers, which the first requests would wait for. On a GPU the smallest of
+        each is captured, too, which compiles the kernels that all sizes share, and that of one
+        sequence's largest tree.
+
+        Args:
+            has_penalties: of those requests, that their logits are changed.
+        """
         if self.is_on_device and not is_captured(self.workspace.memory.device):
             return
         variants = [Variant(False, limits=self.limits(Demand()))]
@@ -127,9 +135,7 @@ class Iteration:
                 demand = Demand(num_trees=1, num_nodes=num_nodes, num_missing=missing, depth=depth)
                 variants.append(Variant(True, limits=self.limits(demand)))
         for variant in dict.fromkeys(variants):
-            program = self._record(variant)
-            if isinstance(program, StagedProgram):
-                program.prepare()
+            self._record(variant._replace(has_penalties=has_penalties))
 
     def limits(self, demand: Demand) -> Limits:
         """Of the smallest program that serves so much; none where one serves all."""
@@ -168,10 +174,14 @@ class Iteration:
         return None if smallest is None else self._programs[smallest]
 
     def _record(self, variant: Variant) -> Program:
+        begin = perf_counter()
         program = self.empty_program(variant.limits)
         program.stop_at_zero(self.workspace.num_logits)  # nobody goes on
         self._describe(program, variant)
+        if isinstance(program, StagedProgram):
+            program.prepare()
         self._programs[variant] = program
+        self.recording_s += perf_counter() - begin
         return program
 
     def _describe(self, program: Program, variant: Variant) -> None:
@@ -191,9 +201,13 @@ class Iteration:
     ) -> None:
         """Appends everything after the trees are grown: the part of an iteration whose cost depends
         on their size."""
-        self._describe_forward(program, has_trees)
+        workspace = self.workspace
+        logits = Logits(workspace.logits, workspace.sampled_rows, workspace.num_logits)
+        self._describe_forward(program, logits, has_trees)
         if has_penalties:
-            describe_penalties(program, self.workspace, self.penalties, has_trees)
+            known, rows = workspace.state.history_lens, workspace.target_rows
+            tree = workspace.token_tree if has_trees else None
+            describe_penalties(program, self.penalties, known, logits, rows, tree)
         self.verifier.verify(program, self.verdict)
         self._describe_commit(program, has_trees, has_penalties)
 
@@ -261,15 +275,13 @@ class Iteration:
     def _describe_propose(self, program: Program, variant: Variant) -> None:
         if variant.drafts:
             assert self.drafter is not None
-            self.drafter.propose(program)
+            self.drafter.propose(program, self.penalties if variant.has_penalties else None)
         elif variant.catches_up:
             assert self.drafter is not None
             self.drafter.catch_up(program)
 
-    def _describe_forward(self, program: Program, has_trees: bool) -> None:
+    def _describe_forward(self, program: Program, logits: Logits, has_trees: bool) -> None:
         self._describe_rows(program, has_trees)
-        workspace = self.workspace
-        logits = Logits(workspace.logits, workspace.sampled_rows, workspace.num_logits)
         limit = program.limits.rows
         spans, buffers = self._spans, self._buffers
         describe_forward(program, self.weights, self._cache, spans, buffers, logits, limit)

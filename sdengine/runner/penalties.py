@@ -1,5 +1,6 @@
 """Penalties, logit bias and masked stop tokens: their tables by slot, and the launch that applies
-them. Without a sequence that needs them the launch is left out of the iteration."""
+them, to the target's logits and to a draft's, which would propose what is not wanted. Without a
+sequence that needs them the launches are left out of the iteration."""
 
 from __future__ import annotations
 
@@ -12,7 +13,9 @@ import torch
 from sdengine.core.sequence import Sequence
 from sdengine.kernels.programs.memory import Memory
 from sdengine.kernels.programs.program import Program
-from sdengine.runner.workspace import Workspace
+from sdengine.kernels.row_batch import RowBatch
+from sdengine.kernels.token_tree import DraftTree, TokenTree
+from sdengine.runner.forward import Logits
 
 MAX_BIASES = 1024
 """Entries of logit_bias per sequence (servers of the field accept 300 to 1024)."""
@@ -56,19 +59,33 @@ class PenaltyBuffers:
 
 
 def describe_penalties(
-    program: Program, workspace: Workspace, buffers: PenaltyBuffers, has_trees: bool
+    program: Program,
+    buffers: PenaltyBuffers,
+    history_lens: torch.Tensor,
+    logits: Logits,
+    rows: RowBatch,
+    tree: DraftTree | TokenTree | None,
 ) -> None:
-    """Appends the launch that changes the target's logits in place."""
-    rows = workspace.target_rows
+    """Appends the launch that changes logits in place, the target's or a draft's.
+
+    Args:
+        program: appended to.
+        buffers: tables by slot.
+        history_lens: [B] int32, known tokens by slot.
+        logits: which, and the rows they are of.
+        rows: these rows.
+        tree: whose nodes they are; None: all of them stand behind known tokens.
+    """
     program.launch(
         "penalize",
-        logits=workspace.logits,
+        logits=logits.values,
         row_seq=rows.row_seq,
-        history_lens=workspace.state.history_lens,
-        num_rows=workspace.num_logits,
-        rows=workspace.sampled_rows,
-        row_node=rows.row_node if has_trees else None,
-        tree=workspace.token_tree if has_trees else None,
+        history_lens=history_lens,
+        num_rows=logits.num_rows,
+        rows=logits.rows,
+        row_node=None if tree is None else rows.row_node,
+        node_tokens=None if tree is None else tree.tokens,
+        node_parents=None if tree is None else tree.parents,
         prompt_counts=buffers.prompt_counts,
         output_counts=buffers.output_counts,
         repetition_penalty=buffers.repetition_penalty,
@@ -113,7 +130,7 @@ class PenaltyTables:
     def admit(self, sequence: Sequence) -> None:
         """Fills a joining sequence's tables, its earlier output included (after a preemption)."""
         params, slot = sequence.params, sequence.slot
-        if not (params.has_penalties or params.logit_bias or params.min_tokens):
+        if not params.changes_logits:
             return
         self._slots.add(slot)
         end = sequence.num_prompt_tokens

@@ -89,6 +89,7 @@ class Runner:
         self._clock = StepClock(
             self._memory.left_behind(iteration.times_ns),
             self._memory.left_behind(workspace.layer_ends_ns),
+            iteration.recording_s,
         )
         self._num_tokens = self._num_decoding = 0  # of the step that is prepared
         self._num_missing = self._longest_missing = 0  # draft tokens of it
@@ -224,7 +225,7 @@ class Runner:
         if self.runs_ahead:
             self._memory.land()
         commits = self._reader.read(flight)
-        self.reports = self._clock.end(flight, commits)
+        self.reports = self._clock.end(flight, commits, self.iteration.recording_s)
         if flight.is_drafting and self._calibrates:
             self._calibrator.observe(len(self.reports))
         return commits

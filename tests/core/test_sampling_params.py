@@ -189,9 +189,9 @@ def test_min_tokens_above_max_tokens_names_both() -> None:
 def test_greedy_and_penalties() -> None:
     assert SamplingParams(temperature=9e-6).is_greedy
     assert not SamplingParams(temperature=1e-5).is_greedy
-    assert not SamplingParams().has_penalties
+    assert not SamplingParams().changes_logits
     for name, value in (("presence", 0.1), ("frequency", -0.1), ("repetition", 1.1)):
-        assert SamplingParams(**{f"{name}_penalty": value}).has_penalties
+        assert SamplingParams(**{f"{name}_penalty": value}).changes_logits
 
 
 anything = st.recursive(

@@ -94,13 +94,14 @@ def test_no_other_node_draws_with_the_root_s_noise(make_engine: MakeEngine) -> N
     assert written[0].any() and not root.any()
 
 
-def law_of_two_tokens() -> dict[tuple[int, int], float]:
+def law_of_two_tokens(presence: float = 0.0) -> dict[tuple[int, int], float]:
     """Exact probabilities of the first two tokens after PROMPT under the reference model."""
     checkpoint = open_checkpoint(make_checkpoint())
     weights = load_weights(checkpoint)
 
     def step(tokens: list[int]) -> dict[int, float]:
-        logits = reference_logits(weights, checkpoint.config, torch.tensor(tokens))[-1]
+        logits = reference_logits(weights, checkpoint.config, torch.tensor(tokens))[-1].clone()
+        logits[tokens[len(PROMPT) :]] -= presence
         best = logits.topk(TOP_K)
         probs = torch.softmax(best.values.double() / TEMPERATURE, dim=0)
         return dict(zip(best.indices.tolist(), probs.tolist()))
@@ -108,11 +109,17 @@ def law_of_two_tokens() -> dict[tuple[int, int], float]:
     return {(a, b): p * q for a, p in step(PROMPT).items() for b, q in step([*PROMPT, a]).items()}
 
 
-def p_value(engine: Any, law: dict[tuple[int, int], float], length: int = 2) -> float:
+def p_value(
+    engine: Any, law: dict[tuple[int, int], float], length: int = 2, presence: float = 0.0
+) -> float:
     """Chi-square test of the first two tokens of NUM_SAMPLES samples of that length against
     `law`."""
     params = SamplingParams(
-        max_tokens=length, temperature=TEMPERATURE, top_k=TOP_K, ignore_eos=True
+        max_tokens=length,
+        temperature=TEMPERATURE,
+        top_k=TOP_K,
+        ignore_eos=True,
+        presence_penalty=presence,
     )
     seeds = [replace(params, seed=seed) for seed in range(NUM_SAMPLES)]
     samples = run_all(engine, [PROMPT] * NUM_SAMPLES, seeds)
@@ -136,6 +143,16 @@ def test_sampled_text_has_the_targets_law(
     """Trees end above the last token: of two tokens they have one layer, of four all three."""
     engine = engine_with(make_engine, method, max_num_seqs=8, max_num_batched_tokens=64)
     assert p_value(engine, law_of_two_tokens(), length) > 1e-4
+
+
+@pytest.mark.parametrize("method", ["dyspec", "sampled"])
+def test_penalties_of_target_and_draft_keep_the_law(make_engine: MakeEngine, method: str) -> None:
+    """The second token is the first one again, which it hardly ever is without."""
+    settings = {"max_num_seqs": 8, "max_num_batched_tokens": 64}
+    engine = engine_with(make_engine, method, **settings)
+    assert p_value(engine, law_of_two_tokens(-2.0), 4, presence=-2.0) > 1e-4
+    with pytest.raises(AssertionError, match="outside the target's top-k"):
+        p_value(engine, law_of_two_tokens(), 4, presence=-2.0)
 
 
 @pytest.mark.parametrize("draft_temperature", [GREEDY_TEMPERATURE, 0.5, 1e39])

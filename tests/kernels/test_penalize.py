@@ -54,7 +54,8 @@ def random_args(rng: random.Random, seed: int) -> dict[str, Any]:
     args = penalty_args(batch, len(nodes), vocab, seed)
     packed = list(range(len(nodes)))
     rng.shuffle(packed)
-    args |= {"tree": tree, "rows": int_tensor(packed), "row_node": torch.zeros(len(nodes)).int()}
+    args |= {"rows": int_tensor(packed), "row_node": torch.zeros(len(nodes)).int()}
+    args |= {"node_tokens": tree.tokens, "node_parents": tree.parents}
     for row, (b, node) in zip(packed, nodes):
         args["row_seq"][row], args["row_node"][row] = b, node
     for b in range(batch):
@@ -98,7 +99,9 @@ def test_a_node_gets_the_logits_of_plain_decoding_at_its_prefix() -> None:
     count = int(tree.num_nodes[0]) + 1
     in_tree = penalty_args(1, count, 50)
     in_tree["logits"][:] = in_tree["logits"][0]
-    in_tree |= {"tree": tree, "row_node": torch.arange(count, dtype=torch.int32)}
+    nodes = {"node_tokens": tree.tokens, "node_parents": tree.parents}
+    nodes["row_node"] = torch.arange(count, dtype=torch.int32)
+    in_tree |= nodes
     values = {"repetition_penalty": 1.2, "presence_penalty": 0.5, "frequency_penalty": 0.3}
     values |= {"num_stops": 1, "min_lens": 8, "history_lens": 6}
     for name, value in values.items():
@@ -106,7 +109,7 @@ def test_a_node_gets_the_logits_of_plain_decoding_at_its_prefix() -> None:
     raw = in_tree["logits"][0].clone()
     penalised = run_both(in_tree)
     for node in range(count):
-        plain = {k: v.clone() for k, v in in_tree.items() if k not in ("tree", "row_node")}
+        plain = {k: v.clone() for k, v in in_tree.items() if k not in nodes}
         plain["logits"], plain["num_rows"] = raw.clone()[None], int_tensor([1])
         plain["row_seq"] = int_tensor([0])
         walk = node
@@ -151,8 +154,25 @@ def test_stop_tokens_are_banned_until_the_minimum(history: int, is_banned: bool)
     assert (float(run_both(args)[0, 4]) == float("-inf")) == is_banned
 
 
-def test_trees_and_row_nodes_come_together() -> None:
+NODES = {
+    "row_node": int_tensor([0]),
+    "node_tokens": int_tensor([[-1, 2]]),
+    "node_parents": int_tensor([[-1, 0]]),
+}
+
+
+@pytest.mark.parametrize("missing", NODES)
+def test_trees_and_row_nodes_come_together(missing: str) -> None:
     args = penalty_args(1, 1, 4)
-    args["row_node"] = int_tensor([0])
-    with pytest.raises(ValueError, match="penalize: row_node, tree: expected both or none"):
+    args |= {name: tensor for name, tensor in NODES.items() if name != missing}
+    message = "penalize: row_node, node_tokens, node_parents: expected all or none"
+    with pytest.raises(ValueError, match=message):
+        run_op("penalize", **args)
+
+
+@pytest.mark.parametrize("name", ["node_tokens", "node_parents"])
+def test_a_tree_of_another_batch_is_refused(name: str) -> None:
+    args = penalty_args(1, 1, 4) | NODES
+    args[name] = args[name].repeat(2, 1)
+    with pytest.raises(ValueError, match=f"penalize: {name}"):
         run_op("penalize", **args)

@@ -24,7 +24,7 @@ from sdengine.kernels.dense_weight import DenseWeight
 from sdengine.kernels.programs.launch_chain import chained
 from sdengine.kernels.registry import get_op
 from sdengine.kernels.spec import Args
-from sdengine.kernels.token_tree import TokenTree
+from sdengine.kernels.token_tree import DraftTree
 from sdengine.kernels.triton.assembler import use_sound_assembler
 from sdengine.kernels.triton.launch import Launch, plan_op
 from tests.kernels.triton.sass import unset_registers
@@ -111,7 +111,9 @@ def penalties() -> Args:
     """The op's large case, its rows nodes of a tree."""
     args = bench("penalize", 1)()
     row_node = torch.zeros(len(args["row_seq"]), dtype=torch.int32)
-    return {**args, "row_node": row_node, "tree": TokenTree.allocate(1, 64)}
+    tree = DraftTree.allocate(1, 64)
+    nodes = {"row_node": row_node, "node_tokens": tree.tokens, "node_parents": tree.parents}
+    return {**args, **nodes}
 
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
