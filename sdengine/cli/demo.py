@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
 from time import perf_counter
@@ -101,8 +101,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def show_completions(llm: LLM, palette: Palette) -> None:
-    """Streams a sampled completion of every prompt."""
-    params = SamplingParams(max_tokens=SHOWN_TOKENS, temperature=0.6, top_p=0.95, seed=SEED)
+    """Streams a completion of every prompt, sampled as the checkpoint would have it."""
+    params = replace(llm.engine.default_params, max_tokens=SHOWN_TOKENS, seed=SEED)
     for number, prompt in enumerate(PROMPTS, start=1):
         print(palette.strong(f"\n--- {number} of {len(PROMPTS)}: {prompt.title}"))
         view = StreamView(llm)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sdengine.cli.measure import Comparison, Run, alternate, run_request, short
 from sdengine.cli.options import (
     BUNDLED_MODEL,
+    SHAPING_OPTIONS,
     WITHOUT_DRAFT,
     add_model_options,
     add_sampling_options,
@@ -174,7 +175,7 @@ def run_document(args: argparse.Namespace, result: Run, params: SamplingParams) 
         "token_ids": list(completion.token_ids),
         "finish_reason": completion.finish_reason,
         "seed": params.seed,
-        "temperature": params.temperature,
+        **{name: getattr(params, name) for name in SHAPING_OPTIONS},
         "num_prompt_tokens": metrics.num_prompt_tokens,
         "num_generated_tokens": metrics.num_generated_tokens,
         "tokens_per_s": result.tokens_per_s,

@@ -30,6 +30,7 @@ __all__ = [
     "DEBUG",
     "DEFAULT_MAX_TOKENS",
     "DEFAULT_THREADS",
+    "SHAPING_OPTIONS",
     "WITHOUT_DRAFT",
     "LineParser",
     "add_debug",
@@ -142,26 +143,48 @@ def add_device_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
-    """--max-tokens, --temperature, --seed."""
-    parser.add_argument(
+    """--max-tokens, --seed, --stop, and one for each of SHAPING_OPTIONS."""
+    group = parser.add_argument_group(
+        "sampling", "defaults are the checkpoint's (generation_config.json) unless said otherwise"
+    )
+    group.add_argument(
         "--max-tokens",
         type=integer,
         default=DEFAULT_MAX_TOKENS,
         metavar="N",
         help="most tokens to generate (%(default)s)",
     )
-    parser.add_argument(
-        "--temperature",
-        type=number,
-        metavar="T",
-        help="0 takes the most likely token (the checkpoint's generation_config.json)",
-    )
-    parser.add_argument(
+    group.add_argument(
         "--seed",
         type=integer,
         metavar="S",
         help="the same seed gives the same text (a fresh one, printed afterwards)",
     )
+    group.add_argument(
+        "--stop",
+        action="append",
+        metavar="TEXT",
+        help="end the text before this; may be given several times",
+    )
+    for name, (kind, metavar, text) in SHAPING_OPTIONS.items():
+        option = f"--{name.replace('_', '-')}"
+        group.add_argument(option, type=kind, metavar=metavar, help=text)
+
+
+SHAPING_OPTIONS: dict[str, tuple[Callable[[str], Any], str, str]] = {
+    "temperature": (number, "T", "0 takes the most likely token"),
+    "top_p": (number, "P", "keep the most likely tokens that make up a probability of P"),
+    "top_k": (integer, "K", "keep the K most likely tokens; 0 keeps all"),
+    "min_p": (number, "P", "keep tokens P times as likely as the most likely one"),
+    "presence_penalty": (number, "X", "taken from the logit of each token generated before"),
+    "frequency_penalty": (number, "X", "the same for every time that it was generated"),
+    "repetition_penalty": (
+        number,
+        "X",
+        "divides (negative ones: multiplies) the logits of tokens of prompt and text",
+    ),
+}
+"""Fields of SamplingParams that shape the law of a token: type, metavar, help of their option."""
 
 
 def add_thread_option(parser: argparse.ArgumentParser) -> None:
@@ -191,14 +214,14 @@ def sampling_params(
     """Parameters of a request: the command line's over the checkpoint's.
 
     Args:
-        args: with max_tokens, temperature and seed.
+        args: with the options of `add_sampling_options`.
         defaults: the checkpoint's; None checks the command line alone, before anything is loaded.
 
     Raises:
         RequestError: a value is out of range.
     """
-    given = {"max_tokens": args.max_tokens, "temperature": args.temperature, "seed": args.seed}
-    given = {name: value for name, value in given.items() if value is not None}
+    names = ("max_tokens", "seed", "stop", *SHAPING_OPTIONS)
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
     defaults = defaults or SamplingParams()
     given["min_tokens"] = min(defaults.min_tokens, args.max_tokens)
     return replace(defaults, **given)

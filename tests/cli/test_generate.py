@@ -52,6 +52,38 @@ def test_the_command_line_overrides_the_checkpoints_defaults(llms, capsys) -> No
     assert second.temperature == 0.0 and second.seed is not None
 
 
+def test_every_sampling_option_arrives(llms, capsys) -> None:
+    given = {
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "top_k": 5,
+        "min_p": 0.05,
+        "presence_penalty": 0.25,
+        "frequency_penalty": -0.5,
+        "repetition_penalty": 1.25,
+    }
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
+    assert main(["generate", "a", "--json", *options, "--stop", "x", "--stop", "yz"]) == 0
+    params = llms["auto"].requests[0][1]
+    assert {name: getattr(params, name) for name in given} == given
+    assert params.stop == ("x", "yz")
+    document = json.loads(capsys.readouterr().out)
+    assert {name: document[name] for name in given} == given
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [(["--top-p", "1.5"], "top_p"), (["--min-p", "-1"], "min_p"), (["--stop", ""], "stop")],
+)
+def test_an_option_out_of_range_is_answered_before_a_model_is_loaded(
+    options: list[str], named: str, llms, capsys
+) -> None:
+    assert main(["generate", "a", *options]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and named in err
+    assert not llms["auto"].requests
+
+
 def test_an_unasked_seed_is_printed_and_fresh(llms, capsys) -> None:
     seeds = set()
     for _ in range(3):
