@@ -23,6 +23,7 @@ OP_NAMES = (
     "gather_pending",
     "build_rows",
     "tree_verify",
+    "token_logprobs",
     "commit_plan",
     "kv_compact",
     "ngram_match",

@@ -244,8 +244,8 @@ class Engine:
 
         Args:
             max_iterations: most iterations that follow one another, 64 however many are asked for;
-                a device runs ahead instead. One where a request asks for logprobs or has stop
-                strings: the host has to look.
+                a device runs ahead instead. One where a request has stop strings: the host has to
+                look.
             max_seconds: that more than one of them may take together, going by the last one. So
                 long new requests and aborts wait.
 

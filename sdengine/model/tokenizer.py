@@ -67,6 +67,7 @@ class Tokenizer:
         "_prefix",
         "_rules",
         "_suffix",
+        "_token_text",
         "special_tokens",
         "vocab_size",
     )
@@ -85,6 +86,7 @@ class Tokenizer:
         # For every token that is generated; the backend's own look-up makes a new string each time.
         self._ordinary_piece = functools.cache(self._find_ordinary_piece)
         self._ordinary_bytes = functools.cache(self._find_ordinary_bytes)
+        self._token_text = functools.cache(self._find_token_text)  # for every logprob, 5 to 14 us
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
         self._prefix, self._suffix = self._flagged_specials(settings)
 
@@ -134,6 +136,9 @@ class Tokenizer:
 
     def token_text(self, token_id: int) -> str:
         """Return the text of one token in the middle of a text, special tokens included."""
+        return self._token_text(token_id)
+
+    def _find_token_text(self, token_id: int) -> str:
         one = self.detokenizer(skip_special_tokens=False, continues_text=True)
         return one.push([token_id]) + one.finish()
 

@@ -3,7 +3,7 @@
     begin     begin_step  gather_pending
     propose   gather_pending  build_rows  draft pass  draft_topk  tree_expand   (again per layer)
     forward   tree_select  build_rows  target pass
-    verify    penalize  tree_verify
+    verify    penalize  tree_verify  token_logprobs
     commit    commit_plan  kv_compact  kv_compact
 
 Every size that changes between steps lies in a small tensor, so the same few programs serve all
@@ -27,6 +27,7 @@ from sdengine.kernels.programs.program import Program, make_program, num_threads
 from sdengine.runner.demand import Demand, limits_of, rows_of_trees
 from sdengine.runner.drafter import Drafter
 from sdengine.runner.forward import Activations, Logits, Spans, describe_forward
+from sdengine.runner.logprobs import LogprobBuffers, describe_logprobs
 from sdengine.runner.penalties import PenaltyBuffers, describe_penalties
 from sdengine.runner.verifier import Verifier, allocate_verdict
 from sdengine.runner.weights import ModelWeights
@@ -45,12 +46,14 @@ class Variant(NamedTuple):
         drafts: whether trees are grown; otherwise every sequence decodes plainly.
         has_penalties: whether any sequence needs its logits changed.
         catches_up: without trees: whether the drafter follows the pending tokens all the same.
+        has_logprobs: whether any sequence asks for them.
         limits: what it is made for.
     """
 
     drafts: bool
     has_penalties: bool = False
     catches_up: bool = False
+    has_logprobs: bool = False
     limits: Limits = NO_LIMITS
 
     def serves(self, other: Variant) -> bool:
@@ -93,6 +96,7 @@ class Iteration:
         self.pool = pool
         self.penalties = PenaltyBuffers.allocate(memory, sizes.max_num_seqs, sizes.vocab_size)
         self.verdict = allocate_verdict(memory, sizes)
+        self.logprobs = LogprobBuffers.allocate(memory, sizes.max_num_seqs, self.verdict.max_depth)
         self.backend = backend
         # Whether programs differ by their limits: a device's grids are of a fixed size.
         self.is_on_device = backend in ("triton", "cuda")
@@ -193,11 +197,15 @@ class Iteration:
         self.describe_pending(program)
         self._describe_propose(program, variant)
         program.launch("timestamp", out_ns=self.times_ns[1:2])
-        self.describe_verify(program, variant.drafts, variant.has_penalties)
+        self.describe_verify(program, variant.drafts, variant.has_penalties, variant.has_logprobs)
         program.launch("timestamp", out_ns=self.times_ns[2:3])
 
     def describe_verify(
-        self, program: Program, has_trees: bool, has_penalties: bool = False
+        self,
+        program: Program,
+        has_trees: bool,
+        has_penalties: bool = False,
+        has_logprobs: bool = False,
     ) -> None:
         """Appends everything after the trees are grown: the part of an iteration whose cost depends
         on their size."""
@@ -209,6 +217,8 @@ class Iteration:
             tree = workspace.token_tree if has_trees else None
             describe_penalties(program, self.penalties, known, logits, rows, tree)
         self.verifier.verify(program, self.verdict)
+        if has_logprobs:
+            describe_logprobs(program, workspace, self.verdict, self.logprobs)
         self._describe_commit(program, has_trees, has_penalties)
 
     def describe_pending(self, program: Program) -> None:

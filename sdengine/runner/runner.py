@@ -23,7 +23,7 @@ from sdengine.runner.calibration import Calibrator
 from sdengine.runner.demand import Demand
 from sdengine.runner.flight import Commit, Flight
 from sdengine.runner.iteration import Iteration, Variant
-from sdengine.runner.logprobs import TokenText, append_logprobs
+from sdengine.runner.logprobs import LogprobTables, TokenText
 from sdengine.runner.penalties import PenaltyTables
 from sdengine.runner.prices import Prices
 from sdengine.runner.step_clock import StepClock
@@ -63,12 +63,12 @@ class Runner:
         self._stop_tokens = host(workspace.stop_tokens)
         self._tree_tokens = host(workspace.token_tree.tokens)
         self._tree_parents = host(workspace.token_tree.parents)
-        self._cu_logits = host(workspace.cu_logits)
         self._scheduled_lens = flat_items(self._host.scheduled_lens)
         self._can_draft = flat_items(self._host.can_draft)
         self._written_blocks = [0] * self._sizes.max_num_seqs
         self._most_missing = [0] * self._sizes.max_num_seqs
         self._penalties = PenaltyTables(iteration.penalties, workspace.memory)
+        self._logprobs = LogprobTables(iteration.logprobs, workspace.memory)
         verdict = iteration.verdict
         self._path = host(verdict.path)
         make_tables = NativeAcceptanceTables if is_native else AcceptanceTables
@@ -103,12 +103,9 @@ class Runner:
         return self._sizes.num_blocks * self._sizes.block_size
 
     def can_follow(self, flight: Flight) -> bool:
-        """Whether the next step can be started before `flight` is read: nothing of it is needed
-        that only stays until then (logits), and its draft is not left behind by an unknown part.
-        """
-        return flight.num_missing <= self._sizes.max_batched_tokens and all(
-            entry.sequence.logprobs is None for entry in flight.schedule.scheduled
-        )
+        """Whether the next step can be started before `flight` is read: its draft is not left
+        behind by an unknown part."""
+        return flight.num_missing <= self._sizes.max_batched_tokens
 
     def prepare(self, schedule: Schedule, after: Flight | None = None) -> int:
         """Writes a schedule into the slots.
@@ -169,11 +166,10 @@ class Runner:
         return max(int(min(limit, seconds / self._clock.iteration_s)), 1)
 
     def _is_watched(self, sequence: Sequence) -> bool:
-        """Whether the host needs what only stays until the next iteration, or alone can tell when
-        the sequence ends; what came after that would be in vain, and cost others time."""
+        """Whether the host alone can tell when the sequence ends; what came after that would be in
+        vain, and cost others time."""
         num_stops, num_known_stops = len(sequence.stop_token_ids), self._stop_tokens.shape[1]
-        has_strings = bool(sequence.params.stop_strings)
-        return sequence.logprobs is not None or has_strings or num_stops > num_known_stops
+        return bool(sequence.params.stop_strings) or num_stops > num_known_stops
 
     @property
     def max_step_tokens(self) -> int:
@@ -215,7 +211,8 @@ class Runner:
         self._min_running[0] = len(scheduled) if is_awaited else 0
         is_sized = self.iteration.is_on_device
         limits = self.iteration.limits(self._demand(flight)) if is_sized else NO_LIMITS
-        variant = Variant(is_drafting, self._penalties.is_needed, catches_up, limits)
+        asked = self._penalties.is_needed, catches_up, self._logprobs.is_needed
+        variant = Variant(is_drafting, *asked, limits)
         flight.num_iterations = self.iteration.program(variant).start(num_iterations)
         return flight
 
@@ -237,11 +234,7 @@ class Runner:
     def record_logprobs(self, commit: Commit, num_tokens: int, codec: TokenText | None) -> None:
         """Adds the target's log-probabilities of the first `num_tokens` committed tokens, of a
         sequence of the last step that asks for them."""
-        root = int(self._cu_logits[commit.slot])
-        path = self._path[commit.slot, : commit.num_accepted[-1]].tolist()
-        rows = [root, *(root + node for node in path)][:num_tokens]
-        logits = self.iteration.workspace.logits[rows]
-        append_logprobs(commit.sequence, commit.token_ids[:num_tokens], logits, codec)
+        self._logprobs.append(commit.sequence, commit.slot, num_tokens, codec)
 
     def step_tree(self, commit: Commit) -> StepTree:
         """The tree of a sequence in the last step; `commit` must be one of that step's."""
@@ -258,6 +251,7 @@ class Runner:
         if slot >= 0:
             self._host.release(slot)
             self._penalties.release(slot)
+            self._logprobs.release(slot)
             self._written_blocks[slot] = 0
 
     def release_all(self) -> None:
@@ -294,6 +288,7 @@ class Runner:
         slot = sequence.slot
         self._host.admit(sequence)
         self._penalties.admit(sequence)
+        self._logprobs.admit(sequence)
         self._calibrator.assign(slot, sequence.params)
         stops = sorted(sequence.stop_token_ids)[: self._stop_tokens.shape[1]]
         self._stop_tokens[slot] = -1

@@ -147,7 +147,7 @@ class Workspace:
             cu_pending=ints(b + 1),
             logits=memory.empty(logit_rows, sizes.vocab_size),
             logit_rows=ints(rows),
-            cu_logits=memory.results(b + 1),
+            cu_logits=ints(b + 1),
             num_logits=ints(1),
             thresholds=memory.inputs(rows, dtype=torch.float32),
             depth_limit=memory.inputs(1),

@@ -217,10 +217,11 @@ def test_whoever_waits_gets_a_free_place_at_once(make_engine: MakeEngine) -> Non
         engine.abort_request(name)
 
 
-def test_logprobs_are_read_after_every_iteration(make_engine: MakeEngine) -> None:
-    expected, _ = run(make(make_engine, "trees"), replace(PARAMS, logprobs=2), 1)
-    outputs, most = run(make(make_engine, "trees"), replace(PARAMS, logprobs=2), 7)
-    assert [o.outputs for o in outputs] == [o.outputs for o in expected] and most == 1
+@pytest.mark.parametrize("kind", ["trees", "plain"])
+def test_logprobs_are_those_of_single_iterations(make_engine: MakeEngine, kind: str) -> None:
+    expected, _ = run(make(make_engine, kind), replace(PARAMS, logprobs=2), 1)
+    outputs, most = run(make(make_engine, kind), replace(PARAMS, logprobs=2), 7)
+    assert [o.outputs for o in outputs] == [o.outputs for o in expected] and most == 7
 
 
 def test_the_tree_is_that_of_the_last_iteration(make_engine: MakeEngine) -> None:

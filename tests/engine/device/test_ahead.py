@@ -143,8 +143,10 @@ def test_random_traffic(make_engine: MakeEngine, device: LaggingDevice, name: st
     assert traffic.aborted and sum(traffic.lengths.values()) > 200 and device.num_ahead() > 20
 
 
-def test_logprobs_are_read_before_the_next_step(make_tiny: MakePair, device: LaggingDevice) -> None:
-    """They are made of logits that the next step overwrites."""
+def test_logprobs_are_those_of_the_step_that_is_read(
+    make_tiny: MakePair, device: LaggingDevice
+) -> None:
+    """The next one is under way by then, and has logits of its own."""
     params = [SamplingParams(max_tokens=8, temperature=0, ignore_eos=True, logprobs=2)] * 2
     outputs = [
         run_outputs(make_tiny(backend), PROMPTS[:2], params) for backend in ("cpu", "triton")
@@ -155,7 +157,7 @@ def test_logprobs_are_read_before_the_next_step(make_tiny: MakePair, device: Lag
         for side in (cpu, mine)
     ]
     assert rounded[0] == rounded[1] and len(rounded[0]) == 16
-    assert device.num_ahead() == 0
+    assert device.num_ahead() > 4
 
 
 def test_streams_of_an_async_engine(make_engine: MakeEngine, device: LaggingDevice) -> None:

@@ -19,7 +19,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from sdengine.kernels import tree_attention
+from sdengine.kernels import token_logprobs, tree_attention
 from sdengine.kernels.dense_weight import DenseWeight
 from sdengine.kernels.programs.launch_chain import chained
 from sdengine.kernels.registry import get_op
@@ -155,6 +155,8 @@ CASES: dict[str, tuple[str, Callable[[], Args]]] = {
     "sample": ("sample", bench("sample", 5)),
     "draft_topk-target": ("draft_topk", bench("draft_topk", 1)),
     "draft_topk-fresh": ("draft_topk", bench("draft_topk", 2)),
+    "token_logprobs": ("token_logprobs", bench("token_logprobs", 2)),
+    "token_logprobs-one": ("token_logprobs", lambda: token_logprobs.bench_case(1, 1, 0).args),
     "kv_compact": ("kv_compact", bench("kv_compact", 1)),
 }
 

@@ -43,6 +43,7 @@ USUAL = [
     ("penalize", 80),
     ("sample", 80),
     ("draft_topk-target", 80),
+    ("token_logprobs", 80),
     ("rms_norm", 80),
     ("rope_kv_append", 80),
     ("silu_and_mul", 80),
