@@ -30,7 +30,7 @@ from sdengine.core.argument import check_int
 from sdengine.core.plan import MAX_ITERATIONS, UNSEEN_SECONDS
 from sdengine.errors import ConfigError
 from sdengine.kernels.programs.program import Program
-from sdengine.runner.iteration import Variant
+from sdengine.runner.variant import Variant
 
 GOAL_S, GOAL_SHARE = 30e-6, 0.05
 FIXED = SpeculationConfig(max_nodes=4, max_depth=4, adaptive=False)

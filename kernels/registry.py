@@ -15,6 +15,7 @@ OP_NAMES = (
     "tree_attention",
     "silu_and_mul",
     "penalize",
+    "filter_logits",
     "sample",
     "draft_topk",
     "tree_expand",

@@ -12,6 +12,8 @@ namespace sdengine {
 namespace {
 
 constexpr int32_t kGatheredTopK = 1024;
+constexpr float kNear = 8.0f;        // scaled logits below the largest that are looked at first,
+constexpr int64_t kMostNear = 4096;  // unless so many tokens lie there
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
 // Logits >= low, in no order that matters. Reused between rows: the largest row decides its size.
@@ -19,18 +21,31 @@ std::vector<float>& gather_candidates(const float* logits, int64_t vocab_size,
                                       const float* block_max, float low) {
   thread_local std::vector<float> candidates;
   candidates.clear();
-  for (int64_t block = 0; block * kVocabBlock < vocab_size; ++block) {
-    if (block_max[block] < low) continue;
-    const int64_t end = std::min(vocab_size, (block + 1) * kVocabBlock);
-    for (int64_t i = block * kVocabBlock; i < end; ++i) {
-      if (logits[i] >= low) candidates.push_back(logits[i]);
+  for (int64_t begin = 0; begin < vocab_size; begin += kVocabBlock) {
+    if (block_max[begin / kVocabBlock] < low) continue;
+    uint64_t reach = vocab_passes().at_least(logits, begin, vocab_size, low);
+    for (; reach != 0; reach &= reach - 1) {
+      candidates.push_back(logits[begin + __builtin_ctzll(reach)]);
     }
   }
   return candidates;
 }
 
+// A logit that at least k tokens reach, and not many more: the k-th largest of as many maxima as
+// there are groups of tokens. Blocks are such groups; a small vocabulary, which has fewer than k of
+// them, is folded into four times k.
+float floor_of_top_k(const float* logits, int64_t vocab_size, const float* block_max, int64_t k) {
+  const int64_t num_blocks = num_vocab_blocks(vocab_size);
+  const int64_t num_folds = (4 * k + kVocabBlock - 1) / kVocabBlock * kVocabBlock;
+  if (k <= num_blocks || num_folds > vocab_size) return kth_largest(block_max, num_blocks, k);
+  thread_local std::vector<float> best;
+  best.resize(num_folds);
+  vocab_passes().fold_max(logits, vocab_size, num_folds, best.data());
+  return kth_largest(best.data(), num_folds, k);
+}
+
 float top_k_threshold(const float* logits, int64_t vocab_size, const float* block_max, int64_t k) {
-  const float low = kth_largest(block_max, num_vocab_blocks(vocab_size), k);
+  const float low = floor_of_top_k(logits, vocab_size, block_max, k);
   std::vector<float>& candidates = gather_candidates(logits, vocab_size, block_max, low);
   std::nth_element(candidates.begin(), candidates.begin() + (k - 1), candidates.end(),
                    std::greater<float>());
@@ -64,10 +79,19 @@ float top_p_of_candidates(std::vector<float>& candidates, RowScale scale, float 
   return mass_threshold(candidates.data(), count, scale, needed_mass(top_p, total));
 }
 
-// Top-p on the renormalised set {logit >= floor}: one pass sorts mass into bins, then one bin is
-// looked at closely.
+// Top-p on the renormalised set {logit >= floor}. Mostly few tokens weigh enough together; else one
+// pass sorts mass into bins, then one bin is looked at closely.
 float top_p_threshold(const float* logits, int64_t vocab_size, const float* block_max,
                       RowScale scale, float floor, float top_p) {
+  const uint64_t all = vocab_passes().mass(logits, 0, vocab_size, scale, floor);
+  const float near = std::max(floor, scale.max - kNear / scale.inverse_temperature);
+  std::vector<float>& candidates = gather_candidates(logits, vocab_size, block_max, near);
+  const int64_t num_near = static_cast<int64_t>(candidates.size());
+  if (num_near <= kMostNear) {
+    const uint64_t needed = needed_mass(top_p, all);
+    const uint64_t mass = vocab_passes().mass(candidates.data(), 0, num_near, scale, floor);
+    if (mass >= needed) return mass_threshold(candidates.data(), num_near, scale, needed);
+  }
   thread_local std::vector<uint64_t> mass_of_bin;
   mass_of_bin.assign(LogitBins::kCount + 1, 0);
   const LogitBins bins = LogitBins::over(floor, scale.max);

@@ -70,6 +70,10 @@ struct VocabPasses {
   // Bit i: whether scores[begin + i] >= floor, for the block that begins there. NaN is not.
   uint64_t (*at_least)(const float* scores, int64_t begin, int64_t end, float floor);
 
+  // best[j] = maximum of logits[j], logits[j + count], ..., for j < count, a multiple of
+  // kVocabBlock.
+  void (*fold_max)(const float* logits, int64_t vocab_size, int64_t count, float* best);
+
   // above[i] = how many of the `count` values are larger than values[i]; both have room for whole
   // vectors of sixteen.
   void (*count_above)(const float* values, int count, int32_t* above);

@@ -276,6 +276,16 @@ uint64_t at_least_in_block(const float* scores, int64_t begin, int64_t end, floa
   return count < 64 ? bits & ((uint64_t{1} << count) - 1) : bits;
 }
 
+void fold_max_of_row(const float* logits, int64_t vocab_size, int64_t count, float* best) {
+  for (int64_t j = 0; j < count; j += kLanes) {
+    Vec largest = broadcast(kMinusInfinity);
+    for (int64_t i = j; i < vocab_size; i += count) {
+      largest = max(largest, load_logits(logits, i, vocab_size));
+    }
+    store(best + j, largest);
+  }
+}
+
 void count_above_each(const float* values, int count, int32_t* above) {
   for (int i = 0; i < count; i += kLanes) {
     const Vec own = load(values + i);
@@ -290,9 +300,9 @@ void count_above_each(const float* values, int count, int32_t* above) {
 
 // Constant, so that no instruction of a wider set runs while the library is loaded.
 constexpr VocabPasses kThesePasses = {
-    kLanes,      scan_row,          mass_of_row,      histogram_row,     gather_bin_of_row,
-    race_row,    at_least_in_block, count_above_each, fill_noise_of_row, perturb_row,
-    penalize_row};
+    kLanes,      scan_row,          mass_of_row,     histogram_row,    gather_bin_of_row,
+    race_row,    at_least_in_block, fold_max_of_row, count_above_each, fill_noise_of_row,
+    perturb_row, penalize_row};
 
 }  // namespace SDENGINE_ISA_NAMESPACE
 }  // namespace sdengine

@@ -106,6 +106,12 @@ class SamplingParams:
         return cast("tuple[str, ...]", self.stop)
 
     @property
+    def has_filters(self) -> bool:
+        """Whether tokens that could be drawn are left out: top-k, top-p or min-p, not greedy."""
+        is_cut = self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0
+        return is_cut and not self.is_greedy
+
+    @property
     def changes_logits(self) -> bool:
         """Whether penalties, a bias or a mask of end tokens change what the model says."""
         return (

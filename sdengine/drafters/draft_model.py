@@ -8,6 +8,7 @@ the root, so that an accepted path needs no recomputation: `commit_plan` moves t
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from sdengine.kernels.draft_topk import device_scratch_size
 from sdengine.kernels.programs.memory import StagedMemory
 from sdengine.kernels.programs.program import Program
 from sdengine.kernels.row_batch import RowBatch
+from sdengine.kernels.sampling_tables import SamplingTables
 from sdengine.kernels.token_tree import MASK_BITS, mask_words
 from sdengine.kernels.tree_attention import MAX_MASK_WORDS
 from sdengine.runner.drafter import Proposals
@@ -90,7 +92,10 @@ class DraftModelDrafter:
         frontier = batch * max(sizes.max_width, 1)
         self._logits = memory.empty(frontier, weights.lm_head.num_outputs)
         self._topk_scratch: torch.Tensor | None = None
-        self._notes_layers = not isinstance(memory, StagedMemory)
+        self._is_on_host = not isinstance(memory, StagedMemory)
+        # A device would search a row of a large vocabulary for a threshold longer than a layer of a
+        # small model takes. Of drawn tokens, what is drafted decides the text: it must be the same.
+        self._leaves_out_tails = self._is_on_host and not is_sampled
         if isinstance(memory, StagedMemory):
             size = device_scratch_size(frontier, sizes.num_candidates)
             self._topk_scratch = memory.empty(size, dtype=torch.int64)
@@ -103,13 +108,23 @@ class DraftModelDrafter:
             assert positional_acceptance.shape == (sizes.num_candidates,), positional_acceptance
             self._ranking = positional_acceptance.to(memory.device).repeat(frontier, 1)
 
-    def propose(self, program: Program, penalties: PenaltyBuffers | None = None) -> None:
+    def propose(
+        self,
+        program: Program,
+        penalties: PenaltyBuffers | None = None,
+        filters: SamplingTables | None = None,
+    ) -> None:
         self._describe_chain(program)
         num_layers = min(program.limits.layers or self.max_depth, self.max_depth)
-        self._describe_layer(program, 0, num_layers, penalties)
+        self._describe_layer(program, 0, num_layers, penalties, filters)
 
     def _describe_layer(
-        self, program: Program, layer: int, num_layers: int, penalties: PenaltyBuffers | None
+        self,
+        program: Program,
+        layer: int,
+        num_layers: int,
+        penalties: PenaltyBuffers | None,
+        filters: SamplingTables | None,
     ) -> None:
         """A layer and all that follow it; when one has no rows, none after it has."""
         frontier = len(self._logits)
@@ -123,10 +138,24 @@ class DraftModelDrafter:
         if penalties is not None:
             known, tree = self._workspace.state.history_lens, self._workspace.draft_tree
             describe_penalties(program, penalties, known, logits, rows, tree)
+        if filters is not None and self._leaves_out_tails:
+            self._describe_filters(program, filters, logits, rows)
         self._describe_growth(program, layer, num_layers, logits, rows)
         if layer + 1 < num_layers:
             with program.only_if(self._rows.num_rows):
-                self._describe_layer(program, layer + 1, num_layers, penalties)
+                self._describe_layer(program, layer + 1, num_layers, penalties, filters)
+
+    def _describe_filters(
+        self, program: Program, filters: SamplingTables, logits: Logits, rows: RowBatch
+    ) -> None:
+        program.launch(
+            "filter_logits",
+            logits=logits.values,
+            row_seq=rows.row_seq,
+            sampling=replace(filters, temperature=self._temperature),
+            num_rows=logits.num_rows,
+            rows=logits.rows,
+        )
 
     def catch_up(self, program: Program) -> None:
         self._describe_chain(program)
@@ -217,7 +246,7 @@ class DraftModelDrafter:
             root_values=state.root_values,
             proposal_offset=offset,
         )
-        if self._notes_layers:
+        if self._is_on_host:
             program.launch("timestamp", out_ns=workspace.layer_ends_ns[layer : layer + 1])
 
     def _noise_arguments(self, layer: int, packed: int) -> dict[str, Any]:

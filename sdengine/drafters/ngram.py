@@ -9,6 +9,7 @@ import torch
 
 from sdengine.kernels.ngram_match import ngram_scratch_size
 from sdengine.kernels.programs.program import Program
+from sdengine.kernels.sampling_tables import SamplingTables
 from sdengine.runner.penalties import PenaltyBuffers
 from sdengine.runner.workspace import Workspace
 
@@ -43,7 +44,12 @@ class NgramDrafter:
         size = ngram_scratch_size(sizes.max_num_seqs, MAX_MATCHES, sizes.max_depth)
         self._scratch = workspace.memory.zeros(size, dtype=torch.int64)
 
-    def propose(self, program: Program, penalties: PenaltyBuffers | None = None) -> None:
+    def propose(
+        self,
+        program: Program,
+        penalties: PenaltyBuffers | None = None,
+        filters: SamplingTables | None = None,
+    ) -> None:
         workspace, state = self._workspace, self._workspace.state
         program.launch(
             "ngram_match",

@@ -108,8 +108,7 @@ def build_engine_parts(
     )
     defaults = default_sampling_params(models.target_path)
     iteration.describe_usual()
-    if defaults.changes_logits:
-        iteration.describe_usual(has_penalties=True)
+    iteration.describe_usual(defaults.changes_logits, defaults.has_filters)
     calibrates = speculation is not None and speculation.calibrate
     runner = Runner(iteration, iteration.pool, calibrates=calibrates)
     sizes, drafter = iteration.workspace.sizes, iteration.drafter

@@ -9,6 +9,7 @@ import torch
 
 from sdengine.cache.kv_cache import KVCache
 from sdengine.kernels.programs.program import Program
+from sdengine.kernels.sampling_tables import SamplingTables
 from sdengine.runner.penalties import PenaltyBuffers
 
 
@@ -52,7 +53,12 @@ class Drafter(Protocol):
     def tree_room(self) -> int:
         """Logical KV slots per sequence that it needs beyond the committed tokens."""
 
-    def propose(self, program: Program, penalties: PenaltyBuffers | None = None) -> None:
+    def propose(
+        self,
+        program: Program,
+        penalties: PenaltyBuffers | None = None,
+        filters: SamplingTables | None = None,
+    ) -> None:
         """Appends the launches that grow trees, as deep as the slots' `depth_limits` say.
 
         None of these says more than `program.limits.layers`; launches for layers beyond that may be
@@ -62,6 +68,8 @@ class Drafter(Protocol):
             program: appended to.
             penalties: what changes the target's logits; None: nothing does. Who draws from logits
                 changes them alike (`describe_penalties`).
+            filters: what leaves tokens of the target out; None: nothing does. Who draws from logits
+                had better leave out the tails of its own law, too (`filter_logits`).
         """
 
     def catch_up(self, program: Program) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -29,6 +29,7 @@ from sdengine.runner.drafter import Drafter
 from sdengine.runner.forward import Activations, Logits, Spans, describe_forward
 from sdengine.runner.logprobs import LogprobBuffers, describe_logprobs
 from sdengine.runner.penalties import PenaltyBuffers, describe_penalties
+from sdengine.runner.variant import Variant
 from sdengine.runner.verifier import Verifier, allocate_verdict
 from sdengine.runner.weights import ModelWeights
 from sdengine.runner.workspace import Workspace
@@ -37,28 +38,6 @@ RECORDED_AFTER = 32
 """Steps with trees that the program of larger ones serves before theirs is recorded. To describe
 and capture one takes an estimated fifty times what a step saves by it, and holds up the step: trees
 that grow from 2 to 64 nodes in a few steps would ask for five."""
-
-
-class Variant(NamedTuple):
-    """What distinguishes two recorded iterations.
-
-    Args:
-        drafts: whether trees are grown; otherwise every sequence decodes plainly.
-        has_penalties: whether any sequence needs its logits changed.
-        catches_up: without trees: whether the drafter follows the pending tokens all the same.
-        has_logprobs: whether any sequence asks for them.
-        limits: what it is made for.
-    """
-
-    drafts: bool
-    has_penalties: bool = False
-    catches_up: bool = False
-    has_logprobs: bool = False
-    limits: Limits = NO_LIMITS
-
-    def serves(self, other: Variant) -> bool:
-        """Whether a step of the other may run as this one."""
-        return self[:-1] == other[:-1] and self.limits.covers(other.limits)
 
 
 class Iteration:
@@ -117,7 +96,7 @@ class Iteration:
         self.times_ns = memory.results(3, dtype=torch.int64)
         self.recording_s = 0.0
 
-    def describe_usual(self, has_penalties: bool = False) -> None:
+    def describe_usual(self, has_penalties: bool = False, has_filters: bool = False) -> None:
         """Describes the variants that most requests need: some 5 ms for plain decoding, 25 for
         trees of eight layers, which the first requests would wait for. On a GPU the smallest of
         each is captured, too, which compiles the kernels that all sizes share, and that of one
@@ -125,6 +104,7 @@ class Iteration:
 
         Args:
             has_penalties: of those requests, that their logits are changed.
+            has_filters: that tokens are left out.
         """
         if self.is_on_device and not is_captured(self.workspace.memory.device):
             return
@@ -139,7 +119,10 @@ class Iteration:
                 demand = Demand(num_trees=1, num_nodes=num_nodes, num_missing=missing, depth=depth)
                 variants.append(Variant(True, limits=self.limits(demand)))
         for variant in dict.fromkeys(variants):
-            self._record(variant._replace(has_penalties=has_penalties))
+            asked = {"has_penalties": has_penalties, "has_filters": has_filters and variant.drafts}
+            wanted = variant._replace(**asked)
+            if wanted not in self._programs:
+                self._record(wanted)
 
     def limits(self, demand: Demand) -> Limits:
         """Of the smallest program that serves so much; none where one serves all."""
@@ -285,7 +268,9 @@ class Iteration:
     def _describe_propose(self, program: Program, variant: Variant) -> None:
         if variant.drafts:
             assert self.drafter is not None
-            self.drafter.propose(program, self.penalties if variant.has_penalties else None)
+            penalties = self.penalties if variant.has_penalties else None
+            filters = self.workspace.state.sampling if variant.has_filters else None
+            self.drafter.propose(program, penalties, filters)
         elif variant.catches_up:
             assert self.drafter is not None
             self.drafter.catch_up(program)

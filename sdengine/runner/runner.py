@@ -22,12 +22,13 @@ from sdengine.runner.batch_state import HostView
 from sdengine.runner.calibration import Calibrator
 from sdengine.runner.demand import Demand
 from sdengine.runner.flight import Commit, Flight
-from sdengine.runner.iteration import Iteration, Variant
+from sdengine.runner.iteration import Iteration
 from sdengine.runner.logprobs import LogprobTables, TokenText
 from sdengine.runner.penalties import PenaltyTables
 from sdengine.runner.prices import Prices
 from sdengine.runner.step_clock import StepClock
 from sdengine.runner.step_reader import StepReader
+from sdengine.runner.variant import Variant
 from sdengine.scheduler.scheduler import Schedule, ScheduledSequence
 
 WAKE_US = 200
@@ -69,6 +70,7 @@ class Runner:
         self._most_missing = [0] * self._sizes.max_num_seqs
         self._penalties = PenaltyTables(iteration.penalties, workspace.memory)
         self._logprobs = LogprobTables(iteration.logprobs, workspace.memory)
+        self._filtered_slots: set[int] = set()  # of sequences with top-k, top-p or min-p
         verdict = iteration.verdict
         self._path = host(verdict.path)
         make_tables = NativeAcceptanceTables if is_native else AcceptanceTables
@@ -211,8 +213,14 @@ class Runner:
         self._min_running[0] = len(scheduled) if is_awaited else 0
         is_sized = self.iteration.is_on_device
         limits = self.iteration.limits(self._demand(flight)) if is_sized else NO_LIMITS
-        asked = self._penalties.is_needed, catches_up, self._logprobs.is_needed
-        variant = Variant(is_drafting, *asked, limits)
+        variant = Variant(
+            is_drafting,
+            self._penalties.is_needed,
+            catches_up,
+            self._logprobs.is_needed,
+            is_drafting and bool(self._filtered_slots),
+            limits,
+        )
         flight.num_iterations = self.iteration.program(variant).start(num_iterations)
         return flight
 
@@ -252,6 +260,7 @@ class Runner:
             self._host.release(slot)
             self._penalties.release(slot)
             self._logprobs.release(slot)
+            self._filtered_slots.discard(slot)
             self._written_blocks[slot] = 0
 
     def release_all(self) -> None:
@@ -289,6 +298,8 @@ class Runner:
         self._host.admit(sequence)
         self._penalties.admit(sequence)
         self._logprobs.admit(sequence)
+        if sequence.params.has_filters:
+            self._filtered_slots.add(slot)
         self._calibrator.assign(slot, sequence.params)
         stops = sorted(sequence.stop_token_ids)[: self._stop_tokens.shape[1]]
         self._stop_tokens[slot] = -1

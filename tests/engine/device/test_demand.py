@@ -17,7 +17,8 @@ from sdengine.kernels.programs.device_program import StagedProgram
 from sdengine.kernels.programs.limits import Limits
 from sdengine.kernels.spec import Op
 from sdengine.runner import demand, iteration
-from sdengine.runner.iteration import Iteration, Variant
+from sdengine.runner.iteration import Iteration
+from sdengine.runner.variant import Variant
 from sdengine.runner.workspace import Sizes
 from tests.engine.conftest import run_all
 from tests.engine.device.conftest import MakePair
