@@ -21,6 +21,7 @@ class LatestOccurrence:
     """One chain: what followed the last three tokens when they came before."""
 
     cache = proposals = cost_key = None  # it has no model, and it does not draw its tokens
+    uses_filters = False  # nor has it a law whose tail could be left out
 
     def __init__(self, workspace: Workspace) -> None:
         sizes = workspace.sizes

@@ -83,12 +83,12 @@ float top_p_of_candidates(std::vector<float>& candidates, RowScale scale, float 
 // pass sorts mass into bins, then one bin is looked at closely.
 float top_p_threshold(const float* logits, int64_t vocab_size, const float* block_max,
                       RowScale scale, float floor, float top_p) {
-  const uint64_t all = vocab_passes().mass(logits, 0, vocab_size, scale, floor);
+  const uint64_t needed =
+      needed_mass(top_p, vocab_passes().mass(logits, 0, vocab_size, scale, floor));
   const float near = std::max(floor, scale.max - kNear / scale.inverse_temperature);
   std::vector<float>& candidates = gather_candidates(logits, vocab_size, block_max, near);
   const int64_t num_near = static_cast<int64_t>(candidates.size());
   if (num_near <= kMostNear) {
-    const uint64_t needed = needed_mass(top_p, all);
     const uint64_t mass = vocab_passes().mass(candidates.data(), 0, num_near, scale, floor);
     if (mass >= needed) return mass_threshold(candidates.data(), num_near, scale, needed);
   }
@@ -96,9 +96,6 @@ float top_p_threshold(const float* logits, int64_t vocab_size, const float* bloc
   mass_of_bin.assign(LogitBins::kCount + 1, 0);
   const LogitBins bins = LogitBins::over(floor, scale.max);
   vocab_passes().histogram(logits, 0, vocab_size, block_max, scale, bins, mass_of_bin.data());
-  uint64_t total = 0;
-  for (uint64_t mass : mass_of_bin) total += mass;
-  const uint64_t needed = needed_mass(top_p, total);
   uint64_t above = 0;
   int bin = 0;
   while (above + mass_of_bin[bin] < needed) above += mass_of_bin[bin++];

@@ -95,7 +95,7 @@ class DraftModelDrafter:
         self._is_on_host = not isinstance(memory, StagedMemory)
         # A device would search a row of a large vocabulary for a threshold longer than a layer of a
         # small model takes. Of drawn tokens, what is drafted decides the text: it must be the same.
-        self._leaves_out_tails = self._is_on_host and not is_sampled
+        self.uses_filters = self._is_on_host and not is_sampled
         if isinstance(memory, StagedMemory):
             size = device_scratch_size(frontier, sizes.num_candidates)
             self._topk_scratch = memory.empty(size, dtype=torch.int64)
@@ -138,7 +138,7 @@ class DraftModelDrafter:
         if penalties is not None:
             known, tree = self._workspace.state.history_lens, self._workspace.draft_tree
             describe_penalties(program, penalties, known, logits, rows, tree)
-        if filters is not None and self._leaves_out_tails:
+        if filters is not None and self.uses_filters:
             self._describe_filters(program, filters, logits, rows)
         self._describe_growth(program, layer, num_layers, logits, rows)
         if layer + 1 < num_layers:

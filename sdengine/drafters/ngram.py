@@ -30,6 +30,7 @@ class NgramDrafter:
     cache = None
     proposals = None
     cost_key = None
+    uses_filters = False
 
     def __init__(
         self, workspace: Workspace, min_ngram: int, max_ngram: int, *, calibrate: bool = True

@@ -46,6 +46,10 @@ class Drafter(Protocol):
         """What its time depends on beside its class, by `repr`: of a model its configuration."""
 
     @property
+    def uses_filters(self) -> bool:
+        """Whether `propose` does something else when it is given filters."""
+
+    @property
     def max_depth(self) -> int:
         """Deepest tree it can propose."""
 
@@ -68,8 +72,9 @@ class Drafter(Protocol):
             program: appended to.
             penalties: what changes the target's logits; None: nothing does. Who draws from logits
                 changes them alike (`describe_penalties`).
-            filters: what leaves tokens of the target out; None: nothing does. Who draws from logits
-                had better leave out the tails of its own law, too (`filter_logits`).
+            filters: what leaves tokens of the target out; None: nothing does, or they are not
+                used. Who draws from logits had better leave out the tails of its own law, too
+                (`filter_logits`).
         """
 
     def catch_up(self, program: Program) -> None:

@@ -118,9 +118,10 @@ class Iteration:
             for num_nodes, depth in ((1, 1), (sizes.max_nodes, sizes.max_depth)):
                 demand = Demand(num_trees=1, num_nodes=num_nodes, num_missing=missing, depth=depth)
                 variants.append(Variant(True, limits=self.limits(demand)))
+        cuts = has_filters and self.drafter is not None and self.drafter.uses_filters
         for variant in dict.fromkeys(variants):
-            asked = {"has_penalties": has_penalties, "has_filters": has_filters and variant.drafts}
-            wanted = variant._replace(**asked)
+            filtered = cuts and variant.drafts
+            wanted = variant._replace(has_penalties=has_penalties, has_filters=filtered)
             if wanted not in self._programs:
                 self._record(wanted)
 

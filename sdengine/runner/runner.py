@@ -87,6 +87,7 @@ class Runner:
         self.runs_ahead = isinstance(workspace.memory, StagedMemory)
         self._has_drafter = iteration.drafter is not None
         self._has_draft_cache = self._has_drafter and iteration.drafter.cache is not None
+        self._uses_filters = self._has_drafter and iteration.drafter.uses_filters
         self._reader = StepReader(iteration, self._has_draft_cache)
         self._clock = StepClock(
             self._memory.left_behind(iteration.times_ns),
@@ -218,7 +219,7 @@ class Runner:
             self._penalties.is_needed,
             catches_up,
             self._logprobs.is_needed,
-            is_drafting and bool(self._filtered_slots),
+            is_drafting and self._uses_filters and bool(self._filtered_slots),
             limits,
         )
         flight.num_iterations = self.iteration.program(variant).start(num_iterations)

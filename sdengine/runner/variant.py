@@ -15,7 +15,8 @@ class Variant(NamedTuple):
         has_penalties: whether any sequence needs its logits changed.
         catches_up: without trees: whether the drafter follows the pending tokens all the same.
         has_logprobs: whether any sequence asks for them.
-        has_filters: with trees: whether top-k, top-p or min-p leave tokens of any sequence out.
+        has_filters: with trees, of a drafter that minds: whether top-k, top-p or min-p leave
+            tokens of any sequence out.
         limits: what it is made for.
     """
 

@@ -10,7 +10,7 @@ import pytest
 from sdengine.core.config import SpeculationConfig
 from sdengine.core.outputs import SpeculationStats
 from sdengine.core.sampling_params import SamplingParams
-from tests.engine.conftest import MakeEngine, run_outputs
+from tests.engine.conftest import MakeEngine, related_draft, run_all, run_outputs
 from tests.engine.test_exactness import PROMPTS
 from tests.engine.test_penalties import CASES as PENALTIES
 from tests.model.checkpoints import make_checkpoint
@@ -42,3 +42,18 @@ def test_a_draft_that_is_the_target_is_always_right(
         assert isinstance(stats, SpeculationStats)
         # One token comes of the prompt; six steps of four draft tokens and one more give the rest.
         assert (stats.num_steps, stats.num_accepted_draft_tokens) == (7, 24)
+
+
+@pytest.mark.parametrize(
+    ("method", "verifier", "has_own"),
+    [("dyspec", "coupled", True), ("dyspec", "rejection", False), ("ngram", "coupled", False)],
+)
+def test_only_who_minds_filters_has_programs_for_them(
+    make_engine: MakeEngine, method: str, verifier: str, has_own: bool
+) -> None:
+    spec = SpeculationConfig(method=method, verifier=verifier, adaptive=False)
+    engine = make_engine(draft=None if method == "ngram" else related_draft(), speculation=spec)
+    for filters in (FILTERS["top-k"], {"temperature": 0.0, "top_k": 5}, {}):
+        run_all(engine, [PROMPTS[0]], [SamplingParams(max_tokens=12, seed=1, **filters)])
+    with_filters = [variant.has_filters for variant in engine.iteration._programs if variant.drafts]
+    assert (True in with_filters) == has_own and with_filters.count(False) == 1
