@@ -6,8 +6,9 @@
     verify    penalize  tree_verify  token_logprobs
     commit    commit_plan  kv_compact  kv_compact
 
-Every size that changes between steps lies in a small tensor, so the same few programs serve all
-steps; and nothing between the first and the last launch looks at host state.
+Where requests ask for it, a draft's logits go through penalize and filter_logits, too, before
+draft_topk. Every size that changes between steps lies in a small tensor, so the same few programs
+serve all steps; and nothing between the first and the last launch looks at host state.
 """
 
 from __future__ import annotations
