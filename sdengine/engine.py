@@ -415,7 +415,7 @@ class Engine:
         cut = checker.accept(tokens if is_finite else tokens[:-1])
         num_tokens = cut.num_tokens
         if sequence.logprobs is not None:
-            self._runner.record_logprobs(commit, num_tokens, self.tokenizer)
+            self._runner.record_logprobs(commit, self.tokenizer)
         sequence.count_steps(num_tokens, commit.num_accepted, commit.num_nodes)
         request.num_generated += num_tokens
         if request.first_token_time is None and num_tokens:

@@ -142,6 +142,22 @@ def add_device_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+SHAPING_OPTIONS: dict[str, tuple[Callable[[str], Any], str, str]] = {
+    "temperature": (number, "T", "0 takes the most likely token"),
+    "top_p": (number, "P", "keep the most likely tokens that make up a probability of P"),
+    "top_k": (integer, "K", "keep the K most likely tokens; 0 keeps all"),
+    "min_p": (number, "P", "keep tokens at least P times as likely as the most likely one"),
+    "presence_penalty": (number, "X", "taken from the logit of each token generated before"),
+    "frequency_penalty": (number, "X", "the same for every time that it was generated"),
+    "repetition_penalty": (
+        number,
+        "X",
+        "divides (negative ones: multiplies) the logits of tokens of prompt and text",
+    ),
+}
+"""Fields of SamplingParams that shape the law of a token: type, metavar, help of their option."""
+
+
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     """--max-tokens, --seed, --stop, and one for each of SHAPING_OPTIONS."""
     group = parser.add_argument_group(
@@ -169,22 +185,6 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     for name, (kind, metavar, text) in SHAPING_OPTIONS.items():
         option = f"--{name.replace('_', '-')}"
         group.add_argument(option, type=kind, metavar=metavar, help=text)
-
-
-SHAPING_OPTIONS: dict[str, tuple[Callable[[str], Any], str, str]] = {
-    "temperature": (number, "T", "0 takes the most likely token"),
-    "top_p": (number, "P", "keep the most likely tokens that make up a probability of P"),
-    "top_k": (integer, "K", "keep the K most likely tokens; 0 keeps all"),
-    "min_p": (number, "P", "keep tokens P times as likely as the most likely one"),
-    "presence_penalty": (number, "X", "taken from the logit of each token generated before"),
-    "frequency_penalty": (number, "X", "the same for every time that it was generated"),
-    "repetition_penalty": (
-        number,
-        "X",
-        "divides (negative ones: multiplies) the logits of tokens of prompt and text",
-    ),
-}
-"""Fields of SamplingParams that shape the law of a token: type, metavar, help of their option."""
 
 
 def add_thread_option(parser: argparse.ArgumentParser) -> None:

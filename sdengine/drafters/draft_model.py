@@ -138,7 +138,7 @@ class DraftModelDrafter:
         if penalties is not None:
             known, tree = self._workspace.state.history_lens, self._workspace.draft_tree
             describe_penalties(program, penalties, known, logits, rows, tree)
-        if filters is not None and self.uses_filters:
+        if filters is not None:
             self._describe_filters(program, filters, logits, rows)
         self._describe_growth(program, layer, num_layers, logits, rows)
         if layer + 1 < num_layers:

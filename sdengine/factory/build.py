@@ -107,7 +107,7 @@ def build_engine_parts(
         lambda: known_costs(iteration, environment.cache_dir),
     )
     defaults = default_sampling_params(models.target_path)
-    iteration.describe_usual()
+    iteration.describe_usual()  # of requests with parameters of their own
     iteration.describe_usual(defaults.changes_logits, defaults.has_filters)
     calibrates = speculation is not None and speculation.calibrate
     runner = Runner(iteration, iteration.pool, calibrates=calibrates)

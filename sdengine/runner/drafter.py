@@ -72,8 +72,8 @@ class Drafter(Protocol):
             program: appended to.
             penalties: what changes the target's logits; None: nothing does. Who draws from logits
                 changes them alike (`describe_penalties`).
-            filters: what leaves tokens of the target out; None: nothing does, or they are not
-                used. Who draws from logits had better leave out the tails of its own law, too
+            filters: what leaves tokens of the target out; None: nothing does, or `uses_filters`
+                is false. Who draws from logits had better leave out the tails of its own law, too
                 (`filter_logits`).
         """
 

@@ -115,21 +115,19 @@ class LogprobTables:
         self._memory.mark_changed()
         self._slots.discard(slot)
 
-    def append(
-        self, sequence: Sequence, slot: int, num_tokens: int, codec: TokenText | None
-    ) -> None:
-        """Extends `sequence.logprobs` by the entries of its newest tokens.
+    def append(self, sequence: Sequence, slot: int, codec: TokenText | None) -> None:
+        """Extends `sequence.logprobs` by the entries of those tokens that have none yet, which are
+        of the step that has landed.
 
         Args:
             sequence: with logprobs asked for.
             slot: where it ran.
-            num_tokens: of the step that has landed, which are to be described.
             codec: tokenizer, or None for empty token texts.
         """
         entries, wanted = sequence.logprobs, sequence.params.logprobs
         assert entries is not None and wanted is not None
         first, places = sequence.num_prompt_tokens + len(entries), self._ranks.shape[1]
-        for position in range(first, first + num_tokens):
+        for position in range(first, sequence.num_tokens):
             place = position % places
             token = sequence.token_ids[position]
             value = float(self._logprobs[slot, place])

@@ -70,7 +70,7 @@ class Runner:
         self._most_missing = [0] * self._sizes.max_num_seqs
         self._penalties = PenaltyTables(iteration.penalties, workspace.memory)
         self._logprobs = LogprobTables(iteration.logprobs, workspace.memory)
-        self._filtered_slots: set[int] = set()  # of sequences with top-k, top-p or min-p
+        self._filtered_slots: set[int] = set()  # with top-k, top-p or min-p, if the drafter minds
         verdict = iteration.verdict
         self._path = host(verdict.path)
         make_tables = NativeAcceptanceTables if is_native else AcceptanceTables
@@ -219,7 +219,7 @@ class Runner:
             self._penalties.is_needed,
             catches_up,
             self._logprobs.is_needed,
-            is_drafting and self._uses_filters and bool(self._filtered_slots),
+            is_drafting and bool(self._filtered_slots),
             limits,
         )
         flight.num_iterations = self.iteration.program(variant).start(num_iterations)
@@ -240,10 +240,10 @@ class Runner:
         """Waits for whatever is under way; nobody needs its results."""
         self._memory.drain()
 
-    def record_logprobs(self, commit: Commit, num_tokens: int, codec: TokenText | None) -> None:
-        """Adds the target's log-probabilities of the first `num_tokens` committed tokens, of a
-        sequence of the last step that asks for them."""
-        self._logprobs.append(commit.sequence, commit.slot, num_tokens, codec)
+    def record_logprobs(self, commit: Commit, codec: TokenText | None) -> None:
+        """Adds the target's log-probabilities of the newest tokens of a sequence of the last step
+        that asks for them."""
+        self._logprobs.append(commit.sequence, commit.slot, codec)
 
     def step_tree(self, commit: Commit) -> StepTree:
         """The tree of a sequence in the last step; `commit` must be one of that step's."""
@@ -299,7 +299,7 @@ class Runner:
         self._host.admit(sequence)
         self._penalties.admit(sequence)
         self._logprobs.admit(sequence)
-        if sequence.params.has_filters:
+        if self._uses_filters and sequence.params.has_filters:
             self._filtered_slots.add(slot)
         self._calibrator.assign(slot, sequence.params)
         stops = sorted(sequence.stop_token_ids)[: self._stop_tokens.shape[1]]
