@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from sdengine.async_engine import stream as stream_module
 from sdengine.server.gate import Answer
+from sdengine.server.streaming import EventStream
 from sdengine.server.wire import Wire, wire_below
 from tests.server.conftest import MODEL, RunningServer, running, tiny_engine
 
@@ -31,6 +33,31 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     monkeypatch.setattr(Wire, "write", noting)
     monkeypatch.setattr(stream_module, "LONGEST_PAUSE_S", 0.001)  # many events, however fast
     return parts
+
+
+@pytest.fixture
+def patient(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Has the engine wait with a stream's second output until the first has left its task, so that
+    there is something to go past it, however fast the engine is."""
+    has_begun = threading.Event()
+    write, step = EventStream._write, server.engine.engine.step
+    has_output = False
+
+    async def noting(events: EventStream[Any], part: bytes, more_body: bool = True) -> None:
+        await write(events, part, more_body)
+        has_begun.set()
+
+    def waiting(*arguments: Any) -> Any:
+        nonlocal has_output
+        if has_output:
+            has_begun.wait(60)
+        outputs = step(*arguments)
+        has_output = has_output or bool(outputs)
+        return outputs
+
+    monkeypatch.setattr(EventStream, "_write", noting)
+    monkeypatch.setattr(server.engine.engine, "step", waiting)
+    return has_begun
 
 
 class Shouting:
@@ -64,9 +91,13 @@ def whole(server: RunningServer, **changes: Any) -> str:
 
 @pytest.mark.parametrize("changes", [{}, {"stop": ["e", "ab"]}, {"logprobs": 2}])
 def test_a_stream_goes_past_its_task_and_stays_exact(
-    server: RunningServer, written: list[bytes], changes: dict[str, Any]
+    server: RunningServer,
+    patient: threading.Event,
+    written: list[bytes],
+    changes: dict[str, Any],
 ) -> None:
     assert streamed(server.url, **changes) == whole(server, **changes)
+    assert patient.is_set()
     assert changes.get("stop") or written
     assert all(part.startswith(b"data: ") and b"[DONE]" not in part for part in written)
     server.assert_idle()
