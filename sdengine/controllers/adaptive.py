@@ -255,10 +255,13 @@ class AdaptiveController:
         self._size.learn(plan.depth, report)
         costs, plain_s = self._pace.costs, self._pace.plain_step_s(num_decoding)
         accepted = sum(report.num_accepted)
-        self._trial.walk(min(report.num_nodes, num_decoding), accepted)
         tokens = num_decoding + accepted
         plainly_s = tokens * plain_s / num_decoding
         expected = costs.draft_time(plan.depth) + costs.verify_time(report.num_rows)
+        num_nodes = report.num_nodes
+        trees_s = costs.draft_time(plan.depth) + costs.verify_time(num_decoding + num_nodes)
+        price = trees_s / costs.verify_time(num_decoding) - 1.0
+        self._trial.walk(min(num_nodes, num_decoding), accepted, price)
         if not report.is_steady:
             longest = LONGEST_CATCH_UP * expected
             if report.num_rows == num_decoding + report.num_nodes:

@@ -36,6 +36,7 @@ class World:
         tells: whether the controller may ask what is before it.
         in_a_row: most iterations that a plan serves, if it says that it may.
         known: costs that the last plan brought.
+        believed: acceptance by which trees are grown; None for the true one.
     """
 
     acceptance: float
@@ -52,6 +53,7 @@ class World:
     tells: bool = True
     in_a_row: int = 1
     known: CostModel | None = None
+    believed: float | None = None
 
     def run(self, controller: AdaptiveController, tokens: int) -> World:
         """Decodes so many tokens more."""
@@ -101,11 +103,12 @@ class World:
         if plan.costs is not None:
             self.known = plan.costs
         nodes, most = 0, plan.max_batch_nodes // self.batch
+        acceptance = self.acceptance if self.believed is None else self.believed
         prices = (self.known or self.costs).row_costs(self.batch * (most + 2))
         while nodes < min(most, plan.depth):
             layer_s = self.costs.draft_layer_s if nodes else 0.0
             price = max(prices[self.batch * (nodes + 1)], layer_s)
-            if self.acceptance ** (nodes + 1) < price * plan.tokens_per_s:
+            if acceptance ** (nodes + 1) < price * plan.tokens_per_s:
                 break
             nodes += 1
         return nodes
@@ -177,7 +180,7 @@ def test_walks_that_accept_nothing_end_a_trial_sooner(cost: float, lost_after: i
     def first_verdict(accepted_at: int) -> int | None:
         trial, spent = accounts.Trial(most_loss=100.0), accounts.Spent()
         for walk in range(1, 17):
-            trial.walk(1, int(walk == accepted_at))
+            trial.walk(1, int(walk == accepted_at), 0.0)
             trial.add(cost - 1.0)
             spent.add(cost, 1)
             if trial.is_lost(spent, 1, 1.0):
@@ -188,6 +191,32 @@ def test_walks_that_accept_nothing_end_a_trial_sooner(cost: float, lost_after: i
     after_one = first_verdict(1)
     assert after_one is None or lost_after is None or after_one >= lost_after
     assert cost != 1.45 or after_one == 5, "two standard errors"
+
+
+@pytest.mark.parametrize(("price", "lost_after"), [(0.6, 3), (0.3, 6), (0.2, 9), (0.05, None)])
+def test_trees_in_vain_that_look_free_end_a_trial_by_what_was_measured(
+    price: float, lost_after: int | None
+) -> None:
+    """The plain steps they are compared with found cold caches."""
+    trial, spent = accounts.Trial(most_loss=2.0), accounts.Spent()
+    verdicts = []
+    for _ in range(16):
+        trial.walk(1, 0, price)
+        trial.add(0.0)
+        spent.add(1.0, 1)
+        verdicts.append(trial.is_lost(spent, 1, 1.0))
+    assert (verdicts.index(True) + 1 if any(verdicts) else None) == lost_after
+
+
+def test_a_useless_draft_after_cold_plain_steps_has_a_short_trial() -> None:
+    """The first plain steps take twice what later ones do, so trees seem to gain in any case."""
+    world, controller = World(0.0, overhead_s=0.0), AdaptiveController(SMALL, GrowingSize(8, 16))
+    world.costs, world.believed = CostModel((1, 64), (2.0, 2.0), 0.2, 0.15), 0.9
+    while not controller.plan(1).depth:
+        world.run(controller, 1)
+    world.costs = SMALL
+    world.run(controller, 60)
+    assert 3 <= world.num_trees <= 7
 
 
 def test_the_last_sequence_of_a_batch_does_not_end_a_trial_that_gains() -> None:
