@@ -10,8 +10,7 @@ import torch
 from sdengine import Engine, SamplingParams, SpeculationConfig
 from sdengine.kernels.ngram_match import ngram_scratch_size
 from sdengine.kernels.programs.program import Program
-from sdengine.kernels.sampling_tables import SamplingTables
-from sdengine.runner.penalties import PenaltyBuffers
+from sdengine.runner.variant import Variant
 from sdengine.runner.workspace import Workspace
 
 WHEN_REPEATING = "def first(a):\n    return a[0]\n\ndef second(a):\n    return a[1]\n\ndef "
@@ -30,12 +29,7 @@ class LatestOccurrence:
         size = ngram_scratch_size(sizes.max_num_seqs, 1, sizes.max_depth)
         self.scratch = workspace.memory.zeros(size, dtype=torch.int64)  # where the engine runs
 
-    def propose(
-        self,
-        program: Program,
-        penalties: PenaltyBuffers | None = None,
-        filters: SamplingTables | None = None,
-    ) -> None:
+    def propose(self, program: Program, variant: Variant) -> None:
         workspace, state = self.workspace, self.workspace.state
         program.launch(
             "ngram_match",

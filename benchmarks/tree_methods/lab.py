@@ -28,6 +28,7 @@ from sdengine.kernels.token_tree import NO_LOGITS, ROOT_AND_NODES, ROOT_ONLY
 from sdengine.runner.batch_state import HostView
 from sdengine.runner.calibration import Calibrator
 from sdengine.runner.iteration import Iteration
+from sdengine.runner.variant import Variant
 from sdengine.runner.workspace import Sizes, Workspace
 from sdengine.verifiers.coupled import CoupledVerifier
 
@@ -119,14 +120,14 @@ class TreeLab:
     def _describe_growing(self) -> Program:
         program = self.program()
         self.iteration.describe_pending(program)
-        self.drafter.propose(program)
+        self.drafter.propose(program, Variant(True))
         self.iteration.describe_selection(program)
         return program
 
     def _describe_scoring(self) -> Program:
         program = self.program()
         self.iteration.describe_pending(program)
-        self.iteration.describe_verify(program, has_trees=False)
+        self.iteration.describe_verify(program, Variant(False))
         return program
 
     def start(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> None:

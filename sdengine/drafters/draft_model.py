@@ -19,12 +19,12 @@ from sdengine.kernels.draft_topk import device_scratch_size
 from sdengine.kernels.programs.memory import StagedMemory
 from sdengine.kernels.programs.program import Program
 from sdengine.kernels.row_batch import RowBatch
-from sdengine.kernels.sampling_tables import SamplingTables
 from sdengine.kernels.token_tree import MASK_BITS, mask_words
 from sdengine.kernels.tree_attention import MAX_MASK_WORDS
 from sdengine.runner.drafter import Proposals
 from sdengine.runner.forward import Activations, Logits, Spans, describe_forward
-from sdengine.runner.penalties import PenaltyBuffers, describe_penalties
+from sdengine.runner.penalties import describe_penalties
+from sdengine.runner.variant import Variant
 from sdengine.runner.weights import ModelWeights
 from sdengine.runner.workspace import Workspace
 
@@ -108,23 +108,13 @@ class DraftModelDrafter:
             assert positional_acceptance.shape == (sizes.num_candidates,), positional_acceptance
             self._ranking = positional_acceptance.to(memory.device).repeat(frontier, 1)
 
-    def propose(
-        self,
-        program: Program,
-        penalties: PenaltyBuffers | None = None,
-        filters: SamplingTables | None = None,
-    ) -> None:
+    def propose(self, program: Program, variant: Variant) -> None:
         self._describe_chain(program)
         num_layers = min(program.limits.layers or self.max_depth, self.max_depth)
-        self._describe_layer(program, 0, num_layers, penalties, filters)
+        self._describe_layer(program, variant, 0, num_layers)
 
     def _describe_layer(
-        self,
-        program: Program,
-        layer: int,
-        num_layers: int,
-        penalties: PenaltyBuffers | None,
-        filters: SamplingTables | None,
+        self, program: Program, variant: Variant, layer: int, num_layers: int
     ) -> None:
         """A layer and all that follow it; when one has no rows, none after it has."""
         frontier = len(self._logits)
@@ -135,24 +125,23 @@ class DraftModelDrafter:
             rows = self._rows.first(frontier)
             logits = Logits(self._logits, None, self._rows.num_rows)
         self._describe_pass(program, logits)
-        if penalties is not None:
-            known, tree = self._workspace.state.history_lens, self._workspace.draft_tree
-            describe_penalties(program, penalties, known, logits, rows, tree)
-        if filters is not None:
-            self._describe_filters(program, filters, logits, rows)
+        if variant.has_penalties:
+            workspace, known = self._workspace, self._workspace.state.history_lens
+            tables, tree = workspace.penalties, workspace.draft_tree
+            describe_penalties(program, tables, known, logits, rows, tree)
+        if variant.has_filters:
+            self._describe_filters(program, logits, rows)
         self._describe_growth(program, layer, num_layers, logits, rows)
         if layer + 1 < num_layers:
             with program.only_if(self._rows.num_rows):
-                self._describe_layer(program, layer + 1, num_layers, penalties, filters)
+                self._describe_layer(program, variant, layer + 1, num_layers)
 
-    def _describe_filters(
-        self, program: Program, filters: SamplingTables, logits: Logits, rows: RowBatch
-    ) -> None:
+    def _describe_filters(self, program: Program, logits: Logits, rows: RowBatch) -> None:
         program.launch(
             "filter_logits",
             logits=logits.values,
             row_seq=rows.row_seq,
-            sampling=replace(filters, temperature=self._temperature),
+            sampling=replace(self._workspace.state.sampling, temperature=self._temperature),
             num_rows=logits.num_rows,
             rows=logits.rows,
         )

@@ -9,8 +9,7 @@ import torch
 
 from sdengine.kernels.ngram_match import ngram_scratch_size
 from sdengine.kernels.programs.program import Program
-from sdengine.kernels.sampling_tables import SamplingTables
-from sdengine.runner.penalties import PenaltyBuffers
+from sdengine.runner.variant import Variant
 from sdengine.runner.workspace import Workspace
 
 MAX_MATCHES = 32
@@ -45,12 +44,7 @@ class NgramDrafter:
         size = ngram_scratch_size(sizes.max_num_seqs, MAX_MATCHES, sizes.max_depth)
         self._scratch = workspace.memory.zeros(size, dtype=torch.int64)
 
-    def propose(
-        self,
-        program: Program,
-        penalties: PenaltyBuffers | None = None,
-        filters: SamplingTables | None = None,
-    ) -> None:
+    def propose(self, program: Program, variant: Variant) -> None:
         workspace, state = self._workspace, self._workspace.state
         program.launch(
             "ngram_match",

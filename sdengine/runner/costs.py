@@ -23,6 +23,7 @@ from sdengine.kernels.token_tree import ROOT_AND_NODES, ROOT_ONLY
 from sdengine.runner.batch_state import HostView
 from sdengine.runner.demand import Demand
 from sdengine.runner.iteration import Iteration
+from sdengine.runner.variant import Variant
 
 ROW_COUNTS = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 64, 128)
 CONTEXT = 64
@@ -104,7 +105,7 @@ def _verify_trial(iteration: Iteration, host: HostView, num_rows: int) -> Trial:
         _reset(iteration, host, ROOT_AND_NODES if num_rows > 1 else ROOT_ONLY, depth)
         _set_tree(iteration, num_rows - 1, branching)
 
-    describe = partial(iteration.describe_verify, has_trees=num_rows > 1)
+    describe = partial(iteration.describe_verify, variant=Variant(num_rows > 1))
     demand = Demand(num_keys=CONTEXT + 1, num_trees=int(num_rows > 1), num_nodes=num_rows - 1)
     return _trial(iteration, describe, reset, demand)
 
@@ -154,7 +155,8 @@ def _draft_trial(iteration: Iteration, host: HostView, layers: int, num_pending:
         num_missing=num_pending,
         depth=layers,
     )
-    return _trial(iteration, drafter.propose, reset, demand)
+    describe = partial(drafter.propose, variant=Variant(True))
+    return _trial(iteration, describe, reset, demand)
 
 
 def _trial(

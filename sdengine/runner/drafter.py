@@ -9,8 +9,7 @@ import torch
 
 from sdengine.cache.kv_cache import KVCache
 from sdengine.kernels.programs.program import Program
-from sdengine.kernels.sampling_tables import SamplingTables
-from sdengine.runner.penalties import PenaltyBuffers
+from sdengine.runner.variant import Variant
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,7 +46,7 @@ class Drafter(Protocol):
 
     @property
     def uses_filters(self) -> bool:
-        """Whether `propose` does something else when it is given filters."""
+        """Whether `propose` does something else where a variant has filters."""
 
     @property
     def max_depth(self) -> int:
@@ -57,12 +56,7 @@ class Drafter(Protocol):
     def tree_room(self) -> int:
         """Logical KV slots per sequence that it needs beyond the committed tokens."""
 
-    def propose(
-        self,
-        program: Program,
-        penalties: PenaltyBuffers | None = None,
-        filters: SamplingTables | None = None,
-    ) -> None:
+    def propose(self, program: Program, variant: Variant) -> None:
         """Appends the launches that grow trees, as deep as the slots' `depth_limits` say.
 
         None of these says more than `program.limits.layers`; launches for layers beyond that may be
@@ -70,11 +64,9 @@ class Drafter(Protocol):
 
         Args:
             program: appended to.
-            penalties: what changes the target's logits; None: nothing does. Who draws from logits
-                changes them alike (`describe_penalties`).
-            filters: what leaves tokens of the target out; None: nothing does, or `uses_filters`
-                is false. Who draws from logits had better leave out the tails of its own law, too
-                (`filter_logits`).
+            variant: what the iteration does beside. Who draws from logits changes them as the
+                target's are where it `has_penalties` (`describe_penalties`), and had better leave
+                out the tails of its own law where it `has_filters` (`filter_logits`).
         """
 
     def catch_up(self, program: Program) -> None:

@@ -29,7 +29,7 @@ from sdengine.runner.demand import Demand, limits_of, rows_of_trees
 from sdengine.runner.drafter import Drafter
 from sdengine.runner.forward import Activations, Logits, Spans, describe_forward
 from sdengine.runner.logprobs import LogprobBuffers, describe_logprobs
-from sdengine.runner.penalties import PenaltyBuffers, describe_penalties
+from sdengine.runner.penalties import describe_penalties
 from sdengine.runner.variant import Variant
 from sdengine.runner.verifier import Verifier, allocate_verdict
 from sdengine.runner.weights import ModelWeights
@@ -74,7 +74,6 @@ class Iteration:
         self.drafter = drafter
         self.weights = weights
         self.pool = pool
-        self.penalties = PenaltyBuffers.allocate(memory, sizes.max_num_seqs, sizes.vocab_size)
         self.verdict = allocate_verdict(memory, sizes)
         self.logprobs = LogprobBuffers.allocate(memory, sizes.max_num_seqs, self.verdict.max_depth)
         self.backend = backend
@@ -182,29 +181,23 @@ class Iteration:
         self.describe_pending(program)
         self._describe_propose(program, variant)
         program.launch("timestamp", out_ns=self.times_ns[1:2])
-        self.describe_verify(program, variant.drafts, variant.has_penalties, variant.has_logprobs)
+        self.describe_verify(program, variant)
         program.launch("timestamp", out_ns=self.times_ns[2:3])
 
-    def describe_verify(
-        self,
-        program: Program,
-        has_trees: bool,
-        has_penalties: bool = False,
-        has_logprobs: bool = False,
-    ) -> None:
+    def describe_verify(self, program: Program, variant: Variant) -> None:
         """Appends everything after the trees are grown: the part of an iteration whose cost depends
         on their size."""
         workspace = self.workspace
         logits = Logits(workspace.logits, workspace.sampled_rows, workspace.num_logits)
-        self._describe_forward(program, logits, has_trees)
-        if has_penalties:
+        self._describe_forward(program, logits, variant.drafts)
+        if variant.has_penalties:
             known, rows = workspace.state.history_lens, workspace.target_rows
-            tree = workspace.token_tree if has_trees else None
-            describe_penalties(program, self.penalties, known, logits, rows, tree)
+            tree = workspace.token_tree if variant.drafts else None
+            describe_penalties(program, workspace.penalties, known, logits, rows, tree)
         self.verifier.verify(program, self.verdict)
-        if has_logprobs:
+        if variant.has_logprobs:
             describe_logprobs(program, workspace, self.verdict, self.logprobs)
-        self._describe_commit(program, has_trees, has_penalties)
+        self._describe_commit(program, variant)
 
     def describe_pending(self, program: Program) -> None:
         """Appends the packing of the target's pending tokens; drafting, too, counts their rows."""
@@ -270,9 +263,7 @@ class Iteration:
     def _describe_propose(self, program: Program, variant: Variant) -> None:
         if variant.drafts:
             assert self.drafter is not None
-            penalties = self.penalties if variant.has_penalties else None
-            filters = self.workspace.state.sampling if variant.has_filters else None
-            self.drafter.propose(program, penalties, filters)
+            self.drafter.propose(program, variant)
         elif variant.catches_up:
             assert self.drafter is not None
             self.drafter.catch_up(program)
@@ -303,12 +294,12 @@ class Iteration:
             num_logits=workspace.num_logits,
         )
 
-    def _describe_commit(self, program: Program, has_trees: bool, has_penalties: bool) -> None:
+    def _describe_commit(self, program: Program, variant: Variant) -> None:
         workspace, state, drafter = self.workspace, self.workspace.state, self.drafter
         draft_args: dict[str, Any] = {}
         if drafter is not None and drafter.cache is not None:
             draft_args = {
-                "draft_slots": workspace.token_tree.draft_slots if has_trees else None,
+                "draft_slots": workspace.token_tree.draft_slots if variant.drafts else None,
                 "draft_pending_lens": state.draft_pending_lens,
                 "draft_computed_lens": state.draft_computed_lens,
                 "draft_moves": self._draft_moves,
@@ -325,10 +316,10 @@ class Iteration:
             history_lens=state.history_lens,
             computed_lens=state.computed_lens,
             moves=self._moves,
-            output_counts=self.penalties.output_counts if has_penalties else None,
+            output_counts=workspace.penalties.output_counts if variant.has_penalties else None,
             **draft_args,
         )
-        if has_trees:
+        if variant.drafts:
             self._describe_compaction(program, self._cache, self._moves)
             if drafter is not None and drafter.cache is not None:
                 self._describe_compaction(program, drafter.cache, self._draft_moves)

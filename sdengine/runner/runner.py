@@ -68,7 +68,7 @@ class Runner:
         self._can_draft = flat_items(self._host.can_draft)
         self._written_blocks = [0] * self._sizes.max_num_seqs
         self._most_missing = [0] * self._sizes.max_num_seqs
-        self._penalties = PenaltyTables(iteration.penalties, workspace.memory)
+        self._penalties = PenaltyTables(workspace.penalties, workspace.memory)
         self._logprobs = LogprobTables(iteration.logprobs, workspace.memory)
         self._filtered_slots: set[int] = set()  # with top-k, top-p or min-p, if the drafter minds
         verdict = iteration.verdict

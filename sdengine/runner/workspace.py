@@ -11,6 +11,7 @@ from sdengine.kernels.row_batch import RowBatch
 from sdengine.kernels.token_tree import DraftTree, TokenTree, allocate_tree_scratch, mask_words
 from sdengine.kernels.tree_verify import walk_scratch_size
 from sdengine.runner.batch_state import BatchState
+from sdengine.runner.penalties import PenaltyBuffers
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,7 @@ class Workspace:
         memory: where they lie; what else an iteration needs is allocated there too.
         sizes: their capacities.
         state: per-slot state.
+        penalties: per-slot tables of what changes logits.
         num_seqs: [1] = B; slots that take no part have no pending tokens.
         is_balanced [1]: whether sequences of a group are to end together.
         min_running [1]: fewest sequences that go on; where fewer do, a step does nothing.
@@ -96,6 +98,7 @@ class Workspace:
     memory: Memory
     sizes: Sizes
     state: BatchState
+    penalties: PenaltyBuffers
     num_seqs: torch.Tensor
     min_running: torch.Tensor
     is_balanced: torch.Tensor
@@ -137,6 +140,7 @@ class Workspace:
             memory=memory,
             sizes=sizes,
             state=BatchState.allocate(memory, b, sizes.max_history, sizes.max_blocks),
+            penalties=PenaltyBuffers.allocate(memory, b, sizes.vocab_size),
             num_seqs=memory.inputs(1, fill=b),
             min_running=memory.inputs(1),
             is_balanced=memory.inputs(1),

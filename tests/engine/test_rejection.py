@@ -20,6 +20,7 @@ from sdengine.errors import ConfigError
 from sdengine.kernels.programs.limits import NO_LIMITS
 from sdengine.model.checkpoint import open_checkpoint
 from sdengine.model.reference import load_weights, reference_logits
+from sdengine.runner.variant import Variant
 from tests.engine.conftest import MakeEngine, related_draft, run_all, run_outputs
 from tests.engine.test_exactness import PROMPTS, plain_tokens, sampling
 from tests.model.checkpoints import make_checkpoint
@@ -85,7 +86,7 @@ def test_no_other_node_draws_with_the_root_s_noise(make_engine: MakeEngine) -> N
     engine = engine_with(make_engine, "dyspec")
     run_all(engine, PROMPTS[:1], [SamplingParams(max_tokens=20, seed=0, ignore_eos=True)])
     launches = Launches()
-    engine.iteration.drafter.propose(launches)
+    engine.iteration.drafter.propose(launches, Variant(True))
     root, *others = (args["creation_ids"] for args in launches.of_op["draft_topk"])
     written = [args["creation_ids"] for args in launches.of_op["tree_expand"][:-1]]
     assert len(others) == len(written) == 2
