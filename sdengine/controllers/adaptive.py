@@ -258,7 +258,7 @@ class AdaptiveController:
         tokens = num_decoding + accepted
         plainly_s = tokens * plain_s / num_decoding
         expected = costs.draft_time(plan.depth) + costs.verify_time(report.num_rows)
-        num_nodes = report.num_nodes
+        num_nodes = report.num_nodes  # without the rows of a prompt beside
         trees_s = costs.draft_time(plan.depth) + costs.verify_time(num_decoding + num_nodes)
         price = trees_s / costs.verify_time(num_decoding) - 1.0
         self._trial.walk(min(num_nodes, num_decoding), accepted, price)
