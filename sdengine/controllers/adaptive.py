@@ -257,17 +257,18 @@ class AdaptiveController:
         accepted = sum(report.num_accepted)
         tokens = num_decoding + accepted
         plainly_s = tokens * plain_s / num_decoding
-        expected = costs.draft_time(plan.depth) + costs.verify_time(report.num_rows)
-        num_nodes = report.num_nodes  # without the rows of a prompt beside
-        trees_s = costs.draft_time(plan.depth) + costs.verify_time(num_decoding + num_nodes)
+        draft_s, num_nodes = costs.draft_time(plan.depth), report.num_nodes
+        expected = draft_s + costs.verify_time(report.num_rows)
+        own_rows = num_decoding + num_nodes  # without those of a prompt beside
+        trees_s = draft_s + costs.verify_time(own_rows)
         price = trees_s / costs.verify_time(num_decoding) - 1.0
         self._trial.walk(min(num_nodes, num_decoding), accepted, price)
         if not report.is_steady:
             longest = LONGEST_CATCH_UP * expected
-            if report.num_rows == num_decoding + report.num_nodes:
+            if report.num_rows == own_rows:
                 cost = min(report.step_s, longest) - plainly_s
             else:  # a prompt beside it, which the draft reads, too
-                cost = max(min(report.draft_time_s, longest) - costs.draft_time(plan.depth), 0.0)
+                cost = max(min(report.draft_time_s, longest) - draft_s, 0.0)
             self._earn(-cost / plain_s)
             self._trial.owe(cost / plain_s)
             return

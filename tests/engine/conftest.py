@@ -61,15 +61,20 @@ def tiny(settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def assert_nothing_left(engine: Engine) -> None:
+    """Of an engine whose requests are done."""
+    assert not engine.has_unfinished_requests(), "the test left requests behind"
+    assert engine.num_free_blocks == engine.num_blocks, "KV blocks leaked"
+    assert len(engine._book) == 0, "finished requests are still remembered"
+
+
 @pytest.fixture
 def engines() -> Iterator[list[Engine]]:
     """Engines of a test; afterwards asserts that none of them lost a block or kept a request."""
     made: list[Engine] = []
     yield made
     for engine in made:
-        assert not engine.has_unfinished_requests(), "the test left requests behind"
-        assert engine.num_free_blocks == engine.num_blocks, "KV blocks leaked"
-        assert len(engine._book) == 0, "finished requests are still remembered"
+        assert_nothing_left(engine)
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from tests.engine.device.lagging import LaggingDevice, lagging_device
 from tests.engine.device.test_staged import METHODS, PROMPTS, spec_of
 from tests.engine.test_lifecycle import EXTRAS, LONG, NUM_TOKENS, SPECULATIONS, Traffic, make
 from tests.engine.test_lifecycle import PROMPTS as SHARED_PROMPTS
-from tests.engine.test_random_requests import Completions, Draw, alone, together
+from tests.engine.test_random_requests import Draw, check
 
 REJECTING = [name for name in METHODS if "rejection" in name]
 SAMPLERS: list[dict[str, Any]] = [
@@ -121,11 +121,6 @@ def test_preemption_changes_no_token(
     assert preempted and device.num_ahead() > 0
 
 
-def without_logprobs(completions: Completions) -> Completions:
-    changes: dict[str, Any] = {"logprobs": None, "cumulative_logprob": None}
-    return {index: replace(said, **changes) for index, said in completions.items()}
-
-
 @pytest.mark.parametrize("seed", [seed for seed in range(20) if seed != 17])
 def test_random_requests(make_engine: MakeEngine, device: LaggingDevice, seed: int) -> None:
     """Of a random engine. Products are torch's here, which rounds by the number of rows: so
@@ -134,11 +129,7 @@ def test_random_requests(make_engine: MakeEngine, device: LaggingDevice, seed: i
     draw = Draw(seed)
     draw.speculation = replace(draw.speculation, adaptive=False)
     draw.shared.update(dtype="float32", backend="triton")
-    plain, engine = draw.plain_engine(make_engine), draw.engine(make_engine)
-    said, aborted = together(engine, draw)
-    for name in draw.requests.keys() - aborted:
-        mine, expected = said[name], alone(plain, draw.requests[name])
-        assert without_logprobs(mine) == without_logprobs(expected), name
+    check(make_engine, draw, has_exact_logprobs=False)
 
 
 @pytest.mark.parametrize("name", SPECULATIONS)
