@@ -1,7 +1,7 @@
 """Whether completions of Python are Python: how far they parse, and how much they repeat.
 
     python -m benchmarks.completions
-    python -m benchmarks.completions --temperatures 0.6 0.8 --min-ps 0 0.05 --repetition-penalties 1 1.1
+    python -m benchmarks.completions --temperatures 0.6 0.8 --min-ps 0 0.05
 
 A small model knows the look of code before its sense, so its sampling defaults decide much of what
 a reader sees. Every line of the table is one way to sample, the checkpoint's own first. A text is
