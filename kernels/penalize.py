@@ -47,13 +47,14 @@ def check(
     Args:
         logits: [N, V] float32, changed in place.
         row_seq: [N'] int32, sequence of each packed row.
-        prompt_counts: [B, V] int32, occurrences in the prompt.
-        output_counts: [B, V] int32, occurrences in the committed output.
+        prompt_counts: [B, V'] int32, occurrences in the prompt, of V' >= V tokens: a draft may have
+            fewer rows for tokens that are never used than its target, whose tables these are.
+        output_counts: [B, V'] int32, occurrences in the committed output.
         repetition_penalty: [B] float32 > 0; divides positive and multiplies negative logits of
             tokens in prompt or output. 1: off.
         presence_penalty: [B] float32, subtracted once from tokens in the output. 0: off.
         frequency_penalty: [B] float32, subtracted per occurrence in the output. 0: off.
-        bias_ids: [B, M] int32, tokens whose logits get a bias.
+        bias_ids: [B, M] int32, tokens whose logits get a bias, here and below those below V.
         bias_values: [B, M] float32, added.
         num_bias: [B] int32, live entries.
         stop_ids: [B, S] int32, tokens banned (-inf) while the sequence is too short.
@@ -72,8 +73,8 @@ def check(
     packed = expect_tensor(NAME, "row_seq", row_seq, torch.int32, (n if rows is None else None,))
     batch = expect_tensor(NAME, "min_lens", min_lens, torch.int32, (None,)).shape[0]
     for name, tensor, dtype, shape in (
-        ("prompt_counts", prompt_counts, torch.int32, (batch, vocab)),
-        ("output_counts", output_counts, torch.int32, (batch, vocab)),
+        ("prompt_counts", prompt_counts, torch.int32, (batch, None)),
+        ("output_counts", output_counts, torch.int32, tuple(prompt_counts.shape)),
         ("repetition_penalty", repetition_penalty, torch.float32, (batch,)),
         ("presence_penalty", presence_penalty, torch.float32, (batch,)),
         ("frequency_penalty", frequency_penalty, torch.float32, (batch,)),
@@ -86,6 +87,8 @@ def check(
         ("num_rows", num_rows, torch.int32, (1,)),
     ):
         expect_tensor(NAME, name, tensor, dtype, shape)
+    counted = prompt_counts.shape[1]
+    expect(NAME, counted >= vocab, f"prompt_counts: expected {vocab} tokens or more, got {counted}")
     if rows is not None:
         expect_tensor(NAME, "rows", rows, torch.int32, (n,))
     nodes = {"row_node": row_node, "node_tokens": node_tokens, "node_parents": node_parents}
@@ -136,18 +139,20 @@ def reference(
         path: list[int] = []
         if row_node is not None and node_tokens is not None and node_parents is not None:
             path = _path(node_tokens[b], node_parents[b], int(row_node[packed]))
-        output = output_counts[b].clone()
+        output = output_counts[b, : logits.shape[1]].clone()
         for token in path:
             output[token] += 1
         z, repetition = logits[r], repetition_penalty[b]
         scaled = torch.where(z > 0, z / repetition, z * repetition)
-        z = torch.where(prompt_counts[b] + output > 0, scaled, z)
+        z = torch.where(prompt_counts[b, : len(output)] + output > 0, scaled, z)
         present = torch.where(output > 0, presence_penalty[b], torch.zeros(()))
         z = z - (frequency_penalty[b] * output.float() + present)
         for i in range(int(num_bias[b])):
-            z[bias_ids[b, i]] += bias_values[b, i]
+            if int(bias_ids[b, i]) < len(z):
+                z[bias_ids[b, i]] += bias_values[b, i]
         if int(history_lens[b]) + len(path) < int(min_lens[b]):
-            z[stop_ids[b, : int(num_stops[b])].long()] = float("-inf")
+            stops = stop_ids[b, : int(num_stops[b])].long()
+            z[stops[stops < len(z)]] = float("-inf")
         logits[r] = z
 
 
@@ -181,6 +186,7 @@ def cpu(
         *map(address, (node_parents, node_tokens)),
         0 if node_tokens is None else node_tokens.shape[1],
         *map(address, (prompt_counts, output_counts)),
+        prompt_counts.shape[1],
         *map(address, (repetition_penalty, presence_penalty, frequency_penalty)),
         *map(address, (bias_ids, bias_values, num_bias)),
         bias_ids.shape[1],

@@ -8,10 +8,10 @@ void bind_penalize(pybind11::module_& module) {
       "penalize",
       [](Program& program, uintptr_t logits, uintptr_t rows, uintptr_t row_seq, uintptr_t row_node,
          uintptr_t parents, uintptr_t tokens, int32_t tree_stride, uintptr_t prompt_counts,
-         uintptr_t output_counts, uintptr_t repetition, uintptr_t presence, uintptr_t frequency,
-         uintptr_t bias_ids, uintptr_t bias_values, uintptr_t num_bias, int32_t max_bias,
-         uintptr_t stop_ids, uintptr_t num_stops, int32_t max_stops, uintptr_t min_lens,
-         uintptr_t history_lens, uintptr_t num_rows, int64_t vocab_size) {
+         uintptr_t output_counts, int64_t count_stride, uintptr_t repetition, uintptr_t presence,
+         uintptr_t frequency, uintptr_t bias_ids, uintptr_t bias_values, uintptr_t num_bias,
+         int32_t max_bias, uintptr_t stop_ids, uintptr_t num_stops, int32_t max_stops,
+         uintptr_t min_lens, uintptr_t history_lens, uintptr_t num_rows, int64_t vocab_size) {
         PenalizeArgs args{};
         args.logits = pointer<float>(logits);
         args.rows = pointer<const int32_t>(rows);
@@ -22,6 +22,7 @@ void bind_penalize(pybind11::module_& module) {
         args.tree_stride = tree_stride;
         args.prompt_counts = pointer<const int32_t>(prompt_counts);
         args.output_counts = pointer<const int32_t>(output_counts);
+        args.count_stride = count_stride;
         args.repetition = pointer<const float>(repetition);
         args.presence = pointer<const float>(presence);
         args.frequency = pointer<const float>(frequency);

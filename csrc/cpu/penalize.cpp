@@ -54,8 +54,8 @@ void apply_penalties(const PenalizeArgs& args, const Row& row, Range slice,
   const Penalties penalties = {args.repetition[row.seq], args.presence[row.seq],
                                args.frequency[row.seq]};
   if (is_neutral(penalties)) return;
-  const int32_t* prompt = args.prompt_counts + int64_t{row.seq} * args.vocab_size;
-  const int32_t* output = args.output_counts + int64_t{row.seq} * args.vocab_size;
+  const int32_t* prompt = args.prompt_counts + row.seq * args.count_stride;
+  const int32_t* output = args.output_counts + row.seq * args.count_stride;
   vocab_passes().penalize(row.logits, prompt, output, slice.begin, slice.end, penalties);
   for (const PathToken& seen : path) {
     row.logits[seen.token] =

@@ -14,8 +14,9 @@ struct PenalizeArgs {
   const int32_t* parents;        // [B, T + 1], or nullptr: no trees
   const int32_t* tokens;         // [B, T + 1]
   int32_t tree_stride;           // T + 1
-  const int32_t* prompt_counts;  // [B, V]
-  const int32_t* output_counts;  // [B, V]
+  const int32_t* prompt_counts;  // [B, V'], V' >= V
+  const int32_t* output_counts;  // [B, V']
+  int64_t count_stride;          // V'
   const float* repetition;       // [B]
   const float* presence;         // [B]
   const float* frequency;        // [B]

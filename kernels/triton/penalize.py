@@ -39,6 +39,7 @@ def penalize_kernel(
     tree_stride,
     prompt_counts,
     output_counts,
+    count_stride,
     repetition_penalty,
     presence_penalty,
     frequency_penalty,
@@ -80,7 +81,7 @@ def penalize_kernel(
         node = tl.load(row_node + packed)
         tree = sequence.to(tl.int64) * tree_stride
         output, depth = _drafted(at, node, parents + tree, tokens + tree, BLOCK)
-    seen = sequence.to(tl.int64) * vocab + at
+    seen = sequence.to(tl.int64) * count_stride + at
     output += tl.load(output_counts + seen, mask=is_token, other=0)
     prompt = tl.load(prompt_counts + seen, mask=is_token, other=0)
 
@@ -106,6 +107,7 @@ def launches(
     *,
     logits: torch.Tensor,
     row_seq: torch.Tensor,
+    prompt_counts: torch.Tensor,
     bias_ids: torch.Tensor,
     stop_ids: torch.Tensor,
     rows: torch.Tensor | None = None,
@@ -124,6 +126,8 @@ def launches(
         "parents": node_parents,
         "tokens": node_tokens,
         "tree_stride": 0 if node_tokens is None else node_tokens.shape[1],
+        "prompt_counts": prompt_counts,
+        "count_stride": prompt_counts.shape[1],
         "bias_ids": bias_ids,
         "max_bias": bias_ids.shape[1],
         "stop_ids": stop_ids,

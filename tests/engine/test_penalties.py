@@ -53,6 +53,20 @@ def test_speculation_keeps_the_tokens(make_engine: MakeEngine, name: str, method
     assert run_all(engine, PROMPTS, params) == expected
 
 
+@pytest.mark.parametrize("padding", [-24, 57])
+@pytest.mark.parametrize("name", CASES)
+def test_a_draft_of_another_vocabulary_keeps_the_tokens(
+    make_engine: MakeEngine, name: str, padding: int
+) -> None:
+    """Two models of a family often differ in rows for tokens that are never used."""
+    biased = dict(CASES[name].get("logit_bias", {})) | {190: 3.0}
+    params = [params_of(name, i, logit_bias=biased) for i in range(len(PROMPTS))]
+    draft = str(make_checkpoint(vocab_size=199 + padding, num_hidden_layers=2))
+    expected = run_all(make_engine(), PROMPTS, params)
+    spec = SpeculationConfig(max_nodes=10, max_depth=4, adaptive=False)
+    assert run_all(make_engine(draft=draft, speculation=spec), PROMPTS, params) == expected
+
+
 def plain_loop(prompt: list[int], params: SamplingParams) -> list[int]:
     """Greedy decoding with the field's definition of the penalties, one full forward per token."""
     checkpoint = open_checkpoint(make_checkpoint())

@@ -14,8 +14,8 @@ from sdengine.kernels.programs.program import make_pool, run_op
 from .random_token_trees import int_tensor, random_token_tree
 
 
-def penalty_args(batch: int, rows: int, vocab: int, seed: int = 0) -> dict[str, Any]:
-    """Neutral parameters, random logits and counts."""
+def penalty_args(batch: int, rows: int, vocab: int, seed: int = 0, more: int = 0) -> dict[str, Any]:
+    """Neutral parameters, random logits and counts, these of so many more tokens."""
     generator = torch.Generator().manual_seed(seed)
     args: dict[str, Any] = {
         "logits": torch.randn(rows, vocab, generator=generator) * 2,
@@ -29,7 +29,7 @@ def penalty_args(batch: int, rows: int, vocab: int, seed: int = 0) -> dict[str, 
         "num_rows": int_tensor([rows]),
     }
     for name in ("prompt_counts", "output_counts"):
-        counts = torch.randint(-3, 3, (batch, vocab), generator=generator).clamp(min=0)
+        counts = torch.randint(-3, 3, (batch, vocab + more), generator=generator).clamp(min=0)
         args[name] = counts.int()
     for name in ("num_bias", "num_stops", "min_lens", "history_lens"):
         args[name] = torch.zeros(batch, dtype=torch.int32)
@@ -51,7 +51,8 @@ def random_args(rng: random.Random, seed: int) -> dict[str, Any]:
     tree = random_token_tree(rng, batch, max_nodes=12, vocab=5)
     nodes = [(b, i) for b in range(batch) for i in range(int(tree.num_nodes[b]) + 1)]
     rng.shuffle(nodes)
-    args = penalty_args(batch, len(nodes), vocab, seed)
+    more = rng.choice([0, 0, 3, 50])  # a target's beyond its draft's
+    args = penalty_args(batch, len(nodes), vocab, seed, more)
     packed = list(range(len(nodes)))
     rng.shuffle(packed)
     args |= {"rows": int_tensor(packed), "row_node": torch.zeros(len(nodes)).int()}
@@ -63,9 +64,9 @@ def random_args(rng: random.Random, seed: int) -> dict[str, Any]:
         args["presence_penalty"][b] = rng.choice([0.0, 0.7])
         args["frequency_penalty"][b] = rng.choice([0.0, -0.4])
         args["num_bias"][b], args["num_stops"][b] = rng.randint(0, 3), rng.randint(0, 2)
-        args["bias_ids"][b] = int_tensor([rng.randrange(vocab) for _ in range(3)])
+        args["bias_ids"][b] = int_tensor([rng.randrange(vocab + more) for _ in range(3)])
         args["bias_values"][b] = torch.tensor([rng.choice([5.0, -100.0]) for _ in range(3)])
-        args["stop_ids"][b] = int_tensor([rng.randrange(vocab) for _ in range(2)])
+        args["stop_ids"][b] = int_tensor([rng.randrange(vocab + more) for _ in range(2)])
         args["history_lens"][b], args["min_lens"][b] = 10, rng.choice([0, 11, 13])
     return args
 
@@ -75,6 +76,14 @@ def test_random_rows_of_random_trees_equal_the_reference(seed: int) -> None:
     rng = random.Random(seed)
     args = random_args(rng, seed)
     run_both(args, workers=rng.choice([1, 2, 3]))
+
+
+def test_counts_of_fewer_tokens_are_refused() -> None:
+    args = penalty_args(1, 1, 10)
+    for name in ("prompt_counts", "output_counts"):
+        args[name] = args[name][:, :9].contiguous()
+    with pytest.raises(ValueError, match="prompt_counts: expected 10 tokens or more, got 9"):
+        run_op("penalize", "reference", **args)
 
 
 @pytest.mark.parametrize("workers", [2, 3])
