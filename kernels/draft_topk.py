@@ -48,7 +48,7 @@ def check(
     out_probs: torch.Tensor,
     num_rows: torch.Tensor,
     rows: torch.Tensor | None = None,
-    creation_ids: torch.Tensor | None = None,
+    node_slots: torch.Tensor | None = None,
     tree_starts: torch.Tensor | None = None,
     scratch: torch.Tensor | None = None,
 ) -> None:
@@ -68,7 +68,7 @@ def check(
             to 1.
         num_rows: [1] int32.
         rows: [N] int32, packed row that row r of logits belongs to; None: row r itself.
-        creation_ids: [N'] int32, node of the draft tree the row holds ("fresh").
+        node_slots: [N'] int32, draft slot of the node that a row holds, 0 for a root ("fresh").
         tree_starts: [B] int32, position of the tree's root + 1 ("fresh").
         scratch: [any] int64, working memory of a GPU's kernel, see `device_scratch_size`; less is
             refused there. The CPU needs none.
@@ -91,7 +91,7 @@ def check(
     if scratch is not None:
         expect_tensor(NAME, "scratch", scratch, torch.int64, (None,))
     if noise == "fresh":
-        expect_tensor(NAME, "creation_ids", creation_ids, torch.int32, tuple(packed.shape))
+        expect_tensor(NAME, "node_slots", node_slots, torch.int32, tuple(packed.shape))
         expect_tensor(NAME, "tree_starts", tree_starts, torch.int32, (batch,))
 
 
@@ -119,7 +119,7 @@ def reference(
     out_probs: torch.Tensor,
     num_rows: torch.Tensor,
     rows: torch.Tensor | None = None,
-    creation_ids: torch.Tensor | None = None,
+    node_slots: torch.Tensor | None = None,
     tree_starts: torch.Tensor | None = None,
     scratch: torch.Tensor | None = None,
 ) -> None:
@@ -140,7 +140,7 @@ def reference(
             tokens = _order(logits[r] if is_greedy else scores, limit)
             probs = _softmax_of(tokens, scores - scores.max())
         else:
-            assert creation_ids is not None and tree_starts is not None
+            assert node_slots is not None and tree_starts is not None
             support = _order(logits[r], limit)
             scaled = torch.full_like(scores, float("-inf"))
             scaled[support] = scores[support]
@@ -150,7 +150,7 @@ def reference(
                     int(seeds[b]),
                     int(tree_starts[b]) - 1,
                     keyed.DRAFT,
-                    int(creation_ids[packed]),
+                    int(node_slots[packed]),
                 )
                 tokens = _order(scaled + keyed.gumbel(*key, vocab), limit)
             probs = _softmax_of(tokens, scaled)
@@ -171,12 +171,12 @@ def cpu(
     out_probs: torch.Tensor,
     num_rows: torch.Tensor,
     rows: torch.Tensor | None = None,
-    creation_ids: torch.Tensor | None = None,
+    node_slots: torch.Tensor | None = None,
     tree_starts: torch.Tensor | None = None,
     scratch: torch.Tensor | None = None,
 ) -> None:
     """Appends the native launch."""
-    tensors = (logits, rows, row_seq, positions, creation_ids, temperature, seeds)
+    tensors = (logits, rows, row_seq, positions, node_slots, temperature, seeds)
     outputs = (tree_starts, out_tokens, out_probs, num_rows)
     load_cpu().draft_topk(
         native,
@@ -212,7 +212,7 @@ def bench_case(noise: str, rows: int, vocab: int, candidates: int) -> Case:
         "out_tokens": torch.empty(rows, candidates, dtype=torch.int32),
         "out_probs": torch.empty(rows, candidates),
         "num_rows": torch.tensor([rows], dtype=torch.int32),
-        "creation_ids": torch.arange(rows, dtype=torch.int32),
+        "node_slots": torch.arange(rows, dtype=torch.int32),
         "tree_starts": torch.ones(1, dtype=torch.int32),
         "scratch": torch.empty(device_scratch_size(rows, candidates), dtype=torch.int64),
     }

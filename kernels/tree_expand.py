@@ -57,7 +57,7 @@ def check(
     num_seqs: torch.Tensor,
     scratch: torch.Tensor,
     rows: RowBatch | None,
-    creation_ids: torch.Tensor | None = None,
+    node_slots: torch.Tensor | None = None,
     calibration: torch.Tensor | None = None,
     row_prices: torch.Tensor | None = None,
     cu_pending: torch.Tensor | None = None,
@@ -115,7 +115,7 @@ def check(
         rows: RowBatch, written: the next layer's rows; room for B * max_width rows. May be the
             batch that cu_rows and frontier_nodes came from. Tree key s - 1 is draft slot s; at most
             64 W nodes of a sequence are forwarded in all. None: no next layer.
-        creation_ids: [N] int32 written or None: draft slot of each next row's node, the `extra` of
+        node_slots: [N] int32 written or None: draft slot of each next row's node, the `extra` of
             its draft noise (roots: 0). Unique within sequence and step.
         calibration: [B, 8, 32] float32, acceptance by class of rank at the bin centers
             (sdengine/calibration.h); None takes the estimate as it is.
@@ -180,11 +180,11 @@ def check(
     orders = (layer + 2) * batch * (tree.max_nodes + 1)
     expect(NAME, orders < 2**32, f"tree: layers * B * (T + 1) must be below 2^32, got {orders}")
     if rows is not None:
-        _check_rows(max_width, batch, rows, creation_ids)
+        _check_rows(max_width, batch, rows, node_slots)
 
 
 def _check_rows(
-    max_width: int, batch: int, rows: RowBatch, creation_ids: torch.Tensor | None
+    max_width: int, batch: int, rows: RowBatch, node_slots: torch.Tensor | None
 ) -> None:
     expect_row_batch(NAME, "rows", rows, batch)
     expect(
@@ -194,8 +194,8 @@ def _check_rows(
     )
     words = rows.mask_words
     expect(NAME, words >= 1, f"rows.ancestor_mask: expected at least one word, got {words}")
-    if creation_ids is not None:
-        expect_tensor(NAME, "creation_ids", creation_ids, torch.int32, (rows.max_rows,))
+    if node_slots is not None:
+        expect_tensor(NAME, "node_slots", node_slots, torch.int32, (rows.max_rows,))
 
 
 def bench_cases() -> Iterator[Case]:
@@ -254,7 +254,7 @@ OP = Op(
     NAME,
     check,
     expand_reference,
-    ("tree", "rows", "creation_ids"),
+    ("tree", "rows", "node_slots"),
     cpu_op(NAME),
     backends={"cuda": cuda_op(NAME, check)},
     bench_cases=bench_cases,

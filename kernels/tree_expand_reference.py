@@ -329,5 +329,5 @@ def _write_row(rows: RowBatch, row: int, b: int, node: Node, args: dict[str, Any
         words[(at.draft_slots - 1) // MASK_BITS] |= 1 << (at.draft_slots - 1) % MASK_BITS
         at = at.parent
     rows.ancestor_mask[row] = torch.tensor([w - (1 << 64) if w >> 63 else w for w in words])
-    if args.get("creation_ids") is not None:
-        args["creation_ids"][row] = node.draft_slots
+    if args.get("node_slots") is not None:
+        args["node_slots"][row] = node.draft_slots

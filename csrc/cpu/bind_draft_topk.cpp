@@ -6,7 +6,7 @@ namespace sdengine {
 void bind_draft_topk(pybind11::module_& module) {
   module.def("draft_topk",
              [](Program& program, uintptr_t logits, uintptr_t rows, uintptr_t row_seq,
-                uintptr_t positions, uintptr_t creation_ids, uintptr_t temperature, uintptr_t seeds,
+                uintptr_t positions, uintptr_t node_slots, uintptr_t temperature, uintptr_t seeds,
                 uintptr_t tree_starts, uintptr_t out_tokens, uintptr_t out_probs,
                 uintptr_t num_rows, int64_t vocab_size, int32_t num_candidates, bool is_fresh) {
                DraftTopkArgs args{};
@@ -14,7 +14,7 @@ void bind_draft_topk(pybind11::module_& module) {
                args.rows = pointer<const int32_t>(rows);
                args.row_seq = pointer<const int32_t>(row_seq);
                args.positions = pointer<const int32_t>(positions);
-               args.creation_ids = pointer<const int32_t>(creation_ids);
+               args.node_slots = pointer<const int32_t>(node_slots);
                args.temperature = pointer<const float>(temperature);
                args.seeds = pointer<const int64_t>(seeds);
                args.tree_starts = pointer<const int32_t>(tree_starts);

@@ -122,7 +122,7 @@ void fresh_candidates(const DraftTopkArgs& args, const Row& row, RowMemory& memo
   const float temperature = args.temperature[row.seq];
   const RowScale scale = row_scale(scan.max, temperature);
   const NoiseKey key = {static_cast<uint64_t>(args.seeds[row.seq]), args.tree_starts[row.seq] - 1,
-                        Purpose::kDraft, args.creation_ids[row.packed]};
+                        Purpose::kDraft, args.node_slots[row.packed]};
   ScoredToken best[kMaxCandidates];
   int count =
       best_tokens(row.logits, args.vocab_size, memory.block_max.data(), args.num_candidates, best);

@@ -12,17 +12,17 @@ namespace sdengine {
 constexpr int kMaxCandidates = 64;
 
 struct DraftTopkArgs {
-  const float* logits;          // [N, V]
-  const int32_t* rows;          // [N] packed row of each logits row, or nullptr: the same row
-  const int32_t* row_seq;       // by packed row
-  const int32_t* positions;     // by packed row
-  const int32_t* creation_ids;  // by packed row; fresh noise only
-  const float* temperature;     // [B]
-  const int64_t* seeds;         // [B]
-  const int32_t* tree_starts;   // [B], root position + 1; fresh noise only
-  int32_t* out_tokens;          // [N, K]
-  float* out_probs;             // [N, K]
-  const int32_t* num_rows;      // [1]
+  const float* logits;         // [N, V]
+  const int32_t* rows;         // [N] packed row of each logits row, or nullptr: the same row
+  const int32_t* row_seq;      // by packed row
+  const int32_t* positions;    // by packed row
+  const int32_t* node_slots;   // by packed row; fresh noise only
+  const float* temperature;    // [B]
+  const int64_t* seeds;        // [B]
+  const int32_t* tree_starts;  // [B], root position + 1; fresh noise only
+  int32_t* out_tokens;         // [N, K]
+  float* out_probs;            // [N, K]
+  const int32_t* num_rows;     // [1]
   int64_t vocab_size;
   int32_t num_candidates;  // K
   bool is_fresh;

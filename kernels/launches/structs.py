@@ -172,7 +172,7 @@ class TreeExpandArgs(Structure):
         *pointers("cu_pending", "num_seqs"),
         ("tables", BlockTablesView),
         ("rows", RowBatchView),
-        *pointers("creation_ids", "scratch", "keys", "buffer", "candidates", "remap"),
+        *pointers("node_slots", "scratch", "keys", "buffer", "candidates", "remap"),
     ]
 
 

@@ -39,7 +39,7 @@ def launch_of(**args: Any) -> Launch:
         address(args["num_seqs"]),
         BlockTablesView.of(args["block_tables"], args["block_size"]),
         RowBatchView.of(args["rows"]),
-        address(args.get("creation_ids")),
+        address(args.get("node_slots")),
         address(args["scratch"]),
     )
     return Launch(arguments, tree.batch_size)

@@ -61,7 +61,7 @@ def draft_topk_kernel(
     rows,
     row_seq,
     positions,
-    creation_ids,
+    node_slots,
     temperature,
     seeds,
     tree_starts,
@@ -105,7 +105,7 @@ def draft_topk_kernel(
         total = mass_sum(tl.sum(integer_mass(scaled), 0))
         if not is_greedy:
             root = tl.load(tree_starts + sequence) - 1
-            node = tl.load(creation_ids + packed)
+            node = tl.load(node_slots + packed)
             noise = gumbel(random_words_at(seed, root, DRAFT, node, token))
             drawn = rank_key(tl.where(token >= 0, scaled + noise, float("-inf")), token)
             token = token_of(tl.topk(drawn, CANDIDATES))
@@ -136,7 +136,7 @@ def launches(
     out_probs: torch.Tensor,
     num_rows: torch.Tensor,
     rows: torch.Tensor | None = None,
-    creation_ids: torch.Tensor | None = None,
+    node_slots: torch.Tensor | None = None,
     tree_starts: torch.Tensor | None = None,
     scratch: torch.Tensor | None = None,
 ) -> list[Launch]:
@@ -173,7 +173,7 @@ def launches(
     mass = {"mass_parts": scratch[parts : 2 * parts]}
     keys = {"keys": scratch[2 * parts :]}
     final = {
-        "creation_ids": creation_ids,
+        "node_slots": node_slots,
         "tree_starts": tree_starts,
         "out_tokens": out_tokens,
         "out_probs": out_probs,

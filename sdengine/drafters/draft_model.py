@@ -99,8 +99,8 @@ class DraftModelDrafter:
         if isinstance(memory, StagedMemory):
             size = device_scratch_size(frontier, sizes.num_candidates)
             self._topk_scratch = memory.empty(size, dtype=torch.int64)
-        self._creation_ids = ints(sizes.max_draft_rows)
-        self._root_ids = ints(sizes.max_draft_rows)
+        self._node_slots = ints(sizes.max_draft_rows)
+        self._root_slots = ints(sizes.max_draft_rows)
         store = (sizes.max_depth * frontier, sizes.num_candidates)
         self.proposals = Proposals(ints(*store), memory.zeros(*store))
         self._ranking: torch.Tensor | None = None
@@ -230,7 +230,7 @@ class DraftModelDrafter:
             num_seqs=workspace.num_seqs,
             scratch=workspace.tree_scratch,
             rows=None if is_last else rows,
-            creation_ids=None if is_last else self._creation_ids,
+            node_slots=None if is_last else self._node_slots,
             calibration=workspace.calibration if self._calibrate else None,
             root_values=state.root_values,
             proposal_offset=offset,
@@ -243,10 +243,10 @@ class DraftModelDrafter:
         step (where its tree starts) and node."""
         if not self._is_sampled:
             return {"noise": "target"}
-        ids = self._root_ids if layer == 0 else self._creation_ids
+        ids = self._root_slots if layer == 0 else self._node_slots
         return {
             "noise": "fresh",
-            "creation_ids": ids[:packed],
+            "node_slots": ids[:packed],
             "tree_starts": self._rows.tree_starts,
         }
 

@@ -87,8 +87,8 @@ def test_no_other_node_draws_with_the_root_s_noise(make_engine: MakeEngine) -> N
     run_all(engine, PROMPTS[:1], [SamplingParams(max_tokens=20, seed=0, ignore_eos=True)])
     launches = Launches()
     engine.iteration.drafter.propose(launches, Variant(True))
-    root, *others = (args["creation_ids"] for args in launches.of_op["draft_topk"])
-    written = [args["creation_ids"] for args in launches.of_op["tree_expand"][:-1]]
+    root, *others = (args["node_slots"] for args in launches.of_op["draft_topk"])
+    written = [args["node_slots"] for args in launches.of_op["tree_expand"][:-1]]
     assert len(others) == len(written) == 2
     assert {ids.data_ptr() for ids in others} == {ids.data_ptr() for ids in written}
     assert root.data_ptr() not in {ids.data_ptr() for ids in written}

@@ -148,7 +148,7 @@ class Step:
             out_tokens=tokens,
             out_probs=probs,
             num_rows=torch.tensor([self.batch], dtype=torch.int32),
-            creation_ids=keys.int(),
+            node_slots=keys.int(),
             tree_starts=self.tree_starts,
         )
         self.proposals[:, node], self.proposal_probs[:, node] = tokens, probs

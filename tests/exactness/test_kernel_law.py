@@ -148,7 +148,7 @@ def test_fresh_candidates_are_drawn_without_replacement(candidates: int) -> None
         out_tokens=tokens,
         out_probs=probs,
         num_rows=torch.tensor([count], dtype=torch.int32),
-        creation_ids=torch.arange(count, dtype=torch.int32),
+        node_slots=torch.arange(count, dtype=torch.int32),
         tree_starts=torch.ones(1, dtype=torch.int32),
     )
     support = logits.topk(candidates)

@@ -56,7 +56,7 @@ def test_growing_and_selecting(rule: str, seed: int) -> None:
     assert_same_trees(expected.tree, mine.tree, world.live)
     for left, right in zip(expected.layers, mine.layers):
         assert_same_rows(left, right, world.live)
-    assert torch.equal(expected.args["creation_ids"], mine.args["creation_ids"])
+    assert torch.equal(expected.args["node_slots"], mine.args["node_slots"])
     trees = [TokenTree.allocate(batch, world.nodes) for _ in range(2)]
     middle = max(int(expected.tree.num_nodes[0]) // 2, 1)
     select = {

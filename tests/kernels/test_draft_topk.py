@@ -28,7 +28,7 @@ def draft_args(
         "out_tokens": torch.full((rows, candidates), -9, dtype=torch.int32),
         "out_probs": torch.full((rows, candidates), -9.0),
         "num_rows": torch.tensor([rows], dtype=torch.int32),
-        "creation_ids": torch.arange(rows, dtype=torch.int32) * 3,
+        "node_slots": torch.arange(rows, dtype=torch.int32) * 3,
         "tree_starts": torch.tensor([17, 23], dtype=torch.int32),
     }
 

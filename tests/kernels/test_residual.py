@@ -108,7 +108,7 @@ def proposals(
         out_tokens=tokens,
         out_probs=probs,
         num_rows=int_tensor([rows]),
-        creation_ids=torch.arange(rows, dtype=torch.int32),
+        node_slots=torch.arange(rows, dtype=torch.int32),
         tree_starts=int_tensor([1]),
     )
     return tokens, probs
@@ -324,7 +324,7 @@ def test_equal_laws_always_accept_the_first_child() -> None:
         out_tokens=tokens,
         out_probs=probs,
         num_rows=int_tensor([batch]),
-        creation_ids=torch.zeros(batch, dtype=torch.int32),
+        node_slots=torch.zeros(batch, dtype=torch.int32),
         tree_starts=args["tree_starts"],
     )
     for b in range(batch):

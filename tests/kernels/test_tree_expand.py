@@ -124,7 +124,7 @@ def test_equals_the_reference(seed: int, width: int) -> None:
     for left, right in zip(native.layers, plain.layers):
         assert_same_rows(left, right, world.live)
     count = int(native.layers[-1].num_rows)
-    assert torch.equal(native.args["creation_ids"][:count], plain.args["creation_ids"][:count])
+    assert torch.equal(native.args["node_slots"][:count], plain.args["node_slots"][:count])
 
 
 def check_structure(grown: Grown, world: World) -> None:
@@ -384,7 +384,7 @@ def test_512_nodes_in_a_chain_and_in_a_fan() -> None:
 
 def test_the_last_layer_needs_no_rows() -> None:
     world = World(seed=8, nodes=8, layers=1)
-    args = expand_args(world) | {"rows": None, "creation_ids": None, "layer": 0}
+    args = expand_args(world) | {"rows": None, "node_slots": None, "layer": 0}
     tokens, probs = world.candidates(0, ())
     args["tree"].num_forwarded[0] = 7
     for backend in ("cpu", "reference"):

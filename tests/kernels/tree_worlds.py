@@ -141,7 +141,7 @@ def expand_args(world: World) -> dict[str, Any]:
         "num_seqs": torch.tensor([world.live], dtype=I32),
         "scratch": allocate_tree_scratch(b, world.nodes, world.width, world.k),
         "rows": RowBatch.allocate(b, b * world.width, mask_words(capacity)),
-        "creation_ids": torch.zeros(b * world.width, dtype=I32),
+        "node_slots": torch.zeros(b * world.width, dtype=I32),
     }
 
 

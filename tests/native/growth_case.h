@@ -39,7 +39,7 @@ struct Growth {
         tables(batch * static_cast<size_t>(max_blocks), 0),
         tree(batch, nodes),
         rows(batch, batch * width, random.integer(1, 2)),
-        creation_ids(batch * static_cast<size_t>(width), -1),
+        node_slots(batch * static_cast<size_t>(width), -1),
         store_tokens(static_cast<size_t>(layers) * batch * width * candidates, -1),
         store_probs(store_tokens.size(), 0.0f),
         keys(std::max<size_t>(batch * static_cast<size_t>(nodes), nodes + width * candidates)),
@@ -70,7 +70,7 @@ struct Growth {
   Exact<int32_t> tables;
   DraftTreeBuffers tree;
   RowBatchBuffers rows;
-  Exact<int32_t> creation_ids, store_tokens;
+  Exact<int32_t> node_slots, store_tokens;
   Exact<float> store_probs;
   Exact<uint64_t> keys, buffer;
   Exact<float> prices;
@@ -119,7 +119,7 @@ inline TreeExpandArgs expand_args(Growth& growth, Random& random) {
   args.num_seqs = growth.live.get();
   args.tables = {growth.tables.get(), growth.max_blocks, growth.block_size};
   args.rows = growth.rows.view;
-  args.creation_ids = growth.creation_ids.get();
+  args.node_slots = growth.node_slots.get();
   if (random.chance(0.5f)) {
     args.row_prices = growth.prices.get();
     args.num_prices = static_cast<int32_t>(growth.prices.size());
@@ -141,7 +141,7 @@ inline void require_rows(const Growth& growth) {
     for (int32_t row = rows.cu_rows[b]; row < rows.cu_rows[b + 1]; ++row) {
       const int32_t slot = tree.draft_slots[rows.row_node[row]];
       require(slot >= 1 && slot <= 64 * rows.mask_words, "draft slot");
-      require(growth.creation_ids[row] == slot, "creation id");
+      require(growth.node_slots[row] == slot, "node slot");
       const uint64_t word =
           rows.ancestor_mask[static_cast<int64_t>(row) * rows.mask_words + (slot - 1) / 64];
       require(word >> ((slot - 1) % 64) & 1, "a row sees itself");

@@ -203,7 +203,7 @@ def test_growing_and_selecting_with_every_option(
     assert_same_trees(cpu.tree, mine.tree, world.live)
     for left, right in zip(cpu.layers, mine.layers):
         assert_same_rows(left, right, world.live)
-    assert torch.equal(cpu.args["creation_ids"], mine.args["creation_ids"])
+    assert torch.equal(cpu.args["node_slots"], mine.args["node_slots"])
     trees = [TokenTree.allocate(3, 12) for _ in range(2)]
     select = {
         "draft": cpu.tree,

@@ -10,8 +10,8 @@ namespace sdengine {
 
 enum class Purpose : uint32_t {
   kTarget = 0,  // position of the token being drawn; index = token id
-  kDraft = 1,   // position of the tree's root; extra = creation id of the node whose children are
-                // drawn; index = token id
+  kDraft = 1,   // position of the tree's root; extra = draft slot of the node whose children are
+                // drawn, 0 for the root; index = token id
   kCoin =
       2,  // position of the root; extra = creation id of the parent; index = ordinal of the child
   kFinal =

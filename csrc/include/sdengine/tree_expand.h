@@ -167,7 +167,7 @@ SDE_HD inline void emit_row(const TreeExpandArgs& args, int64_t b, DraftTreeView
   const RowBatchView& rows = args.rows;
   const int32_t start = args.tree_starts[b];
   tree.draft_slots[node] = slot;
-  if (args.creation_ids) args.creation_ids[row] = slot;
+  if (args.node_slots) args.node_slots[row] = slot;
   rows.tokens[row] = tree.tokens[node];
   rows.positions[row] = start - 1 + tree.depths[node];
   rows.slots[row] = args.tables.slot(b, start - 1 + slot);

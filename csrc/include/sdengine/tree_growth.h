@@ -61,9 +61,9 @@ struct TreeExpandArgs {
   const int32_t* cu_pending;    // [B + 1], with row_prices
   const int32_t* num_seqs;      // [1]
   BlockTablesView tables;
-  RowBatchView rows;      // capacity 0: no next layer
-  int32_t* creation_ids;  // [N] or null: the draft slot of each new row's node
-  uint64_t* scratch;      // the op's scratch tensor; what lies where is its backend's business
+  RowBatchView rows;    // capacity 0: no next layer
+  int32_t* node_slots;  // [N] or null: the draft slot of each new row's node
+  uint64_t* scratch;    // the op's scratch tensor; what lies where is its backend's business
   // Arrays of the serial code, which the CPU backend finds room for in `scratch`.
   uint64_t* keys;         // [max(B T, T + max_width K)]
   uint64_t* buffer;       // [B T], with row_prices

@@ -32,7 +32,7 @@ def make_args(noise: str, logits: torch.Tensor, limit: int, temperature: float) 
         "out_tokens": torch.full((rows, limit), -9, dtype=torch.int32),
         "out_probs": torch.full((rows, limit), -9.0),
         "num_rows": torch.tensor([rows], dtype=torch.int32),
-        "creation_ids": torch.arange(rows, dtype=torch.int32) + 4,
+        "node_slots": torch.arange(rows, dtype=torch.int32) + 4,
         "tree_starts": torch.tensor([17, 31], dtype=torch.int32),
         "scratch": torch.full((device_scratch_size(rows, limit),), -9),
     }
@@ -98,7 +98,7 @@ def test_the_block_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_packed_rows_choose_sequence_position_and_node() -> None:
     for noise in ("target", "fresh"):
         args = make_args(noise, torch.randn(3, 50), 6, 0.9)
-        for name in ("row_seq", "positions", "creation_ids"):
+        for name in ("row_seq", "positions", "node_slots"):
             args[name] = torch.tensor([1, 0, 1, 0, 1], dtype=torch.int32)
         args["rows"] = torch.tensor([3, 4, 1], dtype=torch.int32)
         assert_equals_reference(args)
