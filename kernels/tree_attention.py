@@ -38,6 +38,7 @@ from sdengine.kernels.spec import (
 NAME = "tree_attention"
 MAX_MASK_WORDS = 16  # 1024 nodes of a tree; `tree_expand` forwards no more in a draft's layers
 MAX_HEAD_DIM = 256
+HEAD_DIM_STEP = 8
 MAX_PLACES = 1 << 30
 SPLIT = 128  # positions of one partial result (kSplit)
 # The same on a device: places of a split, up to so many places. Fixed, as sums must not depend on
@@ -45,6 +46,7 @@ SPLIT = 128  # positions of one partial result (kSplit)
 # long one has few partial results.
 DEVICE_SPLITS = ((128, 2048), (512, 16384), (1024, MAX_PLACES))
 DEVICE_SCRATCH_BYTES = 256 << 20
+SCRATCH_BYTES = 2 << 30  # 64 threads over 131072 tokens would take 4.4 GiB
 QUERIES_PER_TILE = 128  # (row, head) pairs that share a pass over the keys (kMaxQueries)
 
 
@@ -55,7 +57,8 @@ def attention_scratch(
     max_context: int,
     num_threads: int | None = None,
 ) -> torch.Tensor:
-    """A `scratch` argument with which no launch has to leave a thread idle.
+    """A `scratch` argument with which no launch has to leave a thread idle, or one of
+    `SCRATCH_BYTES`, with which some of very many threads are.
 
     Args:
         num_rows: N, capacity of the row batch.
@@ -69,7 +72,8 @@ def attention_scratch(
     threads = num_threads or os.cpu_count() or 1
     queries = min(QUERIES_PER_TILE, num_rows * num_heads)
     splits = (max_context + SPLIT - 1) // SPLIT
-    return torch.empty((threads - 1) * splits * queries * ((head_dim + 15) // 16 * 16 + 16))
+    floats = (threads - 1) * splits * queries * ((head_dim + 15) // 16 * 16 + 16)
+    return torch.empty(min(floats, SCRATCH_BYTES // 4))
 
 
 def device_splits(max_context: int) -> int:
@@ -137,8 +141,8 @@ def check(
     """
     expect(
         NAME,
-        head_dim % 8 == 0 and 0 < head_dim <= MAX_HEAD_DIM,
-        f"head_dim: expected a multiple of 8 up to {MAX_HEAD_DIM}, got {head_dim}",
+        head_dim % HEAD_DIM_STEP == 0 and 0 < head_dim <= MAX_HEAD_DIM,
+        f"head_dim: expected a multiple of {HEAD_DIM_STEP} up to {MAX_HEAD_DIM}, got {head_dim}",
     )
     expect(
         NAME,

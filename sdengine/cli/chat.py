@@ -164,4 +164,4 @@ def read_line() -> str | None:
         raise RequestError.from_parts("messages in UTF-8", str(error)) from None
     if not line or line.strip() == EXIT:
         return None
-    return line.rstrip("\n")
+    return line.removesuffix("\n").removesuffix("\r")

@@ -20,6 +20,7 @@ from sdengine.errors import ConfigError
 from sdengine.factory import kinds
 from sdengine.factory.shared_weights import SharedWeights
 from sdengine.factory.sizes import (
+    check_heads,
     check_windows,
     choose_dtype,
     choose_max_model_len,
@@ -149,6 +150,9 @@ def _open_models(config: EngineConfig, bundled_dir: Path | None) -> Models:
     draft_config = draft.config if draft is not None else None
     max_model_len = choose_max_model_len(config, target.config)
     check_windows(speculation, target.config, draft_config)
+    for checkpoint in (target, draft):
+        if checkpoint is not None:
+            check_heads(checkpoint)
     return Models(paths.target, target, draft, tokenizer, speculation, max_model_len)
 
 
@@ -161,7 +165,7 @@ def _build_iteration(
 ) -> Iteration:
     """Weights, caches and buffers, and the kinds that the configuration names."""
     memory, speculation = placement.memory, models.speculation
-    dtype = choose_dtype(config, models.target.config.dtype, placement)
+    dtype = choose_dtype(config, models.target.dtype_name, placement)
     pool = make_pool(threads) if placement.backend == "cpu" else None
     policy = kinds.make_policy(speculation)
     vocab_size, max_model_len = models.target.config.vocab_size, models.max_model_len

@@ -7,10 +7,15 @@ import torch
 from sdengine.core.config import EngineConfig, SpeculationConfig
 from sdengine.core.growth import TreePolicy
 from sdengine.drafters.draft_model import tree_room
-from sdengine.errors import ConfigError
+from sdengine.errors import CheckpointError, ConfigError
 from sdengine.kernels.programs.memory import Memory, StagedMemory
 from sdengine.kernels.token_tree import MASK_BITS
-from sdengine.kernels.tree_attention import MAX_MASK_WORDS
+from sdengine.kernels.tree_attention import (
+    HEAD_DIM_STEP,
+    MAX_HEAD_DIM,
+    MAX_MASK_WORDS,
+    QUERIES_PER_TILE,
+)
 from sdengine.kernels.tree_select import most_sequences
 from sdengine.model.checkpoint import Checkpoint
 from sdengine.model.config import ModelConfig
@@ -67,6 +72,29 @@ def check_windows(
         raise ConfigError.from_parts(
             f"max_depth below the sliding window of {min(windows)} tokens",
             str(speculation.max_depth),
+        )
+
+
+def check_heads(checkpoint: Checkpoint) -> None:
+    """The kernels of attention take most heads, not all.
+
+    Raises:
+        CheckpointError: not this model's.
+    """
+    model = checkpoint.config
+    path = checkpoint.path / "config.json"
+    if model.head_dim % HEAD_DIM_STEP or model.head_dim > MAX_HEAD_DIM:
+        raise CheckpointError.from_parts(
+            f"a head_dim in {path} that is a multiple of {HEAD_DIM_STEP} up to {MAX_HEAD_DIM}",
+            str(model.head_dim),
+            "this model is not supported",
+        )
+    group = model.num_heads // model.num_kv_heads
+    if group > QUERIES_PER_TILE:
+        raise CheckpointError.from_parts(
+            f"at most {QUERIES_PER_TILE} query heads for one of keys and values in {path}",
+            str(group),
+            "this model is not supported",
         )
 
 

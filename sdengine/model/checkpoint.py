@@ -62,6 +62,14 @@ class Checkpoint:
         return (sum(shape[0] for shape in sources), *sources[0][1:])
 
     @property
+    def dtype_name(self) -> str:
+        """Format of the weights as config.json names it; that of the first where it does not."""
+        if self.config.dtype is not None:
+            return self.config.dtype
+        first = next(iter(next(iter(self._sources.values()))))
+        return str(self._files[first].dtype(first)).removeprefix("torch.")
+
+    @property
     def file_identities(self) -> tuple[FileIdentity, ...]:
         """Of the files that hold the weights, each once."""
         return tuple(sorted({file.identity for file in self._files.values()}))
@@ -74,16 +82,17 @@ class Checkpoint:
         Args:
             name: canonical name, one of `names()`.
             dtype: dtype to convert to; None keeps the stored one.
-            check_finite: refuse NaN and infinity (one pass over the weight).
+            check_finite: refuse NaN, infinity, and what `dtype` cannot hold (one pass over the
+                weight).
 
         Returns:
             A contiguous tensor that must not be written: where nothing had to be joined or
             converted it is a view of the mapped file. Its pages are given back at the next call.
 
         Raises:
-            CheckpointError: `check_finite` found a NaN or an infinity; names file and tensor.
+            CheckpointError: `check_finite` found such a number; names file and tensor.
         """
-        parts = self._stored_parts(name, check_finite)
+        parts = self._stored_parts(name, dtype, check_finite)
         if dtype is None:
             dtype = parts[0].dtype
             for part in parts[1:]:
@@ -113,9 +122,11 @@ class Checkpoint:
         Raises:
             CheckpointError: as `weight`.
         """
-        return [_converted(part, dtype) for part in self._stored_parts(name, check_finite)]
+        return [_converted(part, dtype) for part in self._stored_parts(name, dtype, check_finite)]
 
-    def _stored_parts(self, name: str, check_finite: bool) -> list[torch.Tensor]:
+    def _stored_parts(
+        self, name: str, dtype: torch.dtype | None, check_finite: bool
+    ) -> list[torch.Tensor]:
         """Map the stored tensors of a weight, after giving back the pages of the last ones."""
         for source in self._handed_out:
             self._files[source].release(source)
@@ -123,7 +134,7 @@ class Checkpoint:
         parts = [self._files[source].read(source) for source in self._handed_out]
         if check_finite:
             for source, part in zip(self._handed_out, parts, strict=True):
-                self._check_finite(source, part)
+                self._check_finite(source, part, dtype or part.dtype)
         return parts
 
     def _check_names(self) -> None:
@@ -157,18 +168,22 @@ class Checkpoint:
                     )
                 file.dtype(source)
 
-    def _check_finite(self, source: str, tensor: torch.Tensor) -> None:
+    def _check_finite(self, source: str, tensor: torch.Tensor, dtype: torch.dtype) -> None:
+        """Refuses what is not finite as it is stored, or would not be in `dtype`."""
         flat = tensor.flatten()
         for start in range(0, flat.numel(), FINITE_CHUNK):
             chunk = flat[start : start + FINITE_CHUNK]
             # A NaN makes both extremes NaN. One core checks 12 GB/s of bfloat16 this way; isfinite
             # on every element checks 0.4.
-            if not all(math.isfinite(extreme) for extreme in torch.aminmax(chunk)):
-                index = start + int(torch.isfinite(chunk).logical_not().nonzero()[0])
+            if not all(math.isfinite(extreme.to(dtype)) for extreme in torch.aminmax(chunk)):
+                index = start + int(torch.isfinite(chunk.to(dtype)).logical_not().nonzero()[0])
+                fits = "finite numbers" if dtype == tensor.dtype else f"numbers that fit {dtype}"
                 raise CheckpointError.from_parts(
-                    f"{self._files[source].path}: finite numbers in tensor {source}",
+                    f"{self._files[source].path}: {fits} in tensor {source}",
                     f"{float(flat[index])} at element {index} of {math.prod(tensor.shape)}",
-                    "the weights are damaged",
+                    "pass another dtype"
+                    if math.isfinite(flat[index])
+                    else "the weights are damaged",
                 )
 
 

@@ -36,7 +36,8 @@ class ModelConfig:
         qk_norm: whether every query and key head passes an RMS norm of its own before the rotation.
         tie_word_embeddings: whether the output projection is the embedding.
         layer_windows: per layer the sliding window in tokens, the token itself included, or None.
-        dtype: of the stored weights as the file names it: "float32", "bfloat16" or "float16".
+        dtype: of the stored weights as the file names it: "float32", "bfloat16" or "float16"; None
+            where it does not.
         bos_token_id: beginning-of-sequence token, None for none.
         eos_token_ids: end-of-sequence tokens, possibly none.
     """
@@ -57,7 +58,7 @@ class ModelConfig:
     qk_norm: bool
     tie_word_embeddings: bool
     layer_windows: tuple[int | None, ...]
-    dtype: str
+    dtype: str | None
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
 

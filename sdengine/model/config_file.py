@@ -24,20 +24,45 @@ ARCHITECTURES = {
 DTYPES = ("float32", "bfloat16", "float16")
 
 # Far beyond any model; what is larger would be allocated, or counted to, before a tensor is missed.
-LIMITS = {"num_hidden_layers": 4096, "max_position_embeddings": MAX_CONTEXT}
+# The kernels count probabilities in units of 2^-44, whose sums over more tokens overflow.
+LIMITS = {
+    "num_hidden_layers": 4096,
+    "max_position_embeddings": MAX_CONTEXT,
+    "vocab_size": 2**19 - 1,
+}
 
 # What a missing key means in each family, where it is not the common default.
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "llama": {"max_position_embeddings": 2048},
+    "llama": {"max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2},
     "mistral": {
         "max_position_embeddings": 131072,
         "num_key_value_heads": 8,
         "sliding_window": 4096,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
     },
-    "qwen2": {"max_position_embeddings": 32768, "num_key_value_heads": 32},
-    "qwen3": {"max_position_embeddings": 32768, "num_key_value_heads": 32, "head_dim": 128},
-    "phi3": {"max_position_embeddings": 4096, "rms_norm_eps": 1e-5},
+    "qwen2": {
+        "max_position_embeddings": 32768,
+        "num_key_value_heads": 32,
+        "sliding_window": 4096,
+    },
+    "qwen3": {
+        "max_position_embeddings": 32768,
+        "num_key_value_heads": 32,
+        "sliding_window": 4096,
+        "head_dim": 128,
+    },
+    "phi3": {
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+        "bos_token_id": 1,
+        "eos_token_id": 32000,
+    },
 }
+NULL_MEANS_NONE = (
+    *("num_key_value_heads", "head_dim"),  # as many as query heads, as wide as they
+    *("sliding_window", "bos_token_id", "eos_token_id"),
+)
 
 # Options that change the model's function and are not implemented: key -> values that mean off.
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
@@ -105,11 +130,12 @@ def parse_model_config(config: Mapping[str, Any]) -> ModelConfig:
     family = _family(config)
     _refuse_unsupported(config, family)
     values = {**DEFAULTS[family], **{k: v for k, v in config.items() if v is not None}}
-    # An explicit null means "as many as query heads" and "no window"; a missing key means the
-    # family's default.
-    for key in ("num_key_value_heads", "sliding_window", "head_dim"):
+    for key in NULL_MEANS_NONE:  # a missing key means the family's default
         if key in config and config[key] is None:
             values.pop(key, None)
+    for key in ("bos_token_id", "eos_token_id"):  # of a vocabulary without the family's token
+        if key not in config and values.get(key, -1) >= _size(values, "vocab_size"):
+            del values[key]
     num_heads = _size(values, "num_attention_heads")
     head_dim = _head_dim(values, num_heads)
     num_layers = _size(values, "num_hidden_layers")
@@ -233,15 +259,13 @@ def _layer_windows(
 ) -> tuple[int | None, ...]:
     """Which layers see only a window; every family has its own switch for it."""
     if family in ("qwen2", "qwen3"):
-        has_window = _flag(config, "use_sliding_window")
+        has_window = _flag(config, "use_sliding_window") and "sliding_window" in config
         first = check_int(
             CheckpointError, "max_window_layers", config.get("max_window_layers", 28), 0
         )
     else:
         has_window, first = family != "llama" and "sliding_window" in config, 0
-    window = None
-    if has_window:
-        window = _size({"sliding_window": 4096, **config}, "sliding_window")
+    window = _size(config, "sliding_window") if has_window else None
     windows = tuple(window if i >= first else None for i in range(num_layers))
     layer_types = config.get("layer_types")
     if layer_types is None:
@@ -272,8 +296,11 @@ def _layer_window(name: object, window: int | None) -> int | None:
     return window
 
 
-def _dtype(config: Mapping[str, Any]) -> str:
-    name = str(config.get("dtype", config.get("torch_dtype", "float32"))).removeprefix("torch.")
+def _dtype(config: Mapping[str, Any]) -> str | None:
+    given = config.get("dtype", config.get("torch_dtype"))
+    if given is None:
+        return None
+    name = str(given).removeprefix("torch.")
     if name not in DTYPES:
         raise CheckpointError.from_parts(
             f"dtype in config.json to be one of {', '.join(DTYPES)}", name, "convert the checkpoint"

@@ -107,7 +107,8 @@ def default_sampling_params(directory: str | Path) -> SamplingParams:
 def _arguments(given: Mapping[str, Any]) -> dict[str, Any]:
     arguments: dict[str, Any] = {}
     if given.get("do_sample"):
-        arguments["top_k"] = DEFAULT_TOP_K
+        if "top_k" not in given:  # null: all of them
+            arguments["top_k"] = DEFAULT_TOP_K
         arguments.update({key: given[key] for key in COPIED if given.get(key) is not None})
     else:
         arguments["temperature"] = 0.0

@@ -162,13 +162,21 @@ def parse_rope(
 
 
 def _scaling_section(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    newer, older = config.get("rope_parameters"), config.get("rope_scaling")
-    section = newer if newer is not None else older
-    if section is None:
+    both = (config.get("rope_parameters"), config.get("rope_scaling"))
+    given = [section for section in both if section not in (None, {})]
+    if not given:
         return {}
-    if not isinstance(section, Mapping):
+    for other in given:
+        if not isinstance(other, Mapping):
+            raise CheckpointError.from_parts(
+                "rope_scaling in config.json to be an object", shown(other)
+            )
+    section: Mapping[str, Any] = given[0]
+    if _stretch(section) != _stretch(given[-1]):
         raise CheckpointError.from_parts(
-            "rope_scaling in config.json to be an object", shown(section)
+            "rope_parameters and rope_scaling in config.json to say the same",
+            f"{shown(section)} and {shown(given[-1])}",
+            "keep the one that is meant",
         )
     if any(isinstance(value, Mapping) for value in section.values()):
         raise CheckpointError.from_parts(
@@ -179,17 +187,33 @@ def _scaling_section(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return section
 
 
+def _stretch(section: Mapping[str, Any]) -> dict[str, Any]:
+    """What a section says beside what may stand outside it, its type under one name."""
+    rest = {k: v for k, v in section.items() if k not in SHARED_KEYS and v is not None}
+    return {**rest, "rope_type": section.get("rope_type", section.get("type", "default"))}
+
+
 def _rope_type(scaling: Mapping[str, Any], family: str) -> str:
-    name = scaling.get("rope_type", scaling.get("type"))
-    if name is None and not set(scaling) - SHARED_KEYS:
+    names = [scaling[key] for key in ("rope_type", "type") if scaling.get(key) is not None]
+    if not names and not set(scaling) - SHARED_KEYS:
         return "default"
-    if family in LONGROPE_ALIASES.get(str(name), ()):
-        return "longrope"
-    if name not in ROPE_TYPES:
+    types = [_one_name(name, family) for name in names]
+    if not types or types[0] not in ROPE_TYPES:
         raise CheckpointError.from_parts(
-            f"rope_type in config.json to be one of {', '.join(ROPE_TYPES)}", shown(name)
+            f"rope_type in config.json to be one of {', '.join(ROPE_TYPES)}",
+            shown(names[0] if names else None),
         )
-    return str(name)
+    if types[0] != types[-1]:
+        raise CheckpointError.from_parts(
+            "type and rope_type in rope_scaling of config.json to be the same",
+            f"{shown(names[1])} and {shown(names[0])}",
+            "keep the one that is meant",
+        )
+    return types[0]
+
+
+def _one_name(name: object, family: str) -> str:
+    return "longrope" if family in LONGROPE_ALIASES.get(str(name), ()) else str(name)
 
 
 def _check_keys(rope_type: str, scaling: Mapping[str, Any]) -> None:

@@ -28,19 +28,13 @@ from sdengine.model.detokenizer import (
 from sdengine.model.tokenizer_settings import (
     apply_declarations,
     apply_prefix_space,
+    is_llama,
     special_token_strings,
     tokenizer_settings,
 )
 
 __all__ = ["Tokenizer", "load_tokenizer"]
 
-# These classes place the special tokens by flags, whatever tokenizer.json says.
-FLAGGED_CLASSES = (
-    "LlamaTokenizer",
-    "LlamaTokenizerFast",
-    "CodeLlamaTokenizer",
-    "CodeLlamaTokenizerFast",
-)
 LONG_TEXT = 1024
 """Characters beyond which a text is encoded without Python's lock. `encode` keeps it all the while:
 2.0 s for 640 kB of code (2 cores of a Zen 3 server), in which no other thread runs, beside gaps of
@@ -78,7 +72,7 @@ class Tokenizer:
         self._backend = backend
         self.special_tokens = special_token_strings(settings)
         apply_declarations(backend, settings, self.special_tokens)
-        default = None if settings.get("tokenizer_class") in FLAGGED_CLASSES else False
+        default = None if is_llama(settings) else False
         apply_prefix_space(backend, settings.get("add_prefix_space", default))
         decoder = backend.decoder
         self._rules = parse_decoder(None if decoder is None else json.loads(decoder.__getstate__()))
@@ -231,7 +225,8 @@ class Tokenizer:
         """Return ids put before and after a text by flags; (None, ()) leaves it to
         tokenizer.json.
         """
-        if settings.get("tokenizer_class") not in FLAGGED_CLASSES:
+        is_named = settings.get("tokenizer_class") is not None
+        if not is_llama(settings) or (not is_named and self._special_id("bos_token") is None):
             return None, ()
         placed = []
         for flag, default, name in (

@@ -19,23 +19,53 @@ from sdengine.model.config_file import read_json
 __all__ = [
     "apply_declarations",
     "apply_prefix_space",
+    "is_llama",
     "special_token_strings",
     "template_tokens",
     "tokenizer_settings",
 ]
 
+LLAMA_CLASSES = (
+    *("LlamaTokenizer", "LlamaTokenizerFast"),
+    *("CodeLlamaTokenizer", "CodeLlamaTokenizerFast"),
+)
+LLAMA_MODELS = ("llama", "mistral", "phi3")  # whose tokenizers are LlamaTokenizers by default
 SPECIAL_NAMES = tuple(
     f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 )
 
 
 def tokenizer_settings(directory: Path) -> dict[str, Any]:
-    """Return tokenizer_config.json over special_tokens_map.json, both optional."""
-    settings: dict[str, Any] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        if (directory / name).is_file():
-            settings.update(read_json(directory / name))
+    """Return what tokenizer_config.json and the files beside it say, as transformers reads them.
+
+    All are optional. special_tokens_map.json and added_tokens.json are older than
+    added_tokens_decoder: where that is missing, the first wins over tokenizer_config.json, and the
+    second is here under "added_tokens". Without a tokenizer_class there is config.json's, or its
+    "model_type" decides (see `is_llama`); classes of Llama's have names for their special tokens.
+    """
+    own, named, added, model = (
+        read_json(directory / name) if (directory / name).is_file() else {}
+        for name in (
+            "tokenizer_config.json",
+            "special_tokens_map.json",
+            "added_tokens.json",
+            "config.json",
+        )
+    )
+    is_older = "added_tokens_decoder" not in own
+    settings = {**own, **named, "added_tokens": added} if is_older else {**named, **own}
+    if settings.get("tokenizer_class") is None:
+        given = model.get("tokenizer_class")
+        settings |= {"tokenizer_class": given, "model_type": model.get("model_type")}
+    if is_llama(settings):
+        settings = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", **settings}
     return settings
+
+
+def is_llama(settings: Mapping[str, Any]) -> bool:
+    """Whether flags place the special tokens, whatever tokenizer.json says."""
+    name = settings.get("tokenizer_class")
+    return name in LLAMA_CLASSES or (name is None and settings.get("model_type") in LLAMA_MODELS)
 
 
 def special_token_strings(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -86,8 +116,9 @@ def apply_declarations(
     Raises:
         CheckpointError: a declaration is malformed, or its token gets another id than it declares.
     """
+    backend.encode_special_tokens = settings.get("split_special_tokens") is True
     known = backend.get_added_tokens_decoder()
-    for index, token in _declared_tokens(settings):
+    for index, token in [*_declared_tokens(settings), *_older_tokens(backend, settings)]:
         if index in known and _properties(known[index]) == _properties(token):
             continue
         backend.add_tokens([token])
@@ -119,6 +150,17 @@ def _declared_tokens(settings: Mapping[str, Any]) -> list[tuple[int, AddedToken]
             f"{type(error).__name__}: {error}",
         ) from None
     return sorted(tokens, key=lambda item: item[0])
+
+
+def _older_tokens(
+    backend: tokenizers.Tokenizer, settings: Mapping[str, Any]
+) -> list[tuple[int, AddedToken]]:
+    """The tokens of added_tokens.json that tokenizer.json lacks, by id."""
+    added = settings.get("added_tokens") or {}
+    if not all(type(index) is int for index in added.values()):
+        raise CheckpointError.from_parts("added_tokens.json to map tokens to ids", shown(added))
+    lacking = [(i, text) for text, i in added.items() if backend.token_to_id(text) is None]
+    return [(i, AddedToken(text, normalized=True)) for i, text in sorted(lacking)]
 
 
 def _more_special(settings: Mapping[str, Any]) -> list[str]:

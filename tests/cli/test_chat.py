@@ -106,6 +106,13 @@ def test_a_full_conversation_goes_on_without_the_message(
     assert err.count("shorten it; this message is left out, /reset forgets the conversation\n") == 2
 
 
+def test_lines_of_another_system_end_where_their_text_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = io.StringIO("abc\r\n/reset\r\nf\r\n", newline="")
+    llm = FakeLLM(steps=("ok",))
+    assert start_chat(llm, lines, monkeypatch) == 0
+    assert [prompt for prompt, _ in llm.requests] == [[3], [1]]
+
+
 def test_a_full_conversation_ends_a_pipe(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     stdin = io.StringIO("a\nb\nc\nd\n")
     assert start_chat(ForgetfulLLM(steps=("ok",)), stdin, monkeypatch) == 2

@@ -282,6 +282,30 @@ def test_one_bad_number_is_found_wherever_it_stands(copy: Path, dtype, value: fl
             open_checkpoint(copy).weight("layers.0.down", check_finite=True)
 
 
+def test_what_the_format_asked_for_cannot_hold_is_named(copy: Path) -> None:
+    def widen(weights) -> None:
+        weights["model.norm.weight"][7] = 1e5
+
+    edit_weights(copy, widen)
+    checkpoint = open_checkpoint(copy)
+    for dtype in (None, torch.float32, torch.bfloat16):
+        checkpoint.weight("final_norm", dtype, check_finite=True)
+    words = r"numbers that fit torch\.float16 in tensor model\.norm\.weight, got 1.*7 of 96.*dtype"
+    with pytest.raises(CheckpointError, match=words):
+        checkpoint.weight("final_norm", torch.float16, check_finite=True)
+
+
+def test_the_weights_say_their_format_where_the_configuration_does_not(copy: Path) -> None:
+    stored = open_checkpoint(copy)
+    assert stored.dtype_name == stored.config.dtype == "float32"
+    config = json.loads((copy / "config.json").read_text())
+    for key in ("dtype", "torch_dtype"):
+        config.pop(key, None)
+    (copy / "config.json").write_text(json.dumps(config))
+    unsaid = open_checkpoint(copy)
+    assert unsaid.config.dtype is None and unsaid.dtype_name == "float32"
+
+
 def test_pickle_checkpoints_are_refused_with_the_conversion(copy: Path) -> None:
     (copy / WEIGHTS).rename(copy / "pytorch_model.bin")
     odd = copy / 'it\'s my "model"'

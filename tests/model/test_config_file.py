@@ -61,6 +61,26 @@ def test_missing_keys_mean_what_transformers_takes(family: str) -> None:
     windows = {getattr(theirs, "sliding_window", None)}
     assert set(ours.layer_windows) == windows
     assert parse(family, num_key_value_heads=None).num_kv_heads == 8
+    large = parse(family, **{**many_heads, "vocab_size": 40_000})
+    assert large.eos_token_ids == (() if theirs.eos_token_id is None else (theirs.eos_token_id,))
+    assert large.bos_token_id == theirs.bos_token_id
+    none = parse(family, **many_heads, bos_token_id=None, eos_token_id=None)
+    assert none.bos_token_id is None and none.eos_token_ids == ()
+
+
+def test_a_vocabulary_without_the_family_s_last_token_has_none() -> None:
+    assert parse("phi3").eos_token_ids == () and parse("phi3").bos_token_id == 1
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("window", [{}, {"sliding_window": None}, {"sliding_window": 7}])
+def test_a_window_of_null_is_none_as_in_transformers(family: str, window: dict[str, int]) -> None:
+    transformers = pytest.importorskip("transformers")
+    settings = {"num_key_value_heads": 4, "use_sliding_window": True, "max_window_layers": 1}
+    theirs = transformers.AutoConfig.for_model(family, **SIZES, **settings, **window)
+    ours = parse(family, **settings, **window)
+    expected = theirs.sliding_window
+    assert ours.layer_windows == (None, expected, expected, expected)
 
 
 def test_windows_follow_the_switch_of_the_family() -> None:
@@ -109,7 +129,7 @@ def test_weight_shapes() -> None:
 def test_dtype_in_both_notations() -> None:
     assert parse(torch_dtype="bfloat16").dtype == "bfloat16"
     assert parse(dtype="float16").dtype == "float16"
-    assert parse().dtype == "float32"
+    assert parse().dtype is None
 
 
 def test_several_end_of_sequence_tokens() -> None:

@@ -32,6 +32,14 @@ def test_sampling_values_are_taken_over(tmp_path) -> None:
     assert params == SamplingParams(top_k=20, min_p=0.05, max_tokens=99, min_tokens=7)
 
 
+def test_a_top_k_of_null_keeps_all_tokens(tmp_path) -> None:
+    """As transformers writes one that was switched off."""
+    transformers = pytest.importorskip("transformers")
+    transformers.GenerationConfig(do_sample=True, top_k=None).save_pretrained(tmp_path)
+    assert '"top_k": null' in (tmp_path / "generation_config.json").read_text()
+    assert default_sampling_params(tmp_path).top_k == 0
+
+
 def test_a_least_number_of_tokens_raises_the_most(tmp_path) -> None:
     """The file of a checkpoint that says nothing of the most must not be refused for it."""
     params = default_sampling_params(write(tmp_path, do_sample=True, min_new_tokens=20))

@@ -143,6 +143,31 @@ def test_the_newer_notation_means_the_same(name: str) -> None:
     assert newer == rope_of(name)
 
 
+YARN = {"rope_type": "yarn", "factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"rope_parameters": {"rope_type": "default"}, "rope_scaling": YARN}, "say the same"),
+        ({"rope_parameters": YARN, "rope_scaling": {**YARN, "factor": 2.0}}, "say the same"),
+        ({"rope_scaling": {**YARN, "type": "linear"}}, "type and rope_type.*to be the same"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(config: dict[str, object], words: str) -> None:
+    with pytest.raises(CheckpointError, match=words):
+        parse_rope(config, "llama", HEAD_DIM, 4096)
+
+
+def test_what_is_said_twice_is_read_once() -> None:
+    older = {"type": "yarn", "factor": 4.0}
+    both = {"rope_parameters": {**YARN, "rope_theta": 5e4}, "rope_scaling": older}
+    rope = parse_rope(both, "llama", HEAD_DIM, 4096)
+    assert (rope.type, rope.factor, rope.theta) == ("yarn", 4.0, 5e4)
+    twice = {"rope_scaling": {**YARN, **older}}
+    assert parse_rope(twice, "llama", HEAD_DIM, 4096).type == "yarn"
+
+
 def test_partial_rotation_in_both_notations() -> None:
     for config in (
         {"partial_rotary_factor": 0.5},

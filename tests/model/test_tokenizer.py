@@ -113,6 +113,95 @@ def test_llama_class_places_special_tokens_by_flags(flags: dict[str, bool]) -> N
     assert (ids[0] == ours.bos_token_id, ids[-1] == ours.eos_token_id) == (has_bos, has_eos)
 
 
+def declare(directory: Path, settings: dict[str, object]) -> None:
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+MODELS = [{"model_type": "llama"}, {"model_type": "mistral"}, {"model_type": "phi3"}]
+OTHER_MODELS = [{"model_type": "qwen2"}, {"tokenizer_class": "LlamaTokenizer"}, {}]
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "sentencepiece"])
+@pytest.mark.parametrize("model", MODELS + OTHER_MODELS)
+@pytest.mark.parametrize("settings", [{}, {"add_bos_token": False}, {"bos_token": "</s>"}, None])
+def test_without_a_class_the_model_decides_as_in_transformers(
+    tmp_path, kind: str, model: dict[str, str], settings: dict[str, object] | None
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    shutil.copy(make_tokenizer_dir(kind) / "tokenizer.json", tmp_path)
+    if settings is not None:
+        declare(tmp_path, settings)
+    if model:
+        config = {"architectures": ["LlamaForCausalLM"], **model}
+        if "model_type" not in config:
+            config["model_type"] = "qwen2"
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    else:
+        theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    if model.get("model_type") == "qwen2" and kind == "sentencepiece":
+        pytest.skip("no tokenizer of that family is one")
+    ours = load_tokenizer(tmp_path)
+    for text in ("the fox", "a<s>b</s>c", ""):
+        assert ours.encode(text) == theirs.encode(text)
+
+
+def test_a_vocabulary_without_llama_s_tokens_is_left_to_the_file(tmp_path) -> None:
+    """As Llama 3's, if all of its settings were lost."""
+    text = (make_tokenizer_dir("byte_level") / "tokenizer.json").read_text()
+    (tmp_path / "tokenizer.json").write_text(text.replace("<s>", "<|begin|>"))
+    (tmp_path / "config.json").write_text(json.dumps(MODELS[0]))
+    ours = load_tokenizer(tmp_path)
+    assert ours.encode("the")[0] == ours.token_id("<|begin|>") == 0
+
+
+def test_a_class_of_llama_s_knows_its_tokens(tmp_path) -> None:
+    shutil.copy(make_tokenizer_dir("sentencepiece") / "tokenizer.json", tmp_path)
+    declare(tmp_path, {"tokenizer_class": "LlamaTokenizer"})
+    ours = load_tokenizer(tmp_path)
+    assert ours.encode("the")[0] == ours.bos_token_id == ours.token_id("<s>")
+    declare(tmp_path, {"tokenizer_class": "LlamaTokenizer", "bos_token": None})
+    with pytest.raises(CheckpointError, match="bos_token"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("is_split", [True, False])
+def test_special_tokens_spelt_out_are_text_where_the_settings_say_so(is_split: bool) -> None:
+    transformers = pytest.importorskip("transformers")
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "split_special_tokens": is_split}
+    directory = make_tokenizer_dir("byte_level", **settings)
+    theirs = transformers.AutoTokenizer.from_pretrained(directory)
+    ours = load_tokenizer(directory)
+    assert ours.encode("a</s>b") == theirs.encode("a</s>b")
+    assert (ours.token_id("</s>") in ours.encode("a</s>b")) is not is_split
+
+
+@pytest.mark.parametrize("has_declarations", [False, True])
+def test_older_files_are_read_as_transformers_reads_them(tmp_path, has_declarations: bool) -> None:
+    transformers = pytest.importorskip("transformers")
+    shutil.copy(make_tokenizer_dir("sentencepiece") / "tokenizer.json", tmp_path)
+    size = load_tokenizer(tmp_path).vocab_size
+    settings: dict[str, object] = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>"}
+    if has_declarations:
+        ends = {"1": {"content": "<s>", "special": True}, "2": {"content": "</s>", "special": True}}
+        settings["added_tokens_decoder"] = ends
+    declare(tmp_path, settings)
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"bos_token": "</s>"}))
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<more>": size}))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    ours = load_tokenizer(tmp_path)
+    assert ours.encode("a<more>b") == theirs.encode("a<more>b")
+    assert (ours.bos_token_id == 2) is not has_declarations
+    assert (ours.token_id("<more>") == size) is not has_declarations
+
+
+def test_older_tokens_without_ids_are_refused(tmp_path) -> None:
+    shutil.copy(make_tokenizer_dir("byte_level") / "tokenizer.json", tmp_path)
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<more>": "x"}))
+    with pytest.raises(CheckpointError, match=r"added_tokens\.json"):
+        load_tokenizer(tmp_path)
+
+
 @any_kind
 def test_no_space_but_a_text_s_first_is_dropped(kind: str, loaded: dict[str, Tokenizer]) -> None:
     tokenizer = loaded[kind]
