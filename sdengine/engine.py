@@ -34,11 +34,11 @@ NOT_FINITE = "the target model's logits are not finite"
 class Engine:
     """Continuous batching with lossless speculative decoding.
 
-    One call at a time, from any thread: `add_request`, `abort_request` and `step` raise EngineBusy
-    in the middle of another one (of another thread, or of a finalizer that the garbage collector
-    runs), and change nothing then. A process that was forked from the engine's gets EngineFailed:
-    threads are not forked along. `close`, or the end of a `with` block, frees its memory and ends
-    its threads at once; otherwise both go with the object.
+    One call at a time, from any thread: `add_request(s)`, `abort_request`, `step` and `close` raise
+    EngineBusy in the middle of another one (of another thread, or of a finalizer that the garbage
+    collector runs), and change nothing then. A process that was forked from the engine's gets
+    EngineFailed: threads are not forked along. `close`, or the end of a `with` block, frees its
+    memory and ends its threads at once; otherwise both go with the object.
 
     Args:
         config: an EngineConfig, or the path or bundled name of the target model.
@@ -197,8 +197,7 @@ class Engine:
         self._check_call()
         with self._is_called:
             self._begin()
-            for sequence in self._book.open(wanted, group):
-                self._scheduler.add(sequence)
+            self._queue(wanted, group)
 
     def abort_request(self, request_id: str) -> RequestOutput:
         """Ends a request now and frees its blocks; on a device, for others to use once the step
@@ -244,8 +243,8 @@ class Engine:
 
         Args:
             max_iterations: most iterations that follow one another, 64 however many are asked for;
-                a device runs ahead instead. One where a request has stop strings: the host has to
-                look.
+                a device runs ahead instead. One where a request has stop strings, or more stop
+                tokens than the kernels' table: the host has to look.
             max_seconds: that more than one of them may take together, going by the last one. So
                 long new requests and aborts wait.
 
@@ -274,7 +273,7 @@ class Engine:
                 self._scheduler.let_go()
             if following is not None:
                 self._scheduler.hold()
-            outputs = [self._advance(commit) for commit in self._commits]
+            outputs = list(map(self._advance, self._commits))
             for report in self._runner.reports:
                 self._controller.observe(flight.plan, report)
             self._flight = following
@@ -291,6 +290,9 @@ class Engine:
         Returns:
             The tree, without nodes when the step decoded plainly; None when the sequence committed
             nothing in the last iteration. Tokens beyond a stop are still in it.
+
+        Raises:
+            EngineFailed: the engine is closed.
         """
         self.require_open()
         num_iterations = len(self._runner.reports)
@@ -322,6 +324,20 @@ class Engine:
             self._is_closed, self._is_torn = True, False
             self._commits, self._flight = [], None
             del self._runner, self._controller
+
+    def _queue(
+        self, wanted: list[tuple[str, str | SequenceOf[int], SamplingParams]], group: str | None
+    ) -> None:
+        """Enters requests into book and scheduler; after an interrupt in both or in none."""
+        try:
+            self._scheduler.add(*self._book.open(wanted, group))
+        except BaseException:
+            for request_id, _, _ in wanted:
+                if request_id in self._book:
+                    request = self._book.get(request_id)
+                    if not any(map(self._scheduler.has, request.sequences)):
+                        self._book.close(request)
+            raise
 
     def _abort(self, request: Request) -> RequestOutput:
         self._end_sequences(request)

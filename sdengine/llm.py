@@ -55,13 +55,18 @@ class Inbox:
 
     Args:
         request_ids: of the call's requests.
-        outputs: what came and was not taken yet.
+        outputs: the newest of each completion that was not taken yet: outputs are cumulative, and
+            a stream may wait for its reader while other calls step.
         interruption: what cut a step short, so that no more will come; "" while all is well.
     """
 
     request_ids: list[str] = field(default_factory=list)
-    outputs: list[RequestOutput] = field(default_factory=list)
+    outputs: dict[tuple[str, int], RequestOutput] = field(default_factory=dict)
     interruption: str = ""
+
+    def put(self, output: RequestOutput) -> None:
+        """Takes what a step gave a completion, in place of what came before."""
+        self.outputs[output.request_id, output.outputs[0].index] = output
 
 
 class LLM:
@@ -126,8 +131,10 @@ class LLM:
             One output per prompt, in order.
 
         Raises:
-            RequestError: a prompt or a parameter is unusable; nothing was generated.
+            RequestError: a prompt or a parameter is unusable, and nothing was generated; or a
+                request was aborted by somebody else.
             CheckpointError: the model produced logits that are not finite.
+            EngineBusy, EngineFailed: as `Engine.step`.
         """
         with self._opened(self._pair_up(prompts, params)) as inbox:
             finished: dict[str, dict[int, RequestOutput]] = {name: {} for name in inbox.request_ids}
@@ -173,12 +180,17 @@ class LLM:
             params: as `generate`.
 
         Raises:
-            RequestError: no chat template, or it refuses the messages.
+            RequestError: as `render_chat`.
+            SdengineError: as `generate`.
         """
         return self.generate([self.render_chat(messages)], params)[0]
 
     def render_chat(self, messages: SequenceOf[Mapping[str, Any]]) -> list[int]:
-        """Token ids of a conversation, ready for the assistant's answer."""
+        """Token ids of a conversation, ready for the assistant's answer.
+
+        Raises:
+            RequestError: no tokenizer or chat template, or it refuses the messages.
+        """
         if self.engine.tokenizer is None:
             raise RequestError.from_parts(
                 "a checkpoint with tokenizer.json", "none", "call generate with token ids"
@@ -264,8 +276,8 @@ class LLM:
             if not any(map(self.engine.has_request, unfinished)):
                 raise RequestError.from_parts("a request to run to its end", "an aborted one")
             self._step()
-        received, inbox.outputs = inbox.outputs, []
-        return received
+        received, inbox.outputs = inbox.outputs, {}
+        return list(received.values())
 
     def _step(self) -> None:
         """Steps the engine and hands out what came, to every inbox."""
@@ -277,7 +289,7 @@ class LLM:
             for output in outputs:
                 inbox = self._inboxes.get(output.request_id)
                 if inbox is not None:
-                    inbox.outputs.append(output)
+                    inbox.put(output)
                     if output.finished:
                         del self._inboxes[output.request_id]
         except EngineBusy:  # nothing has begun: the call in the middle goes on

@@ -273,7 +273,8 @@ class AdaptiveController:
             self._trial.owe(cost / plain_s)
             return
         work = report.draft_time_s + report.verify_time_s
-        seconds = min(work, HICCUP * expected) + min(report.step_s - work, expected)
+        rest = max(min(report.step_s - work, expected), 0.0)  # a device may have begun before
+        seconds = min(work, HICCUP * expected, report.step_s) + rest
         gain = (plainly_s - seconds) / plain_s
         self._earn(gain)
         self._trial.add(-gain)

@@ -67,10 +67,9 @@ class Pace:
 
     def add_trees(self, num_decoding: int, seconds: float, tokens: int, steps: int = 1) -> None:
         """Takes in steady steps with trees and what they committed together."""
-        spent = self._spent.get(num_decoding)
-        if spent is None:
-            spent = self._spent[num_decoding] = Spent()
+        spent = self._spent.get(num_decoding) or Spent()
         spent.add(seconds, tokens, steps)
+        self._spent[num_decoding] = spent  # now: an interrupt must not leave one of no tokens
         self._newest = num_decoding
 
     def forget_trees(self, num_decoding: int) -> None:

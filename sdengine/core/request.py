@@ -149,7 +149,8 @@ class RequestBook:
                 )
             requests[request_id] = self._checked(request_id, prompt, params)
         for request in requests.values():
-            self._enter(request, group)
+            self._prepare(request, group)
+        self._requests.update(requests)  # at once: an interrupt leaves all of them, or none
         return [sequence for request in requests.values() for sequence in request.sequences]
 
     def _checked(
@@ -164,13 +165,12 @@ class RequestBook:
         text = prompt if isinstance(prompt, str) else None
         return Request(request_id, text, token_ids, params, monotonic())
 
-    def _enter(self, request: Request, group: str | None) -> None:
+    def _prepare(self, request: Request, group: str | None) -> None:
         params, name = request.params, _group_name(request.request_id, group)
         base = params.seed if params.seed is not None else mix64(self._seed + self._num_opened)
         self._num_opened += 1
         for index in range(params.n):
             self._add_sequence(request, index, completion_seed(base, index), name)
-        self._requests[request.request_id] = request
 
     def close(self, request: Request) -> RequestOutput:
         """Forgets a request and returns its last, whole output."""

@@ -36,7 +36,7 @@ class Calibrator:
     @property
     def steps_to_refresh(self) -> int:
         """Drafting steps until the tables change, at least 1."""
-        return self._refresh_at - self._steps
+        return max(self._refresh_at - self._steps, 1)  # an interrupt may have left one overdue
 
     def observe(self, num_steps: int = 1) -> None:
         """Called after drafting steps."""

@@ -80,9 +80,13 @@ class Scheduler:
         in_use = {block for sequence in self.running for block in sequence.block_table}
         return self.pool.num_free + len(held - in_use)
 
-    def add(self, sequence: Sequence) -> None:
-        """Queues a sequence behind those already waiting."""
-        self.waiting.append(sequence)
+    def add(self, *sequences: Sequence) -> None:
+        """Queues sequences behind those already waiting, all at once."""
+        self.waiting.extend(sequences)
+
+    def has(self, sequence: Sequence) -> bool:
+        """Whether it waits or runs."""
+        return sequence in self.waiting or sequence in self.running
 
     def has_unfinished(self) -> bool:
         """Whether anyone waits or runs."""
@@ -134,7 +138,7 @@ class Scheduler:
             sequence = entry.sequence
             if sequence.num_tokens + 1 >= sequence.max_total_tokens:
                 continue  # ends with the first token of the step under way
-            if not self._grow_ahead(sequence, max_tokens):
+            if not self._grow(sequence, self._slots_ahead(sequence, max_tokens)):
                 return None
             step.scheduled.append(ScheduledSequence(sequence, 1, True, True))
         return step if step.scheduled else None
@@ -148,9 +152,9 @@ class Scheduler:
             max_tokens: most tokens that one commits of a sequence.
 
         Returns:
-            1 when a sequence joins or may do so, a prompt goes on, or blocks for the longest
-            outcome and trees are not to be had; otherwise `most`, or as many as the longest
-            sequence lasts at a token each.
+            1 when a sequence joins or may do so, or a prompt goes on; otherwise `most`, or as many
+            as the longest sequence lasts at a token each, or as there are blocks for the longest
+            outcome and trees.
         """
         if not step.scheduled or step.admitted or (self.waiting and self._free_slots):
             return 1
@@ -161,10 +165,13 @@ class Scheduler:
                 return 1
             longest = max(longest, sequence.max_total_tokens - sequence.num_tokens)
         most = min(most, longest)
-        for entry in step.scheduled:
-            if not self._grow_ahead(entry.sequence, most * max_tokens):
-                return 1
-        return most
+        while most > 1 and not self._are_ahead(step, most * max_tokens):
+            most //= 2
+        if most > 1:
+            for entry in step.scheduled:
+                slots = self._slots_ahead(entry.sequence, most * max_tokens)
+                self._grow(entry.sequence, slots)
+        return max(most, 1)
 
     def hold(self) -> None:
         """A step is under way: keeps the slots and blocks that sequences leave until `let_go`."""
@@ -265,37 +272,48 @@ class Scheduler:
         return ScheduledSequence(sequence, num_tokens, decodes, False)
 
     def _grow_at_cost_of_trees(self, sequence: Sequence, num_slots: int, step: Schedule) -> bool:
-        """Blocks for committed tokens, which come before anybody's tree."""
-        while not self._grow(sequence, num_slots):
-            if not self._take_tree_room(sequence, step):
-                return False
+        """Blocks for committed tokens, which come before anybody's tree; but nobody loses a tree to
+        one for whom all of them are not enough."""
+        if self._grow(sequence, num_slots):
+            return True
+        rooms = [] if self._is_holding else self._tree_rooms(sequence, step)
+        missing = self._num_missing(sequence, num_slots) - self.pool.num_free
+        if missing > sum(num_blocks for _, _, num_blocks in rooms):
+            return False
+        for other, entry, num_blocks in rooms:
+            room = other.block_table[-num_blocks:]
+            del other.block_table[-num_blocks:]
+            self.pool.free(room)
+            step.shrunk_slots.append(other.slot)
+            if entry is not None:
+                entry.can_draft = False
+            if self._grow(sequence, num_slots):
+                break
         return True
 
-    def _take_tree_room(self, wanting: Sequence, step: Schedule) -> bool:
-        """Frees the blocks that one other sequence has for a tree, the youngest first; False: none
-        has any, or the step under way may be writing to them."""
-        if self._is_holding:
-            return False
+    def _tree_rooms(
+        self, wanting: Sequence, step: Schedule
+    ) -> list[tuple[Sequence, ScheduledSequence | None, int]]:
+        """The other sequences that have blocks for a tree, the youngest first, with their part in
+        the step and the number of these blocks."""
         entries = {entry.sequence.slot: entry for entry in step.scheduled}
+        rooms = []
         for sequence in reversed(self.running):
             entry = entries.get(sequence.slot)
             end = sequence.num_computed + (1 if entry is None else entry.num_tokens)
-            room = sequence.block_table[self._num_blocks(end) :]
-            if sequence is wanting or not room:
-                continue
-            del sequence.block_table[-len(room) :]
-            self.pool.free(room)
-            step.shrunk_slots.append(sequence.slot)
-            if entry is not None:
-                entry.can_draft = False
-            return True
-        return False
+            num_blocks = len(sequence.block_table) - self._num_blocks(end)
+            if sequence is not wanting and num_blocks > 0:
+                rooms.append((sequence, entry, num_blocks))
+        return rooms
 
     def _num_blocks(self, num_slots: int) -> int:
         return -(-num_slots // self.pool.block_size)
 
+    def _num_missing(self, sequence: Sequence, num_slots: int) -> int:
+        return self._num_blocks(num_slots) - len(sequence.block_table)
+
     def _grow(self, sequence: Sequence, num_slots: int) -> bool:
-        missing = self._num_blocks(num_slots) - len(sequence.block_table)
+        missing = self._num_missing(sequence, num_slots)
         if missing <= 0:
             return True
         if missing > self.pool.num_free:
@@ -303,10 +321,18 @@ class Scheduler:
         sequence.block_table += self.pool.allocate(missing)
         return True
 
-    def _grow_ahead(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Blocks for so many more tokens, unless it ends before, and a tree."""
+    def _slots_ahead(self, sequence: Sequence, num_tokens: int) -> int:
+        """Slots of so many more tokens, unless it ends before, and a tree."""
         length = min(sequence.num_tokens + num_tokens, sequence.max_total_tokens)
-        return self._grow(sequence, length + self._tree_room)
+        return length + self._tree_room
+
+    def _are_ahead(self, step: Schedule, num_tokens: int) -> bool:
+        """Whether there are blocks for so many more tokens of everybody in a step."""
+        missing = 0
+        for entry in step.scheduled:
+            slots = self._slots_ahead(entry.sequence, num_tokens)
+            missing += max(self._num_missing(entry.sequence, slots), 0)
+        return missing <= self.pool.num_free
 
     def _preempt(self, sequence: Sequence, step: Schedule) -> None:
         # It is the youngest: whoever has a part in the step already is older.

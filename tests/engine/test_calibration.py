@@ -4,6 +4,7 @@ observation counts once, however the counters run on and whoever joins."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -43,6 +44,23 @@ class Counts:
         self.tried[slot, 0, 0] += np.int32(tried)
         self.accepted[slot, 0, 0] += np.int32(accepted)
         self.calibrator.observe()
+
+
+def test_an_interrupted_refresh_is_made_up_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many iterations follow one another as there are steps to the next one: never none."""
+
+    class Interrupted:
+        def __iter__(self) -> NoReturn:
+            raise KeyboardInterrupt
+
+    counts = Counts()
+    with monkeypatch.context() as patch:
+        patch.setattr("sdengine.runner.calibration.EARLY_REFRESHES", Interrupted())
+        with pytest.raises(KeyboardInterrupt):
+            counts.step(0, 1, 1)
+    assert counts.calibrator.steps_to_refresh == 1
+    counts.step(0, 1, 1)
+    assert counts.calibrator.steps_to_refresh == 2
 
 
 def fitted(fit, tried: np.ndarray, accepted: np.ndarray) -> np.ndarray:

@@ -148,6 +148,7 @@ def test_requests_after_an_interrupted_one(make_engine: MakeEngine) -> None:
             was_interrupted = False
         except KeyboardInterrupt:
             pass
+        assert engine.has_request("b") == (engine.num_waiting == 1)
         if engine.has_request("b"):
             engine.abort_request("b")
         else:
@@ -163,7 +164,11 @@ def test_requests_after_an_interrupted_one(make_engine: MakeEngine) -> None:
 
 @pytest.mark.parametrize(
     ("work", "files"),
-    [(completions, ("step_clock.py", "adaptive.py", "tree_size.py")), (penalised, "penalties.py")],
+    [
+        (completions, ("step_clock.py", "adaptive.py", "tree_size.py", "pace.py", "accounts.py")),
+        (completions, "calibration.py"),
+        (penalised, "penalties.py"),
+    ],
 )
 def test_what_is_learned_and_what_was_asked_for_survive_an_interrupt(
     make_llm: MakeLLM, work: Callable[[LLM], list[list[int]]], files: str | tuple[str, ...]

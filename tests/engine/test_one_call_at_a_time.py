@@ -190,6 +190,7 @@ def test_a_forked_process_is_told_and_ends(make_llm: MakeLLM) -> None:
     assert llm.generate(PROMPTS[0], GREEDY)[0].outputs == expected
 
 
+FORKING = (sys.executable, "-W", "ignore::DeprecationWarning", "-c")  # Python 3.12: of threads
 FORKED_ALONE = """
 import os, sys
 from sdengine.core.sampling_params import SamplingParams
@@ -209,7 +210,7 @@ assert ask()[0].outputs[0].token_ids == mine
 def test_a_forked_process_makes_an_engine_of_its_own() -> None:
     """torch's threads were not forked along, and its first parallel loop would wait for them."""
     code = FORKED_ALONE.format(model=text_checkpoint(vocab_size=40_000))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*FORKING, code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -275,7 +276,7 @@ asyncio.run(ask())
 @needs_fork
 def test_a_forked_process_with_an_async_engine_is_told_and_exits_as_usual() -> None:
     code = FORKED.format(model=text_checkpoint())
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*FORKING, code], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     assert "before a fork" in done.stdout and done.stdout.endswith(" failed\n")
 

@@ -341,6 +341,18 @@ def test_streams_and_calls_share_an_llm(make_llm: MakeLLM) -> None:
     assert texts == [e.text for e in expected[:2]]
 
 
+def test_a_stream_that_waits_for_its_reader_keeps_the_newest_output(make_llm: MakeLLM) -> None:
+    """Every output has all of the text: to keep them would take its square."""
+    llm = llm_with(make_llm, True)
+    params = SamplingParams(max_tokens=60, temperature=0, ignore_eos=True)
+    stream = llm.stream("import os", params)
+    (inbox,) = llm._inboxes.values()
+    for _ in range(3):
+        llm.generate("the quick brown", params)
+    assert len(inbox.outputs) == 1
+    assert sum(len(delta.token_ids) for delta in stream) == 60
+
+
 def test_a_stream_has_one_completion(make_llm: MakeLLM) -> None:
     with pytest.raises(RequestError, match="n = 1 when streaming, got 2; call generate"):
         make_llm().stream("import os", SamplingParams(n=2))

@@ -96,6 +96,19 @@ def test_a_waiting_request_comes_before_the_trees_of_others() -> None:
     assert (len(old.block_table), len(new.block_table)) == (2, 1) and not step.preempted_slots
 
 
+def test_no_tree_is_lost_to_a_request_that_does_not_fit_all_the_same() -> None:
+    scheduler = Scheduler(BlockPool(4, 4, enable_prefix_caching=False), 2, 64, tree_room=8)
+    old = make_sequence("old", 5)
+    scheduler.add(old)
+    run(scheduler.schedule())
+    scheduler.add(make_sequence("large", 12))
+    for _ in range(2):
+        step = scheduler.schedule()
+        assert step.admitted == step.shrunk_slots == []
+        assert [(e.sequence, e.can_draft) for e in step.scheduled] == [(old, True)]
+        assert len(old.block_table) == 4
+
+
 def test_tree_room_is_not_taken_while_a_step_under_way_may_write_to_it() -> None:
     scheduler = Scheduler(BlockPool(5, 4), 2, 64, tree_room=8)
     old, young = make_sequence("old", 5), make_sequence("young", 4)
@@ -349,7 +362,17 @@ def test_no_iterations_in_a_row_without_blocks_or_while_somebody_may_join() -> N
     step = scheduler.schedule()
     assert step.admitted == [] and scheduler.num_in_a_row(step, 2, 1) == 1
     scheduler.waiting.clear()
-    assert [scheduler.num_in_a_row(step, n, 1) for n in (6, 7)] == [6, 1]
+    assert [scheduler.num_in_a_row(step, n, 1) for n in (6, 7, 15)] == [6, 3, 3]
+
+
+def test_fewer_in_a_row_take_no_more_than_everybody_gets() -> None:
+    """Who came first once took blocks for all of them, and the last one's tree found none."""
+    scheduler = Scheduler(BlockPool(6, 4), 2, 64, tree_room=2)
+    first, second = make_sequence("a", 3, max_tokens=20), make_sequence("b", 3, max_tokens=20)
+    scheduler.add(first, second)
+    run(scheduler.schedule())
+    assert scheduler.num_in_a_row(scheduler.schedule(), 16, 1) == 4
+    assert (len(first.block_table), len(second.block_table)) == (3, 3)
 
 
 def test_what_a_sequence_leaves_is_held_while_a_step_is_under_way() -> None:
