@@ -1,5 +1,5 @@
-"""Several engines in one process: each has its weights, cache and threads, and none disturbs
-another."""
+"""Several engines in one process: each has its cache and threads, all read one copy of the weights,
+and none disturbs another."""
 
 from sdengine import Engine, SamplingParams, SpeculationConfig
 

@@ -1,4 +1,4 @@
-"""Every error that sdengine raises on purpose.
+"""Every error that sdengine raises on purpose; kernels called by themselves raise ValueError.
 
 One base class and one class per reason a caller would act on differently. A message says what was
 expected, what was got, and the way out; `SdengineError.from_parts` composes exactly that, so that
@@ -58,7 +58,7 @@ class RequestError(SdengineError):
 
 
 class CacheFull(SdengineError):
-    """The KV cache cannot hold a sequence even when nothing else runs."""
+    """Weights and KV cache do not fit into memory."""
 
 
 class BackendUnavailable(SdengineError):

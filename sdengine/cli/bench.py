@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError.from_parts(
             f"a clone of the repository, which holds {module.replace('.', '/')}",
             "an installation without it",
-            "clone it and run the command there",
+            "clone it and install it from there with pip install -e .",
         )
     debug = [DEBUG] if args.debug else []
     sys.argv = [f"sdengine bench {args.what}", *debug, *args.options]

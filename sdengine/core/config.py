@@ -75,8 +75,8 @@ class SpeculationConfig:
         max_depth: most draft tokens along one path.
         max_children: most children of one node.
         branching: children per node at depth 1, 2, ... of "kary" and "sampled"; an int k means k at
-            every depth that fits max_nodes. None takes (4, 2, 2, 1) as far as it fits. Kept as a
-            tuple; empty for the other methods.
+            every depth that fits max_nodes. None takes (4, 2, 2, 1) as far as it fits. A list is
+            kept as a tuple; other methods refuse it.
         adaptive: choose the budget per step, zero included, from measured costs and expected gain;
             False always drafts max_nodes.
         max_batch_nodes: most draft tokens of a step over all sequences; None leaves it to the
@@ -85,8 +85,8 @@ class SpeculationConfig:
             accepts most. At least 1e-5 with "rejection": below it drafts are chosen, not drawn.
         calibrate: fit acceptance estimates online; False trusts the draft model's probabilities,
             or the shares of votes of "ngram".
-        min_ngram: shortest run of tokens that "ngram" looks up; other methods refuse it.
-        max_ngram: longest run of tokens that "ngram" looks up; other methods refuse it.
+        min_ngram: shortest run of tokens that "ngram" looks up; others refuse all but this.
+        max_ngram: longest run of tokens that "ngram" looks up; others refuse all but this.
 
     Raises:
         ConfigError: an argument is of the wrong type, out of range, or contradicts another; the
@@ -262,7 +262,7 @@ class EngineConfig:
             GPU, each with the other's kernels for the ops that it lacks.
         conditional_graphs: on a GPU, let the CUDA graph of a step skip draft layers without rows by
             itself (conditional nodes, driver for CUDA 12.4 or newer) instead of launching kernels
-            that find nothing to do. A CPU always skips them.
+            that find nothing to do. A CPU always skips them, and refuses True.
 
     Raises:
         ConfigError: an argument is of the wrong type, out of range, or contradicts another; the

@@ -45,7 +45,8 @@ class SamplingParams:
         n: completions per prompt, 1 to 128.
         max_tokens: most tokens to generate per completion, >= 1.
         min_tokens: end-of-sequence and stop tokens are masked until so many tokens are generated,
-            and stop strings that end before are not looked at; <= max_tokens.
+            and stop strings that end before are not looked at; <= max_tokens. With it an engine
+            takes at most 64 ending tokens, the checkpoint's included.
         temperature: >= 0; below 1e-5 the most likely token is taken.
         top_p: nucleus mass in (0, 1]; 1 keeps all tokens.
         top_k: keep the k most likely tokens; 0 (or -1) keeps all.
@@ -54,7 +55,7 @@ class SamplingParams:
         frequency_penalty: subtracted per earlier occurrence among the generated tokens, -2 to 2.
         repetition_penalty: 0.001 to 1000; divides positive and multiplies negative logits of tokens
             of prompt and output.
-        logit_bias: token id -> number of [-100, 100] added to its logit.
+        logit_bias: token id -> number of [-100, 100] added to its logit; an engine takes 1024.
         seed: 64-bit integer that fixes the request's random numbers; None takes one from the
             engine's seed.
         stop: a string or a list of strings that end the generation; kept as a tuple.
@@ -64,7 +65,7 @@ class SamplingParams:
         logprobs: 0 to 20 alternatives per generated token, beside the token's own; None for none at
             all.
         skip_special_tokens: leave special tokens out of the text, and with them the token that
-            ended the generation, whatever it is.
+            ended the generation, unless include_stop_str_in_output keeps it.
         include_stop_str_in_output: keep the stop string in the text, and a token that ended the
             generation unless that is a special one to be left out.
 
