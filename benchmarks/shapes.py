@@ -56,7 +56,7 @@ class Shape:
 
 SHAPES = {
     "pair-target": Shape(256, 1408, 10, 4, 2, 64, 2048),  # the bundled pair
-    "pair-draft": Shape(128, 352, 2, 2, 1, 64, 2048),
+    "pair-draft": Shape(128, 704, 2, 2, 1, 64, 2048),
     "68m": Shape(768, 3072, 2, 12, 12, 64, 32000),  # JackFram/llama-68m
     "160m": Shape(768, 3072, 12, 12, 12, 64, 32000),  # JackFram/llama-160m
     "1.1b": Shape(2048, 5632, 22, 32, 4, 64, 32000),  # TinyLlama

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -147,7 +148,10 @@ def test_the_bundled_pair_is_probed_from_end_to_end(capsys) -> None:
     (found,) = json.loads(capsys.readouterr().out)["verdicts"]
     assert [p["budget"] for p in found["predictions"]] == [1, 2, 3, 4]
     lengths = [p["tokens_per_step"] for p in found["predictions"]]
-    assert lengths == sorted(lengths) and lengths[0] >= 1.0 and lengths[-1] <= 5.0
+    # Every budget takes steps of its own through the few tokens, which another library begins
+    # with another prompt: one node more gave 0.05 tokens less once.
+    assert all(larger > smaller - 0.2 for smaller, larger in pairwise(lengths))
+    assert 1.0 <= lengths[0] < lengths[-1] <= 5.0
     assert [check["budget"] for check in found["checks"]] == ["2", "adaptive"]
     for check in found["checks"]:
         assert check["error"] == check["predicted"] / check["measured"] - 1

@@ -16,7 +16,7 @@ from sdengine.llm import LLM
 from sdengine.model.registry import ModelPaths, resolve_model
 
 TARGET = Shape(320, 1424, 11, 6, 3, 128, 2111)  # small: 256, 1408, 10, 4, 2, 64, 2048
-DRAFT = Shape(144, 360, 3, 3, 3, 64, 2111)  # small: 128, 352, 2, 2, 1, 64, 2048
+DRAFT = Shape(144, 712, 3, 3, 3, 64, 2111)  # small: 128, 704, 2, 2, 1, 64, 2048
 TEXTS = [prompt.text for prompt in PROMPTS[:4]]
 TOKENS = 48
 
