@@ -132,7 +132,7 @@ def test_every_method_is_compared(pair: Pair, prompts) -> None:
     ]
     assert all(1.0 <= c.tokens_per_step <= DEPTH + 1 for c in cells)
     vector = comparison.positional(False)
-    assert vector[0] > 0.2 and (vector[:-1] >= vector[1:]).all() and vector.sum() <= 1.0
+    assert vector[0] > 0.2 and (vector[:-1] >= vector[1:]).all() and vector.sum() < 1.0 + 1e-6
 
 
 def test_rejection_walks_replay_a_text_with_other_draws_and_coins(pair: Pair, prompts) -> None:

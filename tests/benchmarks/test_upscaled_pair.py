@@ -15,7 +15,7 @@ from benchmarks.upscale.agreement import LogitAgreement, TextAgreement
 from sdengine.model.registry import resolve_model
 
 TARGET = Shape(272, 1424, 10, 4, 2, 64, 2050)
-DRAFT = Shape(136, 360, 2, 2, 1, 64, 2050)
+DRAFT = Shape(136, 712, 2, 2, 1, 64, 2050)
 
 
 @pytest.fixture

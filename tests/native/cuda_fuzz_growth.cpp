@@ -81,7 +81,7 @@ void require_same_tokens(const TokenTreeView& a, const TokenTreeView& b, int32_t
     require(same(x.next_sibling, y.next_sibling, n), "next_sibling");
     require(same(x.draft_slots, y.draft_slots, n), "selected draft slots");
     require(same(x.proposal_rows, y.proposal_rows, n), "selected proposal rows");
-    require(same(x.node_slots, y.node_slots, n), "node_slots");
+    require(same(x.creation_ids, y.creation_ids, n), "creation_ids");
     require(same(x.estimates, y.estimates, n) && same(x.probs, y.probs, n), "selected floats");
     require(same(x.reach, y.reach, n), "selected reach");
     require(same(x.ancestor_mask, y.ancestor_mask, int64_t{n} * x.mask_words), "ancestor masks");
