@@ -20,7 +20,6 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from statistics import mean
-from typing import Any
 
 from benchmarks.conditions import as_lines, describe_machine
 from benchmarks.held_out import held_out_prompts
@@ -94,8 +93,7 @@ def measure(llm: LLM, prompts: list[str], args: argparse.Namespace) -> Iterator[
         outputs = llm.generate(prompts, params)
         texts = [(o.prompt or "", c) for o in outputs for c in o.outputs]
         shares = [good_line_share(prompt, completion.text) for prompt, completion in texts]
-        rows: Any = [c.token_ids for _, c in texts if len(c.token_ids) >= NGRAM_ORDER]
-        repeated = repeated_ngram_share(rows, NGRAM_ORDER) if rows else 0.0
+        repeated = repeated_ngram_share([c.token_ids for _, c in texts], NGRAM_ORDER)
         yield Quality(sampling, mean(share == 1.0 for share in shares), mean(shares), repeated)
 
 

@@ -178,8 +178,7 @@ def _latencies(runs: Sequence[Run]) -> dict[str, float]:
 def _repeated(runs: Sequence[Run]) -> float:
     from sdengine.train.sampling import repeated_ngram_share
 
-    texts = [np.array(ids) for run in runs for ids in run.token_ids if len(ids) >= NGRAM_ORDER]
-    return repeated_ngram_share(texts, NGRAM_ORDER) if texts else 0.0  # type: ignore[arg-type]
+    return repeated_ngram_share([ids for run in runs for ids in run.token_ids], NGRAM_ORDER)
 
 
 def to_markdown(document: Mapping[str, Any]) -> str:

@@ -150,10 +150,10 @@ def _open_models(config: EngineConfig, bundled_dir: Path | None) -> Models:
     draft_config = draft.config if draft is not None else None
     max_model_len = choose_max_model_len(config, target.config)
     check_windows(speculation, target.config, draft_config)
-    for checkpoint in (target, draft):
-        if checkpoint is not None:
-            check_heads(checkpoint)
-    return Models(paths.target, target, draft, tokenizer, speculation, max_model_len)
+    models = Models(paths.target, target, draft, tokenizer, speculation, max_model_len)
+    for checkpoint in models.checkpoints:
+        check_heads(checkpoint)
+    return models
 
 
 def _build_iteration(

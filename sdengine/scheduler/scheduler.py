@@ -288,8 +288,8 @@ class Scheduler:
             if entry is not None:
                 entry.can_draft = False
             if self._grow(sequence, num_slots):
-                break
-        return True
+                return True
+        return False
 
     def _tree_rooms(
         self, wanting: Sequence, step: Schedule
@@ -310,7 +310,7 @@ class Scheduler:
         return -(-num_slots // self.pool.block_size)
 
     def _num_missing(self, sequence: Sequence, num_slots: int) -> int:
-        return self._num_blocks(num_slots) - len(sequence.block_table)
+        return -(-num_slots // self.pool.block_size) - len(sequence.block_table)
 
     def _grow(self, sequence: Sequence, num_slots: int) -> bool:
         missing = self._num_missing(sequence, num_slots)
@@ -328,6 +328,9 @@ class Scheduler:
 
     def _are_ahead(self, step: Schedule, num_tokens: int) -> bool:
         """Whether there are blocks for so many more tokens of everybody in a step."""
+        at_most = self._num_blocks(num_tokens + self._tree_room) + 1  # of one that decodes
+        if len(step.scheduled) * at_most <= self.pool.num_free:
+            return True  # as nearly always: no need to look at each
         missing = 0
         for entry in step.scheduled:
             slots = self._slots_ahead(entry.sequence, num_tokens)

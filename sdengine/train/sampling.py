@@ -3,6 +3,7 @@ of loops."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -96,10 +97,12 @@ def target_samples(
     return generate(llm, prompts, length, temperatures, seed + 1, stream.bos_id)
 
 
-def repeated_ngram_share(rows: np.ndarray, n: int) -> float:
-    """Share of the n-grams of each row that the same row already contained; mean over rows."""
+def repeated_ngram_share(rows: Iterable[Sequence[int]], n: int) -> float:
+    """Share of the n-grams of each row that the same row already contained; mean over the rows that
+    have any, 0 if none has."""
     shares = []
     for row in rows:
         grams = [tuple(row[index : index + n]) for index in range(len(row) - n + 1)]
-        shares.append(1.0 - len(set(grams)) / len(grams))
-    return float(np.mean(shares))
+        if grams:
+            shares.append(1.0 - len(set(grams)) / len(grams))
+    return float(np.mean(shares)) if shares else 0.0

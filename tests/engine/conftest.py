@@ -61,6 +61,11 @@ def tiny(settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def tiny_engine(target: str | None = None, draft: str | None = None, **settings: Any) -> Engine:
+    """An engine of a tiny random target."""
+    return Engine(target or str(make_checkpoint()), draft=draft, **tiny(settings))
+
+
 def assert_nothing_left(engine: Engine) -> None:
     """Of an engine whose requests are done."""
     assert not engine.has_unfinished_requests(), "the test left requests behind"
@@ -82,7 +87,7 @@ def make_engine(engines: list[Engine]) -> MakeEngine:
     """Builds engines."""
 
     def make(target: str | None = None, draft: str | None = None, **settings: Any) -> Engine:
-        engine = Engine(target or str(make_checkpoint()), draft=draft, **tiny(settings))
+        engine = tiny_engine(target, draft, **settings)
         engines.append(engine)
         return engine
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sdengine.engine import Engine
 from sdengine.errors import CheckpointError
-from tests.engine.conftest import tiny
+from tests.engine.conftest import tiny_engine
 from tests.model.checkpoints import make_checkpoint
 
 
@@ -30,6 +29,6 @@ def test_heads_that_no_kernel_takes_are_refused_before_weights_are_read(
     sizes = {"num_key_value_heads": sizes["num_attention_heads"], **sizes}
     model = str(make_checkpoint(num_hidden_layers=2, **sizes))
     with pytest.raises(CheckpointError, match=words):
-        Engine(model, **tiny({}))
+        tiny_engine(model)
     with pytest.raises(CheckpointError, match=words):
-        Engine(str(make_checkpoint()), draft=model, **tiny({"speculation": "dyspec"}))
+        tiny_engine(draft=model, speculation="dyspec")

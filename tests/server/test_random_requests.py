@@ -15,8 +15,7 @@ import httpx
 import pytest
 
 from sdengine.core.sampling_params import SamplingParams
-from sdengine.engine import Engine
-from tests.engine.conftest import assert_nothing_left, tiny
+from tests.engine.conftest import assert_nothing_left, tiny_engine
 from tests.engine.test_random_requests import Completions, Draw, Request, alone
 from tests.server.conftest import MODEL, running
 
@@ -84,17 +83,12 @@ def check_stream(url: str, request: Request, expected: Completions, most_events:
     assert most_events == 0 or all(reasons.get(index) for index in expected)
 
 
-def make_engine(target: str | None = None, draft: str | None = None, **settings: Any) -> Engine:
-    assert target is not None
-    return Engine(target, draft=draft, **tiny(settings))
-
-
 def check(seed: int) -> None:
     draw = Draw(seed)
-    with draw.plain_engine(make_engine) as plain:
+    with draw.plain_engine(tiny_engine) as plain:
         expected = [alone(plain, request) for request in draw.requests.values()]
         assert_nothing_left(plain)
-    engine = draw.engine(make_engine)
+    engine = draw.engine(tiny_engine)
     with running(engine) as server, ThreadPoolExecutor(NUM_CLIENTS) as clients:
         url = f"{server.url}/v1/completions"
         ways = [draw.rng.choice(WAYS) for _ in expected]
