@@ -30,17 +30,20 @@ def related_draft(seed: int = 0) -> str:
 
 
 @functools.cache
-def text_checkpoint(num_layers: int = 3, family: str = "llama", **settings: str) -> str:
-    """A random model with a byte-level tokenizer; with 2 layers a draft for the one with 3.
+def text_checkpoint(
+    num_layers: int = 3, family: str = "llama", vocab_size: int = 430, **settings: str
+) -> str:
+    """A random model with a byte-level tokenizer of 423; with 2 layers a draft for one with 3.
 
     Args:
         num_layers: of the model.
         family: of tests.model.checkpoints.
+        vocab_size: rows of its embedding.
         settings: further keys of tokenizer_config.json.
     """
     tokenizer = make_tokenizer_dir("byte_level", **settings)
     source = make_checkpoint(
-        family, vocab_size=430, num_hidden_layers=num_layers, bos_token_id=0, eos_token_id=1
+        family, vocab_size=vocab_size, num_hidden_layers=num_layers, bos_token_id=0, eos_token_id=1
     )
     directory = Path(tempfile.mkdtemp(dir=scratch_dir()))
     for file in (*source.iterdir(), *tokenizer.iterdir()):
