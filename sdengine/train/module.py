@@ -9,11 +9,14 @@ engine has its own forward; the two meet in the exported checkpoint.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Drop = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +106,31 @@ class FeedForward(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
+def leave_out_nothing(x: Tensor) -> Tensor:
+    """In place of a `Dropout`."""
+    return x
+
+
+class Dropout:
+    """Leaves out numbers of what a layer adds to the residual stream, and scales up the rest.
+
+    Its numbers come from a seed of its own, so that a pass can be repeated whichever thread makes
+    it. Of one pass: on another device than the CPU they are drawn on the CPU all the same.
+
+    Args:
+        rate: share left out, in [0, 1).
+        seed: of the numbers.
+    """
+
+    def __init__(self, rate: float, seed: int) -> None:
+        self._keep = 1.0 - rate
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        kept = torch.empty(x.shape).bernoulli_(self._keep, generator=self._generator)
+        return x * kept.div_(self._keep).to(x.device)
+
+
 class Block(nn.Module):
     """Pre-norm transformer layer."""
 
@@ -113,9 +141,9 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(shape.hidden_size, shape.rms_norm_eps)
         self.mlp = FeedForward(shape)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin)
-        return x + self.mlp(self.post_attention_layernorm(x))
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, drop: Drop) -> Tensor:
+        x = x + drop(self.self_attn(self.input_layernorm(x), cos, sin))
+        return x + drop(self.mlp(self.post_attention_layernorm(x)))
 
 
 class Decoder(nn.Module):
@@ -162,18 +190,19 @@ class LlamaModule(nn.Module):
             if name.endswith(("o_proj.weight", "down_proj.weight")):
                 parameter.zero_()  # every layer starts as the identity
 
-    def forward(self, token_ids: Tensor) -> Tensor:
+    def forward(self, token_ids: Tensor, drop: Drop = leave_out_nothing) -> Tensor:
         """Logits of the next token after each position.
 
         Args:
             token_ids: int64 [B, S].
+            drop: applied to what every layer adds, in training.
 
         Returns:
             fp32 logits [B, S, V].
         """
-        return self.head(self.hidden_states(token_ids))
+        return self.head(self.hidden_states(token_ids, drop))
 
-    def hidden_states(self, token_ids: Tensor) -> Tensor:
+    def hidden_states(self, token_ids: Tensor, drop: Drop = leave_out_nothing) -> Tensor:
         """What the head sees, after the last norm: int64 [B, S] to fp32 [B, S, E]."""
         length = token_ids.shape[1]
         cos, sin = self.cos[:length], self.sin[:length]
@@ -182,7 +211,7 @@ class LlamaModule(nn.Module):
         # No cache of rounded weights: each is used once, and all threads would share the cache.
         with torch.autocast(x.device.type, torch.bfloat16, is_bf16, cache_enabled=False):
             for layer in self.model.layers:
-                x = layer(x, cos, sin)
+                x = layer(x, cos, sin, drop)
         return self.model.norm(x)
 
     def head(self, states: Tensor) -> Tensor:

@@ -37,6 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             1.0,
             "factor on the peak learning rates; below 1 for a start from a trained pair",
         ),
+        (
+            "--dropout",
+            float,
+            0.0,
+            "share left out of what the target's layers add, against learning the corpus by heart"
+            " in many passes",
+        ),
         ("--seed", int, 0, "of weights, batches and samples"),
         ("--device", str, "cpu", "cpu, cuda or cuda:N"),
     ):
@@ -94,6 +101,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ConfigError.from_parts(f"--seed of at least 0 and below {SEED_END}", str(args.seed))
     if not 0.0 < args.rate <= 2.0:
         raise ConfigError.from_parts("--rate above 0 and at most 2", str(args.rate))
+    if not 0.0 <= args.dropout < 1.0:
+        raise ConfigError.from_parts("--dropout of at least 0 and below 1", str(args.dropout))
     if args.device != "cpu" and not torch.cuda.is_available():
         raise ConfigError.from_parts("--device cpu on a machine without a GPU", args.device)
     if find_spec("matplotlib") is None:

@@ -251,7 +251,9 @@ def run(args: argparse.Namespace) -> int:
     if args.export_only:
         require_checkpoint(args.run_dir)
     make_directories(args)
-    config = PairConfig(seed=args.seed, device=args.device, precision=args.precision)
+    config = PairConfig(
+        seed=args.seed, device=args.device, precision=args.precision, dropout=args.dropout
+    )
     config = replace(
         config,
         matrix_lr=config.matrix_lr * args.rate,

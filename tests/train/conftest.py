@@ -20,6 +20,7 @@ TINY_CONFIG = PairConfig(
     short_length=32,
     long_length=64,
     eval_tokens=128,
+    dropout=0.2,
 )
 
 

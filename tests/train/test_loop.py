@@ -133,6 +133,30 @@ def test_draft_stage_leaves_the_target_alone(streams, tmp_path):
         assert torch.equal(before[name], tensor), name
 
 
+def test_the_target_alone_is_trained_with_dropout(streams):
+    """Every step leaves out other numbers; what is measured or frozen leaves out none."""
+    target, draft = LlamaModule(TINY_TARGET, seed=0), LlamaModule(TINY_DRAFT, seed=1)
+    with torch.no_grad():
+        for block in target.model.layers:
+            block.mlp.down_proj.weight.normal_(std=0.1)
+
+    def losses(dropout: float, build) -> list[float]:
+        config = replace(TINY_CONFIG, dropout=dropout, seed=3)
+        objective = build(target, draft, streams, config)
+        batch = objective.sampler.batch(0, config.tokens_per_step, config.short_length)
+        steps = [objective._accumulate(batch, step)["loss"] for step in (0, 0, 1)]
+        return [*steps, *objective.evaluate().values()]
+
+    def on_samples(*args) -> DraftObjective:
+        return DraftObjective(*args, np.full((4, 33), 7, np.uint16))
+
+    first, again, other, *figures = losses(0.2, JointObjective)
+    assert first == again != other
+    plain, _, also_plain, *plain_figures = losses(0.0, JointObjective)
+    assert plain == also_plain != first and figures == plain_figures
+    assert losses(0.2, on_samples) == losses(0.0, on_samples)
+
+
 def test_schedule_rises_holds_and_falls():
     state = LoopState(cooldown_start=6)
     scales = [learning_rate_scale(step, state, CONFIG) for step in range(10)]

@@ -10,6 +10,7 @@ import torch
 from sdengine.errors import CheckpointError
 from sdengine.train.export import export_checkpoint, load_exported, sha256_of, write_manifest
 from sdengine.train.losses import cross_entropy
+from sdengine.train.module import Dropout
 from sdengine.train.optim import build_optimizers, orthogonalise
 
 
@@ -83,6 +84,26 @@ def test_one_batch_can_be_learnt_by_heart(tiny_pair):
             optimizer.zero_grad()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.1 * losses[0], (losses[0], losses[-1])
+
+
+def test_dropout_keeps_the_mean_and_repeats_itself():
+    x = torch.full((200, 500), 3.0)
+    dropped = Dropout(0.2, seed=5)(x)
+    left_out = float((dropped == 0).float().mean())
+    assert left_out == pytest.approx(0.2, abs=0.01)
+    assert torch.equal(dropped[dropped != 0], torch.full_like(dropped[dropped != 0], 3.0 / 0.8))
+    assert torch.equal(dropped, Dropout(0.2, seed=5)(x))
+    assert not torch.equal(dropped, Dropout(0.2, seed=6)(x))
+
+
+def test_dropout_reaches_every_layer(tiny_pair):
+    """With nothing added to the residual stream a model is its embedding and head."""
+    target = tiny_pair[0]
+    token_ids = torch.randint(320, (1, 20), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        bare = target.head(target.model.norm(target.model.embed_tokens(token_ids)))
+        assert torch.equal(target(token_ids, torch.zeros_like), bare)
+        assert not torch.equal(target(token_ids), bare)
 
 
 def loss_and_gradients(module, token_ids):

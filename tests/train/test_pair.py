@@ -70,13 +70,13 @@ def test_command_trains_exports_and_documents_a_pair(small_recipe, tmp_path):
     assert np.load(tmp_path / "run" / "samples.npy").shape == (8, 65)
 
 
-def test_precision_belongs_to_the_recipe(small_recipe, tmp_path):
-    assert recipe.run(arguments(*small_recipe, "--precision", "bf16")) == 0
+def test_precision_and_dropout_belong_to_the_recipe(small_recipe, tmp_path):
+    assert recipe.run(arguments(*small_recipe, "--precision", "bf16", "--dropout", "0.1")) == 0
     manifest = json.loads((tmp_path / "out" / "MANIFEST.json").read_text())
-    assert manifest["recipe"]["precision"] == "bf16"
+    assert manifest["recipe"]["precision"] == "bf16" and manifest["recipe"]["dropout"] == 0.1
     assert "steps of 256 tokens, bf16, seed" in (tmp_path / "out" / "MODEL_CARD.md").read_text()
     with pytest.raises(ConfigError, match=r"precision=bf16 of the run .*precision=fp32"):
-        recipe.run(arguments(*small_recipe))
+        recipe.run(arguments(*small_recipe, "--dropout", "0.1"))
 
 
 def test_export_only_marks_what_is_unfinished(small_recipe, tmp_path):
@@ -190,6 +190,12 @@ def test_a_seed_must_not_be_negative_nor_huge(small_recipe, tmp_path, seed):
     with pytest.raises(ConfigError, match=f"--seed of at least 0 and below .*, got {seed}"):
         recipe.run(arguments(*small_recipe, "--seed", seed))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("share", ["-0.1", "1", "nan"])
+def test_dropout_must_leave_something(small_recipe, share):
+    with pytest.raises(ConfigError, match=f"--dropout of at least 0 and below 1, got {share}"):
+        recipe.run(arguments(*small_recipe, "--dropout", share))
 
 
 def test_a_run_of_fewer_steps_than_its_cooldown_is_no_longer():
