@@ -106,6 +106,11 @@ def model_card(manifest: dict) -> str:
             )
         if steps["pair"] == 0:
             start += "\nThe target is still that pair's: this run went on with the draft alone."
+    dropout = (
+        f"{recipe['dropout']:.0%} of what the target's layers add was left out in stage one.\n"
+        if steps["pair"] and recipe["dropout"]
+        else ""
+    )
     warning = (
         "**Provisional: exported from an unfinished training.**\n\n"
         if manifest["is_provisional"]
@@ -140,7 +145,7 @@ the draft alone by forward KL and the acceptance itself, half on corpus text, ha
 from the target, which the draft reads many times and the target once. Matrices are stepped by
 Muon, embeddings and norms by AdamW; warm-up, constant rate, linear cooldown with the sequence
 length raised from 512 to 1024. Weights are stored in bf16. `loss_curve.png` shows the course.
-{start}
+{dropout}{start}
 In all the target saw {tokens / 1e6:.1f}M tokens, {tokens / corpus["train_tokens"]:.1f} passes over
 the corpus; `--start-from` continues from here, and more steps buy a better
 pair.{replanned}

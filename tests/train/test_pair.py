@@ -74,7 +74,9 @@ def test_precision_and_dropout_belong_to_the_recipe(small_recipe, tmp_path):
     assert recipe.run(arguments(*small_recipe, "--precision", "bf16", "--dropout", "0.1")) == 0
     manifest = json.loads((tmp_path / "out" / "MANIFEST.json").read_text())
     assert manifest["recipe"]["precision"] == "bf16" and manifest["recipe"]["dropout"] == 0.1
-    assert "steps of 256 tokens, bf16, seed" in (tmp_path / "out" / "MODEL_CARD.md").read_text()
+    card = (tmp_path / "out" / "MODEL_CARD.md").read_text()
+    assert "steps of 256 tokens, bf16, seed" in card
+    assert "10% of what the target's layers add was left out" in card
     with pytest.raises(ConfigError, match=r"precision=bf16 of the run .*precision=fp32"):
         recipe.run(arguments(*small_recipe, "--dropout", "0.1"))
 
