@@ -48,7 +48,7 @@ class Row:
         method: how trees are drafted; "plain" is decoding without.
         budget: "adaptive", or the fixed most draft tokens of a step; "0" for plain decoding.
         plain_tokens_per_s: plain decoding, measured in turn with the next.
-        tokens_per_s: of the whole batch, prefill left out.
+        tokens_per_s: of the whole batch, prefill left out, as `Comparison` does.
         ratio: median of the batches' ratios.
         mean_acceptance_length: tokens committed per target forward and sequence.
         draft_tokens_per_step: tree nodes per target forward and sequence.
@@ -134,8 +134,8 @@ def summary(
         temperature=params.temperature,
         method=method,
         budget=size,
-        plain_tokens_per_s=median(median(r.tokens_per_s for r in p.plain) for p in pairs),
-        tokens_per_s=median(median(r.tokens_per_s for r in p.speculative) for p in pairs),
+        plain_tokens_per_s=median(pair.plain_tokens_per_s for pair in pairs),
+        tokens_per_s=median(pair.speculative_tokens_per_s for pair in pairs),
         ratio=median(pair.ratio for pair in pairs),
         mean_acceptance_length=_committed(stats) / steps,
         draft_tokens_per_step=drafted / steps,

@@ -2,8 +2,8 @@
 
 A batch starts at once and ends with its last request; a single request is a batch of one. Its speed
 counts from the moment at which every request has its first token: prefill is left out, and with it
-the tokens of those first commits. Ratios are taken within one process, the two sides alternating,
-so that a machine that slows down slows both.
+the tokens of those first commits, unless there are no others. Ratios are taken within one process,
+the two sides alternating, so that a machine that slows down slows both.
 """
 
 from __future__ import annotations
@@ -71,11 +71,19 @@ class Run:
         return cls(outputs, first, gaps, token_s, end - all_started, decoded)
 
     @property
+    def has_decoded(self) -> bool:
+        """Whether anything came after the first commits, so that decoding alone has a speed."""
+        return self.num_decoded > 0 and self.decode_s > 0
+
+    @property
     def tokens_per_s(self) -> float:
         """Of the whole batch; of all tokens in all the time when everything came at once."""
-        if self.num_decoded and self.decode_s > 0:
-            return self.num_decoded / self.decode_s
-        return sum(map(len, self.token_ids)) / max(self.first_token_s)
+        return self.num_decoded / self.decode_s if self.has_decoded else self.whole_tokens_per_s
+
+    @property
+    def whole_tokens_per_s(self) -> float:
+        """Of all tokens in all the time, prefill included."""
+        return sum(map(len, self.token_ids)) / (max(self.first_token_s) + self.decode_s)
 
     @property
     def output(self) -> RequestOutput:
@@ -110,12 +118,12 @@ class Comparison:
     @property
     def plain_tokens_per_s(self) -> float:
         """Median."""
-        return median(run.tokens_per_s for run in self.plain)
+        return self._speed(self.plain)
 
     @property
     def speculative_tokens_per_s(self) -> float:
         """Median."""
-        return median(run.tokens_per_s for run in self.speculative)
+        return self._speed(self.speculative)
 
     @property
     def ratio(self) -> float:
@@ -133,6 +141,13 @@ class Comparison:
         """Whether every run, plain or speculative, gave the same tokens."""
         first = self.plain[0].token_ids
         return all(run.token_ids == first for run in (*self.plain, *self.speculative))
+
+    def _speed(self, runs: Sequence[Run]) -> float:
+        """Median, prefill left out; but included on both sides where one of them has nothing else,
+        as for an answer of three tokens that came with the prompt's own step."""
+        if all(run.has_decoded for run in (*self.plain, *self.speculative)):
+            return median(run.tokens_per_s for run in runs)
+        return median(run.whole_tokens_per_s for run in runs)
 
 
 def short(params: SamplingParams) -> SamplingParams:

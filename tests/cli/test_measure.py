@@ -72,6 +72,19 @@ def test_sides_alternate_and_take_turns_in_going_first() -> None:
     assert comparison.is_identical
 
 
+@pytest.mark.usefixtures("ticking")
+def test_a_speed_without_prefill_is_not_compared_with_one_that_has_it() -> None:
+    """As of a short answer that the side with trees gives whole with the prompt's own step."""
+    comparison = alternate(
+        partial(run_request, FakeLLM(steps=("a", "bc"), is_speculative=False), "x", GREEDY),
+        partial(run_request, FakeLLM(steps=("abc",)), "x", GREEDY),
+        repeats=2,
+    )
+    assert comparison.plain[0].tokens_per_s == 2.0
+    assert (comparison.plain_tokens_per_s, comparison.speculative_tokens_per_s) == (1.5, 3.0)
+    assert comparison.ratio == 2.0
+
+
 def test_measuring_ends_after_a_pair_when_time_is_over() -> None:
     once = partial(run_request, FakeLLM(), "x", GREEDY)
     comparison = alternate(once, once, 9, lambda: True)
