@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken
 
 from sdengine.core.argument import python_command
 from sdengine.errors import CheckpointError, ConfigError, RequestError
@@ -54,12 +53,12 @@ class Tokenizer:
     """
 
     __slots__ = (
-        "_added",
         "_backend",
         "_ordinary_bytes",
         "_ordinary_piece",
         "_prefix",
         "_rules",
+        "_special",
         "_suffix",
         "_token_text",
         "special_tokens",
@@ -71,12 +70,11 @@ class Tokenizer:
         backend.no_padding()
         self._backend = backend
         self.special_tokens = special_token_strings(settings)
-        apply_declarations(backend, settings, self.special_tokens)
+        self._special = apply_declarations(backend, settings, self.special_tokens)
         default = None if is_llama(settings) else False
         apply_prefix_space(backend, settings.get("add_prefix_space", default))
         decoder = backend.decoder
         self._rules = parse_decoder(None if decoder is None else json.loads(decoder.__getstate__()))
-        self._added: dict[int, AddedToken] = backend.get_added_tokens_decoder()
         # For every token that is generated; the backend's own look-up makes a new string each time.
         self._ordinary_piece = functools.cache(self._find_ordinary_piece)
         self._ordinary_bytes = functools.cache(self._find_ordinary_bytes)
@@ -155,7 +153,7 @@ class Tokenizer:
 
     def is_special(self, token_id: int) -> bool:
         """Whether `skip_special_tokens` leaves this token out."""
-        return token_id in self._added and bool(self._added[token_id].special)
+        return self._backend.id_to_token(token_id) in self._special
 
     @property
     def bos_token_id(self) -> int | None:

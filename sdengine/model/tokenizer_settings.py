@@ -105,7 +105,7 @@ def apply_prefix_space(backend: tokenizers.Tokenizer, flag: object) -> None:
 
 def apply_declarations(
     backend: tokenizers.Tokenizer, settings: Mapping[str, Any], specials: Mapping[str, str]
-) -> None:
+) -> frozenset[str]:
     """Give added tokens what the settings say of them.
 
     Args:
@@ -113,11 +113,16 @@ def apply_declarations(
         settings: of `tokenizer_settings`.
         specials: of `special_token_strings`.
 
+    Returns:
+        The strings of special tokens. One of tokenizer.json stays special whatever the settings
+        say: so it is for the backend's own decoding, and for transformers.
+
     Raises:
         CheckpointError: a declaration is malformed, or its token gets another id than it declares.
     """
     backend.encode_special_tokens = settings.get("split_special_tokens") is True
     known = backend.get_added_tokens_decoder()
+    special = _special_strings(backend)
     for index, token in [*_declared_tokens(settings), *_older_tokens(backend, settings)]:
         if index in known and _properties(known[index]) == _properties(token):
             continue
@@ -130,6 +135,12 @@ def apply_declarations(
             )
     for content in {*specials.values(), *_more_special(settings)}:
         _make_special(backend, content)
+    return special | _special_strings(backend)
+
+
+def _special_strings(backend: tokenizers.Tokenizer) -> frozenset[str]:
+    tokens = backend.get_added_tokens_decoder().values()
+    return frozenset(token.content for token in tokens if token.special)
 
 
 def _declared_tokens(settings: Mapping[str, Any]) -> list[tuple[int, AddedToken]]:

@@ -357,6 +357,7 @@ def test_tokens_that_only_the_settings_declare_get_their_id(tmp_path) -> None:
 
 FLAGS = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False}
 TOOL = {"content": "<tool call>", **FLAGS}
+END = {"content": "</s>", **FLAGS}
 
 
 @pytest.mark.parametrize(
@@ -366,6 +367,7 @@ TOOL = {"content": "<tool call>", **FLAGS}
         {"added_tokens_decoder": {"420": {**TOOL, "special": False, "rstrip": True}}},
         {"additional_special_tokens": ["<tool call>"]},
         {"pad_token": "<tool call>"},
+        {"added_tokens_decoder": {"1": {**END, "special": False}}, "eos_token": "<s>"},
     ],
 )
 def test_the_settings_win_as_in_transformers(tmp_path, changes: dict[str, object]) -> None:
