@@ -4,6 +4,10 @@
 #include <stdexcept>
 #include <string>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 namespace sdengine {
 namespace {
 
@@ -53,6 +57,19 @@ Isa fastest_isa() {
   if (all == Isa::kAvx512Bf16 && __builtin_cpu_is("intel")) return Isa::kAvx512;
 #endif
   return all;
+}
+
+// By the family: what tells how wide a core multiplies is a leaf that hypervisors leave empty.
+bool starts_two_dots() {
+#if defined(__x86_64__)
+  constexpr unsigned kZen5 = 0x1a;
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  if (!__builtin_cpu_is("amd") || !__get_cpuid(1, &eax, &ebx, &ecx, &edx)) return false;
+  const unsigned base = eax >> 8 & 0xf;
+  return (base == 0xf ? base + (eax >> 20 & 0xff) : base) >= kZen5;
+#else
+  return false;
+#endif
 }
 
 Isa selected_isa() {

@@ -10,6 +10,10 @@ enum class Isa {
   kAvx512Bf16 = 3  // the same, but dot products of bfloat16 in `linear` and `tree_attention`
 };
 
+// Whether the core starts two dot products of bfloat16 in a cycle (AMD's from Zen 5 on) and not
+// one.
+bool starts_two_dots();
+
 // The one in use: the fastest, unless SDENGINE_ISA (portable | avx2 | avx512 | avx512_bf16) asks
 // for another. Throws std::runtime_error when it asks for more than the machine or the build has,
 // or for an unknown name.

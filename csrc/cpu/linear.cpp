@@ -16,7 +16,8 @@ struct Variant {
 
 Variant choose() {
 #if defined(__x86_64__)
-  if (selected_isa() == Isa::kAvx512Bf16) return {linear_blocks_avx512_bf16, true};
+  if (selected_isa() == Isa::kAvx512Bf16)
+    return {starts_two_dots() ? linear_blocks_avx512_two_dots : linear_blocks_avx512_one_dot, true};
   if (selected_isa() == Isa::kAvx512) return {linear_blocks_avx512, true};
   if (selected_isa() == Isa::kAvx2) return {linear_blocks_avx2, false};
 #endif

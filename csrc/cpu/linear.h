@@ -47,8 +47,11 @@ void linear_blocks_avx2(const LinearArgs& args, Range share, const WeightShare& 
                         void* scratch);
 void linear_blocks_avx512(const LinearArgs& args, Range share, const WeightShare& next,
                           void* scratch);
-void linear_blocks_avx512_bf16(const LinearArgs& args, Range share, const WeightShare& next,
-                               void* scratch);
+// With dot products of bfloat16, of which a core starts one in a cycle, or two. The same bits.
+void linear_blocks_avx512_one_dot(const LinearArgs& args, Range share, const WeightShare& next,
+                                  void* scratch);
+void linear_blocks_avx512_two_dots(const LinearArgs& args, Range share, const WeightShare& next,
+                                   void* scratch);
 
 // Rows that pass over one chunk of weights together; more rows read the weights again.
 constexpr int64_t kLinearMaxRows = 128;

@@ -4,10 +4,10 @@
 // are read side by side; within a sweep, chunks of K; over each chunk run all groups of rows, R x C
 // vectors of sums in registers. A weight comes from memory once, whatever the number of rows (up to
 // kLinearMaxRows), and is used from the caches by all groups of rows; meanwhile the chains of the
-// groups prefetch what comes next (linear_narrow.h: all of them parts of the next chunk;
-// linear_wide.h: the first group what it reads next itself). After a share's last chunk comes the
-// first of the worker's next launch: the layers of a small model have so few chunks that a quarter
-// of the weights would come unannounced.
+// groups prefetch what comes next (linear_narrow.h and linear_wide_chunks.h: all of them parts of
+// the next chunk; linear_wide.h: the first group what it reads next itself). After a share's last
+// chunk comes the first of the worker's next launch: the layers of a small model have so few chunks
+// that a quarter of the weights would come unannounced.
 //
 //   sweep              chunk       group of R rows        pass: C vectors
 //   [K, 16 S columns]  [512, 16 S] [R, 512] x [512, 16 S] [R, 512] x [512, C * lanes]

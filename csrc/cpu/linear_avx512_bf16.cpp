@@ -6,7 +6,7 @@ namespace linear_op {
 
 // bfloat16 dot products: two inputs an instruction, rows rounded to bfloat16. By default AMD's
 // processors alone run it.
-struct Bf16Dot : TogetherTiling, FetchesIntoL2 {
+struct Bf16Dot {
   using Input = uint16_t;
   static constexpr int kDepth = 2;
 
@@ -47,14 +47,25 @@ struct Bf16Dot : TogetherTiling, FetchesIntoL2 {
   }
 };
 
+// One of them starts in a cycle, or two do.
+struct OneDot : Bf16Dot, TogetherTiling, FetchesIntoL2 {};
+struct TwoDots : Bf16Dot, ChunkTiling, FetchesIntoL1 {};
+
 }  // namespace linear_op
 }  // namespace SDENGINE_ISA_NAMESPACE
 
-void linear_blocks_avx512_bf16(const LinearArgs& args, Range share, const WeightShare& next,
-                               void* scratch) {
+void linear_blocks_avx512_one_dot(const LinearArgs& args, Range share, const WeightShare& next,
+                                  void* scratch) {
   if (args.weight.format != Format::kBfloat16)
     return linear_blocks_avx512(args, share, next, scratch);
-  linear_op::linear_blocks<linear_op::Bf16Dot>(args, share, next, scratch);
+  linear_op::linear_blocks<linear_op::OneDot>(args, share, next, scratch);
+}
+
+void linear_blocks_avx512_two_dots(const LinearArgs& args, Range share, const WeightShare& next,
+                                   void* scratch) {
+  if (args.weight.format != Format::kBfloat16)
+    return linear_blocks_avx512(args, share, next, scratch);
+  linear_op::linear_blocks<linear_op::TwoDots>(args, share, next, scratch);
 }
 
 }  // namespace sdengine

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "cpu/linear_wide_step.h"
+#include "cpu/linear_wide_chunks.h"
 
 namespace sdengine {
 inline namespace SDENGINE_ISA_NAMESPACE {
@@ -23,23 +23,6 @@ SDE_INLINE int64_t strips_at_once(int64_t panel_blocks, int64_t rows) {
   return Kernel::strips_at_once(panel_blocks, rows);
 }
 
-// Size of the next group of rows: as few groups as possible, all of a size.
-template <class Kernel>
-SDE_INLINE int64_t next_group(int64_t rows_left) {
-  const int64_t groups = (rows_left + Kernel::kMaxGroup - 1) / Kernel::kMaxGroup;
-  return (rows_left + groups - 1) / groups;
-}
-
-// Strips somewhere in memory: the first one's address, bytes from one to the next.
-struct Strips {
-  const char* first;
-  int64_t stride;
-};
-SDE_INLINE Strips strips_from(const PackedWeight& weight, int64_t strip) {
-  return {static_cast<const char*>(weight.data) + weight.strip_offset(strip),
-          weight.strip_stride()};
-}
-
 // What one chain does: `steps` steps. All but the last Kernel::kAheadLines fetch what the chain
 // itself reads so many lines later, these what comes after it; in a part of what lies together
 // (kIsPart), all of them fetch that.
@@ -52,10 +35,6 @@ struct ChainArgs {
   bool is_first;
   float* partial;  // of the first row and strip
 };
-
-// Bytes from a strip's line to its next.
-template <class Kernel>
-constexpr int64_t kLineStride = Kernel::kTogether * kLine;
 
 // Whether C strips are fewer than lie together. Their passes fetch the next chunk in the order of
 // its addresses, every pass a part of it: as every second or fourth line, memory is slow at it.
@@ -181,12 +160,6 @@ RunPass<Kernel> choose_pass(int64_t rows, int64_t strips, bool fetches,
   return kTable[rows - 1](strips, fetches);
 }
 
-// What follows a sweep: the strips after it, or what the next launch begins with.
-SDE_INLINE Strips after_sweep(const PackedWeight& weight, int64_t end, const WeightShare* next) {
-  if (next == nullptr || next->weight == nullptr) return strips_from(weight, end);
-  return strips_from(*next->weight, next->blocks.begin * kBlockStrips);
-}
-
 // What pass `s` of a chunk fetches: the strips after its own or, if these are fewer than lie
 // together, its part of the next chunk.
 template <class Kernel>
@@ -201,8 +174,8 @@ SDE_INLINE Strips next_of(const PassArgs& pass, int64_t s, int64_t at_once, int6
 // One sweep of strips from `strip` on for up to kLinearMaxRows rows; `next` follows the last one of
 // a share.
 template <class Kernel>
-void run_sweep(const LinearArgs& args, const RowsOf<Kernel>& x, int64_t rows, int64_t strip,
-               int64_t strips, const WeightShare* next, float* partial) {
+void run_chunks(const LinearArgs& args, const RowsOf<Kernel>& x, int64_t rows, int64_t strip,
+                int64_t strips, const WeightShare* next, float* partial) {
   constexpr auto kSizes = std::make_integer_sequence<int, Kernel::kMaxGroup>();
   const PackedWeight& weight = args.weight;
   const Strips all = strips_from(weight, strip);
@@ -237,6 +210,17 @@ void run_sweep(const LinearArgs& args, const RowsOf<Kernel>& x, int64_t rows, in
         run(pass);
       }
     }
+  }
+}
+
+// The same by whichever way the kernel cuts a sweep.
+template <class Kernel>
+SDE_INLINE void run_sweep(const LinearArgs& args, const RowsOf<Kernel>& x, int64_t rows,
+                          int64_t strip, int64_t strips, const WeightShare* next, float* partial) {
+  if constexpr (Kernel::kChunksInL1) {
+    run_chunks_in_l1<Kernel>(args, x, rows, strip, strips, next, partial);
+  } else {
+    run_chunks<Kernel>(args, x, rows, strip, strips, next, partial);
   }
 }
 

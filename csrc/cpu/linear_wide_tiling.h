@@ -8,6 +8,33 @@ namespace sdengine {
 inline namespace SDENGINE_ISA_NAMESPACE {
 namespace linear_op {
 
+// Strips somewhere in memory: the first one's address, bytes from one to the next.
+struct Strips {
+  const char* first;
+  int64_t stride;
+};
+SDE_INLINE Strips strips_from(const PackedWeight& weight, int64_t strip) {
+  return {static_cast<const char*>(weight.data) + weight.strip_offset(strip),
+          weight.strip_stride()};
+}
+
+// What follows a sweep: the strips after it, or what the next launch begins with.
+SDE_INLINE Strips after_sweep(const PackedWeight& weight, int64_t end, const WeightShare* next) {
+  if (next == nullptr || next->weight == nullptr) return strips_from(weight, end);
+  return strips_from(*next->weight, next->blocks.begin * kBlockStrips);
+}
+
+// Bytes from a strip's line to its next.
+template <class Kernel>
+constexpr int64_t kLineStride = Kernel::kTogether * kLine;
+
+// Size of the next group of rows: as few groups as possible, all of a size.
+template <class Kernel>
+SDE_INLINE int64_t next_group(int64_t rows_left) {
+  const int64_t groups = (rows_left + Kernel::kMaxGroup - 1) / Kernel::kMaxGroup;
+  return (rows_left + groups - 1) / groups;
+}
+
 // One behind the other. Up to 24 rows are one group, of as many strips as leave registers for
 // weights and activations: a weight is widened once for all rows of a group, a row's input is
 // loaded once for all strips.
@@ -15,6 +42,7 @@ struct ApartTiling {
   static constexpr int64_t kTogether = 1;
   static constexpr int kMaxGroup = 24;  // rows
   static constexpr int kWholeRows = 0;  // of which all sums stay in registers (run_whole)
+  static constexpr bool kChunksInL1 = false;
 
   static constexpr int strips_of_group(int64_t rows) { return rows <= 6 ? 4 : rows <= 12 ? 2 : 1; }
   static SDE_INLINE int64_t panel_end(Range blocks, int64_t rows) {
@@ -48,6 +76,13 @@ struct TogetherTiling : ApartTiling {
   static SDE_INLINE bool fetches(const PackedWeight& weight, int64_t rows) {
     return rows > 6 || weight.num_bytes() <= kSmallWeight;
   }
+};
+
+// Four together, read at once by every group of rows, in chunks that L1 holds
+// (linear_wide_chunks.h).
+struct ChunkTiling : TogetherTiling {
+  static constexpr int kMaxGroup = 6;  // 24 sums, four lines of weights, an input
+  static constexpr bool kChunksInL1 = true;
 };
 
 }  // namespace linear_op
