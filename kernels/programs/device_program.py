@@ -232,8 +232,10 @@ def capture_graph(run: Run) -> Run:
 
     torch lends its default generator of the device to a capture: what draws random numbers from it
     in another thread meanwhile raises there.
+
+    The current stream is the same afterwards, also where the capture fails.
     """
-    with _CAPTURING, _uncollected():
+    with _CAPTURING, _uncollected(), _stream_kept():
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         stream = _capture_stream(torch.cuda.current_device())
@@ -250,6 +252,17 @@ def _capture_stream(device: int) -> torch.cuda.Stream:
     if cuda_library.why_unavailable() is not None:
         return torch.cuda.Stream(device)
     return torch.cuda.ExternalStream(cuda_library.load_cuda().make_stream(), device)
+
+
+@contextmanager
+def _stream_kept() -> Iterator[None]:
+    """The current stream is the same afterwards: torch stays on the stream of a capture that it
+    cannot end, or begin."""
+    stream = torch.cuda.current_stream()
+    try:
+        yield
+    finally:
+        torch.cuda.set_stream(stream)
 
 
 @contextmanager

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from threading import Thread
 from types import SimpleNamespace
 from typing import Any
@@ -96,15 +96,51 @@ def test_captures_of_two_threads_do_not_meet(monkeypatch: pytest.MonkeyPatch) ->
         log.append("end")
 
     streams: list[object] = []
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: log.append("synchronize"))
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
-    monkeypatch.setattr(device_program, "_capture_stream", lambda device: ("of", device))
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
-    monkeypatch.setattr(torch.cuda, "graph", capturing)
+    stand_for_a_gpu(monkeypatch, capturing, lambda: log.append("synchronize"))
     device_program.capture_graph(lambda: None)
     threads[0].join(10.0)
     assert log == ["synchronize", "begin", "end"] * 2 and streams == [("of", 3)] * 2
     assert gc.isenabled()
+
+
+@pytest.mark.parametrize("failing", ["begin", "end"])
+def test_a_capture_that_fails_does_not_leave_its_stream_behind(
+    monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    """torch leaves it only when the capture has ended well; what the thread launched on it later
+    would be recorded in another engine's capture instead of run."""
+
+    @contextmanager
+    def capturing(graph: Any, stream: object, capture_error_mode: str) -> Iterator[None]:
+        torch.cuda.set_stream(stream)  # type: ignore[arg-type]
+        if failing == "begin":
+            raise RuntimeError("it cannot begin")
+        try:
+            yield
+        finally:
+            raise RuntimeError("it was invalidated")
+
+    current = stand_for_a_gpu(monkeypatch, capturing)
+    with pytest.raises(RuntimeError):
+        device_program.capture_graph(lambda: None)
+    assert current == ["usual"] and gc.isenabled()
+    monkeypatch.setattr(torch.cuda, "graph", lambda *_, **__: nullcontext())
+    device_program.capture_graph(lambda: None)  # nobody holds the lock
+
+
+def stand_for_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, graph: Any, synchronize: Callable[[], None] = lambda: None
+) -> list[Any]:
+    """Device 3, which captures through `graph`; returns its current stream, in a list."""
+    current: list[Any] = ["usual"]
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: current[0])
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: current.__setitem__(0, stream))
+    monkeypatch.setattr(device_program, "_capture_stream", lambda device: ("of", device))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    return current
 
 
 def test_ops_without_a_kernel_of_the_backend_run_as_the_device_s_other_one(
