@@ -16,6 +16,7 @@ import triton
 from sdengine.errors import BackendUnavailable
 
 SOUND = (12, 9)
+TOOLS = ("ptxas", "ptxas_blackwell")  # what Triton calls the one that it uses, and the newer one
 
 
 @cache
@@ -26,14 +27,20 @@ def use_sound_assembler() -> None:
         BackendUnavailable: there is none.
     """
     knobs = triton.knobs.nvidia
-    for tool in (knobs.ptxas, knobs.ptxas_blackwell):
+    unsound = []
+    for name in TOOLS:
+        try:
+            tool = getattr(knobs, name)
+        except (AttributeError, OSError, RuntimeError):  # not every Triton has, or knows, both
+            continue
         if version_of(tool.version) >= SOUND:
-            if tool.path != knobs.ptxas.path:
+            if name != TOOLS[0]:
                 knobs.ptxas = tool.path
             return
+        unsound.append(f"{tool.version} ({tool.path})")
     raise BackendUnavailable(
-        f"backend 'triton': expected a ptxas of CUDA {'.'.join(map(str, SOUND))} or newer, got "
-        f"{knobs.ptxas.version} ({knobs.ptxas.path}), which miscompiles our kernels; set "
+        f"backend 'triton': expected a ptxas of CUDA {'.'.join(map(str, SOUND))} or newer, because "
+        f"older ones miscompile our kernels, got {' and '.join(unsound) or 'none'}; set "
         "TRITON_PTXAS_PATH to one, or update triton"
     )
 

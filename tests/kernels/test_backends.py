@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -44,6 +46,63 @@ def test_without_a_sound_assembler_triton_is_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(assembler, "use_sound_assembler", refuse)
     assert "expected a ptxas" in str(backends.why_unavailable("triton"))
+
+
+@pytest.mark.parametrize(
+    ("usual", "newer", "found"),
+    [
+        ("13.0", None, "13.0"),
+        ("12.9", "13.0", "12.9"),
+        ("12.8", "12.9", "12.9"),
+        (None, "12.9", "12.9"),
+        ("12.8", None, r"or newer, .* got 12\.8 \(.*\); set"),
+        ("12.6", "12.8", r"got 12\.6 \(.*\) and 12\.8 \(.*\); set"),
+        (None, None, "got none; set"),
+    ],
+)
+def test_of_the_assemblers_that_are_there_a_sound_one_is_used(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    usual: str | None,
+    newer: str | None,
+    found: str,
+) -> None:
+    """Not every Triton brings both."""
+    triton = pytest.importorskip("triton")
+    from sdengine.kernels.triton import assembler
+
+    nvidia = triton.knobs.nvidia
+    use_sound_assembler = assembler.use_sound_assembler.__wrapped__  # whatever was found before
+    with nvidia.scope():
+        for name, version in (("ptxas", usual), ("ptxas_blackwell", newer)):
+            tool = tmp_path / name
+            if version is not None:
+                tool.write_text(f"#!/bin/sh\necho release {version}\n")
+                tool.chmod(0o755)
+            monkeypatch.setattr(vars(type(nvidia))[name], "default_path", str(tool))
+            monkeypatch.delenv(f"TRITON_{name.upper()}_PATH", raising=False)
+        if found.endswith("set"):
+            with pytest.raises(BackendUnavailable, match=found):
+                use_sound_assembler()
+        else:
+            use_sound_assembler()
+            assert nvidia.ptxas.version == found
+
+
+def test_a_triton_that_knows_one_assembler_is_asked_for_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As older ones do."""
+    triton = pytest.importorskip("triton")
+    from sdengine.kernels.triton import assembler
+
+    ptxas = SimpleNamespace(path="own", version="12.8")
+    monkeypatch.setattr(triton.knobs, "nvidia", SimpleNamespace(ptxas=ptxas))
+    use_sound_assembler = assembler.use_sound_assembler.__wrapped__
+    with pytest.raises(BackendUnavailable, match=r"got 12\.8 \(own\); set TRITON_PTXAS_PATH"):
+        use_sound_assembler()
+    ptxas.version = "12.9"
+    use_sound_assembler()
 
 
 def test_triton_is_imported_at_the_first_launch_only() -> None:
