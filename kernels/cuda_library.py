@@ -44,8 +44,8 @@ class CudaLibrary:
             self._library = ctypes.CDLL(str(path))
         except OSError as error:
             raise BackendUnavailable(f"backend 'cuda': {error}; reinstall sdengine") from None
-        self._library.sdengine_cuda_error_string.restype = ctypes.c_char_p
-        self._library.sdengine_cuda_sizeof.restype = ctypes.c_int64
+        self._function("error_string").restype = ctypes.c_char_p
+        self._function("sizeof").restype = ctypes.c_int64
 
     def launch(self, op: str, stream: int, **args: Any) -> None:
         """Launches an op whose arguments were checked.
@@ -107,14 +107,23 @@ class CudaLibrary:
         self._call("free_stream", ctypes.c_void_p(stream))
 
     def _call(self, name: str, *arguments: Any) -> None:
-        error = getattr(self._library, f"sdengine_cuda_{name}")(*arguments)
+        error = self._function(name)(*arguments)
         if error != 0:
-            reason = self._library.sdengine_cuda_error_string(error).decode()
+            reason = self._function("error_string")(error).decode()
             raise BackendUnavailable(f"backend 'cuda': {name}: {reason} (CUDA error {error})")
+
+    def _function(self, name: str) -> Any:
+        try:
+            return getattr(self._library, f"sdengine_cuda_{name}")
+        except AttributeError:
+            raise BackendUnavailable(
+                f"backend 'cuda': the compiled library has no {name}, it was built from other "
+                "sources; run `make cuda`, or reinstall sdengine"
+            ) from None
 
     def sizeof(self, op: str) -> int:
         """Bytes of the op's argument struct in the library."""
-        return int(self._library.sdengine_cuda_sizeof(op.encode()))
+        return int(self._function("sizeof")(op.encode()))
 
 
 @cache

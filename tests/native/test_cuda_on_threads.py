@@ -22,6 +22,7 @@ import torch
 
 from sdengine.errors import BackendUnavailable
 from sdengine.kernels.calibration import identity_table
+from sdengine.kernels.cpu_library import load_cpu
 from sdengine.kernels.cuda_library import CudaLibrary
 from sdengine.kernels.launches import STRUCT_OPS
 from sdengine.kernels.programs.program import run_op
@@ -328,6 +329,14 @@ def test_a_library_of_other_sources_is_refused(
     monkeypatch.setattr(library, "sizeof", lambda op: 8)
     with pytest.raises(BackendUnavailable, match="gather_pending takes 8 bytes of arguments"):
         library.launch("gather_pending", 0, **args)
+
+
+def test_a_library_without_a_function_was_built_from_other_sources(library: CudaLibrary) -> None:
+    """One of the CPU's threads has no graphs; an older one may lack anything."""
+    with pytest.raises(BackendUnavailable, match="has no make_stream, it was built from other"):
+        library.make_stream()
+    with pytest.raises(BackendUnavailable, match="has no error_string, it was built from other"):
+        CudaLibrary(Path(str(load_cpu().__file__)))
 
 
 def test_walking_logits_needs_scratch() -> None:
