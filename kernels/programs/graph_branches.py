@@ -39,12 +39,13 @@ class GraphBranches:
         stream = torch.cuda.current_stream()
         try:
             yield
-        finally:
-            num_open = len(self._outer)
+        except BaseException:
             self._outer.clear()
             torch.cuda.set_stream(stream)
-            for body in reversed(self._bodies[:num_open]):
+            # All of them: an interrupt may have come just before or after one counted as open.
+            for body in reversed(self._bodies):
                 self._library.abandon_branch(body.cuda_stream)
+            raise
 
     def begin(self, count: torch.Tensor) -> None:
         """Opens a branch: what follows depends on `count` > 0.

@@ -11,6 +11,7 @@ import torch
 from sdengine.errors import BackendUnavailable
 from sdengine.kernels.programs.graph_branches import GraphBranches
 from sdengine.kernels.programs.program import make_program
+from tests.engine.test_interrupts import Interrupt
 
 COUNT = torch.zeros(1, dtype=torch.int32)
 
@@ -32,15 +33,19 @@ class Library:
     def __init__(self, log: list[Any]) -> None:
         self._log = log
         self._num_streams = 0
+        self.under_capture: set[int] = set()
 
     def begin_branch(self, count: int, stream: int, body: int) -> None:
-        assert count == COUNT.data_ptr()
+        assert count == COUNT.data_ptr() and body not in self.under_capture
+        self.under_capture.add(body)
         self._log.append(("begin", stream, body))
 
     def end_branch(self, body: int) -> None:
+        self.under_capture.remove(body)
         self._log.append(("end", body))
 
     def abandon_branch(self, body: int) -> None:
+        self.under_capture.discard(body)
         self._log.append(("abandon", body))
 
     def make_stream(self) -> int:
@@ -131,6 +136,24 @@ def test_a_failure_leaves_no_branch_open_and_no_stream_under_capture(machine: Ma
     machine.is_capturing = False
     run_nested(machine, branches)
     assert machine.log[0] == ("wait", 1, 0)
+
+
+def test_an_interrupt_at_any_line_leaves_no_stream_under_capture(machine: Machine) -> None:
+    """It would be refused in every later capture."""
+    machine.is_capturing = True
+    library = Library(machine.log)
+    branches = GraphBranches(library)  # type: ignore[arg-type]
+    at, was_interrupted = 0, True
+    while was_interrupted:
+        at += 1
+        try:
+            with Interrupt(at, "graph_branches.py"):
+                run_nested(machine, branches)
+            was_interrupted = False
+        except KeyboardInterrupt:
+            pass
+        assert not library.under_capture and machine.current.cuda_stream == 0, at
+    assert at > 20
 
 
 def test_streams_are_freed_with_their_branches(machine: Machine) -> None:
