@@ -3,7 +3,8 @@ same pass.
 
 Row-invariant: the bits of an output row depend on its input row and the weight alone, never on how
 many other rows, row groups or threads there are. Activations are rounded to the weights' format on
-tensor cores, and to bfloat16 on AVX-512 beside such weights; everywhere else they stay float32.
+tensor cores, and to bfloat16 beside such weights on a CPU with dot products of it (`avx512_bf16`);
+everywhere else they stay float32.
 """
 
 from __future__ import annotations
