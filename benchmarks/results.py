@@ -27,7 +27,7 @@ from benchmarks.generate_plots import draw_all
 from benchmarks.generate_report import PLAIN, to_markdown
 from benchmarks.kernels import __main__ as kernels
 from benchmarks.plotting import require_matplotlib
-from sdengine.cli.info import processor
+from sdengine.cli.info import kernels_isa, processor
 from sdengine.cli.main import run_alone
 from sdengine.cli.options import LineParser, add_debug, add_device_option
 from sdengine.core.config import EngineConfig
@@ -114,7 +114,7 @@ def machine_name(device: str) -> str:
         from sdengine.kernels.cpu_library import load_cpu
 
         num_threads = choose_num_threads(None, read_environment())
-        words = f"{processor()[0]} {load_cpu().selected_isa()} {num_threads} threads"
+        words = f"{processor()[0]} {kernels_isa(load_cpu())} {num_threads} threads"
     return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
 
 

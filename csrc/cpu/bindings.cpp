@@ -68,6 +68,7 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("selected_isa", [] { return std::string(isa_name(selected_isa())); });
   module.def("fastest_isa", [] { return std::string(isa_name(fastest_isa())); });
   module.def("detected_isa", [] { return std::string(isa_name(detected_isa())); });
+  module.def("starts_two_dots", starts_two_dots);
 
 #define SDENGINE_OP(name) bind_##name(module);
 #include "ops.inc"

@@ -116,10 +116,20 @@ def isa_text(native: Any) -> str:
     """
     used, fastest, largest = native.selected_isa(), native.fastest_isa(), native.detected_isa()
     if used == largest:
-        return str(used)
+        return kernels_isa(native)
     if used == fastest:
         return f"{used} (faster here than {largest}, which this machine has, too)"
     return f"{used} (this machine has {fastest})"
+
+
+def kernels_isa(native: Any) -> str:
+    """The instruction set in use, and whether `linear` counts on two dot products a cycle.
+
+    Args:
+        native: the compiled extension.
+    """
+    used = str(native.selected_isa())
+    return f"{used}, two dots" if used == "avx512_bf16" and native.starts_two_dots() else used
 
 
 def gpu_lines() -> Iterator[Line]:

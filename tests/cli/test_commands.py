@@ -126,9 +126,19 @@ def test_info_shows_a_lowered_instruction_set() -> None:
     assert chosen == "avx512 (faster here than avx512_bf16, which this machine has, too)"
 
 
-def isa_text(used: str, fastest: str, largest: str) -> str:
+def test_info_tells_how_many_dot_products_a_core_starts() -> None:
+    dots, floats = ("avx512_bf16",) * 3, ("avx512", "avx512", "avx512_bf16")
+    assert isa_text(*dots, starts_two_dots=True) == "avx512_bf16, two dots"
+    assert isa_text(*dots) == "avx512_bf16"
+    assert isa_text(*floats, starts_two_dots=True) == isa_text(*floats)
+
+
+def isa_text(used: str, fastest: str, largest: str, starts_two_dots: bool = False) -> str:
     native = SimpleNamespace(
-        selected_isa=lambda: used, fastest_isa=lambda: fastest, detected_isa=lambda: largest
+        selected_isa=lambda: used,
+        fastest_isa=lambda: fastest,
+        detected_isa=lambda: largest,
+        starts_two_dots=lambda: starts_two_dots,
     )
     return info.isa_text(native)
 

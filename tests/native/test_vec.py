@@ -117,6 +117,7 @@ Isa selected_isa() {
   return std::strcmp(std::getenv("SDENGINE_ISA"), "avx512") ? detected_isa() : Isa::kAvx512;
 }
 Isa fastest_isa() { return detected_isa(); }
+bool starts_two_dots() { return false; }
 Isa selected_vector_isa() { return Isa::kAvx512; }
 const char* isa_name(Isa isa) { return isa == Isa::kAvx512 ? "avx512" : "avx512_bf16"; }
 }
