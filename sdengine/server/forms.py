@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from sdengine.core.outputs import Logprob
@@ -30,26 +29,11 @@ class Form(Protocol):
     def counts(self, usage: dict[str, int]) -> dict[str, Any] | None:
         """The chunk that ends a stream with counts, if they were asked for."""
 
-    def document(self, deltas: Sequence[Delta], usage: dict[str, int]) -> dict[str, Any]:
-        """The whole answer."""
+    def logprobs(self, delta: Delta) -> dict[str, Any] | None:
+        """Of a choice's new tokens, in lists that those of its other deltas continue."""
 
-
-@dataclass(slots=True)
-class Choice:
-    """A choice put together from its deltas."""
-
-    text: list[str] = field(default_factory=list)
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[dict[int, Logprob]] | None = None
-    finish_reason: str | None = None
-
-    def add(self, delta: Delta) -> None:
-        """Appends a delta."""
-        self.text.append(delta.text)
-        self.token_ids += delta.token_ids
-        self.finish_reason = delta.finish_reason
-        if delta.logprobs is not None:
-            self.logprobs = [*(self.logprobs or []), *delta.logprobs]
+    def document(self, choices: Sequence[Delta], usage: dict[str, int]) -> dict[str, Any]:
+        """The whole answer, each choice one delta."""
 
 
 class CompletionForm:
@@ -78,23 +62,8 @@ class CompletionForm:
         """As `Form.counts`."""
         return {**self._with_choices([]), "usage": usage} if self._no_usage else None
 
-    def document(self, deltas: Sequence[Delta], usage: dict[str, int]) -> dict[str, Any]:
-        """As `Form.document`."""
-        choices = [self._choice(delta) for delta in _joined(deltas)]
-        return {**self._with_choices(choices), "usage": usage}
-
-    def _with_choices(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return {**self._head, "choices": choices}
-
-    def _choice(self, delta: Delta) -> dict[str, Any]:
-        return {
-            "index": delta.choice,
-            "text": delta.text,
-            "logprobs": self._logprobs(delta),
-            "finish_reason": delta.finish_reason,
-        }
-
-    def _logprobs(self, delta: Delta) -> dict[str, Any] | None:
+    def logprobs(self, delta: Delta) -> dict[str, Any] | None:
+        """As `Form.logprobs`."""
         if delta.logprobs is None:
             return None
         tokens, own = delta.token_ids, _own_entries(delta)
@@ -106,6 +75,21 @@ class CompletionForm:
             "token_logprobs": [_finite(entry.logprob) for entry in own],
             "top_logprobs": [self._top(entries) for entries in delta.logprobs],
             "text_offset": offsets,
+        }
+
+    def document(self, choices: Sequence[Delta], usage: dict[str, int]) -> dict[str, Any]:
+        """As `Form.document`."""
+        return {**self._with_choices([self._choice(delta) for delta in choices]), "usage": usage}
+
+    def _with_choices(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {**self._head, "choices": choices}
+
+    def _choice(self, delta: Delta) -> dict[str, Any]:
+        return {
+            "index": delta.choice,
+            "text": delta.text,
+            "logprobs": self.logprobs(delta),
+            "finish_reason": delta.finish_reason,
         }
 
     def _top(self, entries: dict[int, Logprob]) -> dict[str, float]:
@@ -142,7 +126,7 @@ class ChatForm:
     def chunk(self, delta: Delta) -> dict[str, Any]:
         """As `Form.chunk`."""
         content = {"content": delta.text} if delta.text or delta.token_ids else {}
-        logprobs = self._logprobs(delta)
+        logprobs = self.logprobs(delta)
         return self._chunk_with(
             [self._part(delta.choice, "delta", content, logprobs, delta.finish_reason)]
         )
@@ -151,29 +135,8 @@ class ChatForm:
         """As `Form.counts`."""
         return {**self._chunk_with([]), "usage": usage} if self._no_usage else None
 
-    def document(self, deltas: Sequence[Delta], usage: dict[str, int]) -> dict[str, Any]:
-        """As `Form.document`."""
-        choices = [
-            self._part(
-                delta.choice,
-                "message",
-                {"role": "assistant", "content": delta.text, "refusal": None},
-                self._logprobs(delta),
-                delta.finish_reason,
-            )
-            for delta in _joined(deltas)
-        ]
-        return {**self._head, "choices": choices, "usage": usage}
-
-    def _chunk_with(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return {**self._chunk_head, "choices": choices, **self._no_usage}
-
-    def _part(
-        self, index: int, name: str, content: dict[str, Any], logprobs: Any, reason: str | None
-    ) -> dict[str, Any]:
-        return {"index": index, name: content, "logprobs": logprobs, "finish_reason": reason}
-
-    def _logprobs(self, delta: Delta) -> dict[str, Any] | None:
+    def logprobs(self, delta: Delta) -> dict[str, Any] | None:
+        """As `Form.logprobs`."""
         if delta.logprobs is None:
             return None
         content = [
@@ -184,6 +147,28 @@ class ChatForm:
             for token, entries in zip(delta.token_ids, delta.logprobs)
         ]
         return {"content": content, "refusal": None}
+
+    def document(self, choices: Sequence[Delta], usage: dict[str, int]) -> dict[str, Any]:
+        """As `Form.document`."""
+        parts = [
+            self._part(
+                delta.choice,
+                "message",
+                {"role": "assistant", "content": delta.text, "refusal": None},
+                self.logprobs(delta),
+                delta.finish_reason,
+            )
+            for delta in choices
+        ]
+        return {**self._head, "choices": parts, "usage": usage}
+
+    def _chunk_with(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {**self._chunk_head, "choices": choices, **self._no_usage}
+
+    def _part(
+        self, index: int, name: str, content: dict[str, Any], logprobs: Any, reason: str | None
+    ) -> dict[str, Any]:
+        return {"index": index, name: content, "logprobs": logprobs, "finish_reason": reason}
 
     def _logprob(self, token: int, entry: Logprob) -> dict[str, Any]:
         told = list(self._texts.bytes_of(token))
@@ -197,17 +182,6 @@ def _head(prefix: str, kind: str, model: str) -> dict[str, Any]:
         "created": int(time.time()),
         "model": model,
     }
-
-
-def _joined(deltas: Sequence[Delta]) -> list[Delta]:
-    """One delta per choice, in order, with everything it said."""
-    choices: dict[int, Choice] = {}
-    for delta in deltas:
-        choices.setdefault(delta.choice, Choice()).add(delta)
-    return [
-        Delta(index, "".join(c.text), c.token_ids, c.logprobs, c.finish_reason)
-        for index, c in sorted(choices.items())
-    ]
 
 
 def _own_entries(delta: Delta) -> list[Logprob]:

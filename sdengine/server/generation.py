@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import NamedTuple
@@ -18,6 +18,9 @@ from sdengine.server.metrics import Metrics
 from sdengine.server.settings import ServerSettings
 
 __all__ = ["Delta", "Generation", "Usage", "check_prompt", "longest_sequence"]
+
+ENTRIES_PER_TURN = 336
+"""Log-probabilities, those of alternatives counted: encoding them keeps the event loop for 2 ms."""
 
 
 class Delta(NamedTuple):
@@ -36,6 +39,22 @@ class Delta(NamedTuple):
     token_ids: Sequence[int]
     logprobs: Sequence[dict[int, Logprob]] | None
     finish_reason: str | None
+
+    def turns(self, num_tokens: int) -> Iterator[Delta]:
+        """Itself, in deltas of so many tokens when there are log-probabilities."""
+        num = len(self.token_ids)
+        if self.logprobs is None or num <= num_tokens:
+            yield self
+            return
+        for begin in range(0, num, num_tokens):
+            end = begin + num_tokens
+            yield Delta(
+                self.choice,
+                "" if begin else self.text,
+                self.token_ids[begin:end],
+                self.logprobs[begin:end],
+                self.finish_reason if end >= num else None,
+            )
 
 
 @dataclass(slots=True)
@@ -83,7 +102,9 @@ class Generation:
         self._streams: list[RequestStream] = []
         self._begun_at = perf_counter()
         self._progress: dict[int, Progress] = {}
+        self._tokens_per_turn = ENTRIES_PER_TURN // (1 + (params.logprobs or 0))
         self._is_closed = False
+        self._is_telling = False  # parts of a delta, which nothing may overtake
 
     async def begin(self, prompts: Sequence[str | Sequence[int]], field: str = "prompt") -> None:
         """Queues the prompts. What the engine refuses is raised by `deltas`, and nothing of the
@@ -120,12 +141,14 @@ class Generation:
             SdengineError: as `AsyncEngine.submit` and `RequestStream`.
         """
         try:
-            if len(self._streams) == 1:
-                async for output in self._streams[0]:
-                    yield self._delta(0, output.outputs[0])
-            else:
-                async for prompt_index, output in self._merged():
-                    yield self._delta(prompt_index * self._params.n, output.outputs[0])
+            async for prompt_index, output in self._outputs():
+                delta = self._delta(prompt_index * self._params.n, output.outputs[0])
+                self._is_telling = True
+                for part in delta.turns(self._tokens_per_turn):
+                    yield part
+                    if part.logprobs:  # or an engine that is faster would stop the event loop
+                        await asyncio.sleep(0)
+                self._is_telling = False
             if not self._is_closed:
                 self._metrics.request_seconds.observe(perf_counter() - self._begun_at)
         except RequestError as error:
@@ -139,8 +162,8 @@ class Generation:
 
     def relay(self, can_say: Callable[[], bool], say: Callable[[Delta], None]) -> None:
         """Says deltas past the reader of `deltas`, who is then not woken for them: all but those
-        that end a choice, and while `can_say`. The outputs of several prompts are merged by their
-        reader, so nothing is said past it there.
+        that end a choice or take several turns, and while `can_say`. The outputs of several prompts
+        are merged by their reader, so nothing is said past it there.
 
         Args:
             can_say: whether a delta may be said now.
@@ -148,9 +171,10 @@ class Generation:
         """
 
         def take(output: RequestOutput) -> bool:
-            if not can_say():
+            completion = output.outputs[0]
+            if self._is_telling or not can_say() or self._takes_turns(completion):
                 return False
-            say(self._delta(0, output.outputs[0]))
+            say(self._delta(0, completion))
             return True
 
         if len(self._streams) == 1:
@@ -161,6 +185,13 @@ class Generation:
         self._is_closed = True
         for stream in self._streams:
             await stream.aclose()
+
+    def _takes_turns(self, completion: CompletionOutput) -> bool:
+        """Whether what is new of the only prompt's completion is more than goes in a turn."""
+        progress = self._progress.get(completion.index)
+        num_told = 0 if progress is None else progress.num_tokens
+        num_new = len(completion.token_ids) - num_told
+        return completion.logprobs is not None and num_new > self._tokens_per_turn
 
     def _delta(self, first_choice: int, completion: CompletionOutput) -> Delta:
         choice = first_choice + completion.index
@@ -181,8 +212,13 @@ class Generation:
         progress.moved_at = now
         return delta
 
-    async def _merged(self) -> AsyncIterator[tuple[int, RequestOutput]]:
-        """Outputs of all prompts; each stream is one step ahead of the reader at most."""
+    async def _outputs(self) -> AsyncIterator[tuple[int, RequestOutput]]:
+        """Outputs of all prompts, with their prompt's index; each of several streams is one step
+        ahead of the reader at most."""
+        if len(self._streams) == 1:
+            async for output in self._streams[0]:
+                yield 0, output
+            return
         waiting = {
             asyncio.ensure_future(anext(stream)): index
             for index, stream in enumerate(self._streams)
@@ -259,11 +295,13 @@ class Progress:
     """How far a choice has been told to the client."""
 
     cursor: StreamCursor
+    num_tokens: int = 0
     moved_at: float | None = None
 
     def take(self, choice: int, completion: CompletionOutput) -> Delta:
         """What is new in a cumulative output."""
         text, new = self.cursor.advance(completion)
+        self.num_tokens = len(completion.token_ids)
         tokens, logprobs = completion.token_ids[new], completion.logprobs
         new_logprobs = None if logprobs is None else logprobs[new]
         return Delta(choice, text, tokens, new_logprobs, completion.finish_reason)

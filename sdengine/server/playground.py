@@ -13,12 +13,13 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from sdengine.async_engine import AsyncEngine, RequestStream
 from sdengine.core.outputs import RequestOutput, StepTree
 from sdengine.model.tokenizer import Tokenizer
+from sdengine.server.encoding import event
 from sdengine.server.errors import ApiError
 from sdengine.server.generation import check_prompt
 from sdengine.server.metrics import Metrics
 from sdengine.server.protocol import PlaygroundRequest
 from sdengine.server.settings import ServerSettings
-from sdengine.server.streaming import EventStream, event
+from sdengine.server.streaming import EventStream
 
 __all__ = ["add_playground"]
 

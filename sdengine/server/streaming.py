@@ -3,34 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from json.encoder import encode_basestring
 from typing import Any, Generic, TypeVar
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from sdengine.errors import SdengineError
 from sdengine.server.asgi import Receive, Scope, Send
+from sdengine.server.encoding import Chunks, Document, event
 from sdengine.server.errors import api_error
 from sdengine.server.forms import Form
-from sdengine.server.generation import Delta, Generation
+from sdengine.server.generation import Generation
 from sdengine.server.wire import Wire, wire_below
 
-__all__ = ["EventStream", "answer", "event"]
+__all__ = ["EventStream", "answer"]
 
-DONE = b"data: [DONE]\n\n"
 COMMENT = b": waiting\n\n"
 SILENCE_S = 2.0
 """After so long without an event (a queue, a long prompt) a comment is sent, which clients skip: no
 proxy or client thinks that the stream is dead (some wait 5 s), and a client that is gone is found
 out."""
+MANY_BYTES = 64 * 1024
+"""Events of so many bytes together are not kept for those that come next."""
 # Proxies must neither keep nor collect what is meant to be read as it comes.
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 CLIENT_CLOSED_REQUEST = 499
-ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
-MARK = "\0text\0"
 
 Item = TypeVar("Item")
 
@@ -57,10 +55,10 @@ async def answer(
         )
         generation.relay(events.can_say, events.say)
         return events
-    deltas = await _until_disconnect(request, _collected(generation))
-    if deltas is None:
+    body = await _until_disconnect(request, _collected(generation, Document(form)))
+    if body is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    return JSONResponse(form.document(deltas, generation.usage.document))
+    return Response(body, media_type="application/json")
 
 
 class EventStream(Response, Generic[Item]):
@@ -114,7 +112,7 @@ class EventStream(Response, Generic[Item]):
         try:
             async for item in self._items:
                 unsent += self._encode(item)
-                if unsent and not self._is_ready():
+                if unsent and (len(unsent) > MANY_BYTES or not self._is_ready()):
                     part, unsent = unsent, b""
                     await self._write(part)
             unsent += self._end()
@@ -171,58 +169,13 @@ class EventStream(Response, Generic[Item]):
         self._break_silence_later()
 
 
-def event(document: dict[str, Any]) -> bytes:
-    """One server-sent event."""
-    return _encoded(f"data: {ENCODER.encode(document)}\n\n")
+async def _collected(generation: Generation, document: Document) -> bytes:
+    async for delta in generation.deltas():
+        document.add(delta)
+    return document.end(generation.usage.document)
 
 
-def _encoded(text: str) -> bytes:
-    # Half of a surrogate pair cannot come from a tokenizer, but must not end a stream if it did.
-    return text.encode("utf-8", "replace")
-
-
-class Chunks:
-    """Encodes deltas. Most differ from others of their choice by their text alone, so what stands
-    around the text is encoded once.
-
-    Args:
-        form: the endpoint's.
-    """
-
-    def __init__(self, form: Form) -> None:
-        self._form = form
-        self._frames: dict[int, tuple[str, str]] = {}
-
-    def encode(self, delta: Delta) -> bytes:
-        """Events of a delta; empty when it says nothing."""
-        opening = b""
-        if delta.choice not in self._frames:
-            opening = self._open(delta.choice)
-        if delta.finish_reason or delta.logprobs:
-            return opening + event(self._form.chunk(delta))
-        if not delta.text:
-            return opening
-        before, after = self._frames[delta.choice]
-        return opening + _encoded(before + encode_basestring(delta.text) + after)
-
-    def end(self, usage: dict[str, int]) -> bytes:
-        """The last events: counts, if they were asked for, and the mark of the end."""
-        counts = self._form.counts(usage)
-        return (b"" if counts is None else event(counts)) + DONE
-
-    def _open(self, choice: int) -> bytes:
-        usual = event(self._form.chunk(Delta(choice, MARK, (), None, None))).decode()
-        before, _, after = usual.rpartition(encode_basestring(MARK))
-        self._frames[choice] = before, after
-        opening = self._form.opening(choice)
-        return b"" if opening is None else event(opening)
-
-
-async def _collected(generation: Generation) -> list[Delta]:
-    return [delta async for delta in generation.deltas()]
-
-
-async def _until_disconnect(request: Request, work: Any) -> list[Delta] | None:
+async def _until_disconnect(request: Request, work: Any) -> bytes | None:
     """What `work` returns; None when the client left before."""
     task = asyncio.ensure_future(work)
     watch = asyncio.ensure_future(_disconnected(request.receive))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from sdengine.core.outputs import Logprob
 from sdengine.model.tokenizer import Tokenizer, load_tokenizer
-from sdengine.server.forms import ChatForm, CompletionForm
+from sdengine.server.encoding import Document
+from sdengine.server.forms import ChatForm, CompletionForm, Form
 from sdengine.server.generation import Delta
 from sdengine.server.token_texts import TokenTexts
 from tests.model.tokenizer_files import KINDS, make_tokenizer_dir
@@ -39,9 +42,16 @@ def byte_level() -> Tokenizer:
     return load_tokenizer(make_tokenizer_dir("byte_level"))
 
 
+def document(form: Form, deltas: list[Delta]) -> dict:
+    whole = Document(form)
+    for delta in deltas:
+        whole.add(delta)
+    return json.loads(whole.end(NO_USAGE))
+
+
 def whole(tokenizer: Tokenizer, deltas: list[Delta]) -> dict:
     form = CompletionForm("m", TokenTexts(tokenizer, skip_special_tokens=True))
-    choice = form.document(deltas, NO_USAGE)["choices"][0]
+    choice = document(form, deltas)["choices"][0]
     return {**choice["logprobs"], "text": choice["text"]}
 
 
@@ -118,7 +128,6 @@ def test_of_two_with_one_text_the_likelier_stays(byte_level: Tokenizer) -> None:
 def test_conversations_tell_the_bytes(byte_level: Tokenizer) -> None:
     ids = byte_level.encode(f"a{FOX}", add_special_tokens=False)
     form = ChatForm("m", 0, TokenTexts(byte_level, skip_special_tokens=True))
-    document = form.document(deltas_of(byte_level, ids), NO_USAGE)
-    content = document["choices"][0]["logprobs"]["content"]
+    content = document(form, deltas_of(byte_level, ids))["choices"][0]["logprobs"]["content"]
     assert [item["token"] for item in content] == ["a", *["\ufffd"] * 4]
     assert bytes(byte for item in content for byte in item["bytes"]).decode() == f"a{FOX}"
