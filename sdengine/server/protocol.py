@@ -7,9 +7,18 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from itertools import islice
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WrapValidator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from sdengine.core.sampling_params import SamplingParams
@@ -82,6 +91,20 @@ def _either(expected: str) -> WrapValidator:
     return WrapValidator(check)
 
 
+def _without_more_wrong(value: Any) -> Any:
+    """An object of numbers; where some are none, the first of these alone."""
+    items = value.items() if isinstance(value, dict) else ()
+    wrong = ((k, v) for k, v in items if type(v) not in (int, float))
+    return dict([first]) if (first := next(wrong, None)) else value
+
+
+Texts = Annotated[list[str], Field(fail_fast=True)]
+Integers = Annotated[list[int], Field(fail_fast=True)]
+"""Here, below and in `Strict` one error is enough: only the first is told, and to describe each of
+800 000, which fit into a body of 4 MB, stopped the event loop for 2 s."""
+Biases = Annotated[dict[str, float], BeforeValidator(_without_more_wrong)]
+
+
 class Strict(BaseModel):
     """No unknown fields, no conversions between types; values that ask for nothing are dropped.
 
@@ -99,7 +122,9 @@ class Strict(BaseModel):
         for name, values in cls.neutral.items():
             if data.get(name) is not None and not _is_among(data[name], values):
                 raise _field_error(name, "this server does not support it; leave it out")
-        return {name: value for name, value in data.items() if name not in cls.neutral}
+        known = {name: value for name, value in data.items() if name in cls.model_fields}
+        unknown = (name for name in data if name not in known and name not in cls.neutral)
+        return known | {name: data[name] for name in islice(unknown, 1)}
 
 
 class StreamOptions(Strict):
@@ -126,7 +151,7 @@ class GenerationRequest(Strict):
         str | Annotated[list[str], Field(max_length=MAX_STOPS)] | None,
         _either(f"text or a list of at most {MAX_STOPS} texts"),
     ] = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: Biases | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
@@ -134,7 +159,7 @@ class GenerationRequest(Strict):
     min_p: float | None = None
     min_tokens: int | None = None
     repetition_penalty: float | None = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: Integers | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
@@ -180,7 +205,7 @@ class CompletionRequest(GenerationRequest):
     neutral: ClassVar[Neutral] = NEUTRAL_IN_COMPLETIONS
 
     prompt: Annotated[
-        str | list[str] | list[int] | list[list[int]],
+        str | Texts | Integers | Annotated[list[Integers], Field(fail_fast=True)],
         _either("text, token ids, or a list of either"),
     ]
     max_tokens: int | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -43,6 +44,30 @@ def first(model: Any, body: str) -> Complaint:
 def test_a_wrong_type_is_told_with_what_came(field: str, value: str, message: str) -> None:
     body = f'{{"model": "m", "prompt": "x", "{field.partition(".")[0]}": {value}}}'
     assert first(CompletionRequest, body) == (f"{field}: {message}", field)
+
+
+MANY = [f"a{i}" for i in range(1000)]
+
+
+@pytest.mark.parametrize(
+    "field,value,at_fault",
+    [
+        ("a", 1, "a"),
+        ("stop_token_ids", [1, *MANY], "stop_token_ids.1"),
+        ("logit_bias", {"7": 1, "8": 2.5, **dict.fromkeys(MANY)}, "logit_bias.a0"),
+        ("stream_options", {"include_usage": True, **dict.fromkeys(MANY)}, "stream_options.a0"),
+    ],
+)
+def test_of_many_mistakes_only_the_first_is_described(
+    field: str, value: Any, at_fault: str
+) -> None:
+    """Otherwise a body of 4 MB would stop the event loop for seconds."""
+    others = dict.fromkeys(MANY, 1) if field == "a" else {}
+    body = {"model": "m", "prompt": "x", "stream": True, field: value, **others}
+    with pytest.raises(ValidationError) as caught:
+        CompletionRequest.model_validate_json(json.dumps(body))
+    assert caught.value.error_count() == 1
+    assert complaint(caught.value.errors()[0]).field == at_fault
 
 
 @pytest.mark.parametrize(
