@@ -119,10 +119,13 @@ class Generation:
             RequestError: more tokens than the server allows, or as `AsyncEngine.encode`.
         """
         self._check_counts(len(prompts), field)
-        token_ids = [
-            await self._engine.encode(prompt) if isinstance(prompt, str) else prompt
-            for prompt in prompts
-        ]
+        token_ids: list[Sequence[int]] = []
+        for prompt in prompts:
+            if token_ids:  # others' turn: 128 texts of 1 kB take 0.13 s
+                await asyncio.sleep(0)
+            if isinstance(prompt, str):
+                prompt = await self._engine.encode(prompt)
+            token_ids.append(prompt)
         for ids in token_ids:
             check_prompt(len(ids), self._engine, self._settings, field)
         timeout_s, group = self._settings.request_timeout_s, f"http {id(self)}"

@@ -1,11 +1,13 @@
-"""Large answers hold nobody up: they are encoded as they come, in turns with other clients."""
+"""Large answers and many prompts hold nobody up: what they take of the event loop, they take in
+turns with other clients."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -59,8 +61,9 @@ def test_a_text_cannot_stand_in_for_logprobs() -> None:
     assert [choice["logprobs"]["tokens"] for choice in got] == [[text] for text in texts]
 
 
-async def taken(generation: Generation) -> list[tuple[int, Delta]]:
-    """Its deltas, each with the number of turns that others had before."""
+@contextmanager
+def turns_of_others() -> Iterator[Callable[[], int]]:
+    """Counts the turns that others had in the event loop."""
     num_turns = 0
 
     async def count() -> None:
@@ -71,9 +74,27 @@ async def taken(generation: Generation) -> list[tuple[int, Delta]]:
 
     counting = asyncio.ensure_future(count())
     try:
-        return [(num_turns, delta) async for delta in generation.deltas()]
+        yield lambda: num_turns
     finally:
         counting.cancel()
+
+
+def generation_of(engine: AsyncEngine, params: SamplingParams) -> Generation:
+    settings = ServerSettings(model_name=MODEL)
+    return Generation(engine, settings, Metrics(engine), params, lambda error: error)
+
+
+def test_others_have_their_turn_between_two_prompts() -> None:
+    async def run() -> int:
+        async with AsyncEngine(tiny_engine()) as engine:
+            generation = generation_of(engine, SamplingParams(max_tokens=1))
+            with turns_of_others() as num_turns:
+                await generation.begin(["def f(x):"] * 50)
+                num = num_turns()
+            assert len([delta async for delta in generation.deltas()]) == 50
+        return num
+
+    assert asyncio.run(run()) >= 49
 
 
 def test_others_have_their_turn_between_few_tokens() -> None:
@@ -82,12 +103,12 @@ def test_others_have_their_turn_between_few_tokens() -> None:
     async def run() -> list[tuple[int, Delta]]:
         params = SamplingParams(n=2, max_tokens=NUM_TOKENS, logprobs=20, ignore_eos=True)
         async with AsyncEngine(tiny_engine()) as engine:
-            settings, metrics = ServerSettings(model_name=MODEL), Metrics(engine)
-            generation = Generation(engine, settings, metrics, params, lambda error: error)
+            generation = generation_of(engine, params)
             await generation.begin(["x", "y"])
             while not engine.status().totals.num_steps or engine.status().num_requests:
                 time.sleep(0.01)  # keeps the event loop
-            return await taken(generation)
+            with turns_of_others() as num_turns:
+                return [(num_turns(), delta) async for delta in generation.deltas()]
 
     told = asyncio.run(run())
     assert all(len(delta.token_ids) <= ENTRIES_PER_TURN // 21 for _, delta in told)
@@ -109,8 +130,7 @@ def test_nothing_overtakes_what_waits_for_its_turn() -> None:
 
     async def run() -> None:
         async with AsyncEngine(engine) as outer:
-            settings, metrics = ServerSettings(model_name=MODEL), Metrics(outer)
-            generation = Generation(outer, settings, metrics, params, lambda error: error)
+            generation = generation_of(outer, params)
             await generation.begin([[5]])
             generation.relay(lambda: True, told.append)
             while outer.status().totals.num_steps < NUM_TOKENS // 2:
