@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from types import SimpleNamespace
@@ -37,20 +38,24 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 
 @pytest.fixture
 def patient(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """Has the engine wait with a stream's second output until the first has left its task, so that
-    there is something to go past it, however fast the engine is."""
+    """Has the engine wait with a stream's second output until the first has left its task, and with
+    each later one until the event loop has seen that before: so there is something to go past the
+    task, however fast the engine is."""
     has_begun = threading.Event()
+    loops: list[asyncio.AbstractEventLoop] = []
     write, step = EventStream._write, server.engine.engine.step
     has_output = False
 
     async def noting(events: EventStream[Any], part: bytes, more_body: bool = True) -> None:
         await write(events, part, more_body)
+        loops.append(asyncio.get_running_loop())
         has_begun.set()
 
     def waiting(*arguments: Any) -> Any:
         nonlocal has_output
         if has_output:
             has_begun.wait(60)
+            asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loops[0]).result(60)
         outputs = step(*arguments)
         has_output = has_output or bool(outputs)
         return outputs
