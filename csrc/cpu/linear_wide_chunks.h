@@ -1,5 +1,5 @@
-// Sweeps in chunks that L1 holds, for cores that start two dot products in a cycle (Zen 5): what one
-// load more costs in a step is arithmetic lost. Every group of rows takes all strips that lie
+// Sweeps in chunks that L1 holds, for cores that start two dot products in a cycle (Zen 5): what
+// one load more costs in a step is arithmetic lost. Every group of rows takes all strips that lie
 // together, so that an activation is loaded for four sums, and finds the weights in L1: the groups
 // before fetched them, each its part of the lines, in the order of their addresses (docs/log.md).
 #pragma once
@@ -85,8 +85,9 @@ void run_chunks_in_l1(const LinearArgs& args, const RowsOf<Kernel>& x, int64_t r
     const int64_t steps = (inputs + Kernel::kDepth - 1) / Kernel::kDepth;
     const Strips after{chunk.first + steps * kLineStride<Kernel>, chunk.stride};
     const Strips upcoming = left > kFold ? after : after_sweep(weight, strip + strips, next);
-    TileArgs tile{nullptr, x.stride * int64_t{sizeof(*x.first)}, chunk, upcoming.first,
-                  steps,   k == 0,                               nullptr};
+    TileArgs tile{
+        nullptr, x.stride * int64_t{sizeof(*x.first)}, chunk, upcoming.first, steps, k == 0,
+        nullptr};
     for (int64_t g = 0, r = 0, size; r < rows; ++g, r += size) {
       size = next_group<Kernel>(rows - r);
       const int64_t lines = lines_until<kAll>(g + 1, groups) - lines_until<kAll>(g, groups);

@@ -73,6 +73,8 @@ class ThreadPool {
   bool is_forked() const;
   void require_own_process() const;
   void run_with(int count, const std::function<void(Worker&)>& body);
+  // Nanoseconds of a run of so many workers that were lost to others on their cores.
+  int64_t lost_ns(int count, int64_t wall_ns) const;
 
   const int num_threads_;
   const pid_t process_;
@@ -80,6 +82,7 @@ class ThreadPool {
   std::atomic<int> num_active_;
   Barrier barrier_;
   std::vector<std::thread> threads_;
+  std::vector<int> cores_;  // on which each worker of the newest run ended it
   std::mutex run_mutex_;
   std::mutex sleep_mutex_;
   std::unique_ptr<std::condition_variable> wake_;

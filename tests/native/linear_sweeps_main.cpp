@@ -53,12 +53,17 @@ bool is_same(const Case& c) {
   const std::vector<float> before = random_floats(c.num_rows * width);
   const PackedWeight packed{weight.data(), Format::kBfloat16, c.num_inputs, c.num_outputs,
                             kMostStripsTogether};
-  const LinearArgs args{x.data(),        Format::kFloat32,
-                        packed,          nullptr,
-                        Format::kFloat32, &c.num_rows,
+  const LinearArgs args{x.data(),
+                        Format::kFloat32,
+                        packed,
+                        nullptr,
+                        Format::kFloat32,
+                        &c.num_rows,
                         c.has_bias ? bias.data() : nullptr,
-                        nullptr,         nullptr,
-                        0.0f,            c.accumulates,
+                        nullptr,
+                        nullptr,
+                        0.0f,
+                        c.accumulates,
                         c.is_gated};
   const std::vector<float> one = run(linear_blocks_avx512_one_dot, args, c, before);
   const std::vector<float> two = run(linear_blocks_avx512_two_dots, args, c, before);
@@ -75,7 +80,8 @@ int main() {
         for (int64_t begin = 0; begin < end && begin < 3; ++begin) {
           const bool is_odd = (num_inputs + rows + begin) % 2 != 0;
           const bool is_gated = is_odd && num_outputs % 32 == 0;
-          const Case c{num_inputs, num_outputs, rows, {begin, end}, rows % 3 != 0, is_gated, !is_odd};
+          const Case c{num_inputs,    num_outputs, rows,   {begin, end},
+                       rows % 3 != 0, is_gated,    !is_odd};
           if (is_same(c)) continue;
           std::printf("%d rows, K %d, M %d, blocks from %d on differ\n", rows, int(num_inputs),
                       int(num_outputs), int(begin));

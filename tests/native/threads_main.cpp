@@ -2,6 +2,7 @@
 // between launches and between replays in a row, pools shared by two callers, wake-ups, pools that
 // end at once, and fewer workers while one of them makes no progress.
 #include <pthread.h>
+#include <sched.h>
 #include <time.h>
 
 #include <chrono>
@@ -305,6 +306,24 @@ void check_crowded_pool() {
   require(pool.num_active() == 4, "all workers come back");
 }
 
+// Two workers on one core take turns at every barrier, and no wait is long: one is left out.
+void check_shared_core() {
+  cpu_set_t all, one;
+  CPU_ZERO(&one);
+  CPU_SET(sched_getcpu(), &one);
+  require(sched_getaffinity(0, sizeof(all), &all) == 0, "the cores of this thread");
+  require(sched_setaffinity(0, sizeof(one), &one) == 0, "one core, which the pool inherits");
+  {
+    ThreadPool pool(2);
+    const auto meet = [](Worker& worker) {
+      for (int i = 0; i < 10; ++i) worker.barrier();
+    };
+    for (int i = 0; i < 20'000 && pool.num_active() > 1; ++i) pool.run(meet);
+    require(pool.num_active() == 1, "who shares a core is left out");
+  }
+  sched_setaffinity(0, sizeof(all), &all);
+}
+
 int64_t processor_us(clockid_t clock) {
   timespec time;
   clock_gettime(clock, &time);
@@ -338,6 +357,7 @@ int main() {
   check_three_workers();
   check_lost_waits();
   check_crowded_pool();
+  check_shared_core();
   check_those_left_out_sleep();
   for (int threads : {1, 2, 3, 5}) check_barriers(threads);
   for (int threads : {1, 2, 4}) check_replays_in_a_row(threads);
