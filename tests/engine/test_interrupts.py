@@ -50,7 +50,8 @@ class Interrupt:
 
     def _called(self, frame: FrameType, event: str, _: object) -> Any:
         path = frame.f_code.co_filename
-        return self._reached if "sdengine" in path and path.endswith(self._files) else None
+        is_ours = "sdengine" in path or "/kernels/" in path
+        return self._reached if is_ours and path.endswith(self._files) else None
 
     def _reached(self, frame: FrameType, event: str, _: object) -> Any:
         line = getline(frame.f_code.co_filename, frame.f_lineno)
