@@ -10,8 +10,8 @@ enum class Isa {
   kAvx512Bf16 = 3  // the same, but dot products of bfloat16 in `linear` and `tree_attention`
 };
 
-// Whether the core starts two dot products of bfloat16 in a cycle (AMD's from Zen 5 on) and not
-// one.
+// Whether an AMD core starts two dot products of bfloat16, or multiply-adds, of 512 bits in a cycle
+// (from Zen 5 on) and not one.
 bool starts_two_dots();
 
 // The one in use: the fastest, unless SDENGINE_ISA (portable | avx2 | avx512 | avx512_bf16) asks

@@ -47,7 +47,8 @@ void linear_blocks_avx2(const LinearArgs& args, Range share, const WeightShare& 
                         void* scratch);
 void linear_blocks_avx512(const LinearArgs& args, Range share, const WeightShare& next,
                           void* scratch);
-// With dot products of bfloat16, of which a core starts one in a cycle, or two. The same bits.
+// With dot products of bfloat16, of which, as of multiply-adds, a core starts one in a cycle, or
+// two. The same bits.
 void linear_blocks_avx512_one_dot(const LinearArgs& args, Range share, const WeightShare& next,
                                   void* scratch);
 void linear_blocks_avx512_two_dots(const LinearArgs& args, Range share, const WeightShare& next,

@@ -49,7 +49,7 @@ struct Bf16Dot {
 
 // One of them starts in a cycle, or two do.
 struct OneDot : Bf16Dot, TogetherTiling, FetchesIntoL2 {};
-struct TwoDots : Bf16Dot, ChunkTiling, FetchesIntoL1 {};
+struct TwoDots : Bf16Dot, TogetherChunks, FetchesIntoL1 {};
 
 }  // namespace linear_op
 }  // namespace SDENGINE_ISA_NAMESPACE
@@ -63,9 +63,15 @@ void linear_blocks_avx512_one_dot(const LinearArgs& args, Range share, const Wei
 
 void linear_blocks_avx512_two_dots(const LinearArgs& args, Range share, const WeightShare& next,
                                    void* scratch) {
-  if (args.weight.format != Format::kBfloat16)
-    return linear_blocks_avx512(args, share, next, scratch);
-  linear_op::linear_blocks<linear_op::TwoDots>(args, share, next, scratch);
+  using namespace linear_op;
+  switch (args.weight.format) {
+    case Format::kFloat32:
+      return linear_blocks<Fp32In<ApartChunks>>(args, share, next, scratch);
+    case Format::kBfloat16:
+      return linear_blocks<TwoDots>(args, share, next, scratch);
+    case Format::kFloat16:
+      return linear_blocks<WidenedHalfIn<ApartChunks>>(args, share, next, scratch);
+  }
 }
 
 }  // namespace sdengine

@@ -199,7 +199,7 @@ void run_chunks(const LinearArgs& args, const RowsOf<Kernel>& x, int64_t rows, i
                                  : Strips{chunk.first + kChunk * input_bytes, all.stride};
     const bool fetches = Kernel::fetches(weight, rows) || (is_last && next != nullptr);
     for (int64_t r = 0, size; r < rows; r += size) {
-      size = next_group<Kernel>(rows - r);
+      size = next_group(rows - r, Kernel::kMaxGroup);
       const int64_t at_once = std::min<int64_t>(Kernel::strips_of_group(size), strips);
       const auto run = choose_pass<Kernel>(size, strips, fetches && r == 0, kSizes);
       pass.x = reinterpret_cast<const char*>(x.first + r * x.stride + k);
@@ -217,11 +217,12 @@ void run_chunks(const LinearArgs& args, const RowsOf<Kernel>& x, int64_t rows, i
 template <class Kernel>
 SDE_INLINE void run_sweep(const LinearArgs& args, const RowsOf<Kernel>& x, int64_t rows,
                           int64_t strip, int64_t strips, const WeightShare* next, float* partial) {
-  if constexpr (Kernel::kChunksInL1) {
-    run_chunks_in_l1<Kernel>(args, x, rows, strip, strips, next, partial);
-  } else {
-    run_chunks<Kernel>(args, x, rows, strip, strips, next, partial);
+  if constexpr (Kernel::kChunkStrips > 0) {
+    if (rows >= Kernel::kChunkRows)
+      return run_chunks_in_l1<Kernel>(args, x, rows, strip, strips, next, partial);
+    if constexpr (Kernel::kChunkRows == 1) return;
   }
+  run_chunks<Kernel>(args, x, rows, strip, strips, next, partial);
 }
 
 }  // namespace linear_op

@@ -198,7 +198,8 @@ struct WidenedBf16 : ApartTiling, FetchesIntoL1 {
 };
 
 // float16 weights, widened by an instruction; float32 activations.
-struct WidenedHalf : ApartTiling, FetchesIntoL1 {
+template <class Tiling>
+struct WidenedHalfIn : Tiling, FetchesIntoL1 {
   using Input = float;
   static constexpr int kDepth = 2;
 
@@ -212,9 +213,11 @@ struct WidenedHalf : ApartTiling, FetchesIntoL1 {
     add_products<sizeof(Input)>(sums, x, weights);
   }
 };
+using WidenedHalf = WidenedHalfIn<ApartTiling>;
 
 // float32 weights and activations.
-struct Fp32 : ApartTiling, FetchesIntoL1 {
+template <class Tiling>
+struct Fp32In : Tiling, FetchesIntoL1 {
   using Input = float;
   static constexpr int kDepth = 1;
 
@@ -225,6 +228,7 @@ struct Fp32 : ApartTiling, FetchesIntoL1 {
     add_products<0>(sums, x, weights);
   }
 };
+using Fp32 = Fp32In<ApartTiling>;
 
 }  // namespace linear_op
 }  // namespace SDENGINE_ISA_NAMESPACE

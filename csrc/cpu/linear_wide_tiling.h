@@ -28,10 +28,9 @@ SDE_INLINE Strips after_sweep(const PackedWeight& weight, int64_t end, const Wei
 template <class Kernel>
 constexpr int64_t kLineStride = Kernel::kTogether * kLine;
 
-// Size of the next group of rows: as few groups as possible, all of a size.
-template <class Kernel>
-SDE_INLINE int64_t next_group(int64_t rows_left) {
-  const int64_t groups = (rows_left + Kernel::kMaxGroup - 1) / Kernel::kMaxGroup;
+// Size of the next group of rows, of `most` at most: as few groups as possible, all of a size.
+SDE_INLINE int64_t next_group(int64_t rows_left, int64_t most) {
+  const int64_t groups = (rows_left + most - 1) / most;
   return (rows_left + groups - 1) / groups;
 }
 
@@ -40,9 +39,9 @@ SDE_INLINE int64_t next_group(int64_t rows_left) {
 // loaded once for all strips.
 struct ApartTiling {
   static constexpr int64_t kTogether = 1;
-  static constexpr int kMaxGroup = 24;  // rows
-  static constexpr int kWholeRows = 0;  // of which all sums stay in registers (run_whole)
-  static constexpr bool kChunksInL1 = false;
+  static constexpr int kMaxGroup = 24;    // rows
+  static constexpr int kWholeRows = 0;    // of which all sums stay in registers (run_whole)
+  static constexpr int kChunkStrips = 0;  // of chunks that L1 holds (linear_wide_chunks.h)
 
   static constexpr int strips_of_group(int64_t rows) { return rows <= 6 ? 4 : rows <= 12 ? 2 : 1; }
   static SDE_INLINE int64_t panel_end(Range blocks, int64_t rows) {
@@ -78,11 +77,25 @@ struct TogetherTiling : ApartTiling {
   }
 };
 
-// Four together, read at once by every group of rows, in chunks that L1 holds
-// (linear_wide_chunks.h).
-struct ChunkTiling : TogetherTiling {
-  static constexpr int kMaxGroup = 6;  // 24 sums, four lines of weights, an input
-  static constexpr bool kChunksInL1 = true;
+// Either layout in chunks that L1 holds: groups of so many rows against so many strips.
+struct TogetherChunks : TogetherTiling {
+  static constexpr int kChunkStrips = kTogether;
+  static constexpr int kChunkGroup = 6;  // 24 sums, four lines of weights, an input
+  static constexpr int kChunkRows = 1;   // the fewest that are cut so
+};
+// Fewer rows read four strips side by side as without chunks, which DRAM likes better (0.85).
+struct ApartChunks : ApartTiling {
+  static constexpr int kChunkStrips = 2;
+  static constexpr int kChunkGroup = 12;
+  static constexpr int kChunkRows = 7;
+
+  static SDE_INLINE int64_t panel_end(Range blocks, int64_t rows) {
+    const int64_t most = rows < kChunkRows ? kMaxPanel : kChunkStrips / kBlockStrips;
+    return blocks.end - blocks.begin < most ? blocks.end : blocks.begin + most;
+  }
+  static SDE_INLINE int64_t strips_at_once(int64_t panel_blocks, int64_t) {
+    return panel_blocks * kBlockStrips;
+  }
 };
 
 }  // namespace linear_op

@@ -1,23 +1,18 @@
-// Both ways in which `linear` sweeps through weights of bfloat16 with dot products give the same
-// bits, and write nothing but their share: prints "linear_sweeps: ok" or the first difference.
+// Both ways in which `linear` sweeps through weights on processors with dot products of bfloat16
+// give the same bits, and write something: prints "linear_sweeps: ok" or the first difference.
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <random>
 #include <vector>
 
 #include "cpu/linear.h"
 
-namespace sdengine {
-// Other formats go there; none is asked for.
-void linear_blocks_avx512(const LinearArgs&, Range, const WeightShare&, void*) { std::abort(); }
-}  // namespace sdengine
-
 using namespace sdengine;
 
 namespace {
 
 struct Case {
+  Format format;
   int64_t num_inputs, num_outputs;
   int32_t num_rows;
   Range share;  // blocks
@@ -33,6 +28,21 @@ std::vector<float> random_floats(int64_t count) {
   return values;
 }
 
+std::vector<char> random_weights(Format format, int64_t count) {
+  std::vector<char> weights(count * element_bytes(format));
+  char* to = weights.data();
+  for (float value : random_floats(count)) {
+    const uint16_t bfloat = float_to_bf16(value);
+    const Half half = float_to_half(value);
+    const void* from = format == Format::kFloat32    ? static_cast<const void*>(&value)
+                       : format == Format::kBfloat16 ? static_cast<const void*>(&bfloat)
+                                                     : static_cast<const void*>(&half);
+    std::memcpy(to, from, element_bytes(format));
+    to += element_bytes(format);
+  }
+  return weights;
+}
+
 std::vector<float> run(LinearBlocks blocks, LinearArgs args, const Case& c,
                        const std::vector<float>& before) {
   std::vector<float> out = before;
@@ -43,16 +53,15 @@ std::vector<float> run(LinearBlocks blocks, LinearArgs args, const Case& c,
 }
 
 bool is_same(const Case& c) {
-  const int64_t strips = (c.num_outputs + 63) / 64 * 4;
-  const int64_t pairs = (c.num_inputs + 1) / 2;
-  std::vector<uint16_t> weight;
-  for (float value : random_floats(strips * pairs * 32)) weight.push_back(float_to_bf16(value));
+  const int64_t strips = (c.num_outputs + 63) / 64 * kMostStripsTogether;
+  const std::vector<char> weight =
+      random_weights(c.format, strips * padded_inputs(c.format, c.num_inputs) * kStripOutputs);
   const std::vector<float> x = random_floats(c.num_rows * c.num_inputs);
   const std::vector<float> bias = random_floats(c.num_outputs);
   const int64_t width = c.is_gated ? c.num_outputs / 2 : c.num_outputs;
   const std::vector<float> before = random_floats(c.num_rows * width);
-  const PackedWeight packed{weight.data(), Format::kBfloat16, c.num_inputs, c.num_outputs,
-                            kMostStripsTogether};
+  const int64_t together = c.format == Format::kBfloat16 ? kMostStripsTogether : 1;
+  const PackedWeight packed{weight.data(), c.format, c.num_inputs, c.num_outputs, together};
   const LinearArgs args{x.data(),
                         Format::kFloat32,
                         packed,
@@ -70,25 +79,32 @@ bool is_same(const Case& c) {
   return std::memcmp(one.data(), two.data(), one.size() * sizeof(float)) == 0 && one != before;
 }
 
-}  // namespace
-
-int main() {
-  for (const int64_t num_inputs : {2, 7, 128, 130, 257, 640, 1100}) {
-    for (const int64_t num_outputs : {32, 48, 96, 192, 224}) {
-      const int64_t end = (num_outputs + 31) / 32;
+// Rows that fill groups and that do not, odd sizes, shares that begin within what lies together.
+bool are_same(Format format) {
+  for (const int64_t num_inputs : {2, 7, 128, 130, 257, 640}) {
+    for (const int64_t num_outputs : {32, 48, 96, 224}) {
+      const int64_t end = (num_outputs + kBlockOutputs - 1) / kBlockOutputs;
       for (const int32_t rows : {1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 16, 19, 24, 25, 31, 64, 130}) {
         for (int64_t begin = 0; begin < end && begin < 3; ++begin) {
           const bool is_odd = (num_inputs + rows + begin) % 2 != 0;
-          const bool is_gated = is_odd && num_outputs % 32 == 0;
-          const Case c{num_inputs,    num_outputs, rows,   {begin, end},
-                       rows % 3 != 0, is_gated,    !is_odd};
+          const bool is_gated = is_odd && num_outputs % kBlockOutputs == 0;
+          const Case c{format,       num_inputs,    num_outputs, rows,
+                       {begin, end}, rows % 3 != 0, is_gated,    !is_odd};
           if (is_same(c)) continue;
-          std::printf("%d rows, K %d, M %d, blocks from %d on differ\n", rows, int(num_inputs),
-                      int(num_outputs), int(begin));
-          return 1;
+          std::printf("format %d, %d rows, K %d, M %d, blocks from %d on differ\n", int(format),
+                      rows, int(num_inputs), int(num_outputs), int(begin));
+          return false;
         }
       }
     }
   }
+  return true;
+}
+
+}  // namespace
+
+int main() {
+  for (const Format format : {Format::kFloat32, Format::kBfloat16, Format::kFloat16})
+    if (!are_same(format)) return 1;
   std::puts("linear_sweeps: ok");
 }
