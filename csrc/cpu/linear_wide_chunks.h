@@ -83,6 +83,15 @@ SDE_INLINE Strips fetched_after(const Strips& next, int64_t lines, int64_t steps
   return {next.first + lines * (kIsOneStream<Kernel> ? steps * kLine : stride), stride};
 }
 
+// A group that is alone multiplies weights as they come. Those of large layers come from DRAM,
+// which is fastest when lines are fetched so many steps ahead (4 to 6 rows take 0.90 to 0.94 of the
+// time of a chunk ahead); the caches like a chunk (0.87).
+constexpr int64_t kStepsAhead = 24;
+template <class Kernel>
+SDE_INLINE bool fetches_nearby(const PackedWeight& weight, int64_t groups) {
+  return kIsOneStream<Kernel> && groups == 1 && weight.num_bytes() > kSmallWeight;
+}
+
 // As `run_chunks` (linear_wide.h).
 template <class Kernel>
 void run_chunks_in_l1(const LinearArgs& args, const RowsOf<Kernel>& x, int64_t rows, int64_t strip,
@@ -90,12 +99,14 @@ void run_chunks_in_l1(const LinearArgs& args, const RowsOf<Kernel>& x, int64_t r
   const PackedWeight& weight = args.weight;
   const int64_t groups = (rows + Kernel::kChunkGroup - 1) / Kernel::kChunkGroup;
   const int64_t x_stride = x.stride * int64_t{sizeof(*x.first)};
+  const bool is_nearby = fetches_nearby<Kernel>(weight, groups);
   Strips chunk = strips_from(weight, strip);
   for (int64_t k = 0; k < weight.num_inputs; k += kFold) {
     const int64_t left = weight.num_inputs - k, inputs = left < kFold ? left : kFold;
     const int64_t steps = (inputs + Kernel::kDepth - 1) / Kernel::kDepth;
     const Strips after{chunk.first + steps * kLineStride<Kernel>, chunk.stride};
-    const Strips upcoming = left > kFold ? after : after_sweep(weight, strip + strips, next);
+    Strips upcoming = left > kFold ? after : after_sweep(weight, strip + strips, next);
+    if (is_nearby) upcoming.first = chunk.first + kStepsAhead * kLineStride<Kernel>;
     TileArgs tile{nullptr, x_stride, chunk, {}, steps, k == 0, nullptr};
     for (int64_t g = 0, r = 0, size; r < rows; ++g, r += size) {
       size = next_group(rows - r, Kernel::kChunkGroup);
