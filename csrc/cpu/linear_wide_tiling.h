@@ -83,6 +83,7 @@ struct TogetherChunks : TogetherTiling {
   static constexpr int kChunkGroup = 6;  // 24 sums, four lines of weights, an input
   static constexpr int kChunkRows = 1;   // the fewest that are cut so
 };
+
 // Fewer rows read four strips side by side as without chunks, which DRAM likes better (0.85).
 struct ApartChunks : ApartTiling {
   static constexpr int kChunkStrips = 2;
