@@ -30,9 +30,7 @@ SDE_INLINE void run_chain(const typename Kernel::Input* const (&x)[R],
   const typename Kernel::Input* rows[R];
   SDE_UNROLL for (int r = 0; r < R; ++r) rows[r] = x[r];
   Vec sums[R][C];
-  SDE_UNROLL for (int r = 0; r < R; ++r) {
-    SDE_UNROLL for (int c = 0; c < C; ++c) sums[r][c] = zeros();
-  }
+  clear(sums);
   asm volatile("" ::: "memory");  // a step's own instructions do not say what they read
   const int64_t stop = end * kInputBytes;
   int64_t at = begin * kInputBytes;

@@ -40,6 +40,13 @@ SDE_INLINE T* partial_at(T* partial, int64_t row, int v) {
          v % kStripVectors * kLanes;
 }
 
+template <int R, int C>
+SDE_INLINE void clear(Vec (&sums)[R][C]) {
+  SDE_UNROLL for (int r = 0; r < R; ++r) {
+    SDE_UNROLL for (int c = 0; c < C; ++c) sums[r][c] = zeros();
+  }
+}
+
 // Adds to partial sums, or starts them.
 template <int R, int C>
 SDE_INLINE void fold(const Vec (&sums)[R][C], int first, bool is_first, float* partial) {

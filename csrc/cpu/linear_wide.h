@@ -60,9 +60,7 @@ SDE_INLINE void run_steps(Vec (&sums)[R][C], Strided<R>& x, Strided<C>& w, Strid
 template <class Kernel, int R, int C, bool kFetches>
 SDE_INLINE void run_chain(const ChainArgs& args) {
   Vec sums[R][C];
-  SDE_UNROLL for (int r = 0; r < R; ++r) {
-    SDE_UNROLL for (int c = 0; c < C; ++c) sums[r][c] = zeros();
-  }
+  clear(sums);
   asm volatile("" ::: "memory");  // a step's own instructions do not say what they read
   Strided<R> x(args.x, args.x_stride);
   Strided<C> w(args.w.first, args.w.stride);
@@ -116,9 +114,7 @@ void run_whole(const PassArgs& args) {
     const bool is_first = left == args.num_inputs, is_last = left <= kFold;
     const int64_t steps = ((is_last ? left : kFold) + Kernel::kDepth - 1) / Kernel::kDepth;
     Vec sums[R][C];
-    SDE_UNROLL for (int r = 0; r < R; ++r) {
-      SDE_UNROLL for (int c = 0; c < C; ++c) sums[r][c] = zeros();
-    }
+    clear(sums);
     if (is_last && args.next.first != nullptr) {
       run_steps<Kernel, R, C, true>(sums, x, w, next, steps);
     } else {
@@ -220,9 +216,9 @@ SDE_INLINE void run_sweep(const LinearArgs& args, const RowsOf<Kernel>& x, int64
   if constexpr (Kernel::kChunkStrips > 0) {
     if (rows >= Kernel::kChunkRows)
       return run_chunks_in_l1<Kernel>(args, x, rows, strip, strips, next, partial);
-    if constexpr (Kernel::kChunkRows == 1) return;
   }
-  run_chunks<Kernel>(args, x, rows, strip, strips, next, partial);
+  if constexpr (Kernel::kChunkRows > 1)
+    run_chunks<Kernel>(args, x, rows, strip, strips, next, partial);
 }
 
 }  // namespace linear_op

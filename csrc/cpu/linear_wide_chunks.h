@@ -31,9 +31,7 @@ constexpr bool kIsOneStream = Kernel::kTogether > 1;
 template <class Kernel, int R, int C, int kLines>
 void run_tile(const TileArgs& args) {
   Vec sums[R][C];
-  SDE_UNROLL for (int r = 0; r < R; ++r) {
-    SDE_UNROLL for (int c = 0; c < C; ++c) sums[r][c] = zeros();
-  }
+  clear(sums);
   asm volatile("" ::: "memory");  // a step's own instructions do not say what they read
   Strided<R> x(args.x, args.x_stride);
   Strided<C> w(args.w.first, args.w.stride);

@@ -42,6 +42,7 @@ struct ApartTiling {
   static constexpr int kMaxGroup = 24;    // rows
   static constexpr int kWholeRows = 0;    // of which all sums stay in registers (run_whole)
   static constexpr int kChunkStrips = 0;  // of chunks that L1 holds (linear_wide_chunks.h)
+  static constexpr int kChunkRows = kLinearMaxRows + 1;  // the fewest that are cut so
 
   static constexpr int strips_of_group(int64_t rows) { return rows <= 6 ? 4 : rows <= 12 ? 2 : 1; }
   static SDE_INLINE int64_t panel_end(Range blocks, int64_t rows) {
@@ -81,7 +82,7 @@ struct TogetherTiling : ApartTiling {
 struct TogetherChunks : TogetherTiling {
   static constexpr int kChunkStrips = kTogether;
   static constexpr int kChunkGroup = 6;  // 24 sums, four lines of weights, an input
-  static constexpr int kChunkRows = 1;   // the fewest that are cut so
+  static constexpr int kChunkRows = 1;
 };
 
 // Fewer rows read four strips side by side as without chunks, which DRAM likes better (0.85).
