@@ -83,6 +83,11 @@ class StreamCursor:
         self._held_back = HeldBack(params)
         self._num_characters = self._num_tokens = 0
 
+    @property
+    def num_tokens(self) -> int:
+        """Of the completion, at the last call of `advance`."""
+        return self._num_tokens
+
     def advance(self, completion: CompletionOutput) -> tuple[str, slice]:
         """What is new since the call before.
 

@@ -192,7 +192,7 @@ class Generation:
     def _takes_turns(self, completion: CompletionOutput) -> bool:
         """Whether what is new of the only prompt's completion is more than goes in a turn."""
         progress = self._progress.get(completion.index)
-        num_told = 0 if progress is None else progress.num_tokens
+        num_told = 0 if progress is None else progress.cursor.num_tokens
         num_new = len(completion.token_ids) - num_told
         return completion.logprobs is not None and num_new > self._tokens_per_turn
 
@@ -298,13 +298,11 @@ class Progress:
     """How far a choice has been told to the client."""
 
     cursor: StreamCursor
-    num_tokens: int = 0
     moved_at: float | None = None
 
     def take(self, choice: int, completion: CompletionOutput) -> Delta:
         """What is new in a cumulative output."""
         text, new = self.cursor.advance(completion)
-        self.num_tokens = len(completion.token_ids)
         tokens, logprobs = completion.token_ids[new], completion.logprobs
         new_logprobs = None if logprobs is None else logprobs[new]
         return Delta(choice, text, tokens, new_logprobs, completion.finish_reason)
