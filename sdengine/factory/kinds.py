@@ -141,5 +141,7 @@ def make_controller(
     if not speculation.adaptive:
         return FixedController(drafter.max_depth, nodes, limit)
     widths = speculation.level_widths
-    size = StaticSize(widths, limit) if widths else GrowingSize(drafter.max_depth, nodes)
-    return AdaptiveController(ask_costs(), size, limit, prices_nodes=not widths)
+    if widths:
+        return AdaptiveController(ask_costs(), StaticSize(widths, limit), limit, prices_nodes=False)
+    size = GrowingSize(drafter.max_depth, nodes, has_layers=speculation.needs_draft_model)
+    return AdaptiveController(ask_costs(), size, limit)

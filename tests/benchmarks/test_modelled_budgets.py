@@ -102,6 +102,18 @@ def test_two_runs_print_the_same_and_trees_gain(capsys: pytest.CaptureFixture[st
     assert all(row["speedup"] > 1.0 and row["tokens_per_step"] > 1.5 for row in rows)
 
 
+def test_trees_of_a_text_that_seldom_repeats_itself_are_as_large_as_the_best(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """0.86 and 0.91 of the best fixed budget when steps that found nothing shrank the trees."""
+    options = ["--held-out", "6", "--max-tokens", "96", "--temperatures", "0", "0.6"]
+    options += ["--step-costs", "1.1b-avx512-bf16", "--num-threads", "1"]
+    assert main([*options, "--methods", "ngram", "--budgets", "adaptive", "8", "--json"]) == 0
+    speedups = [row["speedup"] for row in json.loads(capsys.readouterr().out)["rows"]]
+    for adaptive, fixed in zip(speedups[::2], speedups[1::2]):
+        assert adaptive > 0.95 * fixed > 1.3
+
+
 def test_the_table_has_a_column_for_every_budget(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--held-out", "1", "--max-tokens", "4", "--temperatures", "0", "1"]
     assert main([*options, "--methods", "chain", "kary", "--budgets", "1", "4"]) == 0

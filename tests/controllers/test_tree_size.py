@@ -95,3 +95,36 @@ def test_growing_trees_earn_their_nodes() -> None:
     for _ in range(60):
         size.learn(depth, report([0], 16))
     assert size.choose(1, STAIRS) == (1, 1)
+
+
+def test_steps_without_a_tree_leave_a_drafter_that_looks_up_as_it_is() -> None:
+    """It finds something in one step of four, and half of that is right."""
+    sizes = [GrowingSize(max_depth=8, max_nodes=16, has_layers=has) for has in (False, True)]
+    for step in range(400):
+        found = step % 4 == 0
+        for size in sizes:
+            size.learn(8, report([4 * (step % 8 == 0)], 5 * found))
+    looks_up, computes = sizes
+    assert looks_up.choose(1, STAIRS)[1] >= 12
+    assert computes.choose(1, STAIRS)[1] < 3, "a layer that was computed in vain counts"
+
+
+def test_in_a_batch_only_walks_through_what_was_found_count() -> None:
+    size = GrowingSize(max_depth=8, max_nodes=16, has_layers=False)
+    for _ in range(40):
+        size.learn(8, report([2, 0, 0, 0, 0, 0], 6))  # in five of them every draft was wrong
+    assert size.choose(6, STAIRS)[1] < 3
+    for _ in range(40):
+        size.learn(8, report([1, 0, 0, 0, 0, 0], 1))  # for five nothing was found
+    assert size.choose(6, STAIRS)[1] == 16
+
+
+def test_what_is_looked_up_is_as_deep_as_its_nodes_allow() -> None:
+    """A text that repeats itself does so rarely, and at length."""
+    depths = []
+    for has_layers in (False, True):
+        size = GrowingSize(max_depth=8, max_nodes=16, has_layers=has_layers)
+        for step in range(400):
+            size.learn(8, report([1 if step % 10 else 8], 8))
+        depths.append(size.choose(1, STAIRS)[0])
+    assert depths[0] == 8 > depths[1]
