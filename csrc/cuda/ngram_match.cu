@@ -4,7 +4,8 @@
 // One block per sequence. Its threads look at kPlaces places of the text each before they meet, the
 // most recent first, until the longest matches that may vote are found: one look at 131072 tokens
 // is 16 meetings. Where any of them ends a match that is longer than the worst so far, the first
-// thread puts those in order; at the end it makes the tree, of at most max_matches continuations.
+// thread puts those in order; at the end it makes the tree, of at most max_matches continuations, in
+// shared memory if that has room: it follows links, one after the other.
 #include "cuda/block.cuh"
 #include "cuda/launch.cuh"
 #include "sdengine/ngram_match.h"
@@ -15,16 +16,26 @@ namespace {
 constexpr int32_t kMatchThreads = 512;
 constexpr int32_t kPlaces = 16;
 
+// Words of a sequence's scratch up to which shared memory holds it, 24 KB; tests have room for few.
+#if !defined(SDENGINE_MAX_SHARED_NGRAM_WORDS)
+#define SDENGINE_MAX_SHARED_NGRAM_WORDS 3072
+#endif
+
 struct MatchSpace {
-  SDE_HD explicit MatchSpace(unsigned char* base) : layout(base) {
+  SDE_HD MatchSpace(unsigned char* base, const NgramMatchArgs& args) : layout(base) {
+    const int64_t own = ngram_scratch_words(args.max_matches, args.max_depth);
+    has_scratch = own <= SDENGINE_MAX_SHARED_NGRAM_WORDS;
     words = layout.take<uint32_t>(kMaxWarps);
     fresh = layout.take<NgramMatch>(kMatchThreads);
     found = layout.take<int32_t>(2);
+    scratch = layout.take<int64_t>(has_scratch ? own : 0);
   }
   SharedLayout layout;
   uint32_t* words;
   NgramMatch* fresh;  // matches of one place of each thread, the most recent first
   int32_t* found;     // matches so far; what the length of another has to exceed
+  int64_t* scratch;   // the sequence's, if has_scratch
+  bool has_scratch;
 };
 
 // Length of the match before `end`, 0 when it is too short to count.
@@ -69,11 +80,12 @@ __device__ void insert_fresh(const NgramMatchArgs& args, const NgramTask& task,
 }
 
 __global__ void ngram_match_kernel(NgramMatchArgs args) {
-  const MatchSpace space(shared_memory());
+  const MatchSpace space(shared_memory(), args);
   const Block block(space.words);
   const int32_t b = static_cast<int32_t>(blockIdx.x);
   if (b >= *args.num_seqs) return;
-  const NgramTask task = ngram_task(args, b);
+  NgramTask task = ngram_task(args, b);
+  if (space.has_scratch) task.space = ngram::workspace(args, space.scratch);
   if (block.is_leader()) {
     expand::reset_to_root(task.tree, args.root_values, b);
     space.found[0] = 0;
@@ -105,6 +117,6 @@ SDENGINE_CUDA_API int sdengine_cuda_ngram_match(const sdengine::NgramMatchArgs* 
                                                 int32_t batch_size, void* stream) {
   using namespace sdengine;
   const LaunchShape shape = {dim3(static_cast<unsigned>(batch_size)), kMatchThreads,
-                             MatchSpace(nullptr).layout.bytes()};
+                             MatchSpace(nullptr, *args).layout.bytes()};
   return launch(ngram_match_kernel, shape, stream, *args);
 }

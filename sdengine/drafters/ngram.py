@@ -12,7 +12,7 @@ from sdengine.kernels.programs.program import Program
 from sdengine.runner.variant import Variant
 from sdengine.runner.workspace import Workspace
 
-MAX_MATCHES = 32
+MAX_MATCHES = 16
 """Occurrences that vote; the scan for more ends there."""
 
 

@@ -43,7 +43,7 @@ NAN = float("nan")
         ({"verifier": "rejection", "draft_temperature": 9.9e-6}, "draft_temperature of at least"),
         ({"method": "ngram", "draft_temperature": 0.5}, 'no draft_temperature with method "ngram"'),
         ({"method": "ngram", "min_ngram": 6}, "min_ngram <= max_ngram = 5, got 6"),
-        ({"min_ngram": 1}, 'no min_ngram with method "dyspec", got 1 .*belongs to "ngram"'),
+        ({"min_ngram": 2}, 'no min_ngram with method "dyspec", got 2 .*belongs to "ngram"'),
         ({"method": "chain", "max_ngram": 3}, 'no max_ngram with method "chain", got 3'),
         ({"max_ngram": 0}, "max_ngram"),
         ({"branching": 2}, 'no branching with method "dyspec"'),

@@ -22,7 +22,7 @@ FLAGS = [
 ]
 KERNELS = HERE / "cuda_kernels.cu"
 # Small batches and those that do not fit: the library and the race check see both.
-FEW_POOLED_KEYS = "-DSDENGINE_MAX_POOLED_KEYS=16"
+SMALL_SHARED = ["-DSDENGINE_MAX_POOLED_KEYS=16", "-DSDENGINE_MAX_SHARED_NGRAM_WORDS=200"]
 # Teams of more than two blocks, which a GPU has for 6000 tokens and more.
 LARGE_TEAMS = "-DSDENGINE_MIN_TOKENS_PER_BLOCK=512"
 
@@ -35,7 +35,7 @@ def threads_library() -> CudaLibrary:
     target = Path(tempfile.mkdtemp(dir=scratch_dir())) / "libsdengine_cuda.so"
     includes = [f"-I{CSRC}", f"-I{CSRC / 'include'}"]
     command = [COMPILER, "-std=c++17", "-O1", "-fPIC", "-shared", "-pthread", *includes, *FLAGS]
-    command += [FEW_POOLED_KEYS, LARGE_TEAMS]
+    command += [*SMALL_SHARED, LARGE_TEAMS]
     built = subprocess.run(
         [*command, str(KERNELS), "-o", str(target)], capture_output=True, text=True, check=False
     )

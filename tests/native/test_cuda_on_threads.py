@@ -40,7 +40,7 @@ from ..kernels.tree_worlds import (
     assert_same_trees,
     grow,
 )
-from .cuda_threads import FEW_POOLED_KEYS, FLAGS, KERNELS, LARGE_TEAMS, threads_library
+from .cuda_threads import FLAGS, KERNELS, LARGE_TEAMS, SMALL_SHARED, threads_library
 from .test_sanitizers import HERE, at_fixed_addresses, compile_driver, run
 
 SOURCES = [KERNELS, *sorted(HERE.glob("cuda_fuzz_*.cpp")), HERE / "fuzz_main.cpp"]
@@ -75,7 +75,7 @@ def memory_checked(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def race_checked(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The driver that sees races."""
     folder = tmp_path_factory.mktemp("cuda_races")
-    flags = ["-O0", *FLAGS, FEW_POOLED_KEYS, LARGE_TEAMS]
+    flags = ["-O0", *FLAGS, *SMALL_SHARED, LARGE_TEAMS]
     return at_fixed_addresses(compile_driver(SOURCES, "thread", folder, flags))
 
 

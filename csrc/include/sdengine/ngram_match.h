@@ -85,9 +85,9 @@ struct Workspace {
   int32_t* remap;
 };
 
-SDE_HD inline Workspace workspace(const NgramMatchArgs& args, int64_t b) {
+// `words`: ngram_scratch_words of one sequence.
+SDE_HD inline Workspace workspace(const NgramMatchArgs& args, int64_t* words) {
   const int64_t nodes = int64_t{args.max_matches} * args.max_depth + 1;
-  int64_t* words = args.scratch + b * ngram_scratch_words(args.max_matches, args.max_depth);
   Workspace space;
   space.keys = reinterpret_cast<uint64_t*>(words);
   space.matches = reinterpret_cast<NgramMatch*>(words += nodes);
@@ -245,7 +245,8 @@ SDE_HD inline NgramTask ngram_task(const NgramMatchArgs& args, int64_t b) {
   task.depth = min_of(args.depth_limits[b], args.max_depth);
   task.text = args.history + b * args.history_stride;
   task.length = task.budget > 0 && task.depth > 0 ? args.history_lens[b] : 0;
-  task.space = ngram::workspace(args, b);
+  int64_t* words = args.scratch + b * ngram_scratch_words(args.max_matches, args.max_depth);
+  task.space = ngram::workspace(args, words);
   return task;
 }
 
