@@ -49,6 +49,7 @@ def check(
     first_stops: torch.Tensor,
     stop_tokens: torch.Tensor,
     depth_limit: torch.Tensor,
+    node_limit: torch.Tensor,
     history: torch.Tensor,
     history_lens: torch.Tensor,
     num_emitted: torch.Tensor,
@@ -63,7 +64,6 @@ def check(
     depth_limits: torch.Tensor,
     root_values: torch.Tensor,
     max_draft_rows: int,
-    max_nodes: int,
     has_trees: bool,
 ) -> None:
     """Contract.
@@ -84,6 +84,7 @@ def check(
             and as many generated ones as were asked for, do not.
         stop_tokens: [B, S_stop] int32; -1: none.
         depth_limit: [1] int32, deepest tree of this step.
+        node_limit: [1] int32, most nodes of a tree of this step.
         history: [B, S] int32, all known tokens.
         history_lens: [B] int32.
         num_emitted: [B] int32, tokens that the last step of the sequence appended; only these may
@@ -99,14 +100,13 @@ def check(
             the target is; together at most `max_draft_rows`, the first sequences served first.
         draft_wants_logits: [B] int32, written: ROOT_AND_NODES where a tree is grown, else
             NO_LOGITS.
-        node_budgets: [B] int32, written: `max_nodes` where a tree is grown, else 0.
+        node_budgets: [B] int32, written: `node_limit` where a tree is grown, else 0.
         depth_limits: [B] int32, written: most tree depth.
         root_values: [B] float32, written: what a token of the sequence's tree is worth, for
             `tree_expand` and `ngram_match`: 1, or in a balanced step with trees the square of the
             tokens left to the sequence over the mean of these squares in its group, of those that
             take part.
         max_draft_rows: static.
-        max_nodes: static; nodes of a tree.
         has_trees: static; whether trees are grown in this step.
     """
     batch, _ = expect_tensor(NAME, "history", history, torch.int32, (None, None)).shape
@@ -114,6 +114,7 @@ def check(
     expect_tensor(NAME, "min_running", min_running, torch.int32, (1,))
     expect_tensor(NAME, "is_balanced", is_balanced, torch.int32, (1,))
     expect_tensor(NAME, "depth_limit", depth_limit, torch.int32, (1,))
+    expect_tensor(NAME, "node_limit", node_limit, torch.int32, (1,))
     expect_tensor(NAME, "stop_tokens", stop_tokens, torch.int32, (batch, None))
     for name, tensor in (
         ("scheduled_lens", scheduled_lens),
@@ -136,8 +137,8 @@ def check(
     expect_tensor(NAME, "root_values", root_values, torch.float32, (batch,))
     if draft_computed_lens is not None:
         expect_tensor(NAME, "draft_computed_lens", draft_computed_lens, torch.int32, (batch,))
-    for name, limit in (("max_draft_rows", max_draft_rows), ("max_nodes", max_nodes)):
-        expect(NAME, limit >= 0, f"{name}: expected at least 0, got {limit}")
+    at_least = f"max_draft_rows: expected at least 0, got {max_draft_rows}"
+    expect(NAME, max_draft_rows >= 0, at_least)
 
 
 def reference(
@@ -152,6 +153,7 @@ def reference(
     first_stops: torch.Tensor,
     stop_tokens: torch.Tensor,
     depth_limit: torch.Tensor,
+    node_limit: torch.Tensor,
     history: torch.Tensor,
     history_lens: torch.Tensor,
     num_emitted: torch.Tensor,
@@ -166,7 +168,6 @@ def reference(
     depth_limits: torch.Tensor,
     root_values: torch.Tensor,
     max_draft_rows: int,
-    max_nodes: int,
     has_trees: bool,
 ) -> None:
     """Sequence by sequence."""
@@ -198,7 +199,7 @@ def reference(
         max_emit[b] = left
         draft_pending_lens[b] = followed
         draft_wants_logits[b] = ROOT_AND_NODES if depth > 0 else NO_LOGITS
-        node_budgets[b] = max_nodes if depth > 0 else 0
+        node_budgets[b] = int(node_limit) if depth > 0 else 0
         depth_limits[b] = depth
         root_values[b] = 1.0
         if pending and has_trees and int(is_balanced):
@@ -222,9 +223,10 @@ def bench_cases() -> Iterator[Case]:
         args["is_balanced"] = torch.ones(1, dtype=torch.int32)
         args["root_values"] = torch.zeros(batch)
         args["depth_limit"] = torch.tensor([8], dtype=torch.int32)
+        args["node_limit"] = torch.tensor([64], dtype=torch.int32)
         args["stop_tokens"] = torch.full((batch, 8), -1, dtype=torch.int32)
         args["history"] = torch.zeros(batch, 4096, dtype=torch.int32)
-        args |= {"max_draft_rows": 512, "max_nodes": 64, "has_trees": True}
+        args |= {"max_draft_rows": 512, "has_trees": True}
         yield Case(f"B={batch}", args)
 
 

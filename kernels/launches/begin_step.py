@@ -17,12 +17,12 @@ def launch_of(**args: Any) -> Launch:
         *(address(args[name]) for name in (*lens, *ends)),
         args["stop_tokens"].shape[1],
         address(args["depth_limit"]),
+        address(args["node_limit"]),
         address(args["history"]),
         args["history"].shape[1],
         *(address(args[name]) for name in ("history_lens", "num_emitted", "computed_lens")),
         address(args["draft_computed_lens"]),
         args["max_draft_rows"],
-        args["max_nodes"],
         args["has_trees"],
         *(address(args[name]) for name in OUTPUTS),
     )

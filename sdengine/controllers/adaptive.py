@@ -17,11 +17,11 @@ is tried again after 64, 128, ... 4096 plain steps, and not before fifty times w
 has lost (which does not double), the draft's catching up included: on a prompt that it has not read
 that is the larger part. What it reads beside new prompts has to be won back, too, once a trial was
 won. So that a pair that never pays costs little, best-first trees begin with two nodes and grow
-with what is accepted of them (`tree_size`, where static trees get their depth), no step of a trial
-stakes more than a part of what that may lose, and a trial ends as soon as it has lost that or can
-hardly be won any more. Once it was won, a few steps now and then have smaller trees than usual, to
-see what those take. A trial that costs speak against (`entry_price`) is put off; after 512, 1024,
-... such steps it is made all the same, because costs may be wrong. All this is the engine's
+with what is accepted of them (`tree_size`, where static trees get depth and width), no step of a
+trial stakes more than a part of what that may lose, and a trial ends as soon as it has lost that or
+can hardly be won any more. Once it was won, a few steps now and then have smaller trees than usual,
+to see what those take. A trial that costs speak against (`entry_price`) is put off; after 512,
+1024, ... such steps it is made all the same, because costs may be wrong. All this is the engine's
 knowledge, not a request's: it outlives them.
 """
 
@@ -110,7 +110,7 @@ class AdaptiveController:
             limit = min(limit, self._max_batch_nodes)
         num_iterations = self._num_in_a_row()
         if not self._prices_nodes:
-            return StepPlan(depth, limit, num_iterations=num_iterations)
+            return StepPlan(depth, limit, num_iterations=num_iterations, max_seq_nodes=nodes)
         if self._looks_at_fewer():
             limit = min(limit, max(self._look_rows - num_decoding, 1))
             num_iterations = 1
@@ -220,7 +220,7 @@ class AdaptiveController:
         plain_s, longest_s = pace.plain_step_s(num_decoding), pace.longest_step_s(num_decoding)
         all_tokens, all_seconds, losses = 0, 0.0, []
         for plan, report in reports:
-            self._size.learn(plan.depth, report)
+            self._size.learn(plan, report)
             tokens = num_decoding + sum(report.num_accepted)
             seconds = report.step_s if report.step_s < longest_s else longest_s
             losses.append(seconds / plain_s - tokens / num_decoding)
@@ -252,7 +252,7 @@ class AdaptiveController:
             pace.add_plain(num_decoding, seen)
 
     def _learn_trees(self, num_decoding: int, plan: StepPlan, report: StepReport) -> None:
-        self._size.learn(plan.depth, report)
+        self._size.learn(plan, report)
         costs, plain_s = self._pace.costs, self._pace.plain_step_s(num_decoding)
         accepted = sum(report.num_accepted)
         tokens = num_decoding + accepted

@@ -1,8 +1,9 @@
 """How large a tree may be: depth and nodes of a sequence, from what was accepted of those before.
 
 Best-first trees are cut node by node on the device, so that a limit only has to keep a draft of
-which nothing is known from costing much. A static tree has nothing to be cut by but its depth: of
-every depth it is known what it costs, and how often a walk gets there is counted.
+which nothing is known from costing much. A static tree has nothing to be cut by but its depth and
+the width of its root: of every one it is known what it costs, and how often a walk goes on is
+counted.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Protocol
 
 from sdengine.controllers.seen_costs import SMOOTHING
 from sdengine.core.cost_model import CostModel
-from sdengine.core.plan import StepReport
+from sdengine.core.plan import StepPlan, StepReport
 
 FIRST_NODES = 2  # of a sequence's first tree, before anything is known of the draft
 TRUST_GAINED, TRUST_LOST = 2.0, 0.8  # factors on the node limit: one step in four that accepts
@@ -22,9 +23,10 @@ SPARE_LAYERS = 2  # recorded beyond the depth that was of use lately
 FORGETTING = 0.03  # per walk, of what is known of a depth
 FIRST_GUESS = 0.5  # of the first draft token, that it is accepted
 GUESS_WALKS = 3.0  # that the guess counts for; a depth never tried is guessed as the one above it
-CHOOSE_EVERY = 4  # steps between two choices of a depth, 1.3 us for each that there is
-EXPLORE_EVERY = 8  # steps between two at a depth beside the chosen one: what others cost and
-# accept changes with machine and text, and is known of no depth that is not used,
+SIBLING_GUESS = 0.25  # of a root's further child, that it is accepted where those before it are not
+CHOOSE_EVERY = 4  # steps between two choices of a tree, 1.3 us for each that there is
+EXPLORE_EVERY = 8  # steps between two with a tree beside the chosen one: what others cost and
+# accept changes with machine and text, and is known of no tree that is not used,
 WORTH_A_LOOK = 1.15  # unless a token there is expected to cost so many times as much
 
 
@@ -35,8 +37,8 @@ class TreeSize(Protocol):
         """Depth and most nodes of a sequence on average, both at least 1."""
         ...
 
-    def learn(self, depth: int, report: StepReport) -> None:
-        """Takes note of a step whose trees were grown to `depth`."""
+    def learn(self, plan: StepPlan, report: StepReport) -> None:
+        """Takes note of a step with trees."""
         ...
 
 
@@ -73,7 +75,7 @@ class GrowingSize:
             return min(self._max_depth, nodes), nodes
         return min(self._max_depth, int(self._depth_used + 0.5) + SPARE_LAYERS, nodes), nodes
 
-    def learn(self, depth: int, report: StepReport) -> None:
+    def learn(self, plan: StepPlan, report: StepReport) -> None:
         num_walks = len(report.num_accepted)
         if not self._has_layers:
             num_walks = min(num_walks, report.num_nodes)
@@ -89,18 +91,23 @@ class GrowingSize:
 
 
 class StaticSize:
-    """For static trees: the depth at which a token is expected to cost least.
+    """For static trees: of those that a configuration allows, the one by which a token is expected
+    to cost least. They are ordered by size: a root with 1, 2, ... children up to its width, then
+    trees of whole levels.
 
     Args:
         level_widths: children of every node at depth 1, 2, ...
-        max_batch_nodes: of a step; deeper trees than fit are not chosen, unless none fits.
+        max_batch_nodes: of a step; larger trees than fit are not chosen, unless none fits.
     """
 
     def __init__(self, level_widths: Sequence[int], max_batch_nodes: int | None = None) -> None:
         level_nodes = accumulate(level_widths, lambda nodes, width: nodes * width)
-        self._nodes = tuple(accumulate(level_nodes))  # of a tree of depth 1, 2, ...
+        self._width = level_widths[0]
+        # Of trees of one level, then of two, three, ...
+        self._nodes = (*range(1, self._width), *accumulate(level_nodes))
         self._max_batch_nodes = max_batch_nodes
-        self._tried = [0.0] * len(self._nodes)  # walks that came to the depth before
+        # Of every root with so many children, then of every further level:
+        self._tried = [0.0] * len(self._nodes)  # walks that came to it
         self._passed = [0.0] * len(self._nodes)  # and went on
         self._chosen: dict[int, tuple[int, int, int]] = {}  # by decoding sequences
         self._num_steps = 0
@@ -113,40 +120,52 @@ class StaticSize:
         if chosen is None:
             chosen = self._chosen[num_decoding] = self._rank(num_decoding, costs)
         turn = self._num_steps % (2 * EXPLORE_EVERY)
-        depth = chosen[0 if turn % EXPLORE_EVERY else 1 if turn else 2]
-        return depth, self._nodes[depth - 1]
+        tree = chosen[0 if turn % EXPLORE_EVERY else 1 if turn else 2]
+        return self._depth(tree), self._nodes[tree]
 
-    def learn(self, depth: int, report: StepReport) -> None:
+    def learn(self, plan: StepPlan, report: StepReport) -> None:
         walks = len(report.num_accepted)
         if report.num_nodes == 0:
             return  # no room for a tree, or its sequence's last token
-        ends = [0] * (depth + 1)
+        ends = [0] * (plan.depth + 1)
         for accepted in report.num_accepted:
             ends[accepted] += 1
-        # Depths that were not tried are forgotten, too, so that one is tried again some day.
+        root = min(plan.max_seq_nodes, self._width) - 1
+        # Trees that were not tried are forgotten, too, so that one is tried again some day.
         kept, tried = (1.0 - FORGETTING) ** walks, walks
-        for level in range(len(self._nodes)):
-            passed = tried - ends[level] if level < depth else 0
-            self._tried[level] = kept * self._tried[level] + (tried if level < depth else 0)
-            self._passed[level] = kept * self._passed[level] + passed
-            tried = passed
+        for tree in range(len(self._nodes)):
+            depth = self._depth(tree)
+            is_tried = tree == root if tree < self._width else depth <= plan.depth
+            passed = tried - ends[depth - 1] if is_tried else 0
+            self._tried[tree] = kept * self._tried[tree] + (tried if is_tried else 0)
+            self._passed[tree] = kept * self._passed[tree] + passed
+            if tree >= self._width - 1:
+                tried = passed
+
+    def _depth(self, tree: int) -> int:
+        return max(tree - self._width + 2, 1)
 
     def _rank(self, num_decoding: int, costs: CostModel) -> tuple[int, int, int]:
-        """The depth at which a token costs least, the one above it and the one below, each itself
-        where it is not worth a look."""
+        """The tree by which a token costs least, the one before it and the one after it, each
+        itself where it is not worth a look."""
         tokens, reach, rate = 1.0, 1.0, FIRST_GUESS
         token_s: list[float] = []
-        for level, nodes in enumerate(self._nodes):
+        for tree, nodes in enumerate(self._nodes):
             rows = num_decoding * nodes
-            if level > 0 and self._max_batch_nodes is not None and rows > self._max_batch_nodes:
+            if tree > 0 and self._max_batch_nodes is not None and rows > self._max_batch_nodes:
                 break
-            rate = (self._passed[level] + GUESS_WALKS * rate) / (self._tried[level] + GUESS_WALKS)
-            reach *= rate
-            tokens += reach
-            seconds = costs.draft_time(level + 1) + costs.verify_time(num_decoding + rows)
+            if 0 < tree < self._width:
+                rate += SIBLING_GUESS * (1.0 - rate)
+            rate = (self._passed[tree] + GUESS_WALKS * rate) / (self._tried[tree] + GUESS_WALKS)
+            if tree < self._width:
+                tokens, reach = 1.0 + rate, rate
+            else:
+                reach *= rate
+                tokens += reach
+            seconds = costs.draft_time(self._depth(tree)) + costs.verify_time(num_decoding + rows)
             token_s.append(seconds / tokens)
         best = token_s.index(min(token_s))
         most = WORTH_A_LOOK * token_s[best]
-        above = best > 0 and token_s[best - 1] < most
-        below = best + 1 < len(token_s) and token_s[best + 1] < most
-        return best + 1, best + 1 - above, best + 1 + below
+        before = best > 0 and token_s[best - 1] < most
+        after = best + 1 < len(token_s) and token_s[best + 1] < most
+        return best, best - before, best + after

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sdengine.core.config import MAX_TREE_NODES
 from sdengine.core.cost_model import CostModel
 
 MAX_ITERATIONS = 16
@@ -24,11 +25,12 @@ class StepPlan:
     Args:
         depth: draft layers to run; 0 is plain decoding.
         max_batch_nodes: most tree nodes of the whole step. Its sequences share them, none with more
-            than `SpeculationConfig.max_nodes`.
+            than `max_seq_nodes` and `SpeculationConfig.max_nodes`.
         tokens_per_s: what a second is worth; nodes and layers that promise less than they cost at
             this rate are left out. 0 keeps every node.
         costs: what rows and layers cost from this step on; None as before.
         num_iterations: most iterations in a row that it may serve.
+        max_seq_nodes: most tree nodes of a sequence.
     """
 
     depth: int
@@ -36,6 +38,7 @@ class StepPlan:
     tokens_per_s: float = 0.0
     costs: CostModel | None = None
     num_iterations: int = 1
+    max_seq_nodes: int = MAX_TREE_NODES
 
 
 @dataclass(slots=True)

@@ -15,7 +15,8 @@ from sdengine.core.growth import LayerGrowth, ValueRule
 
 @dataclass(frozen=True, slots=True)
 class StaticPolicy:
-    """Every node of depth d gets level_widths[d] children; nothing is trimmed."""
+    """Every node of depth d gets level_widths[d] children; a plan may want fewer levels, or fewer
+    children of the root alone."""
 
     level_widths: tuple[int, ...]
     rule: ValueRule

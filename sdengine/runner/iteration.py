@@ -228,6 +228,7 @@ class Iteration:
             first_stops=state.first_stops,
             stop_tokens=workspace.stop_tokens,
             depth_limit=workspace.depth_limit,
+            node_limit=workspace.node_limit,
             history=state.history,
             history_lens=state.history_lens,
             num_emitted=self._num_emitted,
@@ -242,7 +243,6 @@ class Iteration:
             depth_limits=state.depth_limits,
             root_values=state.root_values,
             max_draft_rows=workspace.sizes.max_batched_tokens,
-            max_nodes=workspace.sizes.max_nodes,
             has_trees=variant.drafts,
         )
 

@@ -59,6 +59,7 @@ class Runner:
         is_native = iteration.backend == "cpu"
         self._prices = Prices(workspace, native_row_prices() if is_native else write_row_prices)
         self._depth_limit = host(workspace.depth_limit)
+        self._node_limit = host(workspace.node_limit)
         self._min_running = host(workspace.min_running)
         self._is_balanced = host(workspace.is_balanced)
         self._stop_tokens = host(workspace.stop_tokens)
@@ -191,6 +192,7 @@ class Runner:
         is_following = self._has_draft_cache and (is_drafting or catches_up)
         if is_drafting:
             self._depth_limit[0] = min(plan.depth, self._sizes.max_depth)
+            self._node_limit[0] = min(plan.max_seq_nodes, self._sizes.max_nodes)
             # Who waits gets the place of whoever ends first: then the sum of all is what counts.
             self._is_balanced[0] = not schedule.has_waiting
             self._prices.write(plan)
@@ -276,7 +278,8 @@ class Runner:
         if flight.is_drafting:
             depth = min(flight.plan.depth, self._sizes.max_depth)
             num_trees = sum(entry.decodes and entry.can_draft for entry in entries)
-            num_nodes = min(num_trees * self._sizes.max_nodes, flight.plan.max_batch_nodes)
+            most = min(flight.plan.max_seq_nodes, self._sizes.max_nodes)
+            num_nodes = min(num_trees * most, flight.plan.max_batch_nodes)
         return Demand(
             num_tokens=flight.num_tokens,
             num_seqs=len(entries),

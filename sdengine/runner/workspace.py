@@ -84,7 +84,7 @@ class Workspace:
         pending_tokens [N], cu_pending [B + 1]: its pending tokens, packed.
         logits [R, V]: its logits; logit_rows [N], cu_logits [B + 1], num_logits [1] say whose.
         thresholds [N]: value a node must have to become row r of the target's pass.
-        depth_limit [1]: deepest tree of this step.
+        depth_limit [1]: deepest tree of this step; node_limit [1]: nodes of the largest.
         total_budget [1]: tree nodes of the whole batch.
         min_layer_gain [1]: expected tokens that a further draft layer must promise.
         stop_tokens [B, S_stop]: tokens below which nothing is drafted.
@@ -113,6 +113,7 @@ class Workspace:
     num_logits: torch.Tensor
     thresholds: torch.Tensor
     depth_limit: torch.Tensor
+    node_limit: torch.Tensor
     total_budget: torch.Tensor
     min_layer_gain: torch.Tensor
     stop_tokens: torch.Tensor
@@ -155,6 +156,7 @@ class Workspace:
             num_logits=ints(1),
             thresholds=memory.inputs(rows, dtype=torch.float32),
             depth_limit=memory.inputs(1),
+            node_limit=memory.inputs(1),
             total_budget=memory.inputs(1),
             min_layer_gain=memory.inputs(1, dtype=torch.float32),
             stop_tokens=memory.inputs(b, sizes.num_stop_tokens, fill=-1),

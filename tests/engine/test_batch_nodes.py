@@ -122,6 +122,40 @@ def test_each_plan_has_a_limit_of_its_own(
     assert np.isfinite(engine.iteration.workspace.thresholds.numpy()).all()
 
 
+class Alike:
+    """Trees of one layer, of so many nodes a sequence."""
+
+    def __init__(self, nodes: int) -> None:
+        self._nodes = nodes
+
+    def plan(self, num_decoding: int, outlook: Any = None) -> StepPlan:
+        return StepPlan(min(num_decoding, 1), 64, max_seq_nodes=self._nodes)
+
+    def observe(self, plan: StepPlan, report: StepReport) -> None:
+        assert report.num_nodes <= len(report.num_accepted) * plan.max_seq_nodes
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 3, 5])
+def test_a_plan_may_narrow_static_trees_all_alike(make_engine: MakeEngine, nodes: int) -> None:
+    """To the first of each sequence's tokens that rank highest, whatever the batch has room for."""
+    prompts, requests = PROMPTS, params(0.8)
+    expected = run_all(make_engine(), prompts, requests)
+    engine = engine_with(make_engine, SpeculationConfig(method="kary"))
+    engine.controller = Alike(nodes)
+    for i, (prompt, one) in enumerate(zip(prompts, requests)):
+        engine.add_request(f"r{i}", prompt, one)
+    got, sizes = {}, set()
+    while engine.has_unfinished_requests():
+        for output in engine.step():
+            got[output.request_id] = list(output.outputs[0].token_ids)
+            tree = engine.step_tree(output.request_id)
+            if tree is not None and tree.token_ids:
+                sizes.add(len(tree.token_ids))
+                assert set(tree.parents) == {-1}
+    assert sizes == {min(nodes, 4)}
+    assert [got[f"r{i}"] for i in range(len(prompts))] == expected
+
+
 def test_adaptive_trees_of_ngrams_begin_small(
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

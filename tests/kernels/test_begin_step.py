@@ -37,9 +37,10 @@ def make_args(slots: list[dict[str, int]], **statics: Any) -> dict[str, Any]:
     args["is_balanced"] = torch.tensor([0], dtype=torch.int32)
     args["root_values"] = torch.full((len(slots),), -7.0)
     args["depth_limit"] = torch.tensor([4], dtype=torch.int32)
+    args["node_limit"] = torch.tensor([12], dtype=torch.int32)
     args["stop_tokens"] = torch.tensor([[STOP, -1]] * len(slots), dtype=torch.int32)
     args["history"] = torch.full((len(slots), 64), OTHER, dtype=torch.int32)
-    return {**args, "max_draft_rows": 100, "max_nodes": 12, "has_trees": True, **statics}
+    return {**args, "max_draft_rows": 100, "has_trees": True, **statics}
 
 
 def begun(args: dict[str, Any]) -> list[dict[str, int]]:
@@ -215,8 +216,8 @@ def test_many_long_sequences_are_weighed_without_loss() -> None:
 
 
 def test_arguments_are_checked() -> None:
-    args = make_args([{}], max_nodes=-1)
-    with pytest.raises(ValueError, match="begin_step: max_nodes: expected at least 0, got -1"):
+    args = make_args([{}], max_draft_rows=-1)
+    with pytest.raises(ValueError, match="begin_step: max_draft_rows: expected at least 0, got -1"):
         run_op("begin_step", "cpu", **args)
     args = make_args([{}])
     args["can_draft"] = args["can_draft"].long()

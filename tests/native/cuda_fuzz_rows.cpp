@@ -44,7 +44,7 @@ BeginStepArgs begin_into(BeginStepArgs args, const Exact<int32_t>& out, const Ex
 
 SDENGINE_FUZZ(cuda_begin_step, 60) {
   const int32_t batch = random.integer(1, 5), room = 20, stops = random.integer(0, 2);
-  Exact<int32_t> live(1, random.integer(0, batch)), depth(1, random.integer(1, 5)),
+  Exact<int32_t> live(1, random.integer(0, batch)), depth(1, random.integer(1, 5)), node_limit(1, 9),
       fewest(1, random.chance(0.5f) ? 0 : random.integer(1, batch)),
       balanced(1, random.integer(0, 1));
   Exact<int32_t> scheduled(batch), can_draft(batch), total(batch), groups(batch), first(batch),
@@ -76,6 +76,7 @@ SDENGINE_FUZZ(cuda_begin_step, 60) {
   args.stop_tokens = stop_tokens.get();
   args.num_stop_tokens = stops;
   args.depth_limit = depth.get();
+  args.node_limit = node_limit.get();
   args.history = history.get();
   args.max_history = room;
   args.history_lens = lens.get();
@@ -83,7 +84,6 @@ SDENGINE_FUZZ(cuda_begin_step, 60) {
   args.computed_lens = computed.get();
   args.draft_computed_lens = random.chance(0.8f) ? draft_computed.get() : nullptr;
   args.max_draft_rows = random.integer(0, 30);
-  args.max_nodes = 9;
   args.has_trees = random.chance(0.8f);
   const Exact<int32_t> out(static_cast<size_t>(batch) * kBegun, -7), device_out = copy_of(out);
   const Exact<float> values(batch, -7.0f), device_values = copy_of(values);

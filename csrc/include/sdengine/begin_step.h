@@ -22,6 +22,7 @@ struct BeginStepArgs {
   const int32_t* stop_tokens;     // [B, S_stop], -1: none
   int32_t num_stop_tokens;        // S_stop
   const int32_t* depth_limit;     // [1], draft layers of this step
+  const int32_t* node_limit;      // [1], nodes of a tree of this step
   const int32_t* history;         // [B, S]
   int64_t max_history;            // S
   const int32_t* history_lens;    // [B]
@@ -30,7 +31,6 @@ struct BeginStepArgs {
   // Null where no draft's cache follows in this step.
   const int32_t* draft_computed_lens;  // [B]
   int32_t max_draft_rows;              // most draft rows over all sequences
-  int32_t max_nodes;                   // of a tree
   bool has_trees;                      // whether trees are grown in this step
   int32_t* pending_lens;               // [B]
   int32_t* wants_logits;               // [B]
@@ -139,7 +139,7 @@ SDE_HD inline void begin_sequence(const BeginStepArgs& args, int64_t b, int32_t 
   args.max_emit[b] = left > 0 ? left : 0;
   args.draft_pending_lens[b] = followed;
   args.draft_wants_logits[b] = depth > 0 ? kRootAndNodes : kNoLogits;
-  args.node_budgets[b] = depth > 0 ? args.max_nodes : 0;
+  args.node_budgets[b] = depth > 0 ? *args.node_limit : 0;
   args.depth_limits[b] = depth;
   args.root_values[b] = pending > 0 ? begin::root_value(left, group) : 1.0f;
 }
