@@ -76,8 +76,9 @@ class SpeculationConfig:
         max_depth: most draft tokens along one path.
         max_children: most children of one node.
         branching: children per node at depth 1, 2, ... of "kary" and "sampled"; an int k means k at
-            every depth that fits max_nodes. None takes (4, 2, 2, 1) as far as it fits. A list is
-            kept as a tuple; other methods refuse it.
+            every depth that fits max_nodes. None takes (4, 2, 2, 1) as far as it fits. An adaptive
+            budget takes fewer levels, or fewer children of the root alone, where that pays. A list
+            is kept as a tuple; other methods refuse it.
         adaptive: choose the budget per step, zero included, from measured costs and expected gain;
             False always drafts max_nodes.
         max_batch_nodes: most draft tokens of a step over all sequences; None leaves it to the
