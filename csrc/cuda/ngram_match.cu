@@ -4,8 +4,8 @@
 // One block per sequence. Its threads look at kPlaces places of the text each before they meet, the
 // most recent first, until the longest matches that may vote are found: one look at 131072 tokens
 // is 16 meetings. Where any of them ends a match that is longer than the worst so far, the first
-// thread puts those in order; at the end it makes the tree, of at most max_matches continuations, in
-// shared memory if that has room: it follows links, one after the other.
+// thread puts those in order; at the end it makes the tree, of at most max_matches continuations,
+// in shared memory if that has room: it follows links, one after the other.
 #include "cuda/block.cuh"
 #include "cuda/launch.cuh"
 #include "sdengine/ngram_match.h"

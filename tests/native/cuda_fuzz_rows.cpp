@@ -44,8 +44,8 @@ BeginStepArgs begin_into(BeginStepArgs args, const Exact<int32_t>& out, const Ex
 
 SDENGINE_FUZZ(cuda_begin_step, 60) {
   const int32_t batch = random.integer(1, 5), room = 20, stops = random.integer(0, 2);
-  Exact<int32_t> live(1, random.integer(0, batch)), depth(1, random.integer(1, 5)), node_limit(1, 9),
-      fewest(1, random.chance(0.5f) ? 0 : random.integer(1, batch)),
+  Exact<int32_t> live(1, random.integer(0, batch)), depth(1, random.integer(1, 5)),
+      node_limit(1, 9), fewest(1, random.chance(0.5f) ? 0 : random.integer(1, batch)),
       balanced(1, random.integer(0, 1));
   Exact<int32_t> scheduled(batch), can_draft(batch), total(batch), groups(batch), first(batch),
       lens(batch), emitted(batch), computed(batch), draft_computed(batch);
