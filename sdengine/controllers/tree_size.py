@@ -132,15 +132,13 @@ class StaticSize:
             ends[accepted] += 1
         root = min(plan.max_seq_nodes, self._width) - 1
         # Trees that were not tried are forgotten, too, so that one is tried again some day.
-        kept, tried = (1.0 - FORGETTING) ** walks, walks
-        for tree in range(len(self._nodes)):
-            depth = self._depth(tree)
-            is_tried = tree == root if tree < self._width else depth <= plan.depth
-            passed = tried - ends[depth - 1] if is_tried else 0
-            self._tried[tree] = kept * self._tried[tree] + (tried if is_tried else 0)
-            self._passed[tree] = kept * self._passed[tree] + passed
-            if tree >= self._width - 1:
-                tried = passed
+        kept = (1.0 - FORGETTING) ** walks
+        self._tried = [kept * tried for tried in self._tried]
+        self._passed = [kept * passed for passed in self._passed]
+        for tree, ended in enumerate(ends[:-1], start=root):
+            self._tried[tree] += walks
+            walks -= ended
+            self._passed[tree] += walks
 
     def _depth(self, tree: int) -> int:
         return max(tree - self._width + 2, 1)
