@@ -73,7 +73,11 @@ class Engine:
         self._scheduler = parts.scheduler
         self._controller = parts.controller
         self._book = RequestBook(
-            parts.tokenizer, parts.limits, parts.runner.pool_capacity_tokens, config.seed
+            parts.tokenizer,
+            parts.limits,
+            parts.runner.pool_capacity_tokens,
+            config.seed,
+            parts.runner.spent,
         )
         self._commits: list[Commit] = []
         self._flight: Flight | None = None  # started ahead, to be read by the next step
@@ -436,6 +440,7 @@ class Engine:
         request.num_generated += num_tokens
         if request.first_token_time is None and num_tokens:
             request.first_token_time = monotonic()
+            request.spent_before = self._runner.spent.before
         if cut.finish_reason is not None:
             self._end(request, sequence, cut.finish_reason, cut.stop_reason)
         elif not is_finite:

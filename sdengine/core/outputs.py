@@ -114,9 +114,10 @@ class SpeculationStats:
         acceptance_histogram: index i = number of steps that accepted exactly i draft tokens.
         acceptance_by_depth: index d = share of the steps that accepted a draft token at depth d +
             1.
-        draft_time_s: time spent proposing.
-        verify_time_s: time spent in the target forward and the verifier.
-        other_time_s: everything else between two steps.
+        draft_time_s: time spent proposing, from its first token on; in steps that others take part
+            in, too, the whole of it.
+        verify_time_s: the same in the target forward and the verifier.
+        other_time_s: the same of everything else between two steps.
     """
 
     num_steps: int

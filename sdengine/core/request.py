@@ -29,6 +29,7 @@ from sdengine.core.request_checks import (
 )
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.core.sequence import Sequence
+from sdengine.core.spent_time import SpentTime, Totals
 from sdengine.core.snapshot import Snapshot, list_part
 from sdengine.core.stop import StopChecker, TextStream
 from sdengine.errors import RequestError
@@ -65,6 +66,7 @@ class Request:
     sequences: list[Sequence] = field(default_factory=list)
     stop_checkers: list[StopChecker] = field(default_factory=list)
     first_token_time: float | None = None
+    spent_before: Totals | None = None  # its first step
     num_generated: int = 0  # tokens, over all sequences
     prompt_view: Snapshot[int] = field(init=False)  # for outputs while it lives
 
@@ -85,12 +87,19 @@ class RequestBook:
         limits: what the model allows.
         capacity_tokens: tokens that fit into the whole KV cache.
         seed: from which requests without a seed get theirs.
+        spent: by the engine's steps so far.
     """
 
     def __init__(
-        self, codec: TextCodec | None, limits: RequestLimits, capacity_tokens: int, seed: int
+        self,
+        codec: TextCodec | None,
+        limits: RequestLimits,
+        capacity_tokens: int,
+        seed: int,
+        spent: SpentTime,
     ) -> None:
         self.limits = limits
+        self._spent = spent
         self._codec = codec
         self._capacity_tokens = capacity_tokens
         # Scrambled, because the k-th request's seed adds k to it, so that neighbouring seeds would
@@ -213,13 +222,17 @@ class RequestBook:
         for sequence in request.sequences:
             for accepted, count in enumerate(sequence.acceptance_histogram):
                 histogram[accepted] += count
+        before, spent = request.spent_before, (0.0, 0.0, 0.0)
+        if before is not None:
+            spent = self._spent.since(before)
+        draft_s, verify_s, other_s = spent
         return SpeculationStats.from_histogram(
             histogram,
             sum(s.num_draft_tokens for s in request.sequences),
             request.num_generated,
-            draft_time_s=sum(s.draft_time_s for s in request.sequences),
-            verify_time_s=sum(s.verify_time_s for s in request.sequences),
-            other_time_s=sum(s.other_time_s for s in request.sequences),
+            draft_time_s=draft_s,
+            verify_time_s=verify_s,
+            other_time_s=other_s,
         )
 
     def _add_sequence(self, request: Request, index: int, seed: int, group: str) -> None:

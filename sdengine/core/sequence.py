@@ -5,6 +5,7 @@ Holds tokens, lengths and blocks; knows nothing of models, kernels or scheduling
 
 from __future__ import annotations
 
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -65,9 +66,6 @@ class Sequence:
     acceptance_histogram: list[int] = field(default_factory=list)
     num_draft_tokens: int = 0
     from_draft: list[bool] = field(default_factory=list)
-    draft_time_s: float = 0.0
-    verify_time_s: float = 0.0
-    other_time_s: float = 0.0
 
     @property
     def num_tokens(self) -> int:
@@ -94,7 +92,9 @@ class Sequence:
         """Whether no more tokens will come."""
         return self.status is SequenceStatus.FINISHED
 
-    def count_steps(self, num_tokens: int, num_accepted: list[int], num_nodes: list[int]) -> None:
+    def count_steps(
+        self, num_tokens: int, num_accepted: SequenceOf[int], num_nodes: SequenceOf[int]
+    ) -> None:
         """Counts iterations that committed `num_tokens` tokens together.
 
         Args:
@@ -104,7 +104,8 @@ class Sequence:
         """
         histogram = self.acceptance_histogram
         for accepted, nodes in zip(num_accepted, num_nodes):
-            accepted = min(accepted, num_tokens)
+            if accepted > num_tokens:
+                accepted = num_tokens
             while len(histogram) <= accepted:
                 histogram.append(0)
             histogram[accepted] += 1

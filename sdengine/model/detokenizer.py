@@ -30,6 +30,7 @@ __all__ = [
     "PieceDetokenizer",
     "byte_level_bytes",
     "parse_decoder",
+    "whole_text",
 ]
 
 REPLACEMENT = "\ufffd"
@@ -113,14 +114,14 @@ class ByteDetokenizer:
     """Byte-level BPE's.
 
     Args:
-        bytes_of: token id -> the token's bytes, none for what has no text. Asked for every token
-            that is generated.
+        piece_of: token id -> text of the token by itself, or its bytes where these are not whole
+            characters; no text for what has none. Asked for every token that is generated.
     """
 
-    __slots__ = ("_bytes_of", "_unfinished")
+    __slots__ = ("_piece_of", "_unfinished")
 
-    def __init__(self, bytes_of: Callable[[int], bytes]) -> None:
-        self._bytes_of = bytes_of
+    def __init__(self, piece_of: Callable[[int], str | bytes]) -> None:
+        self._piece_of = piece_of
         self._unfinished = b""  # character
 
     @property
@@ -128,7 +129,13 @@ class ByteDetokenizer:
         return 0
 
     def push(self, token_ids: Iterable[int]) -> str:
-        waiting = self._unfinished + b"".join(map(self._bytes_of, token_ids))
+        pieces = list(map(self._piece_of, token_ids))
+        if not self._unfinished:
+            try:
+                return "".join(pieces)  # type: ignore[arg-type]
+            except TypeError:  # bytes among them
+                pass
+        waiting = self._unfinished + b"".join(map(as_bytes, pieces))
         text, num_used = codecs.utf_8_decode(waiting, "replace", False)
         self._unfinished = waiting[num_used:]
         return text
@@ -218,6 +225,19 @@ def byte_alphabet() -> dict[str, int]:
     alphabet = {chr(byte): byte for byte in printable}
     alphabet.update({chr(256 + i): byte for i, byte in enumerate(others)})
     return alphabet
+
+
+def as_bytes(piece: str | bytes) -> bytes:
+    """Return a piece's bytes."""
+    return piece if isinstance(piece, bytes) else piece.encode("utf-8")
+
+
+def whole_text(piece: bytes) -> str | bytes:
+    """Return the text of bytes that are whole characters; others as they are."""
+    try:
+        return piece.decode("utf-8")
+    except UnicodeDecodeError:
+        return piece
 
 
 def byte_level_bytes(piece: str) -> bytes:

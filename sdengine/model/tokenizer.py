@@ -23,6 +23,7 @@ from sdengine.model.detokenizer import (
     PieceDetokenizer,
     byte_level_bytes,
     parse_decoder,
+    whole_text,
 )
 from sdengine.model.tokenizer_settings import (
     apply_declarations,
@@ -54,8 +55,8 @@ class Tokenizer:
 
     __slots__ = (
         "_backend",
-        "_ordinary_bytes",
         "_ordinary_piece",
+        "_ordinary_text",
         "_prefix",
         "_rules",
         "_special",
@@ -77,7 +78,7 @@ class Tokenizer:
         self._rules = parse_decoder(None if decoder is None else json.loads(decoder.__getstate__()))
         # For every token that is generated; the backend's own look-up makes a new string each time.
         self._ordinary_piece = functools.cache(self._find_ordinary_piece)
-        self._ordinary_bytes = functools.cache(self._find_ordinary_bytes)
+        self._ordinary_text = functools.cache(self._find_ordinary_text)
         self._token_text = functools.cache(self._find_token_text)  # for every logprob, 5 to 14 us
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
         self._prefix, self._suffix = self._flagged_specials(settings)
@@ -121,7 +122,7 @@ class Tokenizer:
         """
         if self._rules is None:
             return ByteDetokenizer(
-                self._ordinary_bytes if skip_special_tokens else self.token_bytes
+                self._ordinary_text if skip_special_tokens else self._text_or_bytes
             )
         piece = self._ordinary_piece if skip_special_tokens else self._backend.id_to_token
         return PieceDetokenizer(self._rules, piece, continues_text=continues_text)
@@ -210,8 +211,11 @@ class Tokenizer:
         piece: str | None = self._backend.id_to_token(token_id)
         return piece
 
-    def _find_ordinary_bytes(self, token_id: int) -> bytes:
-        return b"" if self.is_special(token_id) else self.token_bytes(token_id)
+    def _find_ordinary_text(self, token_id: int) -> str | bytes:
+        return "" if self.is_special(token_id) else self._text_or_bytes(token_id)
+
+    def _text_or_bytes(self, token_id: int) -> str | bytes:
+        return whole_text(self.token_bytes(token_id))
 
     def _special_id(self, name: str) -> int | None:
         token = self.special_tokens.get(name)

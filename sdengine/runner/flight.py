@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
 from sdengine.core.plan import StepPlan
@@ -62,8 +63,8 @@ class Commit:
 
     sequence: Sequence
     token_ids: list[int]
-    num_accepted: list[int]
-    num_nodes: list[int]
+    num_accepted: SequenceOf[int]
+    num_nodes: SequenceOf[int]
     slot: int
 
     def end_with(self, index: int) -> None:
@@ -73,4 +74,5 @@ class Commit:
         while num_tokens <= index:
             num_tokens += self.num_accepted[num_iterations] + 1
             num_iterations += 1
-        del self.num_accepted[num_iterations:], self.num_nodes[num_iterations:]
+        self.num_accepted = self.num_accepted[:num_iterations]
+        self.num_nodes = self.num_nodes[:num_iterations]

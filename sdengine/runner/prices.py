@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from sdengine.core.cost_model import CostModel
 from sdengine.core.plan import StepPlan
+from sdengine.kernels.programs.replay_copies import flat_items
 from sdengine.kernels.row_prices import WriteRowPrices, write_row_prices
 from sdengine.runner.workspace import Workspace
 
@@ -45,7 +46,7 @@ class Prices:
         self._write_row_prices = write_row_prices
         self._thresholds = host(workspace.thresholds)
         self._min_layer_gain = host(workspace.min_layer_gain)
-        self._total_budget = host(workspace.total_budget)
+        self._total_budget = flat_items(host(workspace.total_budget))
         self._costs: CostModel | None = None
         self._tokens_per_s = -1.0  # that thresholds were written for
 

@@ -13,6 +13,7 @@ from typing import Any
 from sdengine.core.outputs import StepTree
 from sdengine.core.plan import Outlook, StepPlan, StepReport
 from sdengine.core.sequence import Sequence
+from sdengine.core.spent_time import SpentTime
 from sdengine.kernels.acceptance_fit import AcceptanceTables, NativeAcceptanceTables
 from sdengine.kernels.programs.limits import NO_LIMITS
 from sdengine.kernels.programs.memory import StagedMemory
@@ -58,15 +59,16 @@ class Runner:
         self._host = HostView(workspace.state, workspace.memory)
         is_native = iteration.backend == "cpu"
         self._prices = Prices(workspace, native_row_prices() if is_native else write_row_prices)
-        self._depth_limit = host(workspace.depth_limit)
-        self._node_limit = host(workspace.node_limit)
-        self._min_running = host(workspace.min_running)
-        self._is_balanced = host(workspace.is_balanced)
+        self._depth_limit = flat_items(host(workspace.depth_limit))
+        self._node_limit = flat_items(host(workspace.node_limit))
+        self._min_running = flat_items(host(workspace.min_running))
+        self._is_balanced = flat_items(host(workspace.is_balanced))
         self._stop_tokens = host(workspace.stop_tokens)
         self._tree_tokens = host(workspace.token_tree.tokens)
         self._tree_parents = host(workspace.token_tree.parents)
         self._scheduled_lens = flat_items(self._host.scheduled_lens)
         self._can_draft = flat_items(self._host.can_draft)
+        self._written: Schedule | None = None  # whose parts are in the slots
         self._written_blocks = [0] * self._sizes.max_num_seqs
         self._most_missing = [0] * self._sizes.max_num_seqs
         self._penalties = PenaltyTables(workspace.penalties, workspace.memory)
@@ -106,6 +108,11 @@ class Runner:
         """Tokens that fit into the whole KV cache."""
         return self._sizes.num_blocks * self._sizes.block_size
 
+    @property
+    def spent(self) -> SpentTime:
+        """Time of the steps so far that committed tokens."""
+        return self._clock.spent
+
     def can_follow(self, flight: Flight) -> bool:
         """Whether the next step can be started before `flight` is read: its draft is not left
         behind by an unknown part."""
@@ -130,26 +137,22 @@ class Runner:
             self._written_blocks[slot] = 0
         for sequence in schedule.admitted:
             self._admit(sequence)
-        if after is not None:
-            self._host.scheduled_lens[:] = 0
-        scheduled_lens, can_draft = self._scheduled_lens, self._can_draft
         written_blocks = self._written_blocks
-        num_decoding = num_tokens = 0
         for entry in schedule.scheduled:
             sequence = entry.sequence
-            slot = sequence.slot
-            if len(sequence.block_table) != written_blocks[slot]:
-                self._host.set_blocks(slot, sequence.block_table)
-                written_blocks[slot] = len(sequence.block_table)
-            scheduled_lens[slot] = entry.num_tokens
-            can_draft[slot] = entry.can_draft
-            num_tokens += entry.num_tokens
-            num_decoding += entry.decodes
+            num_blocks = len(sequence.block_table)
+            if num_blocks != written_blocks[sequence.slot]:
+                self._host.set_blocks(sequence.slot, sequence.block_table)
+                written_blocks[sequence.slot] = num_blocks
+        if after is not None:
+            self._host.scheduled_lens[:] = 0
+            self._written = None
+        if schedule is not self._written:
+            self._write_parts(schedule)
         if self._has_draft_cache:
             self._count_missing(schedule, after)
-        self._num_tokens, self._num_decoding = num_tokens, num_decoding
         self._most_ahead = 0 if after is None else after.max_tokens
-        return num_decoding
+        return self._num_decoding
 
     def outlook(self, schedule: Schedule) -> Outlook:
         """What the sequences of a schedule, prepared, have before them."""
@@ -265,6 +268,7 @@ class Runner:
             self._logprobs.release(slot)
             self._filtered_slots.discard(slot)
             self._written_blocks[slot] = 0
+            self._written = None
 
     def release_all(self) -> None:
         """Empties every slot."""
@@ -308,6 +312,19 @@ class Runner:
         stops = sorted(sequence.stop_token_ids)[: self._stop_tokens.shape[1]]
         self._stop_tokens[slot] = -1
         self._stop_tokens[slot, : len(stops)] = stops
+
+    def _write_parts(self, schedule: Schedule) -> None:
+        """Writes how many tokens of everybody are scheduled, and who may have a tree."""
+        scheduled_lens, can_draft = self._scheduled_lens, self._can_draft
+        num_decoding = num_tokens = 0
+        for entry in schedule.scheduled:
+            slot = entry.sequence.slot
+            scheduled_lens[slot] = entry.num_tokens
+            can_draft[slot] = entry.can_draft
+            num_tokens += entry.num_tokens
+            num_decoding += entry.decodes
+        self._num_tokens, self._num_decoding = num_tokens, num_decoding
+        self._written = schedule
 
     def _count_missing(self, schedule: Schedule, after: Flight | None) -> None:
         """Notes how many tokens the draft's cache lacks of every sequence, at most."""

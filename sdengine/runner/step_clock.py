@@ -1,4 +1,4 @@
-"""How long steps take: on the device, on the host, and for whom."""
+"""How long steps take, on the device and on the host."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from math import inf
 from time import perf_counter
 
 from sdengine.core.plan import StepReport
-from sdengine.core.sequence import Sequence
+from sdengine.core.spent_time import SpentTime
 from sdengine.kernels.programs.replay_copies import LeftBehind
 from sdengine.runner.flight import Commit, Flight
 from sdengine.scheduler.scheduler import Schedule
 
 
 class StepClock:
-    """Times steps and shares what they took out to their sequences.
+    """Times steps.
 
     Args:
         times_ns: [3] int64, of each iteration: start, after proposing, end.
@@ -22,6 +22,7 @@ class StepClock:
         recording_s: that recording programs has taken up to now.
 
     Attributes:
+        spent: by the steps that committed tokens.
         iteration_s: what the kernels took for the last one; infinite unless only decoding was done.
     """
 
@@ -29,6 +30,7 @@ class StepClock:
         self._times_ns, self._layer_ends_ns = times_ns, layer_ends_ns
         self._read_at = 0.0
         self._recording_s = recording_s
+        self.spent = SpentTime()
         self.iteration_s = inf
 
     def begin(self, schedule: Schedule) -> float:
@@ -40,9 +42,8 @@ class StepClock:
     def end(self, flight: Flight, commits: list[Commit], recording_s: float) -> list[StepReport]:
         """What the iterations of a step did.
 
-        A step that was started before the last one was read took the time since then. Its time
-        counts once for a request, however many completions that has. That a program had to be
-        recorded, which happens once, says nothing of what such steps take: as a part of the first
+        A step that was started before the last one was read took the time since then. That a
+        program had to be recorded, which happens once, says nothing of what such steps take: as a part of the first
         tree's time (14 ms, 40 plain steps) it had every third engine give speculation up at the
         first request with penalties.
 
@@ -59,13 +60,8 @@ class StepClock:
         draft_s = (sum(all_proposed) - sum(starts)) * 1e-9
         verify_s = (sum(ends) - sum(all_proposed)) * 1e-9
         other_s = max(now - (last or flight.prepared_at) - draft_s - verify_s, 0.0)
-        of_request: dict[str, Sequence] = {}
-        for commit in commits:
-            of_request[commit.sequence.request_id] = commit.sequence
-        for sequence in of_request.values():
-            sequence.draft_time_s += draft_s
-            sequence.verify_time_s += verify_s
-            sequence.other_time_s += other_s
+        if commits:
+            self.spent.add(draft_s, verify_s, other_s)
         taken_s = now - max(flight.prepared_at, last) - (recording_s - self._recording_s)
         self._recording_s = recording_s
         host_s = (taken_s - draft_s - verify_s) / num_iterations

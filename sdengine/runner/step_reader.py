@@ -9,10 +9,13 @@ from sdengine.runner.iteration import Iteration
 NO_TOKEN = -1
 """In place of a token: the logits that it was to be drawn from are not finite."""
 
+NO_DRAFT = (0,)
+"""Tokens from a draft, and nodes of it, of one iteration that decodes plainly."""
+
 
 class StepReader:
-    """Reads what a step committed. All in one function: between two steps none of its code is in
-    the caches, and a call costs as much as what it does.
+    """Reads what a step committed. Without functions for its parts: between two steps none of its
+    code is in the caches, and a call costs as much as what it does.
 
     Args:
         iteration: whose programs leave it behind.
@@ -39,6 +42,8 @@ class StepReader:
     def read(self, flight: Flight) -> list[Commit]:
         """Reads a step that has landed, and applies it to the computed lengths of those sequences
         that have not ended meanwhile."""
+        if flight.num_iterations == 1 and not flight.is_drafting:
+            return self._read_plain(flight)
         num_slots, most_tokens = self._num_slots, self._most_tokens
         num_items, row = flight.num_iterations * num_slots, num_slots * most_tokens
         # As `LeftBehind.after` has it, without a call for each.
@@ -75,4 +80,22 @@ class StepReader:
             if num_run > 1 and NO_TOKEN in tokens:
                 commit.end_with(tokens.index(NO_TOKEN))
             commits.append(commit)
+        return commits
+
+    def _read_plain(self, flight: Flight) -> list[Commit]:
+        """Of one iteration without trees: a token for everybody who decodes."""
+        computed_lens, draft_computed_lens = self._computed_lens, self._draft_computed_lens
+        pending_lens, _, _, out_tokens = self._newest
+        most_tokens = self._most_tokens
+        commits: list[Commit] = []
+        for entry in flight.schedule.scheduled:
+            sequence = entry.sequence
+            slot = sequence.slot
+            if slot < 0:
+                continue  # it ended while this step was under way
+            sequence.num_computed = computed_lens[slot]
+            sequence.num_draft_computed = draft_computed_lens[slot]
+            if entry.decodes and pending_lens[slot]:
+                token = out_tokens[slot * most_tokens]
+                commits.append(Commit(sequence, [token], NO_DRAFT, NO_DRAFT, slot))
         return commits

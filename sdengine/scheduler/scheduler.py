@@ -69,6 +69,7 @@ class Scheduler:
         self._tree_room = tree_room
         self._free_slots: list[int] = []
         self._held: list[tuple[int, list[int]]] = []
+        self._steady: Schedule | None = None
         self.reset()
 
     @property
@@ -93,7 +94,10 @@ class Scheduler:
         return bool(self.running or self.waiting)
 
     def schedule(self) -> Schedule:
-        """Decides the next step and reserves its blocks."""
+        """Decides the next step and reserves its blocks. It is the very object of the step before
+        as long as the same sequences decode and nothing else happens."""
+        if self._steady is not None and not self.waiting and self._can_repeat(self._steady):
+            return self._steady
         step = Schedule()
         budget = self._max_num_batched_tokens - len(self.running)  # not negative: a row for each
         block_size, tree_room = self.pool.block_size, self._tree_room
@@ -115,6 +119,7 @@ class Scheduler:
             if not step.preempted_slots:
                 self._admit(step, budget)
             step.has_waiting = bool(self.waiting)
+        self._steady = step if self._is_steady(step) else None
         return step
 
     def schedule_ahead(self, running: Schedule, max_tokens: int) -> Schedule | None:
@@ -206,6 +211,24 @@ class Scheduler:
         self._free_slots = list(range(self._max_num_seqs - 1, -1, -1))
         self._is_holding = False
         self._held.clear()
+        self._steady = None
+
+    def _is_steady(self, step: Schedule) -> bool:
+        """Whether the next step is the same unless somebody comes, ends or runs out of blocks."""
+        entries = step.scheduled
+        if step.admitted or step.has_waiting or len(entries) != len(self.running):
+            return False
+        return all(e.num_tokens == 1 and e.decodes and e.can_draft for e in entries)
+
+    def _can_repeat(self, step: Schedule) -> bool:
+        """Reserves the blocks of a step once more; False: who gets them has to be decided."""
+        block_size, tree_room = self.pool.block_size, self._tree_room
+        for entry in step.scheduled:
+            sequence = entry.sequence
+            end = len(sequence.token_ids) + tree_room
+            if end > len(sequence.block_table) * block_size and not self._grow(sequence, end):
+                return False
+        return True
 
     def _publish(self, sequence: Sequence) -> None:
         """Lets later requests reuse its full blocks."""
@@ -346,6 +369,7 @@ class Scheduler:
         self.waiting.appendleft(sequence)
 
     def _leave(self, sequence: Sequence) -> None:
+        self._steady = None
         self.running.remove(sequence)
         self._publish(sequence)
         if self._is_holding:

@@ -11,6 +11,7 @@ import torch
 
 from sdengine.core.request import NoText, RequestBook, RequestLimits, completion_seed
 from sdengine.core.sampling_params import SamplingParams
+from sdengine.core.spent_time import SpentTime
 from sdengine.errors import RequestError
 
 EOS = 1
@@ -26,7 +27,7 @@ LIMITS = RequestLimits(
 
 def book(seed: int = 0, **limits: Any) -> RequestBook:
     """A book without a tokenizer."""
-    return RequestBook(None, replace(LIMITS, **limits), 64, seed)
+    return RequestBook(None, replace(LIMITS, **limits), 64, seed, SpentTime())
 
 
 def noise_keys(engine_seed: int, num_requests: int, n: int = 1) -> list[int]:
@@ -78,7 +79,7 @@ class WideCodec:
 
 
 def test_a_token_of_a_text_that_the_model_does_not_have_is_refused() -> None:
-    opened = RequestBook(WideCodec(), LIMITS, 64, 0)
+    opened = RequestBook(WideCodec(), LIMITS, 64, 0, SpentTime())
     with pytest.raises(RequestError, match=r"token ids in \[0, 100\), got 100 at position 1"):
         opened.open([("r", "text", SamplingParams())])
     assert len(opened) == 0
