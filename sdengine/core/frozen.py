@@ -1,4 +1,4 @@
-"""Frozen dataclasses, made quickly, and what they may hold."""
+"""Frozen dataclasses, made quickly or when somebody looks at them, and what they may hold."""
 
 from __future__ import annotations
 
@@ -27,6 +27,37 @@ class FrozenDict(dict[Key, Value]):
         return FrozenDict, (dict(self),)
 
 
+class LateFields:
+    """Base of a frozen dataclass with slots some fields of which are made when one of them is
+    looked at for the first time: a step makes objects that nobody may look at.
+
+    Such an object has in place of these fields a function and its arguments, which returns them by
+    name. What that reads must not change any more; called by two threads it makes equal fields.
+    """
+
+    __slots__ = ("_late",)
+
+    def __getattr__(self, name: str) -> Any:
+        """Called where a slot is empty, and for what no object of the class has."""
+        try:
+            late = object.__getattribute__(self, "_late")
+        except AttributeError:  # made with all of its fields
+            late = None
+        if late is not None:
+            make, arguments = late
+            for late_name, value in make(*arguments).items():
+                object.__setattr__(self, late_name, value)
+            object.__setattr__(self, "_late", None)
+        return object.__getattribute__(self, name)
+
+
+def late_maker(frozen: type[Any], *late_names: str) -> Callable[..., Any]:
+    """As `quick_maker`, for a class with `LateFields`: all fields but those named have to be given,
+    and then a function and the tuple of its arguments that make these."""
+    names = [f.name for f in fields(frozen) if f.name not in late_names]
+    return _maker(frozen, [*names, "_late"])  # type: ignore[no-any-return]
+
+
 def quick_maker(frozen: Callable[Args, Frozen]) -> Callable[Args, Frozen]:
     """A function that makes objects of a frozen dataclass with slots in a third of the time.
 
@@ -41,8 +72,15 @@ def quick_maker(frozen: Callable[Args, Frozen]) -> Callable[Args, Frozen]:
             no defaults.
     """
     cls: Any = frozen
-    names = [f.name for f in fields(cls)]
-    twin = make_dataclass(f"Unfrozen{cls.__name__}", names, init=False, slots=True)
+    return _maker(cls, [f.name for f in fields(cls)])  # type: ignore[no-any-return]
+
+
+def _maker(cls: Any, names: list[str]) -> Any:
+    """A function that makes an object of a class and fills these slots of it."""
+    own_names = [f.name for f in fields(cls)]
+    twin = make_dataclass(
+        f"Unfrozen{cls.__name__}", own_names, bases=cls.__bases__, init=False, slots=True
+    )
     lines = [
         f"def make_{cls.__name__}({', '.join(names)}):",
         "made = new(twin)",
@@ -52,4 +90,4 @@ def quick_maker(frozen: Callable[Args, Frozen]) -> Callable[Args, Frozen]:
     ]
     scope: dict[str, Any] = {"new": object.__new__, "twin": twin, "frozen": cls}
     exec("\n    ".join(lines), scope)
-    return scope[f"make_{cls.__name__}"]  # type: ignore[no-any-return]
+    return scope[f"make_{cls.__name__}"]

@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from sdengine.core.frozen import LateFields
+
 __all__ = [
     "CompletionOutput",
     "FinishReason",
@@ -197,8 +199,9 @@ class RequestMetrics:
 
 
 @dataclass(frozen=True, slots=True)
-class RequestOutput:
-    """State of one request, cumulative.
+class RequestOutput(LateFields):
+    """State of one request, cumulative. While the request is running, `outputs` and `metrics` are
+    made when they are looked at, of the state that this is an output of.
 
     Args:
         request_id: as given to `add_request`.

@@ -10,9 +10,10 @@ from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Protocol
+from typing import Any, Protocol
 
-from sdengine.core.frozen import quick_maker
+from sdengine.core.frozen import late_maker, quick_maker
+from sdengine.core.growing_text import TextStream
 from sdengine.core.outputs import (
     CompletionOutput,
     RequestMetrics,
@@ -29,19 +30,19 @@ from sdengine.core.request_checks import (
 )
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.core.sequence import Sequence
+from sdengine.core.snapshot import Snapshot
 from sdengine.core.spent_time import SpentTime, Totals
-from sdengine.core.snapshot import Snapshot, list_part
-from sdengine.core.stop import StopChecker, TextStream
+from sdengine.core.stop import StopChecker
 from sdengine.errors import RequestError
 
 __all__ = ["Request", "RequestBook", "RequestLimits", "TextCodec", "completion_seed", "mix64"]
 
 MASK64 = (1 << 64) - 1
 
-# Of what every step makes for every sequence.
+# Of what every step makes for every sequence, and whoever looks at it.
+make_running_output = late_maker(RequestOutput, "outputs", "metrics")
 make_completion = quick_maker(CompletionOutput)
 make_metrics = quick_maker(RequestMetrics)
-make_output = quick_maker(RequestOutput)
 
 
 class TextCodec(Protocol):
@@ -189,39 +190,42 @@ class RequestBook:
 
     def output(self, request: Request, sequence: Sequence) -> RequestOutput:
         """Cumulative output of one sequence of a request."""
-        is_finished = sequence.finish_reason is not None and request.is_finished
-        finished_time = monotonic() if is_finished else None
+        if sequence.finish_reason is None:
+            num_tokens, logprob = len(sequence.token_ids), sequence.cumulative_logprob
+            arguments = (request, sequence, num_tokens, logprob, request.num_generated)
+            return make_running_output(  # type: ignore[no-any-return]
+                request.request_id,
+                request.prompt,
+                request.prompt_view,
+                False,
+                (running_fields, arguments),
+            )
+        finished_time = monotonic() if request.is_finished else None
         return self._request_output(request, [completion_output(sequence)], finished_time)
 
     def _request_output(
         self, request: Request, outputs: list[CompletionOutput], finished_time: float | None
     ) -> RequestOutput:
         is_finished = finished_time is not None
-        metrics = make_metrics(
-            request.arrival_time,
-            request.first_token_time,
-            finished_time,
-            len(request.prompt_token_ids),
-            request.num_generated,
-            self._speculation_stats(request) if is_finished else None,
-        )
-        return make_output(
-            request.request_id,
-            request.prompt,
-            list(request.prompt_token_ids) if is_finished else request.prompt_view,
-            outputs,
-            is_finished,
-            metrics,
+        stats = self._speculation_stats(request) if is_finished else None
+        return RequestOutput(
+            request_id=request.request_id,
+            prompt=request.prompt,
+            prompt_token_ids=(
+                list(request.prompt_token_ids) if is_finished else request.prompt_view
+            ),
+            outputs=outputs,
+            finished=is_finished,
+            metrics=request_metrics(request, request.num_generated, finished_time, stats),
         )
 
     def _speculation_stats(self, request: Request) -> SpeculationStats | None:
         if not self.limits.has_speculation:
             return None
-        longest = max(len(s.acceptance_histogram) for s in request.sequences)
-        histogram = [0] * longest
-        for sequence in request.sequences:
-            for accepted, count in enumerate(sequence.acceptance_histogram):
-                histogram[accepted] += count
+        accepted = [n for sequence in request.sequences for n in sequence.accepted_per_step()]
+        histogram = [0] * (max(accepted, default=0) + 1)
+        for num_accepted in accepted:
+            histogram[num_accepted] += 1
         before, spent = request.spent_before, (0.0, 0.0, 0.0)
         if before is not None:
             spent = self._spent.since(before)
@@ -290,18 +294,64 @@ def _group_name(request_id: str, group: str | None) -> str:
 
 
 def completion_output(sequence: Sequence) -> CompletionOutput:
-    """Everything a sequence has generated so far; in lists of its own once it has ended."""
-    part = Snapshot if sequence.finish_reason is None else list_part
-    tokens, from_draft, logprobs = sequence.token_ids, sequence.from_draft, sequence.logprobs
-    return make_completion(
+    """Everything that a sequence which has ended has generated."""
+    logprobs = sequence.logprobs
+    return CompletionOutput(
+        index=sequence.index,
+        text=sequence.text,
+        token_ids=sequence.token_ids[sequence.num_prompt_tokens :],
+        logprobs=None if logprobs is None else list(logprobs),
+        cumulative_logprob=None if logprobs is None else sequence.cumulative_logprob,
+        finish_reason=sequence.finish_reason,
+        stop_reason=sequence.stop_reason,
+        from_draft=list(sequence.from_draft),
+    )
+
+
+def running_fields(
+    request: Request,
+    sequence: Sequence,
+    num_tokens: int,
+    cumulative_logprob: float,
+    num_generated: int,
+) -> dict[str, Any]:
+    """Late fields of an output of a sequence that went on: what it had generated.
+
+    Args:
+        request: of it.
+        sequence: whose lists have grown since, at most.
+        num_tokens: of the sequence, then; prompt included.
+        cumulative_logprob: then.
+        num_generated: tokens of the request, then.
+    """
+    num_own, logprobs = num_tokens - sequence.num_prompt_tokens, sequence.logprobs
+    completion = make_completion(
         sequence.index,
-        sequence.text,
-        part(tokens, sequence.num_prompt_tokens, len(tokens)),
-        None if logprobs is None else part(logprobs, 0, len(logprobs)),
-        None if logprobs is None else sequence.cumulative_logprob,
-        sequence.finish_reason,
-        sequence.stop_reason,
-        part(from_draft, 0, len(from_draft)),
+        "" if sequence.growing_text is None else sequence.growing_text.at(num_tokens),
+        Snapshot(sequence.token_ids, sequence.num_prompt_tokens, num_tokens),
+        None if logprobs is None else Snapshot(logprobs, 0, num_own),
+        None if logprobs is None else cumulative_logprob,
+        None,
+        None,
+        Snapshot(sequence.from_draft, 0, num_own),
+    )
+    return {"outputs": [completion], "metrics": request_metrics(request, num_generated)}
+
+
+def request_metrics(
+    request: Request,
+    num_generated: int,
+    finished_time: float | None = None,
+    speculation: SpeculationStats | None = None,
+) -> RequestMetrics:
+    """Times and counts of a request when it had generated so many tokens."""
+    return make_metrics(
+        request.arrival_time,
+        request.first_token_time,
+        finished_time,
+        len(request.prompt_token_ids),
+        num_generated,
+        speculation,
     )
 
 

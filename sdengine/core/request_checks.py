@@ -47,8 +47,11 @@ class RequestLimits:
 
 
 def ending_tokens(params: SamplingParams, limits: RequestLimits) -> frozenset[int]:
-    """The tokens that end a request's sequences: its own, and end-of-sequence unless ignored."""
-    stops = frozenset(params.stop_token_ids or ())
+    """The tokens that end a request's sequences: its own, and end-of-sequence unless ignored.
+    Where they are the same as others' they are the same object, which stays in the caches."""
+    if not params.stop_token_ids:
+        return frozenset() if params.ignore_eos else limits.eos_token_ids
+    stops = frozenset(params.stop_token_ids)
     return stops if params.ignore_eos else stops | limits.eos_token_ids
 
 

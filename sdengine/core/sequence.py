@@ -9,6 +9,7 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 from enum import Enum
 
+from sdengine.core.growing_text import GrowingText
 from sdengine.core.outputs import FinishReason, Logprob
 from sdengine.core.sampling_params import SamplingParams
 
@@ -58,14 +59,18 @@ class Sequence:
     num_hashed_blocks: int = 0
     num_drafted_blocks: int = 0
     num_preemptions: int = 0
-    text: str = ""
+    growing_text: GrowingText | None = None
     logprobs: list[dict[int, Logprob]] | None = None
     cumulative_logprob: float = 0.0
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
-    acceptance_histogram: list[int] = field(default_factory=list)
     num_draft_tokens: int = 0
     from_draft: list[bool] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """Text of the generated tokens, as far as it is certain."""
+        return "" if self.growing_text is None else self.growing_text.read()
 
     @property
     def num_tokens(self) -> int:
@@ -102,21 +107,26 @@ class Sequence:
             num_accepted: tokens of each that are from a draft; one more is the target's own.
             num_nodes: of that draft.
         """
-        histogram = self.acceptance_histogram
+        from_draft = self.from_draft
+        if num_tokens == 1 and not num_accepted[0]:  # every plain step
+            from_draft.append(False)
+            self.num_draft_tokens += num_nodes[0]
+            return
         for accepted, nodes in zip(num_accepted, num_nodes):
-            if accepted > num_tokens:
-                accepted = num_tokens
-            while len(histogram) <= accepted:
-                histogram.append(0)
-            histogram[accepted] += 1
-            self.num_draft_tokens += nodes
             if accepted:
-                self.from_draft += [True] * accepted
+                from_draft += [True] * min(accepted, num_tokens)
             if num_tokens > accepted:
-                self.from_draft.append(False)
+                from_draft.append(False)
+            self.num_draft_tokens += nodes
             num_tokens -= accepted + 1
             if num_tokens <= 0:
                 return
+
+    def accepted_per_step(self) -> list[int]:
+        """Draft tokens that each of its steps accepted: a step's own token follows them, but for
+        the last one's, which a cut may have taken away."""
+        runs = bytes(self.from_draft).split(b"\0")
+        return [len(run) for run in (runs if runs[-1] else runs[:-1])]
 
     def release(self) -> None:
         """Forgets blocks and computed lengths, as after preemption or at the end."""

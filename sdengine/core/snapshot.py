@@ -65,8 +65,3 @@ class Snapshot(Sequence[Item]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return list, (list(self),)
-
-
-def list_part(items: list[Item], start: int, stop: int) -> list[Item]:
-    """A copy of what a `Snapshot` shows."""
-    return items[start:stop]

@@ -1,4 +1,4 @@
-"""What an engine's decoding steps took: running totals, of which a request's share is a difference."""
+"""What an engine's decoding steps took: running totals, of which a request has a difference."""
 
 from __future__ import annotations
 

@@ -5,28 +5,15 @@ Text, token ids, logprobs and counts of a request are all cut by what `StopCheck
 
 from __future__ import annotations
 
-import copy
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple
 
+from sdengine.core.growing_text import GrowingText, TextStream
 from sdengine.core.outputs import CompletionOutput, FinishReason
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.core.sequence import Sequence
 
 
-class TextStream(Protocol):
-    """Incremental detokeniser: token ids in, text deltas out. `copy.copy` of one is independent of
-    it."""
-
-    def push(self, token_ids: list[int]) -> str:
-        """Text that became certain with these tokens."""
-
-    def finish(self) -> str:
-        """Text held back so far (an incomplete character becomes U+FFFD)."""
-
-
-@dataclass(slots=True)
-class Cut:
+class Cut(NamedTuple):
     """What of the new tokens counts.
 
     Args:
@@ -38,6 +25,10 @@ class Cut:
     num_tokens: int
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
+
+
+ONE_TOKEN = Cut(1)
+"""Kept, and the sequence goes on."""
 
 
 class HeldBack:
@@ -152,13 +143,13 @@ class StopChecker:
         eos_token_ids: tokens that end it without a stop_reason.
     """
 
-    __slots__ = ("_eos", "_hides_stop_token", "_sequence", "_stream", "_strings")
+    __slots__ = ("_eos", "_hides_stop_token", "_sequence", "_strings", "_text")
 
     def __init__(
         self, sequence: Sequence, stream: TextStream, eos_token_ids: frozenset[int]
     ) -> None:
         self._sequence = sequence
-        self._stream = stream
+        self._text = sequence.growing_text = GrowingText(stream, sequence.token_ids)
         params = sequence.params
         self._eos = frozenset() if params.ignore_eos else eos_token_ids
         self._strings = params.stop_strings
@@ -179,23 +170,21 @@ class StopChecker:
         num_tokens = len(sequence.token_ids) + len(token_ids)
         if num_tokens < sequence.max_total_tokens and sequence.stop_token_ids.isdisjoint(token_ids):
             sequence.token_ids += token_ids
-            sequence.text += self._stream.push(token_ids)
-            return Cut(len(token_ids))
+            return Cut(len(token_ids)) if len(token_ids) > 1 else ONE_TOKEN
         kept, cut = self._scan(token_ids)
-        self._append(kept, hide_last=cut.finish_reason == "stop")
+        sequence.token_ids += kept
         if cut.finish_reason is not None:
-            self._sequence.text += self._stream.finish()
+            self._end(is_stop_token=cut.finish_reason == "stop")
         return cut
 
     def end_text(self) -> None:
         """Ends the text where the tokens end: for a sequence that ends between two steps, so that
         `accept` does not know of it. A stop string that the end reveals is cut off all the same.
         """
-        sequence = self._sequence
-        before = len(sequence.text)
-        sequence.text += self._stream.finish()
-        if sequence.num_generated > sequence.params.min_tokens:
-            self._find_stop_string(before)
+        before = len(self._text.read())
+        text = self._text.if_ended_at(self._sequence.num_tokens)
+        if self._find_stop_string(text, before) is None:
+            self._text.end(text)
 
     def _scan(self, token_ids: list[int]) -> tuple[list[int], Cut]:
         sequence = self._sequence
@@ -225,47 +214,49 @@ class StopChecker:
 
     def _append_text_token(self, token: int, is_last: bool) -> str | None:
         """Adds a token; returns the stop string that ends in what it made certain, if any."""
-        sequence = self._sequence
-        before = len(sequence.text)
-        self._append([token], hide_last=False)
-        if is_last:
-            sequence.text += self._stream.finish()
-        if sequence.num_generated <= sequence.params.min_tokens:
-            return None
-        return self._find_stop_string(before)
+        sequence, text = self._sequence, self._text
+        before = len(text.read())
+        sequence.token_ids.append(token)
+        found = self._find_stop_string(
+            text.if_ended_at(sequence.num_tokens) if is_last else text.read(), before
+        )
+        if is_last and found is None:
+            self._end(is_stop_token=False)
+        return found
 
     def _append_stop_token(self, token: int) -> str | None:
         """Adds a stop token; returns the stop string that ends in what was held back before it, if
         any. With one, the sequence ends as if any other token had made it certain; the stop token's
         own text is no part of one.
         """
-        sequence = self._sequence
-        before = len(sequence.text)
-        # Of a copy, because a stop token that is shown may go on with what is held back.
-        sequence.text += copy.copy(self._stream).finish()
-        found = self._find_stop_string(before)
-        if found is not None:
-            sequence.token_ids.append(token)
-            return found
-        sequence.text = sequence.text[:before]
-        self._append([token], hide_last=True)
-        sequence.text += self._stream.finish()
-        return None
+        sequence, text = self._sequence, self._text
+        before, held_back = len(text.read()), text.if_ended_at(sequence.num_tokens)
+        sequence.token_ids.append(token)
+        found = self._find_stop_string(held_back, before)
+        if found is None:
+            self._end(is_stop_token=True)
+        return found
 
-    def _append(self, token_ids: list[int], hide_last: bool) -> None:
-        self._sequence.token_ids += token_ids
-        visible = token_ids[:-1] if hide_last and self._hides_stop_token else token_ids
-        if visible:
-            self._sequence.text += self._stream.push(visible)
+    def _end(self, is_stop_token: bool) -> None:
+        """Ends the text with the last token, which may be one that is not to be seen."""
+        num_hidden = is_stop_token and self._hides_stop_token
+        self._text.end(self._text.if_ended_at(self._sequence.num_tokens - num_hidden))
 
-    def _find_stop_string(self, before: int) -> str | None:
-        """Cuts the text at the first stop string that ends in the new part, and returns it."""
+    def _find_stop_string(self, text: str, before: int) -> str | None:
+        """Ends the text at the first stop string that ends in its new part, and returns that.
+
+        Args:
+            text: all of it, up to the newest token.
+            before: characters without the new part.
+        """
         sequence = self._sequence
-        hits = [(sequence.text.find(s, max(0, before - len(s) + 1)), s) for s in self._strings]
+        if sequence.num_generated <= sequence.params.min_tokens:
+            return None
+        hits = [(text.find(s, max(0, before - len(s) + 1)), s) for s in self._strings]
         hits = [(position, s) for position, s in hits if position >= 0]
         if not hits:
             return None
         position, string = min(hits, key=lambda hit: (hit[0], len(hit[1])))
         keep = position + (len(string) if sequence.params.include_stop_str_in_output else 0)
-        sequence.text = sequence.text[:keep]
+        self._text.end(text[:keep])
         return string

@@ -27,6 +27,7 @@ from sdengine.runner.iteration import Iteration
 from sdengine.runner.logprobs import LogprobTables, TokenText
 from sdengine.runner.penalties import PenaltyTables
 from sdengine.runner.prices import Prices
+from sdengine.runner.schedule_writer import ScheduleWriter
 from sdengine.runner.step_clock import StepClock
 from sdengine.runner.step_reader import StepReader
 from sdengine.runner.variant import Variant
@@ -66,10 +67,7 @@ class Runner:
         self._stop_tokens = host(workspace.stop_tokens)
         self._tree_tokens = host(workspace.token_tree.tokens)
         self._tree_parents = host(workspace.token_tree.parents)
-        self._scheduled_lens = flat_items(self._host.scheduled_lens)
-        self._can_draft = flat_items(self._host.can_draft)
-        self._written: Schedule | None = None  # whose parts are in the slots
-        self._written_blocks = [0] * self._sizes.max_num_seqs
+        self._writer = ScheduleWriter(self._host, self._sizes.max_num_seqs)
         self._most_missing = [0] * self._sizes.max_num_seqs
         self._penalties = PenaltyTables(workspace.penalties, workspace.memory)
         self._logprobs = LogprobTables(iteration.logprobs, workspace.memory)
@@ -97,8 +95,7 @@ class Runner:
             self._memory.left_behind(workspace.layer_ends_ns),
             iteration.recording_s,
         )
-        self._num_tokens = self._num_decoding = 0  # of the step that is prepared
-        self._num_missing = self._longest_missing = 0  # draft tokens of it
+        self._num_missing = self._longest_missing = 0  # draft tokens of the step that is prepared
         self._most_ahead = 0  # tokens that the step under way may add to each
         self._prepared_at = 0.0
         self.reports = [StepReport((), 0, 0, 0.0, 0.0, 0.0, False)]  # of the last step
@@ -133,32 +130,21 @@ class Runner:
             self._pool.prepare(WAKE_US)
         for slot in schedule.preempted_slots:
             self.release(slot)
-        for slot in schedule.shrunk_slots:
-            self._written_blocks[slot] = 0
         for sequence in schedule.admitted:
             self._admit(sequence)
-        written_blocks = self._written_blocks
-        for entry in schedule.scheduled:
-            sequence = entry.sequence
-            num_blocks = len(sequence.block_table)
-            if num_blocks != written_blocks[sequence.slot]:
-                self._host.set_blocks(sequence.slot, sequence.block_table)
-                written_blocks[sequence.slot] = num_blocks
-        if after is not None:
-            self._host.scheduled_lens[:] = 0
-            self._written = None
-        if schedule is not self._written:
-            self._write_parts(schedule)
-        if self._has_draft_cache:
-            self._count_missing(schedule, after)
+        self._writer.write(schedule, is_ahead=after is not None)
+        if self.runs_ahead and self._has_draft_cache:
+            self._count_missing(schedule, after)  # from step to step; else it can be looked up
         self._most_ahead = 0 if after is None else after.max_tokens
-        return self._num_decoding
+        return self._writer.num_decoding
 
     def outlook(self, schedule: Schedule) -> Outlook:
         """What the sequences of a schedule, prepared, have before them."""
         entries = schedule.scheduled
         backlog = 0
         if self._has_draft_cache:
+            if not self.runs_ahead:
+                self._count_missing(schedule)
             backlog = sum(self._most_missing[entry.sequence.slot] for entry in entries)
         decoding = [entry.sequence for entry in entries if entry.decodes]
         left = sum(sequence.max_total_tokens - sequence.num_tokens for sequence in decoding)
@@ -190,9 +176,11 @@ class Runner:
         scheduled = schedule.scheduled
         is_drafting = self._has_drafter and plan.depth > 0
         catches_up = (
-            not is_drafting and self._has_draft_cache and self._num_decoding < len(scheduled)
+            not is_drafting and self._has_draft_cache and self._writer.num_decoding < len(scheduled)
         )
         is_following = self._has_draft_cache and (is_drafting or catches_up)
+        if is_following and not self.runs_ahead:
+            self._count_missing(schedule)
         if is_drafting:
             self._depth_limit[0] = min(plan.depth, self._sizes.max_depth)
             self._node_limit[0] = min(plan.max_seq_nodes, self._sizes.max_nodes)
@@ -211,7 +199,7 @@ class Runner:
             is_following,
             num_missing=self._num_missing if is_following else 0,
             is_catching_up=is_drafting and self._longest_missing > MAX_STEADY_PENDING,
-            num_tokens=self._num_tokens,
+            num_tokens=self._writer.num_tokens,
             prepared_at=self._prepared_at,
         )
         # An iteration in which anybody's place became free would keep it from those who wait.
@@ -267,8 +255,7 @@ class Runner:
             self._penalties.release(slot)
             self._logprobs.release(slot)
             self._filtered_slots.discard(slot)
-            self._written_blocks[slot] = 0
-            self._written = None
+            self._writer.release(slot)
 
     def release_all(self) -> None:
         """Empties every slot."""
@@ -313,20 +300,7 @@ class Runner:
         self._stop_tokens[slot] = -1
         self._stop_tokens[slot, : len(stops)] = stops
 
-    def _write_parts(self, schedule: Schedule) -> None:
-        """Writes how many tokens of everybody are scheduled, and who may have a tree."""
-        scheduled_lens, can_draft = self._scheduled_lens, self._can_draft
-        num_decoding = num_tokens = 0
-        for entry in schedule.scheduled:
-            slot = entry.sequence.slot
-            scheduled_lens[slot] = entry.num_tokens
-            can_draft[slot] = entry.can_draft
-            num_tokens += entry.num_tokens
-            num_decoding += entry.decodes
-        self._num_tokens, self._num_decoding = num_tokens, num_decoding
-        self._written = schedule
-
-    def _count_missing(self, schedule: Schedule, after: Flight | None) -> None:
+    def _count_missing(self, schedule: Schedule, after: Flight | None = None) -> None:
         """Notes how many tokens the draft's cache lacks of every sequence, at most."""
         total = longest = 0
         for entry in schedule.scheduled:

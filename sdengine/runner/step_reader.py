@@ -25,9 +25,9 @@ class StepReader:
     def __init__(self, iteration: Iteration, has_draft_cache: bool) -> None:
         workspace, verdict = iteration.workspace, iteration.verdict
         state, memory = workspace.state, workspace.memory
-        computed = state.draft_computed_lens if has_draft_cache else state.computed_lens
+        self._has_draft_cache = has_draft_cache
         self._computed_lens = flat_items(memory.host(state.computed_lens))
-        self._draft_computed_lens = flat_items(memory.host(computed))
+        self._draft_computed_lens = flat_items(memory.host(state.draft_computed_lens))
         left = [
             memory.left_behind(tensor)
             for tensor in (
@@ -56,7 +56,8 @@ class StepReader:
             if slot < 0:
                 continue  # it ended while this step was under way
             sequence.num_computed = self._computed_lens[slot]
-            sequence.num_draft_computed = self._draft_computed_lens[slot]
+            if self._has_draft_cache:
+                sequence.num_draft_computed = self._draft_computed_lens[slot]
             if not entry.decodes:
                 continue
             accepted = all_accepted[slot : slot + num_items : num_slots].tolist()
@@ -84,7 +85,7 @@ class StepReader:
 
     def _read_plain(self, flight: Flight) -> list[Commit]:
         """Of one iteration without trees: a token for everybody who decodes."""
-        computed_lens, draft_computed_lens = self._computed_lens, self._draft_computed_lens
+        computed_lens, has_draft_cache = self._computed_lens, self._has_draft_cache
         pending_lens, _, _, out_tokens = self._newest
         most_tokens = self._most_tokens
         commits: list[Commit] = []
@@ -94,7 +95,8 @@ class StepReader:
             if slot < 0:
                 continue  # it ended while this step was under way
             sequence.num_computed = computed_lens[slot]
-            sequence.num_draft_computed = draft_computed_lens[slot]
+            if has_draft_cache:
+                sequence.num_draft_computed = self._draft_computed_lens[slot]
             if entry.decodes and pending_lens[slot]:
                 token = out_tokens[slot * most_tokens]
                 commits.append(Commit(sequence, [token], NO_DRAFT, NO_DRAFT, slot))

@@ -38,14 +38,15 @@ class ScheduledSequence:
 
 @dataclass(slots=True)
 class Schedule:
-    """A step: who runs, who joined, which slots were taken back, which of their blocks, and whether
-    others wait for a place."""
+    """A step: who runs, who joined, which slots were taken back, which of their blocks, whether
+    others wait for a place, and who got blocks since this schedule was last handed out."""
 
     scheduled: list[ScheduledSequence] = field(default_factory=list)
     admitted: list[Sequence] = field(default_factory=list)
     preempted_slots: list[int] = field(default_factory=list)
     shrunk_slots: list[int] = field(default_factory=list)
     has_waiting: bool = False
+    grown: list[Sequence] = field(default_factory=list)
 
 
 class Scheduler:
@@ -176,6 +177,7 @@ class Scheduler:
             for entry in step.scheduled:
                 slots = self._slots_ahead(entry.sequence, most * max_tokens)
                 self._grow(entry.sequence, slots)
+                step.grown.append(entry.sequence)
         return max(most, 1)
 
     def hold(self) -> None:
@@ -216,18 +218,23 @@ class Scheduler:
     def _is_steady(self, step: Schedule) -> bool:
         """Whether the next step is the same unless somebody comes, ends or runs out of blocks."""
         entries = step.scheduled
-        if step.admitted or step.has_waiting or len(entries) != len(self.running):
+        if step.admitted or step.shrunk_slots or step.has_waiting:
+            return False
+        if len(entries) != len(self.running):
             return False
         return all(e.num_tokens == 1 and e.decodes and e.can_draft for e in entries)
 
     def _can_repeat(self, step: Schedule) -> bool:
         """Reserves the blocks of a step once more; False: who gets them has to be decided."""
         block_size, tree_room = self.pool.block_size, self._tree_room
+        step.grown.clear()
         for entry in step.scheduled:
             sequence = entry.sequence
             end = len(sequence.token_ids) + tree_room
-            if end > len(sequence.block_table) * block_size and not self._grow(sequence, end):
-                return False
+            if end > len(sequence.block_table) * block_size:
+                if not self._grow(sequence, end):
+                    return False
+                step.grown.append(sequence)
         return True
 
     def _publish(self, sequence: Sequence) -> None:

@@ -10,14 +10,14 @@ from dataclasses import asdict
 import pytest
 
 from sdengine.core.outputs import CompletionOutput
-from sdengine.core.snapshot import Snapshot, list_part
+from sdengine.core.snapshot import Snapshot
 
 ITEMS = list(range(10, 20))
 
 
 def test_it_equals_a_copy_and_does_not_grow() -> None:
     items = list(ITEMS)
-    shown, copied = Snapshot(items, 2, 9), list_part(items, 2, 9)
+    shown, copied = Snapshot(items, 2, 9), items[2:9]
     items += [1, 2, 3]
     assert shown == copied and copied == shown
     assert len(shown) == 7 and list(shown) == copied and repr(shown) == repr(copied)

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sdengine.core.growing_text import TextStream
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.core.sequence import Sequence
-from sdengine.core.stop import HeldBack, StopChecker, TextStream
+from sdengine.core.stop import HeldBack, StopChecker
 from sdengine.model.detokenizer import DecoderRules, PieceDetokenizer
 
 EOS = 0

@@ -13,7 +13,7 @@ import pytest
 from sdengine.core.outputs import SpeculationStats
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.runner import iteration, step_clock
-from tests.engine.conftest import MakeEngine, related_draft, run_all
+from tests.engine.conftest import MakeEngine, related_draft, run_all, run_outputs
 from tests.model.checkpoints import make_checkpoint
 
 PENALISED = SamplingParams(max_tokens=12, temperature=0.8, seed=1, repetition_penalty=1.2)
@@ -31,6 +31,18 @@ def test_a_step_counts_once_for_a_request_of_several_completions(make_engine: Ma
     assert isinstance(stats, SpeculationStats)
     times = stats.draft_time_s + stats.verify_time_s + stats.other_time_s
     assert 0.3 * took < times <= took
+
+
+def test_a_request_has_the_time_from_its_first_token_on(make_engine: MakeEngine) -> None:
+    """Of those that came before it is nobody's any more."""
+    engine = make_engine(draft=related_draft(), speculation="dyspec")
+    params = SamplingParams(max_tokens=20, temperature=0.8, seed=1, ignore_eos=True)
+    run_outputs(engine, [[5, 6, 7]], [params])
+    start = perf_counter()
+    (output,) = run_outputs(engine, [[5, 6, 8]], [params])
+    stats, took = output.metrics.speculation, perf_counter() - start
+    assert stats is not None
+    assert 0.0 < stats.draft_time_s + stats.verify_time_s + stats.other_time_s <= took
 
 
 def test_recording_a_program_is_no_step_s_time(

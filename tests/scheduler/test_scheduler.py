@@ -239,6 +239,85 @@ def test_random_life_frees_every_block_and_slot(seed: int) -> None:
     assert not scheduler.has_unfinished()
 
 
+# The same schedule again
+
+
+def test_a_schedule_is_the_same_as_long_as_the_same_sequences_decode() -> None:
+    scheduler = Scheduler(BlockPool(64, 4), 3, 64, tree_room=2)
+    first, second = make_sequence("a", 5), make_sequence("b", 6)
+    scheduler.add(first, second)
+    run(scheduler.schedule())
+    schedule = scheduler.schedule()
+    grown: list[list[Sequence]] = []
+    for _ in range(4):
+        run(schedule)
+        num_blocks = {s.request_id: len(s.block_table) for s in (first, second)}
+        assert scheduler.schedule() is schedule
+        grown.append(list(schedule.grown))
+        for sequence in (first, second):
+            has_grown = len(sequence.block_table) > num_blocks[sequence.request_id]
+            assert has_grown == (sequence in schedule.grown)
+            assert len(sequence.block_table) * 4 >= sequence.num_tokens + 2
+    assert sorted(map(len, grown)) == [0, 0, 1, 1], "each got its next block once"
+
+
+def test_a_schedule_does_not_come_again_when_somebody_comes_or_ends() -> None:
+    scheduler, schedule = decoding(a=5, b=6)
+    run(schedule)
+    schedule = scheduler.schedule()
+    run(schedule)
+    late = make_sequence("c", 3)
+    scheduler.add(late)
+    joined = scheduler.schedule()
+    assert joined is not schedule and joined.admitted == [late]
+    run(joined)
+    after = scheduler.schedule()
+    assert after is not joined and not after.admitted and len(after.scheduled) == 3
+    run(after)
+    scheduler.finish(late, "stop")
+    assert [e.sequence.request_id for e in scheduler.schedule().scheduled] == ["a", "b"]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_coming_again_decides_what_a_new_schedule_would(seed: int) -> None:
+    """Two schedulers live the same life, one of which never repeats a schedule."""
+    rng = random.Random(seed)
+    schedulers = [Scheduler(BlockPool(14, 4), 3, 16, tree_room=6) for _ in range(2)]
+    lives: list[list[Sequence]] = [[], []]
+    num_repeated = 0
+    last: Schedule | None = None
+    for step in range(300):
+        if rng.random() < 0.1:
+            shape = rng.randrange(1, 20), rng.randrange(1, 30)
+            for scheduler, alive in zip(schedulers, lives):
+                alive.append(make_sequence(f"r{step}", *shape))
+                scheduler.add(alive[-1])
+        schedulers[1]._steady = None
+        repeated, new = (scheduler.schedule() for scheduler in schedulers)
+        num_repeated += repeated is last
+        last = repeated
+        assert decisions(repeated) == decisions(new)
+        for schedule in (repeated, new):
+            run(schedule)
+        for sequence, twin in list(zip(*lives)):
+            assert sequence.block_table == twin.block_table
+            if sequence.num_tokens >= sequence.max_total_tokens or rng.random() < 0.01:
+                for scheduler, alive, one in zip(schedulers, lives, (sequence, twin)):
+                    scheduler.finish(one, "length")
+                    alive.remove(one)
+    assert num_repeated > 30
+
+
+def decisions(schedule: Schedule) -> list[object]:
+    """What a schedule says, without whose objects they are."""
+    parts = [
+        (e.sequence.request_id, e.sequence.slot, e.num_tokens, e.decodes, e.can_draft)
+        for e in schedule.scheduled
+    ]
+    admitted = [sequence.request_id for sequence in schedule.admitted]
+    return [parts, admitted, schedule.preempted_slots, schedule.shrunk_slots, schedule.has_waiting]
+
+
 # Ahead of the step under way
 
 

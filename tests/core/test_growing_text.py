@@ -1,0 +1,117 @@
+"""A growing text is decoded when it is read, and what it was can be read at any time."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from time import sleep
+
+import pytest
+
+from sdengine.core.growing_text import GrowingText
+
+PROMPT = [9, 9]
+DAY = "日".encode()
+
+
+class Bytes:
+    """Token i is byte i of UTF-8; counts what it was given."""
+
+    def __init__(self) -> None:
+        self.waiting = b""
+        self.num_pushed = 0
+
+    def push(self, token_ids: list[int]) -> str:
+        self.num_pushed += len(token_ids)
+        self.waiting += bytes(token_ids)
+        for end in range(len(self.waiting), -1, -1):
+            try:
+                text = self.waiting[:end].decode()
+            except UnicodeDecodeError:
+                continue
+            self.waiting = self.waiting[end:]
+            return text
+        raise AssertionError
+
+    def finish(self) -> str:
+        text = self.waiting.decode("utf-8", "replace")
+        self.waiting = b""
+        return text
+
+
+class SlowBytes(Bytes):
+    """Lets other threads in."""
+
+    def push(self, token_ids: list[int]) -> str:
+        sleep(0.001)
+        return super().push(token_ids)
+
+
+@pytest.fixture
+def stream() -> Bytes:
+    return Bytes()
+
+
+@pytest.fixture
+def tokens() -> list[int]:
+    return list(PROMPT)
+
+
+@pytest.fixture
+def text(stream: Bytes, tokens: list[int]) -> GrowingText:
+    return GrowingText(stream, tokens)
+
+
+def test_it_is_decoded_once_and_only_when_it_is_read(
+    text: GrowingText, stream: Bytes, tokens: list[int]
+) -> None:
+    tokens += b"abc"
+    assert stream.num_pushed == 0
+    assert text.read() == "abc" and text.read() == "abc"
+    assert stream.num_pushed == 3
+    tokens += DAY[:2]
+    assert text.read() == "abc", "held back"
+    tokens += DAY[2:]
+    assert text.read() == "abc日" and stream.num_pushed == 6
+
+
+@pytest.mark.parametrize("is_ended", [False, True])
+def test_what_it_was_does_not_depend_on_what_came_later(
+    text: GrowingText, tokens: list[int], is_ended: bool
+) -> None:
+    moments = {}
+    whole = b"ab" + DAY + b"c"
+    for byte in whole:
+        tokens.append(byte)
+        moments[len(tokens)] = bytes(tokens[len(PROMPT) :]).decode("utf-8", "ignore")
+    text.read()
+    if is_ended:
+        text.end("something else")
+        assert text.read() == "something else"
+    assert {n: text.at(n) for n in moments} == moments
+    if not is_ended:
+        assert text.read() == whole.decode()
+
+
+def test_looking_at_a_possible_end_changes_nothing(text: GrowingText, tokens: list[int]) -> None:
+    tokens += b"a" + DAY[:1]
+    assert text.if_ended_at(len(tokens)) == "a\ufffd"
+    assert text.read() == "a"
+    tokens += DAY[1:]
+    assert text.read() == "a日"
+
+
+def test_threads_read_what_it_was_while_it_grows(tokens: list[int]) -> None:
+    """Without the lock two of them give the same bytes to the stream."""
+    text = GrowingText(SlowBytes(), tokens)
+    letters = bytes(range(97, 123)) * 2
+
+    def read(num_tokens: int) -> bool:
+        return text.at(len(PROMPT) + num_tokens) == letters[:num_tokens].decode()
+
+    with ThreadPoolExecutor(4) as pool:
+        reads = []
+        for number, byte in enumerate(letters, 1):
+            tokens.append(byte)
+            reads += [pool.submit(read, number) for _ in range(2)]
+        assert all([future.result() for future in reads])
+    assert text.read() == letters.decode()
