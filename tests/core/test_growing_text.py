@@ -101,17 +101,16 @@ def test_looking_at_a_possible_end_changes_nothing(text: GrowingText, tokens: li
 
 
 def test_threads_read_what_it_was_while_it_grows(tokens: list[int]) -> None:
-    """Without the lock two of them give the same bytes to the stream."""
-    text = GrowingText(SlowBytes(), tokens)
-    letters = bytes(range(97, 123)) * 2
+    """Without the lock two of them give the same part of a character to the stream."""
+    text, whole = GrowingText(SlowBytes(), tokens), DAY * 20
 
     def read(num_tokens: int) -> bool:
-        return text.at(len(PROMPT) + num_tokens) == letters[:num_tokens].decode()
+        return text.at(len(PROMPT) + num_tokens) == whole[:num_tokens].decode("utf-8", "ignore")
 
     with ThreadPoolExecutor(4) as pool:
         reads = []
-        for number, byte in enumerate(letters, 1):
+        for number, byte in enumerate(whole, 1):
             tokens.append(byte)
             reads += [pool.submit(read, number) for _ in range(2)]
-        assert all([future.result() for future in reads])
-    assert text.read() == letters.decode()
+        results = [future.result() for future in reads]
+    assert all(results) and text.read() == whole.decode()
