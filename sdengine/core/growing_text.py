@@ -23,6 +23,10 @@ class TextStream(Protocol):
         """Text held back so far (an incomplete character becomes U+FFFD)."""
 
 
+TextMoment = tuple[int, tuple[int, str]]
+"""Length of a growing list of tokens, and an earlier length with the text as it was then."""
+
+
 class GrowingText:
     """The text of a list's tokens from its present end on. One thread makes it grow; what it was at
     some moment can be read in any.
@@ -45,23 +49,32 @@ class GrowingText:
 
     def read(self) -> str:
         """As much of it as is certain now."""
-        return self._decoded[1] if self._is_ended else self.at(len(self._tokens))
+        return self._decoded[1] if self._is_ended else self._until(len(self._tokens))
 
-    def at(self, num_tokens: int) -> str:
-        """What was certain when the list had so many tokens and was to grow."""
+    def moment(self) -> TextMoment:
+        """Now, for `at`, while the list is to grow."""
+        return len(self._tokens), self._decoded
+
+    def at(self, moment: TextMoment) -> str:
+        """What was certain at a moment."""
+        num_tokens, (num_decoded, text) = moment
+        return text if num_decoded == num_tokens else self._until(num_tokens)
+
+    def if_ended_at(self, num_tokens: int) -> str:
+        """All of it if it ends with so many tokens, no fewer than were ever read."""
+        return self._until(num_tokens) + copy.copy(self._stream).finish()
+
+    def end(self, text: str) -> None:
+        """Says what all of it is from now on."""
+        with self._lock:
+            self._decoded, self._is_ended = (len(self._tokens), text), True
+
+    def _until(self, num_tokens: int) -> str:
         with self._lock:
             num_decoded, text = self._decoded
             if num_decoded <= num_tokens and not self._is_ended:
                 text += self._stream.push(self._tokens[num_decoded:num_tokens])
                 self._decoded = (num_tokens, text)
                 return text
+        # Whoever reads late, after others or the end: rare, since only the newest is worth reading.
         return copy.copy(self._new_stream).push(self._tokens[self._start : num_tokens])
-
-    def if_ended_at(self, num_tokens: int) -> str:
-        """All of it if it ends with so many tokens, no fewer than were ever read."""
-        return self.at(num_tokens) + copy.copy(self._stream).finish()
-
-    def end(self, text: str) -> None:
-        """Says what all of it is from now on."""
-        with self._lock:
-            self._decoded, self._is_ended = (len(self._tokens), text), True

@@ -13,7 +13,7 @@ from time import monotonic
 from typing import Any, Protocol
 
 from sdengine.core.frozen import late_maker, quick_maker
-from sdengine.core.growing_text import TextStream
+from sdengine.core.growing_text import TextMoment, TextStream
 from sdengine.core.outputs import (
     CompletionOutput,
     RequestMetrics,
@@ -191,8 +191,8 @@ class RequestBook:
     def output(self, request: Request, sequence: Sequence) -> RequestOutput:
         """Cumulative output of one sequence of a request."""
         if sequence.finish_reason is None:
-            num_tokens, logprob = len(sequence.token_ids), sequence.cumulative_logprob
-            arguments = (request, sequence, num_tokens, logprob, request.num_generated)
+            text, logprob = sequence.growing_text.moment(), sequence.cumulative_logprob
+            arguments = (request, sequence, text, logprob, request.num_generated)
             return make_running_output(  # type: ignore[no-any-return]
                 request.request_id,
                 request.prompt,
@@ -311,7 +311,7 @@ def completion_output(sequence: Sequence) -> CompletionOutput:
 def running_fields(
     request: Request,
     sequence: Sequence,
-    num_tokens: int,
+    text: TextMoment,
     cumulative_logprob: float,
     num_generated: int,
 ) -> dict[str, Any]:
@@ -320,14 +320,15 @@ def running_fields(
     Args:
         request: of it.
         sequence: whose lists have grown since, at most.
-        num_tokens: of the sequence, then; prompt included.
+        text: of it, then.
         cumulative_logprob: then.
         num_generated: tokens of the request, then.
     """
-    num_own, logprobs = num_tokens - sequence.num_prompt_tokens, sequence.logprobs
+    num_tokens, logprobs = text[0], sequence.logprobs
+    num_own = num_tokens - sequence.num_prompt_tokens
     completion = make_completion(
         sequence.index,
-        "" if sequence.growing_text is None else sequence.growing_text.at(num_tokens),
+        sequence.growing_text.at(text),
         Snapshot(sequence.token_ids, sequence.num_prompt_tokens, num_tokens),
         None if logprobs is None else Snapshot(logprobs, 0, num_own),
         None if logprobs is None else cumulative_logprob,

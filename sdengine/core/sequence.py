@@ -59,7 +59,7 @@ class Sequence:
     num_hashed_blocks: int = 0
     num_drafted_blocks: int = 0
     num_preemptions: int = 0
-    growing_text: GrowingText | None = None
+    growing_text: GrowingText = field(init=False)
     logprobs: list[dict[int, Logprob]] | None = None
     cumulative_logprob: float = 0.0
     finish_reason: FinishReason | None = None
@@ -69,8 +69,9 @@ class Sequence:
 
     @property
     def text(self) -> str:
-        """Text of the generated tokens, as far as it is certain."""
-        return "" if self.growing_text is None else self.growing_text.read()
+        """Text of the generated tokens, as far as it is certain; known to whom a StopChecker has
+        been made for."""
+        return self.growing_text.read()
 
     @property
     def num_tokens(self) -> int:

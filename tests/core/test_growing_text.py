@@ -7,7 +7,7 @@ from time import sleep
 
 import pytest
 
-from sdengine.core.growing_text import GrowingText
+from sdengine.core.growing_text import GrowingText, TextMoment
 
 PROMPT = [9, 9]
 DAY = "日".encode()
@@ -82,14 +82,27 @@ def test_what_it_was_does_not_depend_on_what_came_later(
     whole = b"ab" + DAY + b"c"
     for byte in whole:
         tokens.append(byte)
-        moments[len(tokens)] = bytes(tokens[len(PROMPT) :]).decode("utf-8", "ignore")
+        moments[text.moment()] = bytes(tokens[len(PROMPT) :]).decode("utf-8", "ignore")
     text.read()
     if is_ended:
         text.end("something else")
         assert text.read() == "something else"
-    assert {n: text.at(n) for n in moments} == moments
+    assert {moment: text.at(moment) for moment in moments} == moments
     if not is_ended:
         assert text.read() == whole.decode()
+
+
+def test_what_was_read_at_a_moment_is_not_decoded_again(
+    text: GrowingText, stream: Bytes, tokens: list[int]
+) -> None:
+    """As with stop strings, for which the engine reads every token."""
+    tokens += b"abc"
+    text.read()
+    moment = text.moment()
+    tokens += b"def"
+    text.read()
+    stream.push = None  # type: ignore[assignment, method-assign]
+    assert text.at(moment) == "abc"
 
 
 def test_looking_at_a_possible_end_changes_nothing(text: GrowingText, tokens: list[int]) -> None:
@@ -104,13 +117,14 @@ def test_threads_read_what_it_was_while_it_grows(tokens: list[int]) -> None:
     """Without the lock two of them give the same part of a character to the stream."""
     text, whole = GrowingText(SlowBytes(), tokens), DAY * 20
 
-    def read(num_tokens: int) -> bool:
-        return text.at(len(PROMPT) + num_tokens) == whole[:num_tokens].decode("utf-8", "ignore")
+    def read(moment: TextMoment) -> bool:
+        num_bytes = moment[0] - len(PROMPT)
+        return text.at(moment) == whole[:num_bytes].decode("utf-8", "ignore")
 
     with ThreadPoolExecutor(4) as pool:
         reads = []
-        for number, byte in enumerate(whole, 1):
+        for byte in whole:
             tokens.append(byte)
-            reads += [pool.submit(read, number) for _ in range(2)]
+            reads += [pool.submit(read, text.moment()) for _ in range(2)]
         results = [future.result() for future in reads]
     assert all(results) and text.read() == whole.decode()
