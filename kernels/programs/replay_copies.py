@@ -37,10 +37,6 @@ class LeftBehind:
     rows: memoryview
     stride: int
 
-    def after(self, num_replays: int) -> memoryview:
-        """The rows of so many replays, as many as there were."""
-        return self.newest if num_replays == 1 else self.rows
-
 
 class ReplayCopies:
     """Tensors that replays copy, and room for the copies."""

@@ -46,7 +46,6 @@ class StepReader:
             return self._read_plain(flight)
         num_slots, most_tokens = self._num_slots, self._most_tokens
         num_items, row = flight.num_iterations * num_slots, num_slots * most_tokens
-        # As `LeftBehind.after` has it, without a call for each.
         left = self._newest if flight.num_iterations == 1 else self._rows
         all_pending, all_accepted, all_nodes, out_tokens = left
         commits: list[Commit] = []
