@@ -40,8 +40,18 @@ def test_requests_tokens_and_times_are_counted() -> None:
     assert seen[("sdengine_generated_tokens_total",)] == used["completion_tokens"] == 60
     assert seen[("sdengine_time_to_first_token_seconds_count",)] == 2
     assert seen[("sdengine_request_seconds_count",)] == 1
-    assert seen[("sdengine_inter_token_seconds_count",)] > 0
     assert seen[("sdengine_request_seconds_sum",)] > 0
+
+
+def test_times_between_deliveries_are_counted() -> None:
+    """On a busy machine all of a text may come in one delivery."""
+    with running(tiny_engine(speculation=TREES)) as server:
+        for _ in range(20):
+            httpx.post(f"{server.url}/v1/completions", json={**BODY, "max_tokens": 120})
+            count = scrape(server)[("sdengine_inter_token_seconds_count",)]
+            if count > 0:
+                break
+    assert count > 0
 
 
 def test_steps_and_trees_are_counted() -> None:
