@@ -47,6 +47,7 @@ class OpenVinoContestant:
             min_new_tokens=task.max_tokens,
             ignore_eos=True,
             do_sample=False,
+            repetition_penalty=1.0,  # whatever the checkpoint's generation_config.json asks for
             **self._options,
         )
         metrics = found.perf_metrics
