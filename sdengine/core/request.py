@@ -10,13 +10,11 @@ from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any, Protocol
+from typing import Protocol
 
-from sdengine.core.frozen import late_maker, quick_maker
-from sdengine.core.growing_text import TextMoment, TextStream
+from sdengine.core.growing_text import TextStream
 from sdengine.core.outputs import (
     CompletionOutput,
-    RequestMetrics,
     RequestOutput,
     SpeculationStats,
 )
@@ -28,6 +26,7 @@ from sdengine.core.request_checks import (
     checked_ids,
     ending_tokens,
 )
+from sdengine.core.request_outputs import completion_output, request_metrics, running_output
 from sdengine.core.sampling_params import SamplingParams
 from sdengine.core.sequence import Sequence
 from sdengine.core.snapshot import Snapshot
@@ -38,11 +37,6 @@ from sdengine.errors import RequestError
 __all__ = ["Request", "RequestBook", "RequestLimits", "TextCodec", "completion_seed", "mix64"]
 
 MASK64 = (1 << 64) - 1
-
-# Of what every step makes for every sequence, and whoever looks at it.
-make_running_output = late_maker(RequestOutput, "outputs", "metrics")
-make_completion = quick_maker(CompletionOutput)
-make_metrics = quick_maker(RequestMetrics)
 
 
 class TextCodec(Protocol):
@@ -191,15 +185,7 @@ class RequestBook:
     def output(self, request: Request, sequence: Sequence) -> RequestOutput:
         """Cumulative output of one sequence of a request."""
         if sequence.finish_reason is None:
-            text, logprob = sequence.growing_text.moment(), sequence.cumulative_logprob
-            arguments = (request, sequence, text, logprob, request.num_generated)
-            return make_running_output(  # type: ignore[no-any-return]
-                request.request_id,
-                request.prompt,
-                request.prompt_view,
-                False,
-                (running_fields, arguments),
-            )
+            return running_output(request, sequence)
         finished_time = monotonic() if request.is_finished else None
         return self._request_output(request, [completion_output(sequence)], finished_time)
 
@@ -291,69 +277,6 @@ class NoText:
 def _group_name(request_id: str, group: str | None) -> str:
     """A request's own group has a name that no group of the caller's has."""
     return f"request {request_id}" if group is None else f"group {group}"
-
-
-def completion_output(sequence: Sequence) -> CompletionOutput:
-    """Everything that a sequence which has ended has generated."""
-    logprobs = sequence.logprobs
-    return CompletionOutput(
-        index=sequence.index,
-        text=sequence.text,
-        token_ids=sequence.token_ids[sequence.num_prompt_tokens :],
-        logprobs=None if logprobs is None else list(logprobs),
-        cumulative_logprob=None if logprobs is None else sequence.cumulative_logprob,
-        finish_reason=sequence.finish_reason,
-        stop_reason=sequence.stop_reason,
-        from_draft=list(sequence.from_draft),
-    )
-
-
-def running_fields(
-    request: Request,
-    sequence: Sequence,
-    text: TextMoment,
-    cumulative_logprob: float,
-    num_generated: int,
-) -> dict[str, Any]:
-    """Late fields of an output of a sequence that went on: what it had generated.
-
-    Args:
-        request: of it.
-        sequence: whose lists have grown since, at most.
-        text: of it, then.
-        cumulative_logprob: then.
-        num_generated: tokens of the request, then.
-    """
-    num_tokens, logprobs = text[0], sequence.logprobs
-    num_own = num_tokens - sequence.num_prompt_tokens
-    completion = make_completion(
-        sequence.index,
-        sequence.growing_text.at(text),
-        Snapshot(sequence.token_ids, sequence.num_prompt_tokens, num_tokens),
-        None if logprobs is None else Snapshot(logprobs, 0, num_own),
-        None if logprobs is None else cumulative_logprob,
-        None,
-        None,
-        Snapshot(sequence.from_draft, 0, num_own),
-    )
-    return {"outputs": [completion], "metrics": request_metrics(request, num_generated)}
-
-
-def request_metrics(
-    request: Request,
-    num_generated: int,
-    finished_time: float | None = None,
-    speculation: SpeculationStats | None = None,
-) -> RequestMetrics:
-    """Times and counts of a request when it had generated so many tokens."""
-    return make_metrics(
-        request.arrival_time,
-        request.first_token_time,
-        finished_time,
-        len(request.prompt_token_ids),
-        num_generated,
-        speculation,
-    )
 
 
 def completion_seed(seed: int, index: int) -> int:
