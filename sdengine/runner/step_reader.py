@@ -14,8 +14,8 @@ NO_DRAFT = (0,)
 
 
 class StepReader:
-    """Reads what a step committed. Without functions for its parts: between two steps none of its
-    code is in the caches, and a call costs as much as what it does.
+    """Reads what a step committed. All in one function: between two steps none of its code is in
+    the caches, and a call costs as much as what it does.
 
     Args:
         iteration: whose programs leave it behind.
@@ -42,11 +42,11 @@ class StepReader:
     def read(self, flight: Flight) -> list[Commit]:
         """Reads a step that has landed, and applies it to the computed lengths of those sequences
         that have not ended meanwhile."""
-        if flight.num_iterations == 1 and not flight.is_drafting:
-            return self._read_plain(flight)
         num_slots, most_tokens = self._num_slots, self._most_tokens
         num_items, row = flight.num_iterations * num_slots, num_slots * most_tokens
-        left = self._newest if flight.num_iterations == 1 else self._rows
+        is_single = flight.num_iterations == 1
+        is_plain = is_single and not flight.is_drafting
+        left = self._newest if is_single else self._rows
         all_pending, all_accepted, all_nodes, out_tokens = left
         commits: list[Commit] = []
         for entry in flight.schedule.scheduled:
@@ -58,6 +58,11 @@ class StepReader:
             if self._has_draft_cache:
                 sequence.num_draft_computed = self._draft_computed_lens[slot]
             if not entry.decodes:
+                continue
+            if is_plain:  # most single steps: a token each, read without slices
+                if all_pending[slot]:
+                    tokens = [out_tokens[slot * most_tokens]]
+                    commits.append(Commit(sequence, tokens, NO_DRAFT, NO_DRAFT, slot))
                 continue
             accepted = all_accepted[slot : slot + num_items : num_slots].tolist()
             pending = all_pending[slot : slot + num_items : num_slots].tolist()
@@ -80,23 +85,4 @@ class StepReader:
             if num_run > 1 and NO_TOKEN in tokens:
                 commit.end_with(tokens.index(NO_TOKEN))
             commits.append(commit)
-        return commits
-
-    def _read_plain(self, flight: Flight) -> list[Commit]:
-        """Of one iteration without trees: a token for everybody who decodes."""
-        computed_lens, has_draft_cache = self._computed_lens, self._has_draft_cache
-        pending_lens, _, _, out_tokens = self._newest
-        most_tokens = self._most_tokens
-        commits: list[Commit] = []
-        for entry in flight.schedule.scheduled:
-            sequence = entry.sequence
-            slot = sequence.slot
-            if slot < 0:
-                continue  # it ended while this step was under way
-            sequence.num_computed = computed_lens[slot]
-            if has_draft_cache:
-                sequence.num_draft_computed = self._draft_computed_lens[slot]
-            if entry.decodes and pending_lens[slot]:
-                token = out_tokens[slot * most_tokens]
-                commits.append(Commit(sequence, [token], NO_DRAFT, NO_DRAFT, slot))
         return commits
