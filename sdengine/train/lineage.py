@@ -26,8 +26,8 @@ def adopt_tokenizer(directory: Path, start_from: Path) -> None:
 
 
 def origin_of(start_from: Path | None) -> dict[str, object] | None:
-    """What a manifest says of the pair a run began with: its sizes, hashes of its weights, and all
-    the tokens that it had seen; None for a run from random weights.
+    """What a manifest says of the pair a run began with: its sizes, hashes of its weights, all the
+    tokens that it had seen, and the runs it came from; None for a run from random weights.
 
     Raises:
         CheckpointError: if `start_from` is no exported pair.
@@ -41,6 +41,7 @@ def origin_of(start_from: Path | None) -> dict[str, object] | None:
             "weights_sha256": weights,
             "tokens_seen": tokens_seen(manifest),
             "parameters": manifest["parameters"],
+            "runs": runs_behind(manifest),
         }
     except FileNotFoundError as error:
         missing = Path(error.filename or "").name
@@ -50,6 +51,14 @@ def origin_of(start_from: Path | None) -> dict[str, object] | None:
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         what = f"a damaged MANIFEST.json ({type(error).__name__}: {error})"
         raise CheckpointError.from_parts(f"an exported pair in {start_from}", what) from error
+
+
+def runs_behind(manifest: dict) -> list[dict]:
+    """Recipe and steps of every run that a pair comes from, its own last; a manifest that knows
+    nothing of those before its own begins with that."""
+    steps = {stage: schedule["step"] for stage, schedule in manifest["schedules"].items()}
+    before = (manifest.get("origin") or {}).get("runs", [])
+    return [*before, {"recipe": manifest["recipe"], "steps": steps}]
 
 
 def tokens_seen(manifest: dict) -> int:

@@ -15,7 +15,7 @@ from sdengine.llm import LLM
 from sdengine.train.data import SourceFile, TokenStream, corpus_sha256, evaluation_blocks
 from sdengine.train.distill import PairConfig, Streams, evaluate_pair
 from sdengine.train.export import MODEL_NAMES, load_exported
-from sdengine.train.lineage import tokens_seen
+from sdengine.train.lineage import runs_behind, tokens_seen
 from sdengine.train.sampling import generate, open_target, repeated_ngram_share, statement_prompts
 
 COMPLETION_PROMPTS, COMPLETION_PROMPT_TOKENS, COMPLETION_TOKENS = 32, 32, 256
@@ -106,11 +106,6 @@ def model_card(manifest: dict) -> str:
             )
         if steps["pair"] == 0:
             start += "\nThe target is still that pair's: this run went on with the draft alone."
-    dropout = (
-        f"{recipe['dropout']:.0%} of what the target's layers add was left out in stage one.\n"
-        if steps["pair"] and recipe["dropout"]
-        else ""
-    )
     warning = (
         "**Provisional: exported from an unfinished training.**\n\n"
         if manifest["is_provisional"]
@@ -145,10 +140,12 @@ the draft alone by forward KL and the acceptance itself, half on corpus text, ha
 from the target, which the draft reads many times and the target once. Matrices are stepped by
 Muon, embeddings and norms by AdamW; warm-up, constant rate, linear cooldown with the sequence
 length raised from 512 to 1024. Weights are stored in bf16. `loss_curve.png` shows the course.
-{dropout}{start}
+{start}
 In all the target saw {tokens / 1e6:.1f}M tokens, {tokens / corpus["train_tokens"]:.1f} passes over
 the corpus; `--start-from` continues from here, and more steps buy a better
 pair.{replanned}
+
+{runs_table(manifest)}
 
 ## Figures
 
@@ -171,6 +168,25 @@ easy to draft, so greedy speed-ups flatter.
 Context of 1024 tokens, a byte-level BPE vocabulary of 2048, Python source only, no instruction
 following, nothing newer than the library it read.
 """
+
+
+def runs_table(manifest: dict) -> str:
+    """The runs behind a pair in Markdown: what their recipes differ in."""
+    lines = [
+        "Its runs, each from what the one before it left (`MANIFEST.json` has their recipes):",
+        "",
+        "| steps of both | of the draft alone | Muon's peak step | left out of what layers add "
+        "| seed |",
+        "|---|---|---|---|---|",
+    ]
+    for run in runs_behind(manifest):
+        recipe, steps = run["recipe"], run["steps"]
+        seed = recipe.get("seed", "not noted")
+        lines.append(
+            f"| {steps['pair']} | {steps.get('draft', 0)} | {recipe['matrix_lr']:.3g} "
+            f"| {recipe.get('dropout') or 0.0:.0%} | {seed} |"
+        )
+    return "\n".join(lines)
 
 
 def read_log(path: Path) -> list[dict]:

@@ -76,7 +76,7 @@ def test_precision_and_dropout_belong_to_the_recipe(small_recipe, tmp_path):
     assert manifest["recipe"]["precision"] == "bf16" and manifest["recipe"]["dropout"] == 0.1
     card = (tmp_path / "out" / "MODEL_CARD.md").read_text()
     assert "steps of 256 tokens, bf16, seed" in card
-    assert "10% of what the target's layers add was left out" in card
+    assert "| 6 | 4 | " in card and "| 10% | 0 |" in card
     with pytest.raises(ConfigError, match=r"precision=bf16 of the run .*precision=fp32"):
         recipe.run(arguments(*small_recipe, "--dropout", "0.1"))
 
@@ -131,8 +131,12 @@ def test_a_run_may_begin_with_an_exported_pair(small_recipe, tmp_path):
     for name, digest in manifest["origin"]["weights_sha256"].items():
         assert digest == began_with[f"{name}/model.safetensors"]["sha256"]
     assert manifest["origin"]["tokens_seen"] == 6 * 256
+    (run,) = manifest["origin"]["runs"]
+    assert run["recipe"]["seed"] == 0 and run["steps"] == {"pair": 6, "draft": 4}
     card = (first / "MODEL_CARD.md").read_text()
     assert "began with an earlier pair" in card
+    of_runs = [line for line in card.splitlines() if line.startswith("| 6 | 4 | ")]
+    assert [line.endswith(f"| {seed} |") for line, seed in zip(of_runs, (0, 3))] == [True, True]
     with pytest.raises(ConfigError, match="origin="):  # the same run from something else
         recipe.run(arguments(*small_recipe, *again, "--seed", "3"))
 
