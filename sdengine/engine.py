@@ -264,7 +264,7 @@ class Engine:
         `abort_request` returns what they had.
         """
         self._check_call()
-        if max_iterations != 1 or max_seconds != STREAM_SECONDS:
+        if type(max_iterations) is not int or max_iterations != 1 or max_seconds != STREAM_SECONDS:
             check_int(ConfigError, "max_iterations", max_iterations, 1)
             check_float(ConfigError, "max_seconds", max_seconds, 0.0)
         with self._is_called:

@@ -274,7 +274,13 @@ def test_reports_share_what_the_host_took(make_engine: MakeEngine) -> None:
 
 @pytest.mark.parametrize(
     "limits,name",
-    [((0, 1.0), "max_iterations"), ((2.0, 1.0), "max_iterations"), ((2, -1.0), "max_seconds")],
+    [
+        ((0, 1.0), "max_iterations"),
+        ((2.0, 1.0), "max_iterations"),
+        ((1.0,), "max_iterations"),
+        ((True,), "max_iterations"),
+        ((2, -1.0), "max_seconds"),
+    ],
 )
 def test_limits_that_make_no_sense_are_refused(
     make_engine: MakeEngine, limits: tuple[Any, Any], name: str
