@@ -5,10 +5,13 @@
     python -m benchmarks.modelled_budgets --step-costs my.json      # rows, verify_ms, ...
     python -m benchmarks.modelled_budgets --first-request --step-costs 13m-avx2-cached \
         --measured 13m-avx2-start-up     # engines that know nothing but costs that are not true
+    python -m benchmarks.modelled_budgets --step-costs 13m-two-dots --noise 0.1 --engines 12 \
+        --measured 13m-two-dots-start-up --elsewhere 13m-two-dots-apart  # a shared server's noise
 
 Text, trees and acceptance are those of an engine that runs (the bundled pair unless another one is
 named), seconds come from the table (`step_costs.py`). So the adaptive budget can be held against
-fixed ones, and both against plain decoding, without a machine's noise, and two runs print the same.
+fixed ones, and both against plain decoding, without a machine's noise, or with noise that is drawn
+from a seed (`step_noise.py`), and two runs print the same.
 It says nothing about the machine it runs on.
 """
 
@@ -17,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict, dataclass
+from functools import partial
 from statistics import fmean
 
 from benchmarks.conditions import as_lines, describe_machine
@@ -33,13 +37,16 @@ from benchmarks.generate import (
 from benchmarks.generate_runs import batches, open_engine
 from benchmarks.progress import progress_bar
 from benchmarks.step_costs import TABLES, ModelledTime, StepCosts, read_step_costs
+from benchmarks.step_noise import Noise, NoisySteps
 from sdengine.cli.main import run_alone
 from sdengine.cli.measure import Run, run_batch
 from sdengine.cli.options import BUNDLED_MODEL, LineParser, add_debug, integer, number
 from sdengine.core.config import DTYPES, METHODS, VERIFIERS, SpeculationConfig
 from sdengine.core.sampling_params import SamplingParams
+from sdengine.errors import ConfigError
 
 PROGRAM = "python -m benchmarks.modelled_budgets"
+MOST_NOISE = 1.0  # a drift of e to either side
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +86,15 @@ def build_parser() -> LineParser:
     parser.add_argument(
         "--first-request", action="store_true", help="every batch by an engine of its own"
     )
+    parser.add_argument(
+        "--noise", type=number, default=0.0, metavar="SD", help="of the steps' times; 0.1 is usual"
+    )
+    parser.add_argument(
+        "--elsewhere", metavar="TABLE", help="where the cores are at other times, with --noise"
+    )
+    parser.add_argument(
+        "--engines", type=integer, default=1, metavar="N", help="that decode everything, each once"
+    )
     parser.add_argument("--model", default=BUNDLED_MODEL, metavar="DIR", help="(%(default)s)")
     parser.add_argument("--draft", metavar="DIR")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=["dyspec"])
@@ -105,6 +121,7 @@ def main(argv: list[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     """Decodes everything that was asked for and prints the table."""
     check_requests(args)
+    noise = read_noise(args)
     step_costs = read_step_costs(args.step_costs)
     measured = None if args.measured is None else read_step_costs(args.measured)
     jobs = [(name, size, speculation(args, name, size)) for name, size in combinations(args)]
@@ -117,9 +134,9 @@ def run(args: argparse.Namespace) -> int:
         for batch_size in args.batch_sizes:
             groups = batches(prompts, batch_size)
             for params in settings:
-                plain = decode(args, None, step_costs, params, groups)
+                plain = decode(args, None, step_costs, params, groups, noise=noise)
                 for method, size, config in jobs:
-                    runs = decode(args, config, step_costs, params, groups, measured)
+                    runs = decode(args, config, step_costs, params, groups, measured, noise)
                     rows.append(row_of(method, size, params, batch_size, plain, runs))
                     bar.advance(task)
     conditions = describe_machine(PROGRAM, args.num_threads, with_limits=False)
@@ -130,6 +147,24 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def read_noise(args: argparse.Namespace) -> Noise | None:
+    """What --noise and --elsewhere ask for.
+
+    Raises:
+        ConfigError: they make no sense, or no engine is asked for.
+    """
+    if args.engines < 1:
+        raise ConfigError.from_parts("--engines of at least 1", str(args.engines))
+    if not 0.0 <= args.noise <= MOST_NOISE:
+        raise ConfigError.from_parts(f"--noise from 0 to {MOST_NOISE:g}", str(args.noise))
+    if args.noise == 0.0:
+        if args.elsewhere is not None:
+            raise ConfigError.from_parts("--elsewhere with --noise", "without it", "add --noise")
+        return None
+    elsewhere = None if args.elsewhere is None else read_step_costs(args.elsewhere)
+    return Noise(args.noise, args.seed, elsewhere)
+
+
 def decode(
     args: argparse.Namespace,
     config: SpeculationConfig | None,
@@ -137,14 +172,18 @@ def decode(
     params: SamplingParams,
     groups: list[list[str]],
     measured: StepCosts | None = None,
+    noise: Noise | None = None,
 ) -> list[Run]:
-    """Every batch once, by a new engine, one after the other as its requests would come; or each by
-    one of its own."""
+    """Every batch once by each of --engines new engines, one after the other as its requests would
+    come; or each by one of its own. Noise is as slow with every budget."""
     sharing = [[group] for group in groups] if args.first_request else [groups]
     runs = []
-    for of_an_engine in sharing:
+    if noise is not None and config is not None and not config.needs_draft_model:
+        noise = noise.of_lookups()
+    for index, of_an_engine in enumerate(sharing * args.engines):
         engine = open_engine(args, config, len(groups[0]))
-        time = ModelledTime.of(engine, config, step_costs, measured)
+        with_noise = None if noise is None else partial(NoisySteps, noise=noise, index=index)
+        time = ModelledTime.of(engine, config, step_costs, measured, with_noise)
         runs += [run_batch(engine, group, params, clock=time) for group in of_an_engine]
     return runs
 
@@ -178,7 +217,8 @@ def to_markdown(args: argparse.Namespace, rows: list[Row]) -> str:
     lines = [
         f"step costs {args.step_costs}, measured {args.measured or 'the same'}, "
         f"{args.held_out} held-out prompts, {args.max_tokens} tokens each"
-        f"{', every batch by a new engine' * args.first_request}, verifier {args.verifier}; "
+        f"{', every batch by a new engine' * args.first_request}, verifier {args.verifier}"
+        f"{noise_words(args)}; "
         "over plain decoding (tokens a step)",
         "",
         "A batch ends with its last request; by requests: the mean of theirs.",
@@ -194,6 +234,14 @@ def to_markdown(args: argparse.Namespace, rows: list[Row]) -> str:
         shares = [share_of_best(line, by) for by in ("speedup", "request_speedup")]
         lines.append(head + " | ".join([*cells, *shares]) + " |")
     return "\n".join(lines)
+
+
+def noise_words(args: argparse.Namespace) -> str:
+    """What of it the table was made with."""
+    if args.noise == 0.0:
+        return ""
+    elsewhere = "" if args.elsewhere is None else f", at times {args.elsewhere}"
+    return f", noise {args.noise:g}{elsewhere}, {args.engines} engines"
 
 
 def share_of_best(line: list[Row], by: str = "speedup") -> str:

@@ -8,9 +8,10 @@ every time, also of machines that are not at hand.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sdengine.controllers.base import AskOutlook, BudgetController
 from sdengine.core.cost_model import CostModel, can_be_measured
@@ -22,7 +23,15 @@ if TYPE_CHECKING:
     from sdengine.core.config import SpeculationConfig
     from sdengine.engine import Engine
 
-__all__ = ["TABLES", "ModelledTime", "StepCosts", "read_step_costs"]
+__all__ = ["TABLES", "ModelledSteps", "ModelledTime", "StepCosts", "read_step_costs"]
+
+
+class ModelledSteps(Protocol):
+    """Says what steps take, in their order."""
+
+    def report(self, seen: StepReport, num_layers: int, num_missed: int) -> StepReport:
+        """A step with modelled times instead of its own."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +83,21 @@ class ModelledTime:
         engine: whose steps they are.
         controller: plans and learns.
         step_costs: the table.
+        steps: what tells a step's times instead of the table.
     """
 
-    def __init__(self, engine: Engine, controller: BudgetController, step_costs: StepCosts) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        controller: BudgetController,
+        step_costs: StepCosts,
+        steps: ModelledSteps | None = None,
+    ) -> None:
         state = engine.iteration.workspace.state
         self._draft_pending = state.draft_pending_lens.numpy()
         self._controller = controller
         self.step_costs = step_costs
+        self._steps = steps or step_costs
         self.last_report: StepReport = engine.last_report  # with the table's times
         self._seconds = 0.0
 
@@ -91,6 +108,7 @@ class ModelledTime:
         config: SpeculationConfig | None,
         step_costs: StepCosts,
         measured: StepCosts | None = None,
+        with_noise: Callable[[StepCosts], ModelledSteps] | None = None,
     ) -> ModelledTime:
         """Puts itself between an engine and the controller that it would have.
 
@@ -99,6 +117,7 @@ class ModelledTime:
             config: its speculation.
             step_costs: what they take.
             measured: what the controller is told at its start; None for the same.
+            with_noise: what steps take instead of the table alone.
         """
         from sdengine.factory.kinds import make_controller
 
@@ -107,7 +126,8 @@ class ModelledTime:
             step_costs, measured = step_costs.of_lookups(), measured and measured.of_lookups()
         told = measured or step_costs
         controller = make_controller(config, drafter, lambda: told.costs)
-        engine.controller = time = cls(engine, controller, step_costs)
+        steps = None if with_noise is None else with_noise(step_costs)
+        engine.controller = time = cls(engine, controller, step_costs, steps)
         return time
 
     def __call__(self) -> float:
@@ -123,7 +143,7 @@ class ModelledTime:
         num_layers = report.num_layers or (1 if plan.depth else 0)  # one look-up
         steady = MAX_STEADY_PENDING * len(report.num_accepted)
         missed = max(int(self._draft_pending.sum()) - steady, 0)
-        self.last_report = modelled = self.step_costs.report(report, num_layers, missed)
+        self.last_report = modelled = self._steps.report(report, num_layers, missed)
         self._seconds += modelled.step_s
         self._controller.observe(plan, modelled)
 
@@ -219,6 +239,45 @@ TABLES: dict[str, dict[str, Any]] = {
         "draft_read_ms": 0.005,
         "overhead_ms": 0.04,
         "lookup_ms": 0.01,
+    },
+    # The bundled pair on two cores of a Zen 5 server, which starts two dot products a cycle
+    # (2026-12-01): as decoding had it, cores in one core complex and in two,
+    "13m-two-dots": {
+        "rows": [1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 24, 32, 64],
+        "verify_ms": [
+            *(0.250, 0.257, 0.268, 0.275, 0.282, 0.291, 0.345, 0.365, 0.400),
+            *(0.50, 0.64, 0.94, 1.21, 2.3),
+        ],
+        "draft_first_ms": 0.028,
+        "draft_layer_ms": 0.020,
+        "draft_read_ms": 0.0016,
+        "overhead_ms": 0.009,
+        "lookup_ms": 0.005,
+    },
+    "13m-two-dots-apart": {
+        "rows": [1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 24, 32, 64],
+        "verify_ms": [
+            *(0.255, 0.275, 0.295, 0.312, 0.335, 0.360, 0.415, 0.455, 0.500),
+            *(0.66, 0.86, 1.2, 1.55, 3.0),
+        ],
+        "draft_first_ms": 0.030,
+        "draft_layer_ms": 0.026,
+        "draft_read_ms": 0.0023,
+        "overhead_ms": 0.011,
+        "lookup_ms": 0.005,
+    },
+    # and as engines had measured it at their start, in one.
+    "13m-two-dots-start-up": {
+        "rows": [1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 64],
+        "verify_ms": [
+            *(0.222, 0.222, 0.227, 0.230, 0.239, 0.252, 0.323, 0.441),
+            *(0.570, 0.835, 1.104, 2.189),
+        ],
+        "draft_first_ms": 0.048,
+        "draft_layer_ms": 0.010,
+        "draft_read_ms": 0.0015,
+        "overhead_ms": 0.009,
+        "lookup_ms": 0.005,
     },
     # The bundled pair on the Zen 3 server, whose cache holds most of it (the cost curve of
     # benchmarks/results/amd-epyc-avx2-2-threads, 2026-11-27).
